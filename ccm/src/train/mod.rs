@@ -1,0 +1,2 @@
+//! Everything that needs Burn.
+pub mod ops;
