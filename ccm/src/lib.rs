@@ -1,6 +1,10 @@
 //! x
 #![allow(missing_docs)]
+#[cfg(feature = "train")]
+pub mod data;
+pub mod noise;
 pub mod sampler;
 pub mod spec;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod weights;

@@ -1,2 +1,4 @@
 //! Everything that needs Burn.
 pub mod ops;
+pub mod unet;
+pub mod import;

@@ -1,0 +1,289 @@
+//! Zip and tar archives of images: one pass, entries kept compressed in memory, nothing unpacked to disk.
+//!
+//! A header is never trusted: entries are read with a limit, and an archive that ends early is an error.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use zip::ZipArchive;
+use zip::result::ZipError;
+
+use super::DataError;
+use super::decode::Content;
+use super::files::{Found, LARGEST_FILE, name_of_interest, open_maybe_gzip, read_bounded, too_large};
+
+/// The first bytes of a zip archive that has entries.
+const ZIP_MAGIC: [u8; 2] = *b"PK";
+
+/// Bytes of a tar block. A whole archive ends in at least one block of zeros.
+const TAR_BLOCK: u64 = 512;
+
+/// The files of interest in the zip archive at `path`. An entry that cannot be unpacked is an unreadable
+/// image.
+///
+/// # Errors
+/// [`DataError::Truncated`] when the directory at the archive's end is missing, [`DataError::Archive`] when
+/// it is not a zip archive, [`DataError::Io`].
+pub(super) fn in_zip(path: &Path) -> Result<Found, DataError> {
+    let failed = |error| DataError::reading(path, error);
+    let mut magic = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(2).read_to_end(&mut magic))
+        .map_err(failed)?;
+    let file = BufReader::new(File::open(path).map_err(failed)?);
+    let mut archive = ZipArchive::new(file).map_err(|error| match error {
+        ZipError::UnsupportedArchive(reason) => DataError::Archive {
+            path: path.to_path_buf(),
+            expected: "a zip archive",
+            reason: reason.to_owned(),
+        },
+        _ if ZIP_MAGIC.starts_with(&magic) => DataError::Truncated {
+            path: path.to_path_buf(),
+            detail: "the directory at the end of the zip archive is missing or incomplete".to_owned(),
+        },
+        error => DataError::Archive {
+            path: path.to_path_buf(),
+            expected: "a zip archive",
+            reason: error.to_string(),
+        },
+    })?;
+    let mut found = Found::new();
+    for index in 0..archive.len() {
+        let Some(name) = archive
+            .name_for_index(index)
+            .and_then(Result::ok)
+            .and_then(|name| {
+                let is_folder = name.ends_with(['/', '\\']);
+                if is_folder { None } else { name_of_interest(&name) }
+            })
+        else {
+            continue;
+        };
+        let content = match archive.by_index(index) {
+            Ok(entry) if entry.size() > LARGEST_FILE => Content::Refused(too_large()),
+            Ok(entry) => match read_bounded(entry) {
+                Ok(content) => Content::from(content),
+                Err(error) => Content::Refused(format!("cannot be unpacked: {error}")),
+            },
+            Err(error) => Content::Refused(format!("cannot be unpacked: {error}")),
+        };
+        found.insert(name, content);
+    }
+    Ok(found)
+}
+
+/// The files of interest in the tar archive at `path`, compressed with gzip or not.
+///
+/// # Errors
+/// [`DataError::Truncated`] when the archive ends early, [`DataError::Archive`] when it is damaged or not a
+/// tar archive, [`DataError::Io`].
+pub(super) fn in_tar(path: &Path) -> Result<Found, DataError> {
+    let mut stream = Watched {
+        inner: open_maybe_gzip(path)?,
+        ended: false,
+        zeros: 0,
+    };
+    let truncated = |detail: &str| DataError::Truncated {
+        path: path.to_path_buf(),
+        detail: detail.to_owned(),
+    };
+    let outcome = read_entries(&mut stream);
+    let found = outcome.and_then(|found| io::copy(&mut stream, &mut io::sink()).map(|_| found));
+    match found {
+        Ok(_) if stream.zeros < TAR_BLOCK => Err(truncated("the tar archive has no end marker")),
+        Ok(found) => Ok(found),
+        Err(error) if stream.ended || error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(truncated("the tar archive ends in the middle of an entry"))
+        }
+        Err(error) if error.raw_os_error().is_some() => Err(DataError::reading(path, error)),
+        Err(error) => Err(DataError::Archive {
+            path: path.to_path_buf(),
+            expected: "a tar archive",
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn read_entries(stream: impl Read) -> io::Result<Found> {
+    let mut archive = tar::Archive::new(stream);
+    let mut found = Found::new();
+    for entry in archive.entries()? {
+        let entry = entry?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let Some(name) = name_of_interest(&String::from_utf8_lossy(&entry.path_bytes())) else {
+            continue;
+        };
+        let size = entry.size();
+        let content = if size > LARGEST_FILE {
+            Err(too_large())
+        } else {
+            read_bounded(entry)?
+        };
+        if content.as_ref().is_ok_and(|bytes| (bytes.len() as u64) < size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        found.insert(name, Content::from(content));
+    }
+    Ok(found)
+}
+
+/// A reader that remembers whether it came to its end, and how many zeros it gave last.
+struct Watched<R> {
+    inner: R,
+    ended: bool,
+    zeros: u64,
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.ended |= count == 0 && !buffer.is_empty();
+        let zeros = buffer[..count]
+            .iter()
+            .rev()
+            .take_while(|byte| **byte == 0)
+            .count();
+        self.zeros = if zeros == count {
+            self.zeros + zeros as u64
+        } else {
+            zeros as u64
+        };
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use zip::write::{SimpleFileOptions, ZipWriter};
+
+    use super::*;
+
+    /// Bytes that do not compress, and do not end in zeros.
+    fn noise(count: usize) -> Vec<u8> {
+        let mut state = 1u32;
+        let next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8 | 1
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    }
+
+    fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            builder.append_data(&mut header, name, *bytes).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zip_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut writer = ZipWriter::new(io::Cursor::new(Vec::new()));
+        for (name, bytes) in files {
+            writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+            writer.write_all(bytes).unwrap();
+        }
+        writer.finish().unwrap().into_inner()
+    }
+
+    type Reader = fn(&Path) -> Result<Found, DataError>;
+
+    #[test]
+    fn every_truncation_of_every_kind_is_named_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let big = noise(3000);
+        let files: &[(&str, &[u8])] = &[("a/x.png", &big), ("a/notes.txt", &big), ("b/y.png", &big)];
+        let kinds: [(&str, Vec<u8>, Reader); 3] = [
+            ("t.tar", tar_of(files), in_tar),
+            ("t.tgz", gzip(&tar_of(files)), in_tar),
+            ("t.zip", zip_of(files), in_zip),
+        ];
+        for (name, whole, read) in kinds {
+            let path = folder.path().join(name);
+            fs::write(&path, &whole).unwrap();
+            let found = read(&path).unwrap();
+            assert_eq!(found.keys().collect::<Vec<_>>(), ["a/x.png", "b/y.png"]);
+            assert!(
+                found
+                    .values()
+                    .all(|content| matches!(content, Content::Encoded(b) if *b == big))
+            );
+            // A tar archive may lose a part of its end marker without losing anything.
+            let last = if name == "t.tar" {
+                whole.len() - 1024
+            } else {
+                whole.len() - 1
+            };
+            for length in (2..last).step_by(97).chain([1, 2, 511, 512, 513, 1024, last]) {
+                fs::write(&path, &whole[..length]).unwrap();
+                let error = read(&path)
+                    .err()
+                    .unwrap_or_else(|| panic!("{name} cut to {length} was read"));
+                assert!(
+                    error.to_string().contains("truncated"),
+                    "{name} cut to {length}: {error}"
+                );
+                assert!(error.to_string().contains(name), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_archive_is_not_called_truncated() {
+        let folder = tempfile::tempdir().unwrap();
+        let page = b"<html>404 not found</html>".repeat(100);
+        for (name, read) in [("page.zip", in_zip as Reader), ("page.tgz", in_tar)] {
+            let path = folder.path().join(name);
+            fs::write(&path, &page).unwrap();
+            let error = read(&path).err().unwrap();
+            assert!(matches!(error, DataError::Archive { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn entries_above_the_limit_are_refused_and_the_rest_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let huge = vec![0; LARGEST_FILE as usize + 1];
+        let files: &[(&str, &[u8])] = &[("huge.png", &huge), ("x.png", b"small")];
+        let kinds: [(&str, Vec<u8>, Reader); 2] = [
+            ("t.tgz", gzip(&tar_of(files)), in_tar),
+            ("t.zip", zip_of(files), in_zip),
+        ];
+        for (name, bytes, read) in kinds {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            let found = read(&path).unwrap();
+            assert!(matches!(&found["huge.png"], Content::Refused(reason) if reason.contains("64 MiB")));
+            assert!(matches!(&found["x.png"], Content::Encoded(bytes) if bytes == b"small"));
+        }
+    }
+
+    #[test]
+    fn a_damaged_zip_entry_spoils_only_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.zip");
+        let big = noise(3000);
+        let mut bytes = zip_of(&[("x.png", &big), ("y.png", &big)]);
+        bytes[500] ^= 0xff;
+        fs::write(&path, bytes).unwrap();
+        let found = in_zip(&path).unwrap();
+        assert!(matches!(&found["x.png"], Content::Refused(reason) if reason.contains("unpacked")));
+        assert!(matches!(&found["y.png"], Content::Encoded(bytes) if *bytes == big));
+    }
+}

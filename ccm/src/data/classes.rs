@@ -1,0 +1,273 @@
+//! From the paths of pictures to classes and splits. No file is opened here.
+//!
+//! The folders that all pictures share are ignored. The class is the folder that holds the picture; pictures
+//! without one are the class `all` if none has one, and are left out otherwise. If some pictures are under a
+//! folder `train` and some under `test`, `val`, `valid` or `validation`, those folders are the splits, and
+//! pictures under neither are left out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::decode::Content;
+use super::files::Found;
+use super::{DataError, Entry, Listing, Split};
+
+/// One in this many pictures of a class is held out where the source does not say which.
+const HELD_OUT_EVERY: usize = 20;
+
+/// The class of pictures that have none.
+const ONLY_CLASS: &str = "all";
+
+/// What a path says about its picture.
+struct Place<'a> {
+    split: Option<Split>,
+    class: Option<&'a str>,
+}
+
+/// The pictures of `split` among `found`, sorted by path, with classes numbered by name over both splits.
+///
+/// # Errors
+/// [`DataError::NoImages`] and [`DataError::EmptySplit`].
+pub(super) fn list(source: &Path, mut found: Found, split: Split) -> Result<Listing, DataError> {
+    // Nothing but the pictures: a stray `batches.meta.txt` is not one.
+    found.retain(|name, _| !super::cifar::is_part(name));
+    if found.is_empty() {
+        return Err(DataError::NoImages {
+            path: source.to_path_buf(),
+        });
+    }
+    let names: Vec<&str> = found.keys().map(String::as_str).collect();
+    let (classes, chosen) = choose(&names, split);
+    let left_out = chosen
+        .iter()
+        .filter(|choice| matches!(choice, Choice::LeftOut))
+        .count();
+    let pair = |((name, content), choice): ((String, Content), Choice)| match choice {
+        Choice::Taken(label) => Some(Entry { name, label, content }),
+        Choice::OtherSplit | Choice::LeftOut => None,
+    };
+    let entries: Vec<Entry> = found.into_iter().zip(chosen).filter_map(pair).collect();
+    if entries.is_empty() {
+        let expected = match split {
+            Split::Train => "images with a class under a folder train",
+            Split::HeldOut => "a folder test, val or valid, or at least two images in a class",
+        };
+        return Err(DataError::EmptySplit {
+            path: source.to_path_buf(),
+            split,
+            expected,
+        });
+    }
+    Ok(Listing {
+        classes,
+        left_out,
+        entries,
+    })
+}
+
+/// What becomes of a picture when one split is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    /// In the split, with this label.
+    Taken(u32),
+    OtherSplit,
+    LeftOut,
+}
+
+/// The class names, sorted, and what becomes of each of the sorted paths `names`.
+fn choose(names: &[&str], split: Split) -> (Vec<String>, Vec<Choice>) {
+    let places = places(names);
+    let has_splits = places.iter().any(|place| place.split.is_some());
+    let has_classes = places.iter().any(|place| place.class.is_some());
+    let class_of = |place: &Place<'_>| -> Option<String> {
+        let in_play = !has_splits || place.split.is_some();
+        let class = if has_classes {
+            place.class
+        } else {
+            Some(ONLY_CLASS)
+        };
+        class.filter(|_| in_play).map(str::to_owned)
+    };
+    // Per class: how many pictures it has, and how many were seen so far.
+    let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for class in places.iter().filter_map(class_of) {
+        counts.entry(class).or_default().0 += 1;
+    }
+    let classes: Vec<String> = counts.keys().cloned().collect();
+    let choices = places.iter().map(|place| {
+        let Some(class) = class_of(place) else {
+            return Choice::LeftOut;
+        };
+        let Ok(label) = classes.binary_search(&class) else {
+            return Choice::LeftOut;
+        };
+        let (total, seen) = counts.entry(class).or_default();
+        *seen += 1;
+        let own = place.split.unwrap_or_else(|| split_by_position(*seen, *total));
+        if own == split {
+            Choice::Taken(label as u32)
+        } else {
+            Choice::OtherSplit
+        }
+    });
+    let choices = choices.collect();
+    (classes, choices)
+}
+
+/// The split of the `position`th (from 1) of `total` pictures of a class: every 20th is held out, or the last
+/// if there are fewer, but never the only one.
+fn split_by_position(position: usize, total: usize) -> Split {
+    let held_out = position.is_multiple_of(HELD_OUT_EVERY.min(total));
+    if held_out && total > 1 {
+        Split::HeldOut
+    } else {
+        Split::Train
+    }
+}
+
+fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
+    let folders: Vec<Vec<&str>> = names
+        .iter()
+        .map(|name| {
+            let mut parts: Vec<&str> = name.split('/').collect();
+            parts.pop();
+            parts
+        })
+        .collect();
+    let shared = shared_folders(&folders);
+    let split_at = |folders: &[&str]| {
+        let found = folders.iter().enumerate().skip(shared);
+        found
+            .filter_map(|(depth, folder)| named_split(folder).map(|split| (depth, split)))
+            .next()
+    };
+    let splits: Vec<Option<(usize, Split)>> = folders.iter().map(|folders| split_at(folders)).collect();
+    let has = |wanted| splits.iter().flatten().any(|(_, split)| *split == wanted);
+    let has_splits = has(Split::Train) && has(Split::HeldOut);
+    folders
+        .iter()
+        .zip(splits)
+        .map(|(folders, split)| {
+            let split = split.filter(|_| has_splits);
+            let first_class = split.map_or(shared, |(depth, _)| depth + 1);
+            Place {
+                split: split.map(|(_, split)| split),
+                class: folders
+                    .get(first_class..)
+                    .and_then(|folders| folders.last().copied()),
+            }
+        })
+        .collect()
+}
+
+/// How many of the outermost folders are the same for all.
+fn shared_folders(folders: &[Vec<&str>]) -> usize {
+    let Some((first, rest)) = folders.split_first() else {
+        return 0;
+    };
+    let same = |other: &Vec<&str>| first.iter().zip(other).take_while(|(a, b)| a == b).count();
+    rest.iter().map(same).min().unwrap_or(first.len())
+}
+
+fn named_split(folder: &str) -> Option<Split> {
+    match folder.to_lowercase().as_str() {
+        "train" => Some(Split::Train),
+        "test" | "val" | "valid" | "validation" => Some(Split::HeldOut),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::Choice::{LeftOut, OtherSplit, Taken};
+    use super::*;
+
+    #[test]
+    fn split_folders_above_classes_are_the_splits() {
+        let names = [
+            "c/test/cat/1.png",
+            "c/test/owl/1.png",
+            "c/train/ape/1.png",
+            "c/train/cat/1.png",
+            "c/x.png",
+        ];
+        let (classes, train) = choose(&names, Split::Train);
+        assert_eq!(classes, ["ape", "cat", "owl"], "numbered over both splits");
+        assert_eq!(train, [OtherSplit, OtherSplit, Taken(0), Taken(1), LeftOut]);
+        let (classes, held_out) = choose(&names, Split::HeldOut);
+        assert_eq!(classes, ["ape", "cat", "owl"]);
+        assert_eq!(held_out, [Taken(1), Taken(2), OtherSplit, OtherSplit, LeftOut]);
+    }
+
+    #[test]
+    fn a_class_called_train_is_a_class() {
+        let (classes, train) = choose(&["boat/1.png", "train/1.png", "train/2.png"], Split::Train);
+        assert_eq!(classes, ["boat", "train"]);
+        assert_eq!(train, [Taken(0), Taken(1), OtherSplit]);
+        let nested = ["train/train/1.png", "val/boat/1.png"];
+        assert_eq!(
+            choose(&nested, Split::Train),
+            (vec!["boat".into(), "train".into()], vec![Taken(1), OtherSplit])
+        );
+    }
+
+    #[test]
+    fn pictures_without_a_class_folder_are_one_class_or_left_out() {
+        for names in [
+            ["1.png", "2.png"],
+            ["d/1.png", "d/2.png"],
+            ["train/1.png", "test/1.png"],
+        ] {
+            assert_eq!(choose(&names, Split::Train).0, ["all"], "{names:?}");
+        }
+        let (classes, choices) = choose(&["d/a/1.png", "d/b/1.png", "d/preview.png"], Split::Train);
+        assert_eq!(classes, ["a", "b"]);
+        assert_eq!(choices, [Taken(0), Taken(1), LeftOut]);
+        // Unlabelled test pictures beside a labelled training set.
+        let (classes, choices) = choose(&["test/1.png", "train/a/1.png", "train/b/1.png"], Split::Train);
+        assert_eq!((classes.len(), choices[0]), (2, LeftOut));
+    }
+
+    #[test]
+    fn every_twentieth_of_a_class_is_held_out_and_the_rest_is_not() {
+        for (total, held_out) in [(1, 0), (2, 1), (19, 1), (20, 1), (39, 1), (40, 2), (100, 5)] {
+            let names: Vec<String> = (0..total).map(|index| format!("a/{index:03}.png")).collect();
+            let names: Vec<&str> = names
+                .iter()
+                .map(String::as_str)
+                .chain(["b/0.png", "b/1.png"])
+                .collect();
+            let taken = |split| {
+                let (_, choices) = choose(&names, split);
+                choices
+                    .iter()
+                    .map(|choice| *choice == Taken(0))
+                    .collect::<Vec<_>>()
+            };
+            let (train, test) = (taken(Split::Train), taken(Split::HeldOut));
+            assert_eq!(test.iter().filter(|taken| **taken).count(), held_out, "{total}");
+            assert!(
+                (0..total).all(|index| train[index] != test[index]),
+                "each picture in one split"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_found_and_nothing_left_are_different_errors() {
+        let one = || Found::from([("x.png".to_owned(), Content::Encoded(Vec::new()))]);
+        assert!(matches!(
+            list(Path::new("d"), Found::new(), Split::Train),
+            Err(DataError::NoImages { .. })
+        ));
+        assert!(matches!(
+            list(Path::new("d"), one(), Split::HeldOut),
+            Err(DataError::EmptySplit { .. })
+        ));
+        assert_eq!(
+            list(Path::new("d"), one(), Split::Train).unwrap().entries.len(),
+            1
+        );
+    }
+}

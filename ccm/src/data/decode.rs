@@ -1,0 +1,208 @@
+//! One image from its encoded bytes to the planes of a data set: decode, orient, convert, crop, resize.
+//!
+//! Decoding is bounded in size and memory. A failure is a sentence about that image, not an error of the data
+//! set.
+
+use std::fs::File;
+use std::io::Cursor;
+use std::path::PathBuf;
+
+use image::imageops::{self, FilterType};
+use image::{DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageReader, Limits, Pixel, RgbImage, Rgba};
+
+use super::ImageShape;
+use super::files::read_bounded;
+
+/// The longest side of an encoded image, in pixels.
+const LARGEST_SIDE: u32 = 16384;
+
+/// Memory that decoding one image may take, in bytes.
+const LARGEST_ALLOCATION: u64 = 512 << 20;
+
+/// An image that is not decoded yet.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// A file to be read.
+    File(PathBuf),
+    /// A whole encoded file.
+    Encoded(Vec<u8>),
+    /// Plain pixels, `[C, H, W]` with `C` 1 or 3; there are as many as `shape` says.
+    Planes { shape: ImageShape, pixels: Vec<u8> },
+    /// Nothing, and why.
+    Refused(String),
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Self::Refused("it is already decoded".to_owned())
+    }
+}
+
+impl From<Result<Vec<u8>, String>> for Content {
+    fn from(bytes: Result<Vec<u8>, String>) -> Self {
+        match bytes {
+            Ok(bytes) => Self::Encoded(bytes),
+            Err(reason) => Self::Refused(reason),
+        }
+    }
+}
+
+impl Content {
+    /// The bytes of a file or of an archive's entry, or why there are none.
+    pub(super) fn into_bytes(self) -> Result<Vec<u8>, String> {
+        match self {
+            Self::File(path) => {
+                let read = File::open(path).and_then(read_bounded);
+                read.map_err(|error| error.to_string()).flatten()
+            }
+            Self::Encoded(bytes) | Self::Planes { pixels: bytes, .. } => Ok(bytes),
+            Self::Refused(reason) => Err(reason),
+        }
+    }
+}
+
+/// Decodes `content` into `out`, `[C, H, W]` of `shape`, or says why it cannot.
+pub(super) fn decode(content: Content, shape: ImageShape, out: &mut [u8]) -> Result<(), String> {
+    match content {
+        Content::Planes { shape: own, pixels } if own == shape => out.copy_from_slice(&pixels),
+        Content::Planes { shape: own, pixels } => fit(from_planes(own, &pixels)?, shape, out),
+        encoded => fit(from_encoded(&encoded.into_bytes()?)?, shape, out),
+    }
+    Ok(())
+}
+
+/// Decodes an image file, the right way up.
+fn from_encoded(bytes: &[u8]) -> Result<DynamicImage, String> {
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(LARGEST_SIDE);
+    limits.max_image_height = Some(LARGEST_SIDE);
+    limits.max_alloc = Some(LARGEST_ALLOCATION);
+    let decode = || {
+        let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+        reader.limits(limits.clone());
+        let mut decoder = reader.into_decoder()?;
+        limits.clone().reserve(decoder.total_bytes())?;
+        let orientation = decoder.orientation()?;
+        let mut image = DynamicImage::from_decoder(decoder)?;
+        image.apply_orientation(orientation);
+        Ok(image)
+    };
+    let image = decode().map_err(|error: image::ImageError| error.to_string())?;
+    if jpeg_is_cut_short(bytes) {
+        return Err("the JPEG data ends before the image does".to_owned());
+    }
+    Ok(image)
+}
+
+/// Whether `bytes` are a JPEG file without an end-of-image marker after its first scan begins.
+///
+/// The decoder fills what is missing with grey and does not complain.
+fn jpeg_is_cut_short(bytes: &[u8]) -> bool {
+    if !bytes.starts_with(&[0xff, 0xd8]) {
+        return false;
+    }
+    let mut at = 2;
+    // Segments before the scan are skipped by their length: thumbnails within them have end markers of their
+    // own.
+    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
+        match marker {
+            0xda => break,
+            0xff => at += 1,
+            _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
+        }
+    }
+    !bytes
+        .get(at..)
+        .is_some_and(|scan| scan.windows(2).any(|pair| pair == [0xff, 0xd9]))
+}
+
+/// Interleaves planes `[C, H, W]`.
+fn from_planes(shape: ImageShape, pixels: &[u8]) -> Result<DynamicImage, String> {
+    let (width, height) = (shape.width as u32, shape.height as u32);
+    let image = if shape.channels == 1 {
+        GrayImage::from_raw(width, height, pixels.to_vec()).map(DynamicImage::ImageLuma8)
+    } else {
+        let plane = shape.height * shape.width;
+        let interleaved = (0..plane).flat_map(|at| (0..3).map(move |channel| pixels[channel * plane + at]));
+        RgbImage::from_raw(width, height, interleaved.collect()).map(DynamicImage::ImageRgb8)
+    };
+    image.ok_or_else(|| format!("it has {} bytes, expected {}", pixels.len(), shape.bytes()))
+}
+
+/// Brings `image` to `shape` and writes its planes to `out`.
+fn fit(image: DynamicImage, shape: ImageShape, out: &mut [u8]) {
+    let image = if image.color().has_alpha() {
+        on_white(&image)
+    } else {
+        image
+    };
+    let (width, height) = (shape.width as u32, shape.height as u32);
+    if shape.channels == 1 {
+        out.copy_from_slice(crop_and_resize(image.into_luma8(), width, height).as_raw());
+    } else {
+        let plane = shape.height * shape.width;
+        let rgb = crop_and_resize(image.into_rgb8(), width, height);
+        for (at, pixel) in rgb.pixels().enumerate() {
+            for channel in 0..3 {
+                out[channel * plane + at] = pixel[channel];
+            }
+        }
+    }
+}
+
+/// Composites a transparent image on white.
+fn on_white(image: &DynamicImage) -> DynamicImage {
+    let image = image.to_rgba8();
+    DynamicImage::ImageRgb8(RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let Rgba([red, green, blue, alpha]) = *image.get_pixel(x, y);
+        let alpha = u32::from(alpha);
+        let over = |value: u8| ((u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+        image::Rgb([over(red), over(green), over(blue)])
+    }))
+}
+
+/// The largest centred part of `image` with the aspect `width : height`, at that size.
+fn crop_and_resize<P>(image: ImageBuffer<P, Vec<u8>>, width: u32, height: u32) -> ImageBuffer<P, Vec<u8>>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
+    let (own_width, own_height) = image.dimensions();
+    let (crop_width, crop_height) = largest_crop((own_width, own_height), (width, height));
+    let (left, top) = ((own_width - crop_width) / 2, (own_height - crop_height) / 2);
+    let part = if (crop_width, crop_height) == (own_width, own_height) {
+        image
+    } else {
+        imageops::crop_imm(&image, left, top, crop_width, crop_height).to_image()
+    };
+    if (crop_width, crop_height) == (width, height) {
+        return part;
+    }
+    let grows = u64::from(crop_width) * u64::from(crop_height) < u64::from(width) * u64::from(height);
+    imageops::resize(
+        &part,
+        width,
+        height,
+        if grows {
+            FilterType::CatmullRom
+        } else {
+            FilterType::Lanczos3
+        },
+    )
+}
+
+/// The largest (width, height) within `own` that has the aspect of `target`, to the nearest pixel.
+fn largest_crop(own: (u32, u32), target: (u32, u32)) -> (u32, u32) {
+    let scaled = |length: u32, by: u32, over: u32| {
+        let (length, by, over) = (u64::from(length), u64::from(by), u64::from(over));
+        ((2 * length * by + over) / (2 * over)).max(1) as u32
+    };
+    if u64::from(own.0) * u64::from(target.1) > u64::from(own.1) * u64::from(target.0) {
+        (scaled(own.1, target.0, target.1).min(own.0), own.1)
+    } else {
+        (own.0, scaled(own.0, target.1, target.0).min(own.1))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,426 @@
+//! The velocity network as a Burn module, built from [`UNetSpec`].
+//!
+//! ADM's U-Net (Dhariwal and Nichol, arXiv 2105.05233, as torchcfm has it). The fields of every struct stand in
+//! the order of PyTorch's state dict, so that the n-th parameter that Burn visits is the n-th tensor of
+//! [`UNetSpec::tensors`].
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::ops::{conv, group_norm};
+use crate::noise::Noise;
+use crate::spec::{LayerSpec, ModelCard, Resample, UNetSpec};
+use crate::weights::{HostTensor, Model};
+
+/// `v(x, t[, label])`, the velocity of PAPER.md §1.
+#[derive(Module, Debug)]
+pub struct UNet {
+    time_embed: [Linear; 2],
+    label_emb: Option<Param<Tensor<2>>>,
+    input_blocks: Vec<Block>,
+    middle_block: Block,
+    output_blocks: Vec<Block>,
+    out_norm: Norm,
+    out_conv: Convolution,
+    #[module(skip)]
+    spec: UNetSpec,
+}
+
+#[derive(Module, Debug)]
+struct Block {
+    layers: Vec<Layer>,
+}
+
+#[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most layers are residual blocks")]
+enum Layer {
+    Conv(Convolution),
+    ResBlock(ResBlock),
+    Attention(Attention),
+    Downsample(Convolution),
+    Upsample(Convolution),
+}
+
+/// `x W^T + b`.
+#[derive(Module, Debug)]
+struct Linear {
+    weight: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
+}
+
+/// A convolution.
+#[derive(Module, Debug)]
+struct Convolution {
+    weight: Param<Tensor<4>>,
+    bias: Param<Tensor<1>>,
+}
+
+/// The 1x1 convolution of an attention layer, whose weight is three-dimensional in PyTorch.
+#[derive(Module, Debug)]
+struct Pointwise {
+    weight: Param<Tensor<3>>,
+    bias: Param<Tensor<1>>,
+}
+
+/// The affine map of a group norm.
+#[derive(Module, Debug)]
+struct Norm {
+    weight: Param<Tensor<1>>,
+    bias: Param<Tensor<1>>,
+}
+
+#[derive(Module, Debug)]
+struct ResBlock {
+    in_norm: Norm,
+    in_conv: Convolution,
+    embed: Linear,
+    out_norm: Norm,
+    out_conv: Convolution,
+    skip_connection: Option<Convolution>,
+    dropout: Dropout,
+    #[module(skip)]
+    resample: Option<Resample>,
+    use_scale_shift_norm: bool,
+}
+
+#[derive(Module, Debug)]
+struct Attention {
+    norm: Norm,
+    qkv: Pointwise,
+    proj_out: Pointwise,
+    num_heads: usize,
+    use_new_attention_order: bool,
+}
+
+impl UNet {
+    /// The network with a model's weights.
+    ///
+    /// With a device that records gradients, the parameters ask for them and dropout is active.
+    pub fn new(model: &Model, device: &Device) -> Self {
+        let spec = &model.spec;
+        let layout = spec.layout();
+        let mut load = Loader { tensors: model.tensors.iter(), next: 0, device, spec };
+        Self {
+            time_embed: [load.linear(), load.linear()],
+            label_emb: spec.num_classes.map(|_| load.param()),
+            input_blocks: layout.input_blocks.iter().map(|layers| load.block(layers)).collect(),
+            middle_block: load.block(&layout.middle_block),
+            output_blocks: layout.output_blocks.iter().map(|layers| load.block(layers)).collect(),
+            out_norm: load.norm(),
+            out_conv: load.convolution(),
+            spec: spec.clone(),
+        }
+    }
+
+    /// The architecture.
+    pub fn spec(&self) -> &UNetSpec {
+        &self.spec
+    }
+
+    /// `v(x, t[, label])`.
+    ///
+    /// # Shapes
+    /// - `x`, result: `[B, C, H, W]`
+    /// - `t`: `[B]`, in [0, 1]
+    /// - `label`: `[B]`, below the spec's `num_classes`; `None` exactly if the model has no classes
+    pub fn forward(&self, x: Tensor<4>, t: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<4> {
+        let embed = silu(self.embed(t, label));
+        let mut kept = Vec::new();
+        let mut h = x;
+        for block in &self.input_blocks {
+            h = block.forward(h, &embed);
+            kept.push(h.clone());
+        }
+        h = self.middle_block.forward(h, &embed);
+        for (block, skip) in self.output_blocks.iter().zip(kept.into_iter().rev()) {
+            h = block.forward(Tensor::cat(vec![h, skip], 1), &embed);
+        }
+        self.out_conv.forward(self.out_norm.forward(h, true), None, 1)
+    }
+
+    /// The embedding of time and label, `[B, 4 * model_channels]`.
+    fn embed(&self, t: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<2> {
+        let [first, second] = &self.time_embed;
+        let embed = second.forward(silu(first.forward(timestep_embedding(t, self.spec.model_channels))));
+        match (&self.label_emb, label) {
+            (Some(table), Some(label)) => embed + table.val().select(0, label),
+            _ => embed,
+        }
+    }
+
+    /// The weights, in the order of the spec.
+    pub fn to_model(&self, card: ModelCard) -> Model {
+        let tensors = self
+            .parameters()
+            .into_iter()
+            .zip(self.spec.tensors())
+            .map(|(values, tensor)| HostTensor { shape: tensor.shape, values: to_host(values) })
+            .collect();
+        Model { spec: self.spec.clone(), card, tensors }
+    }
+
+    /// The parameters, flat, without gradients, in the order of the spec.
+    pub fn parameters(&self) -> Vec<Tensor<1>> {
+        struct Flatten(Vec<Tensor<1>>);
+        impl ModuleVisitor for Flatten {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let value = param.val().inner();
+                let count = value.shape().num_elements();
+                self.0.push(value.reshape([count]));
+            }
+        }
+        let mut flatten = Flatten(Vec::new());
+        self.visit(&mut flatten);
+        flatten.0
+    }
+
+    /// Replaces every parameter by `f(parameter, value)`, the values in the order of [`UNet::parameters`].
+    pub fn zip_map(self, values: Vec<Tensor<1>>, f: impl FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>) -> Self {
+        struct Zip<F> {
+            values: std::vec::IntoIter<Tensor<1>>,
+            f: F,
+        }
+        impl<F: FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>> ModuleMapper for Zip<F> {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let Some(value) = self.values.next() else { return param };
+                param.map(|parameter| {
+                    let shape = parameter.shape();
+                    let count = shape.num_elements();
+                    (self.f)(parameter.reshape([count]), value).reshape(shape)
+                })
+            }
+        }
+        self.map(&mut Zip { values: values.into_iter(), f })
+    }
+}
+
+/// The values of a tensor.
+pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    // Every tensor of this crate holds `f32`.
+    tensor.into_data().try_into_vec::<f32>().unwrap_or_default()
+}
+
+/// Weights as PyTorch draws them for this network: uniform within `1 / sqrt(inputs)`, embeddings normal, and
+/// zero where guided-diffusion starts a residual branch or the output at zero.
+pub fn random_model(spec: &UNetSpec, seed: u64) -> Model {
+    let tensors = spec.tensors();
+    let zero_in_block = ["out_layers.3", "proj_out", "out.2"];
+    let mut fan_in = 1;
+    let values = tensors.iter().enumerate().map(|(i, tensor)| {
+        let mut noise = Noise::new(seed, i as u64);
+        let count = tensor.shape.iter().product();
+        let (layer, kind) = tensor.name.rsplit_once('.').unwrap_or_default();
+        let is_norm = kind == "weight" && tensor.shape.len() == 1;
+        let follows_norm = kind == "bias" && i > 0 && tensors[i - 1].shape.len() == 1;
+        if kind == "weight" {
+            fan_in = tensor.shape[1..].iter().product();
+        }
+        let bound = 1.0 / (fan_in as f64).sqrt();
+        let values = if layer == "label_emb" {
+            noise.normals(count)
+        } else if is_norm {
+            vec![1.0; count]
+        } else if follows_norm || zero_in_block.iter().any(|name| layer.ends_with(name)) {
+            vec![0.0; count]
+        } else {
+            (0..count).map(|_| ((2.0 * noise.uniform() - 1.0) * bound) as f32).collect()
+        };
+        HostTensor { shape: tensor.shape.clone(), values }
+    });
+    Model { spec: spec.clone(), card: ModelCard::default(), tensors: values.collect() }
+}
+
+/// Takes the tensors of a model in order, and numbers the parameters, so that an optimiser's state can be
+/// matched with them again after a restart.
+struct Loader<'a> {
+    tensors: std::slice::Iter<'a, HostTensor>,
+    next: u64,
+    device: &'a Device,
+    spec: &'a UNetSpec,
+}
+
+impl Loader<'_> {
+    fn param<const D: usize>(&mut self) -> Param<Tensor<D>> {
+        let HostTensor { shape, values } = self.tensors.next().cloned().unwrap_or_default();
+        let value = Tensor::from_data(TensorData::new(values, shape), self.device);
+        let value = if self.device.is_autodiff() { value.require_grad() } else { value };
+        self.next += 1;
+        Param::initialized(ParamId::from(self.next), value)
+    }
+
+    fn linear(&mut self) -> Linear {
+        Linear { weight: self.param(), bias: self.param() }
+    }
+
+    fn norm(&mut self) -> Norm {
+        Norm { weight: self.param(), bias: self.param() }
+    }
+
+    fn convolution(&mut self) -> Convolution {
+        Convolution { weight: self.param(), bias: self.param() }
+    }
+
+    fn pointwise(&mut self) -> Pointwise {
+        Pointwise { weight: self.param(), bias: self.param() }
+    }
+
+    fn block(&mut self, layers: &[LayerSpec]) -> Block {
+        Block { layers: layers.iter().map(|layer| self.layer(layer)).collect() }
+    }
+
+    fn layer(&mut self, layer: &LayerSpec) -> Layer {
+        match *layer {
+            LayerSpec::Conv { .. } => Layer::Conv(self.convolution()),
+            LayerSpec::Downsample { .. } => Layer::Downsample(self.convolution()),
+            LayerSpec::Upsample { .. } => Layer::Upsample(self.convolution()),
+            LayerSpec::ResBlock { in_channels, out_channels, resample } => Layer::ResBlock(ResBlock {
+                in_norm: self.norm(),
+                in_conv: self.convolution(),
+                embed: self.linear(),
+                out_norm: self.norm(),
+                out_conv: self.convolution(),
+                skip_connection: (in_channels != out_channels).then(|| self.convolution()),
+                dropout: DropoutConfig::new(self.spec.dropout).init(),
+                resample,
+                use_scale_shift_norm: self.spec.use_scale_shift_norm,
+            }),
+            LayerSpec::Attention { num_heads, .. } => Layer::Attention(Attention {
+                norm: self.norm(),
+                qkv: self.pointwise(),
+                proj_out: self.pointwise(),
+                num_heads,
+                use_new_attention_order: self.spec.use_new_attention_order,
+            }),
+        }
+    }
+}
+
+impl Block {
+    fn forward(&self, x: Tensor<4>, embed: &Tensor<2>) -> Tensor<4> {
+        self.layers.iter().fold(x, |x, layer| match layer {
+            Layer::Conv(conv) => conv.forward(x, None, 1),
+            Layer::ResBlock(block) => block.forward(x, embed),
+            Layer::Attention(attention) => attention.forward(x),
+            Layer::Downsample(conv) => conv.forward(x, None, 2),
+            Layer::Upsample(conv) => conv.forward(upsample(x), None, 1),
+        })
+    }
+}
+
+impl Linear {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze()
+    }
+}
+
+impl Convolution {
+    /// `[B, C, H, W] -> [B, D, H / stride, W / stride]`; `shift`, `[B, D]`, is added to every pixel.
+    fn forward(&self, x: Tensor<4>, shift: Option<Tensor<2>>, stride: usize) -> Tensor<4> {
+        let bias = self.bias.val().unsqueeze();
+        let bias = shift.map_or(bias.clone(), |shift| shift + bias);
+        conv(x, self.weight.val(), bias, stride)
+    }
+}
+
+impl Pointwise {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        conv(x, self.weight.val().unsqueeze_dim(3), self.bias.val().unsqueeze(), 1)
+    }
+}
+
+impl Norm {
+    fn forward(&self, x: Tensor<4>, silu: bool) -> Tensor<4> {
+        let [batch, channels, ..] = x.dims();
+        let per_image = |value: Tensor<1>| value.unsqueeze::<2>().expand([batch, channels]);
+        group_norm(x, per_image(self.weight.val()), per_image(self.bias.val()), silu)
+    }
+
+    /// Norm, SiLU, with a scale and a shift for every image and channel: `[B, C]` each.
+    fn forward_conditioned(&self, x: Tensor<4>, scale: Tensor<2>, shift: Tensor<2>) -> Tensor<4> {
+        let scale = scale + 1.0;
+        let gain = scale.clone() * self.weight.val().unsqueeze();
+        let offset = scale * self.bias.val().unsqueeze() + shift;
+        group_norm(x, gain, offset, true)
+    }
+}
+
+impl ResBlock {
+    fn forward(&self, x: Tensor<4>, embed: &Tensor<2>) -> Tensor<4> {
+        let resample = |x| match self.resample {
+            None => x,
+            Some(Resample::Down) => downsample(x),
+            Some(Resample::Up) => upsample(x),
+        };
+        let h = resample(self.in_norm.forward(x.clone(), true));
+        let x = resample(x);
+        let condition = self.embed.forward(embed.clone());
+        let h = if self.use_scale_shift_norm {
+            let h = self.in_conv.forward(h, None, 1);
+            let [batch, channels, ..] = h.dims();
+            let scale = condition.clone().slice([0..batch, 0..channels]);
+            let shift = condition.slice([0..batch, channels..2 * channels]);
+            self.out_norm.forward_conditioned(h, scale, shift)
+        } else {
+            self.out_norm.forward(self.in_conv.forward(h, Some(condition), 1), true)
+        };
+        let h = self.out_conv.forward(self.dropout.forward(h), None, 1);
+        let x = match &self.skip_connection {
+            Some(conv) => conv.forward(x, None, 1),
+            None => x,
+        };
+        x + h
+    }
+}
+
+impl Attention {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [batch, channels, height, width] = x.dims();
+        let (heads, positions) = (self.num_heads, height * width);
+        let width_of_head = channels / heads;
+        let qkv = self.qkv.forward(self.norm.forward(x.clone(), false));
+        // `[B, heads, channels of a head, positions]` each.
+        let part = |index: usize| {
+            if self.use_new_attention_order {
+                let qkv = qkv.clone().reshape([batch, 3, heads, width_of_head, positions]);
+                qkv.narrow(1, index, 1).squeeze_dim::<4>(1)
+            } else {
+                let qkv = qkv.clone().reshape([batch, heads, 3, width_of_head, positions]);
+                qkv.narrow(2, index, 1).squeeze_dim::<4>(2)
+            }
+        };
+        let (q, k, v) = (part(0), part(1), part(2));
+        let scale = (width_of_head as f64).sqrt().recip();
+        let weight = softmax((q * scale).swap_dims(2, 3).matmul(k), 3);
+        let h = v.matmul(weight.swap_dims(2, 3)).reshape([batch, channels, height, width]);
+        x + self.proj_out.forward(h)
+    }
+}
+
+/// Sines and cosines of the time at `channels / 2` frequencies: `[B] -> [B, channels]`.
+fn timestep_embedding(t: Tensor<1>, channels: usize) -> Tensor<2> {
+    const MAX_PERIOD: f32 = 10_000.0;
+    let half = channels / 2;
+    let frequencies: Vec<f32> = (0..half).map(|i| (-MAX_PERIOD.ln() * i as f32 / half as f32).exp()).collect();
+    let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &t.device());
+    let angles = t.unsqueeze_dim::<2>(1) * frequencies;
+    Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
+}
+
+/// Nearest-neighbour upsampling by 2.
+fn upsample(x: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, height, 1, width, 1])
+        .expand([batch, channels, height, 2, width, 2])
+        .reshape([batch, channels, 2 * height, 2 * width])
+}
+
+/// 2x2 average pooling.
+fn downsample(x: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, height / 2, 2, width / 2, 2])
+        .mean_dim(5)
+        .mean_dim(3)
+        .reshape([batch, channels, height / 2, width / 2])
+}
