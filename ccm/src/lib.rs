@@ -3,6 +3,8 @@
 #[cfg(feature = "train")]
 pub mod data;
 pub mod noise;
+#[cfg(feature = "train")]
+pub mod report;
 pub mod sampler;
 pub mod spec;
 #[cfg(feature = "train")]

@@ -1,25 +1,126 @@
-//! The network gives the numbers that PyTorch gives.
-#![allow(clippy::unwrap_used)]
+//! The network, the solvers, the curriculum and the coupling give the numbers that PyTorch and torchcfm give.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
+
+use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use ccm::train::coupling::Coupling;
+use ccm::train::curriculum::{Curriculum, Mode, Scope, Start};
+use ccm::train::flow::{euler, multistep};
 use ccm::train::unet::{UNet, to_host};
+use ccm::weights::{HostTensor, Model};
 use ccm_tests::{configurations, model, relative_error, tensors};
 
+const TOLERANCE: f64 = 1e-4;
+
+fn images(tensor: &HostTensor, device: &Device) -> Tensor<4> {
+    Tensor::from_data(TensorData::new(tensor.values.clone(), tensor.shape.clone()), device)
+}
+
+fn labels(io: &BTreeMap<String, HostTensor>, device: &Device) -> Option<Tensor<1, Int>> {
+    let label: Vec<i32> = io.get("label")?.values.iter().map(|value| *value as i32).collect();
+    Some(Tensor::from_data(label.as_slice(), device))
+}
+
+fn assert_close(what: &str, found: Tensor<4>, expected: &HostTensor) {
+    let error = relative_error(&to_host(found), &expected.values);
+    println!("{what}: relative error {error:.1e}");
+    assert!(error < TOLERANCE, "{what}: relative error {error:.2e}");
+}
+
 #[test]
-fn velocity_is_that_of_pytorch() {
+fn velocities_and_samples_are_those_of_pytorch() {
     let device = Device::flex();
     for (name, spec) in configurations() {
         let unet = UNet::new(&model(&format!("{name}.pt"), &spec, None), &device);
         let io = tensors(&format!("{name}_io.safetensors"));
-        let x = Tensor::<4>::from_data(TensorData::new(io["x"].values.clone(), io["x"].shape.clone()), &device);
+        let (x, label) = (images(&io["x"], &device), labels(&io, &device));
         let t = Tensor::<1>::from_data(io["t"].values.as_slice(), &device);
-        let label = io.get("label").map(|label| {
-            let label: Vec<i32> = label.values.iter().map(|v| *v as i32).collect();
-            Tensor::<1, Int>::from_data(label.as_slice(), &device)
-        });
-        let v = unet.forward(x, t, label);
-        let error = relative_error(&to_host(v), &io["velocity"].values);
-        println!("{name}: {error:.2e}");
-        assert!(error < 1e-4, "{name}: relative error {error:.2e}");
+        assert_close(&format!("{name}, v"), unet.forward(x.clone(), t, label.clone()), &io["velocity"]);
+        let one = multistep(&unet, x.clone(), label.as_ref(), 1, |_| unreachable!("one step needs no more noise"));
+        assert_close(&format!("{name}, one step"), one, &io["one_step"]);
+        assert_close(&format!("{name}, Euler"), euler(&unet, x, label.as_ref(), 4), &io["euler_4"]);
+    }
+}
+
+#[test]
+fn the_averaged_weights_of_a_checkpoint_are_preferred() {
+    let (name, spec) = configurations().remove(0);
+    let file = format!("{name}.pt");
+    let read = |key| model(&file, &spec, key);
+    assert_eq!(read(None).tensors, read(Some("ema_model")).tensors);
+    assert_ne!(read(None).tensors, read(Some("net_model")).tensors);
+}
+
+#[test]
+fn an_imported_model_survives_its_file() {
+    for (name, spec) in configurations() {
+        let model = model(&format!("{name}.pt"), &spec, None);
+        let read = Model::from_bytes(&model.to_bytes()).expect("a file just written");
+        assert_eq!(read, model);
+        assert_eq!(UNet::new(&model, &Device::flex()).to_model(model.card.clone()), model);
+    }
+}
+
+#[test]
+fn the_curriculum_is_that_of_the_paper_row_by_row() {
+    let device = Device::flex();
+    let (_, spec) = configurations().remove(0);
+    let unet = |file: &str| UNet::new(&model(file, &spec, None), &device);
+    let [teacher, target, student] = ["kdc_teacher.pt", "kdc_target.pt", "kdc_student.pt"].map(unet);
+    let io = tensors("kdc_target.safetensors");
+    let image = spec.image_len();
+    let row = |name: &str, i: usize| io[name].values[i * image..(i + 1) * image].to_vec();
+    let mut thresholds = io["threshold"].values.clone();
+    thresholds.dedup();
+    for threshold in thresholds {
+        let rows: Vec<usize> =
+            (0..io["t"].values.len()).filter(|&i| io["threshold"].values[i] == threshold).collect();
+        let shape = [rows.len(), spec.in_channels, spec.height, spec.width];
+        let gather = |name: &str| rows.iter().flat_map(|&i| row(name, i)).collect::<Vec<f32>>();
+        let t: Vec<f32> = rows.iter().map(|&i| io["t"].values[i]).collect();
+        let x_t = Tensor::<4>::from_data(TensorData::new(gather("x_t"), shape), &device);
+        let times = Tensor::<1>::from_data(t.as_slice(), &device);
+        let estimate = ccm::train::flow::jump(x_t.clone(), &times, student.forward(x_t.clone(), times.clone(), None));
+        assert!(relative_error(&to_host(estimate.clone()), &gather("estimate")) < TOLERANCE);
+
+        let curriculum =
+            Curriculum { mode: Mode::Cd, scope: Scope::Image, threshold: f64::from(threshold), step_size: 0.03 };
+        let goal = curriculum.goal(
+            Start { estimate, x_t, t, label: None, direction: None },
+            &teacher,
+            &target,
+        );
+        let found = to_host(goal.target);
+        for (place, &i) in rows.iter().enumerate() {
+            let at = |name: &str| f64::from(io[name].values[i]);
+            let what = format!("row {i}, T = {threshold}, t = {}", at("t"));
+            assert_eq!(goal.steps[place] as f64, at("steps"), "{what}: steps");
+            assert!((f64::from(goal.u[place]) - at("u")).abs() < 1e-5, "{what}: u = {}", goal.u[place]);
+            assert!((goal.kdc[place] - at("kdc")).abs() < 1e-2, "{what}: KDC {} not {}", goal.kdc[place], at("kdc"));
+            let error = relative_error(&found[place * image..(place + 1) * image], &row("target", i));
+            assert!(error < TOLERANCE, "{what}: target off by {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn the_optimal_transport_assignment_is_exact() {
+    let io = tensors("metrics.safetensors");
+    let (x0, x1) = (&io["ot_x0"], &io["ot_x1"]);
+    let len = x0.shape[1];
+    let pairs = Coupling::OptimalTransport.pair(&x0.values, &x1.values, len, &[]);
+    let squared = |noise: usize, image: usize| -> f64 {
+        let a = &x0.values[noise * len..(noise + 1) * len];
+        let b = &x1.values[image * len..(image + 1) * len];
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+    };
+    let total: f64 = pairs.iter().enumerate().map(|(image, &noise)| squared(noise, image)).sum();
+    let expected = f64::from(io["ot_cost"].values[0]);
+    // The reference may state the sum or the mean over the batch.
+    let scale = if total > 2.0 * expected { pairs.len() as f64 } else { 1.0 };
+    assert!((total / scale / expected - 1.0).abs() < 1e-5, "cost {total}, not {expected}");
+    for (noise, image) in io["ot_assignment"].values.iter().enumerate() {
+        assert_eq!(pairs[*image as usize], noise, "noise of image {image}");
     }
 }

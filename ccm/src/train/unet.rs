@@ -185,11 +185,14 @@ impl UNet {
         impl<F: FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>> ModuleMapper for Zip<F> {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
                 let Some(value) = self.values.next() else { return param };
-                param.map(|parameter| {
-                    let shape = parameter.shape();
-                    let count = shape.num_elements();
-                    (self.f)(parameter.reshape([count]), value).reshape(shape)
-                })
+                let (id, parameter, mapper) = param.consume();
+                let tracked = parameter.is_require_grad();
+                let parameter = parameter.inner();
+                let shape = parameter.shape();
+                let count = shape.num_elements();
+                let changed = (self.f)(parameter.reshape([count]), value).reshape(shape);
+                let changed = if tracked { changed.autodiff().require_grad() } else { changed };
+                Param::from_mapped_value(id, changed, mapper)
             }
         }
         self.map(&mut Zip { values: values.into_iter(), f })

@@ -1,0 +1,94 @@
+//! One step of distillation, and one of a teacher, on the CPU.
+//!
+//! The small U-Net: 32x32 RGB, 32 channels, multipliers 1, 2, 2, one residual block, attention at 8, ten classes,
+//! 1.1 M parameters; batch 64, two curriculum iterations an image, Adam, three averages of the weights.
+#![allow(missing_docs, reason = "criterion's macros")]
+#![allow(clippy::unwrap_used)]
+
+use burn::tensor::Device;
+use ccm::data::{ImageShape, Split, shapes};
+use ccm::spec::UNetSpec;
+use ccm::train::batches::{Batches, StageKind};
+use ccm::train::coupling::Coupling;
+use ccm::train::curriculum::{Curriculum, Mode, Scope};
+use ccm::train::distance::Distance;
+use ccm::train::distill::Distillation;
+use ccm::train::optimizer::Schedule;
+use ccm::train::teacher::Teacher;
+use ccm::train::trainee::{Stage, Trainee};
+use ccm::train::unet::{UNet, random_model};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+const BATCH: usize = 64;
+
+fn small() -> UNetSpec {
+    UNetSpec {
+        in_channels: 3,
+        height: 32,
+        width: 32,
+        model_channels: 32,
+        num_res_blocks: 1,
+        channel_mult: vec![1.0, 2.0, 2.0],
+        attention_resolutions: vec![8],
+        num_heads: 4,
+        num_head_channels: None,
+        num_heads_upsample: None,
+        use_scale_shift_norm: false,
+        resblock_updown: false,
+        use_new_attention_order: false,
+        dropout: 0.0,
+        num_classes: Some(10),
+    }
+}
+
+fn steps(c: &mut Criterion) {
+    let device = Device::flex();
+    let shape = ImageShape { channels: 3, height: 32, width: 32 };
+    let data = shapes(256, shape, Split::Train, 1).unwrap();
+    let model = random_model(&small(), 1);
+    let schedule = Schedule { learning_rate: 1e-6, warmup_steps: 1, gradient_clip: 1.0 };
+    let batches = |stage| Batches {
+        data: &data,
+        stage,
+        seed: 1,
+        size: BATCH,
+        coupling: Coupling::Independent,
+        horizontal_flip: false,
+        class_conditional: true,
+        device: device.clone(),
+    };
+    let mut group = c.benchmark_group("small U-Net, batch 64");
+    group.sample_size(10).throughput(Throughput::Elements(BATCH as u64));
+
+    let mut teacher = Teacher {
+        batches: batches(StageKind::Teacher),
+        schedule,
+        micro_batch: BATCH,
+        trainee: Trainee::new(&model, &[0.999], &device),
+    };
+    group.bench_function("teacher step", |b| b.iter(|| teacher.step()));
+
+    // The whole batch takes two iterations: with `batch` scope and this step size the first image needs two
+    // steps from any t, and the threshold is never reached.
+    let curriculum = Curriculum { mode: Mode::Cd, scope: Scope::Batch, threshold: 1000.0, step_size: 0.5 };
+    let mut distillation = Distillation {
+        batches: batches(StageKind::Distill),
+        schedule,
+        micro_batch: BATCH,
+        curriculum,
+        distance: Distance::PseudoHuber,
+        time_alpha: 1.0,
+        teacher: UNet::new(&model, &device),
+        trainee: Trainee::new(&model, &[0.9, 0.999, 0.9999], &device),
+    };
+    group.bench_function("distillation step, two teacher steps", |b| {
+        b.iter(|| {
+            let report = distillation.step();
+            assert_eq!(report.teacher_steps, Some(2.0));
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, steps);
+criterion_main!(benches);

@@ -1,0 +1,147 @@
+//! Batches for training: images, the noise that goes with them, labels and random times.
+//!
+//! Every random number of a batch is a function of the run's seed, the stage and the number of the step, so a
+//! run that is resumed sees exactly what it would have seen.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::coupling::Coupling;
+use crate::data::Dataset;
+use crate::noise::Noise;
+
+/// A part of training with random numbers of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StageKind {
+    /// Flow matching.
+    Teacher,
+    /// Distillation.
+    Distill,
+}
+
+impl StageKind {
+    /// The stage's name in files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Teacher => "teacher",
+            Self::Distill => "distill",
+        }
+    }
+}
+
+/// Where batches come from.
+#[derive(Debug, Clone)]
+pub struct Batches<'a> {
+    /// The images.
+    pub data: &'a Dataset,
+    /// The stage that the numbers are for.
+    pub stage: StageKind,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Images of a batch; at most as many as there are.
+    pub size: usize,
+    /// How noise and images are paired.
+    pub coupling: Coupling,
+    /// Whether every second image is mirrored, at random.
+    pub horizontal_flip: bool,
+    /// Whether the labels are handed out.
+    pub class_conditional: bool,
+    /// Where the tensors go; without gradients.
+    pub device: Device,
+}
+
+/// One batch, paired.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Noise, `[B, C, H, W]`.
+    pub x0: Tensor<4>,
+    /// Images in [-1, 1], `[B, C, H, W]`.
+    pub x1: Tensor<4>,
+    /// A uniform number in [0, 1) for every image.
+    pub uniform: Vec<f32>,
+    /// Labels, `[B]`, for a conditional model.
+    pub label: Option<Tensor<1, Int>>,
+}
+
+impl Batch {
+    /// Images in the batch.
+    pub fn len(&self) -> usize {
+        self.uniform.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.uniform.is_empty()
+    }
+
+    /// The batch cut into parts of at most `size` images.
+    pub fn parts(&self, size: usize) -> impl Iterator<Item = Batch> {
+        (0..self.len()).step_by(size).map(move |start| self.part(start..self.len().min(start + size)))
+    }
+
+    fn part(&self, rows: Range<usize>) -> Batch {
+        Batch {
+            x0: self.x0.clone().narrow(0, rows.start, rows.len()),
+            x1: self.x1.clone().narrow(0, rows.start, rows.len()),
+            uniform: self.uniform[rows.clone()].to_vec(),
+            label: self.label.clone().map(|label| label.narrow(0, rows.start, rows.len())),
+        }
+    }
+}
+
+impl Batches<'_> {
+    /// The batch of a step, counted from 0. The images of an epoch come in random order, each once.
+    pub fn batch(&self, step: u64) -> Batch {
+        let shape = self.data.shape();
+        let len = shape.channels * shape.height * shape.width;
+        let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
+        let indices = self.indices(step);
+        let flip: Vec<bool> =
+            if self.horizontal_flip { indices.iter().map(|_| noise.below(2) == 1).collect() } else { Vec::new() };
+        let x1 = self.data.batch(&indices, &flip);
+        let uniform = indices.iter().map(|_| noise.uniform() as f32).collect();
+        let x0 = noise.normals(x1.len());
+        let labels: Vec<u32> = match self.class_conditional {
+            true => indices.iter().map(|&index| self.data.label(index)).collect(),
+            false => Vec::new(),
+        };
+        let pairs = self.coupling.pair(&x0, &x1, len, &labels);
+        let x0 = pairs.iter().flat_map(|&row| &x0[row * len..(row + 1) * len]).copied().collect();
+        let dims = [indices.len(), shape.channels, shape.height, shape.width];
+        let images = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, dims), &self.device);
+        let label = (!labels.is_empty()).then(|| labels_tensor(&labels, &self.device));
+        Batch { x0: images(x0), x1: images(x1), uniform, label }
+    }
+
+    fn indices(&self, step: u64) -> Vec<usize> {
+        let count = self.data.len();
+        let first = step * self.size as u64;
+        let mut indices = Vec::with_capacity(self.size);
+        let mut epoch = first / count as u64;
+        let mut place = (first % count as u64) as usize;
+        while indices.len() < self.size {
+            let order = Noise::new(self.seed, self.stream(Purpose::Epoch, epoch)).permutation(count);
+            let take = (self.size - indices.len()).min(count - place);
+            indices.extend_from_slice(&order[place..place + take]);
+            (epoch, place) = (epoch + 1, 0);
+        }
+        indices
+    }
+
+    fn stream(&self, purpose: Purpose, number: u64) -> u64 {
+        (1 + self.stage as u64) << 56 | (purpose as u64) << 48 | number
+    }
+}
+
+enum Purpose {
+    Step,
+    Epoch,
+}
+
+/// Labels as a tensor, `[B]`.
+pub fn labels_tensor(labels: &[u32], device: &Device) -> Tensor<1, Int> {
+    let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
+    let count = labels.len();
+    Tensor::from_data(TensorData::new(labels, [count]), device)
+}

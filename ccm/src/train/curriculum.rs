@@ -1,0 +1,242 @@
+//! The curriculum's target (PAPER.md §5): let the teacher walk on until the target is far enough ahead.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::flow::{euler_step, jump};
+use super::kdc::{kdc, mse};
+use super::unet::UNet;
+
+/// What carries `x_u` along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Consistency distillation: the teacher's velocity.
+    Cd,
+    /// Consistency training, without a teacher: the direction from noise to image.
+    Ct,
+    /// Consistency distillation with exactly one step, whatever the KDC: the baseline.
+    Fixed,
+}
+
+/// What is compared with the threshold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Every image's own KDC; images that have reached their target leave the batch.
+    Image,
+    /// One KDC over the whole batch, ended by the first image's time: the published code.
+    Batch,
+}
+
+/// How far the teacher looks ahead.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Curriculum {
+    /// What carries `x_u` along.
+    pub mode: Mode,
+    /// What is compared with the threshold.
+    pub scope: Scope,
+    /// `T`, in dB.
+    pub threshold: f64,
+    /// `s`, the length of the teacher's Euler steps, in (0, 1].
+    pub step_size: f32,
+}
+
+/// Where the walk begins.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// `f_theta(x_t, t)`, the student's estimate, without gradient. `[B, C, H, W]`
+    pub estimate: Tensor<4>,
+    /// `x_t`, `[B, C, H, W]`.
+    pub x_t: Tensor<4>,
+    /// `t` of every image.
+    pub t: Vec<f32>,
+    /// Labels, `[B]`.
+    pub label: Option<Tensor<1, Int>>,
+    /// `x1 - x0`, `[B, C, H, W]`; wanted by [`Mode::Ct`] alone.
+    pub direction: Option<Tensor<4>>,
+}
+
+/// Where it ends.
+#[derive(Debug, Clone)]
+pub struct Goal {
+    /// `f_theta-(x_u, u)`, `[B, C, H, W]`.
+    pub target: Tensor<4>,
+    /// `u` of every image.
+    pub u: Vec<f32>,
+    /// Teacher steps taken for every image.
+    pub steps: Vec<usize>,
+    /// KDC of every image's estimate and target, in dB.
+    pub kdc: Vec<f64>,
+}
+
+/// Images that are still walking: their rows in the batch and what they carry.
+struct Walkers {
+    rows: Vec<usize>,
+    estimate: Tensor<4>,
+    x_u: Tensor<4>,
+    u: Vec<f32>,
+    label: Option<Tensor<1, Int>>,
+    direction: Option<Tensor<4>>,
+}
+
+impl Walkers {
+    /// Those at the given places.
+    fn select(self, places: &[usize]) -> Self {
+        if places.len() == self.rows.len() {
+            return self;
+        }
+        let index = indices(places, &self.x_u.device());
+        Self {
+            rows: places.iter().map(|&place| self.rows[place]).collect(),
+            u: places.iter().map(|&place| self.u[place]).collect(),
+            estimate: self.estimate.select(0, index.clone()),
+            x_u: self.x_u.select(0, index.clone()),
+            label: self.label.map(|label| label.select(0, index.clone())),
+            direction: self.direction.map(|direction| direction.select(0, index)),
+        }
+    }
+
+    /// `f_theta-(x_u, u)`. At `u = 1` that is `x_u` itself, and the network is not asked.
+    fn jump(&self, target: &UNet) -> Tensor<4> {
+        let device = self.x_u.device();
+        let (there, short): (Vec<usize>, Vec<usize>) = (0..self.u.len()).partition(|&place| self.u[place] >= 1.0);
+        if short.is_empty() {
+            return self.x_u.clone();
+        }
+        let rows = |tensor: &Tensor<4>, rows: &[usize]| tensor.clone().select(0, indices(rows, &device));
+        let u = times(&short.iter().map(|&place| self.u[place]).collect::<Vec<_>>(), &device);
+        let label = self.label.clone().map(|label| label.select(0, indices(&short, &device)));
+        let x_u = rows(&self.x_u, &short);
+        let reached = jump(x_u.clone(), &u, target.forward(x_u, u.clone(), label));
+        if there.is_empty() {
+            return reached;
+        }
+        let mut places = vec![0; self.u.len()];
+        for (row, place) in short.into_iter().chain(there.iter().copied()).enumerate() {
+            places[place] = row;
+        }
+        rows(&Tensor::cat(vec![reached, rows(&self.x_u, &there)], 0), &places)
+    }
+}
+
+impl Curriculum {
+    /// Walks every image to its target. `teacher` and `target` must not record gradients; neither does this.
+    pub fn goal(&self, start: Start, teacher: &UNet, target: &UNet) -> Goal {
+        let device = start.x_t.device();
+        let batch = start.t.len();
+        let mut goal = GoalRows::new(batch);
+        let mut walkers = Walkers {
+            rows: (0..batch).collect(),
+            estimate: start.estimate,
+            x_u: start.x_t,
+            u: start.t,
+            label: start.label,
+            direction: start.direction,
+        };
+        for step in 1.. {
+            self.advance(&mut walkers, teacher);
+            let reached = walkers.jump(target);
+            let kdc = self.discrepancy(walkers.estimate.clone(), reached.clone());
+            let far_enough = |place: usize| match (self.mode, self.scope) {
+                (Mode::Fixed, _) => true,
+                (_, Scope::Image) => kdc[place] >= self.threshold || walkers.u[place] >= 1.0,
+                (_, Scope::Batch) => kdc[place] >= self.threshold || walkers.u[0] >= 1.0,
+            };
+            let (done, walking): (Vec<usize>, Vec<usize>) =
+                (0..walkers.rows.len()).partition(|&place| far_enough(place));
+            goal.record(&walkers, &done, &reached, step, &kdc);
+            if walking.is_empty() {
+                break;
+            }
+            walkers = walkers.select(&walking);
+        }
+        goal.finish(&device)
+    }
+
+    /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `dt = min(s, 1 - u)`.
+    fn advance(&self, walkers: &mut Walkers, teacher: &UNet) {
+        /// A step that would leave less than this to go goes all the way.
+        const ROUNDING: f32 = 1e-5;
+        let device = walkers.x_u.device();
+        let before = times(&walkers.u, &device);
+        let mut dt = Vec::with_capacity(walkers.u.len());
+        for u in &mut walkers.u {
+            let left = 1.0 - *u;
+            let arrives = left <= self.step_size + ROUNDING;
+            dt.push(if arrives { left } else { self.step_size });
+            *u = if arrives { 1.0 } else { *u + self.step_size };
+        }
+        let v = match (self.mode, &walkers.direction) {
+            (Mode::Ct, Some(direction)) => direction.clone(),
+            _ => teacher.forward(walkers.x_u.clone(), before, walkers.label.clone()),
+        };
+        walkers.x_u = euler_step(walkers.x_u.clone(), &times(&dt, &device), v);
+    }
+
+    fn discrepancy(&self, estimate: Tensor<4>, reached: Tensor<4>) -> Vec<f64> {
+        let mse = mse(estimate, reached);
+        match self.scope {
+            Scope::Image => mse.into_iter().map(kdc).collect(),
+            Scope::Batch => vec![kdc(mse.iter().sum::<f64>() / mse.len() as f64); mse.len()],
+        }
+    }
+}
+
+/// A [`Goal`] in the making: targets in the order in which images reach them.
+struct GoalRows {
+    targets: Vec<Tensor<4>>,
+    /// For each image its place in `targets`.
+    places: Vec<usize>,
+    arrived: usize,
+    u: Vec<f32>,
+    steps: Vec<usize>,
+    kdc: Vec<f64>,
+}
+
+impl GoalRows {
+    fn new(batch: usize) -> Self {
+        Self {
+            targets: Vec::new(),
+            places: vec![0; batch],
+            arrived: 0,
+            u: vec![0.0; batch],
+            steps: vec![0; batch],
+            kdc: vec![0.0; batch],
+        }
+    }
+
+    fn record(&mut self, walkers: &Walkers, done: &[usize], reached: &Tensor<4>, step: usize, kdc: &[f64]) {
+        if done.is_empty() {
+            return;
+        }
+        self.targets.push(match done.len() == walkers.rows.len() {
+            true => reached.clone(),
+            false => reached.clone().select(0, indices(done, &reached.device())),
+        });
+        for &place in done {
+            let row = walkers.rows[place];
+            self.places[row] = self.arrived;
+            self.arrived += 1;
+            self.u[row] = walkers.u[place];
+            self.steps[row] = step;
+            self.kdc[row] = kdc[place];
+        }
+    }
+
+    fn finish(self, device: &Device) -> Goal {
+        let target = Tensor::cat(self.targets, 0).select(0, indices(&self.places, device));
+        Goal { target, u: self.u, steps: self.steps, kdc: self.kdc }
+    }
+}
+
+/// Times as a tensor, `[B]`.
+pub fn times(t: &[f32], device: &Device) -> Tensor<1> {
+    Tensor::from_data(TensorData::new(t.to_vec(), [t.len()]), device)
+}
+
+fn indices(rows: &[usize], device: &Device) -> Tensor<1, Int> {
+    let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+    let count = rows.len();
+    Tensor::from_data(TensorData::new(rows, [count]), device)
+}

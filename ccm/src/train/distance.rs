@@ -1,0 +1,35 @@
+//! What the student minimises: a distance between its estimate and the target.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// A distance of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Distance {
+    /// `sqrt(|a - b|^2 + c^2) - c` over an image of `d` values, `c = 0.00054 sqrt(d)` (Song and Dhariwal,
+    /// arXiv 2310.14189), divided by `sqrt(d)`.
+    PseudoHuber,
+    /// Mean squared difference.
+    L2,
+    /// Mean absolute difference.
+    L1,
+}
+
+impl Distance {
+    /// The mean distance of the pairs of a batch: `[B, C, H, W]` twice to `[1]`.
+    pub fn mean(self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
+        let [batch, channels, height, width] = a.dims();
+        let difference = (a - b).reshape([batch, channels * height * width]);
+        match self {
+            Self::PseudoHuber => {
+                // With `d` divided out, |a - b|^2 becomes the mean square, and c a constant.
+                const C: f32 = 0.00054;
+                let square = (difference.clone() * difference).mean_dim(1);
+                ((square + C * C).sqrt() - C).mean()
+            }
+            Self::L2 => (difference.clone() * difference).mean(),
+            Self::L1 => difference.abs().mean(),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Distils a student: one straight line, to be read beside PAPER.md §5.
+
+use burn::tensor::Tensor;
+
+use super::batches::{Batch, Batches};
+use super::curriculum::{Curriculum, Goal, Mode, Start, times};
+use super::distance::Distance;
+use super::ema::Ema;
+use super::flow::{jump, path};
+use super::optimizer::Schedule;
+use super::trainee::{Stage, StepReport, Trainee};
+use super::unet::UNet;
+
+/// Places of the averages in [`Trainee::emas`].
+pub const TARGET: usize = 0;
+/// The average that is sampled from.
+pub const SAMPLED: usize = 2;
+
+/// A student in training. Its averages are the target network, one in between, and the one that is sampled.
+pub struct Distillation<'a> {
+    /// Where images come from.
+    pub batches: Batches<'a>,
+    /// How a gradient becomes a step.
+    pub schedule: Schedule,
+    /// Images in a backward pass.
+    pub micro_batch: usize,
+    /// How far the teacher looks ahead.
+    pub curriculum: Curriculum,
+    /// What the student minimises.
+    pub distance: Distance,
+    /// `alpha` of `t = (U (1 - s))^alpha`.
+    pub time_alpha: f32,
+    /// The teacher; it records no gradients.
+    pub teacher: UNet,
+    /// The student.
+    pub trainee: Trainee,
+}
+
+/// `t = (U (1 - s))^alpha`: at least one whole step is left for the teacher.
+pub fn sample_times(uniform: &[f32], step_size: f32, alpha: f32) -> Vec<f32> {
+    uniform.iter().map(|u| (u * (1.0 - step_size)).powf(alpha)).collect()
+}
+
+impl Stage for Distillation<'_> {
+    fn step(&mut self) -> StepReport {
+        let Self { curriculum, distance, time_alpha, teacher, .. } = self;
+        let target = self.trainee.emas[TARGET].unet.clone();
+        let (mut kdc, mut teacher_steps) = (0.0, 0);
+
+        let loss = |student: &UNet, Batch { x0, x1, uniform, label }: Batch| -> Tensor<1> {
+            let t = sample_times(&uniform, curriculum.step_size, *time_alpha);
+            let times = times(&t, &x0.device());
+            let x_t = path(&x0, &x1, &times);
+            let v = student.forward(x_t.clone().autodiff(), times.clone(), label.clone());
+            let estimate = jump(x_t.clone().autodiff(), &times, v);
+            let direction = (curriculum.mode == Mode::Ct).then(|| x1 - x0);
+            let start = Start { estimate: estimate.clone().inner(), x_t, t, label, direction };
+            let goal: Goal = curriculum.goal(start, teacher, &target);
+            kdc += goal.kdc.iter().sum::<f64>();
+            teacher_steps += goal.steps.iter().sum::<usize>();
+            distance.mean(estimate, goal.target.autodiff())
+        };
+
+        let batch = self.batches.batch(self.trainee.step);
+        let (loss, gradient_norm) = self.trainee.learn(&self.schedule, &batch, self.micro_batch, loss);
+        let step = self.trainee.step;
+        let per_image = 1.0 / batch.len() as f64;
+        StepReport {
+            step,
+            images: step * batch.len() as u64,
+            loss,
+            gradient_norm,
+            kdc: Some(kdc * per_image),
+            teacher_steps: Some(teacher_steps as f64 * per_image),
+        }
+    }
+
+    fn trainee(&self) -> &Trainee {
+        &self.trainee
+    }
+
+    fn sampled(&self) -> &Ema {
+        &self.trainee.emas[SAMPLED]
+    }
+}

@@ -1,0 +1,49 @@
+//! Knowledge discrepancy of the curriculum (PAPER.md §4).
+
+use burn::tensor::Tensor;
+
+use super::unet::to_host;
+
+/// Largest difference between two values of an image in [-1, 1].
+const PEAK: f64 = 2.0;
+
+/// PSNR of images that hardly differ; there it is capped, and KDC is 0.
+const PSNR_CAP: f64 = 100.0;
+
+/// `PSNR = 10 log10(peak^2 / MSE)`, in dB, at most 100.
+pub fn psnr(mse: f64) -> f64 {
+    (10.0 * (PEAK * PEAK / mse).log10()).min(PSNR_CAP)
+}
+
+/// `KDC = 100 - PSNR`, in dB, at least 0: how much the target holds that the student does not know yet.
+pub fn kdc(mse: f64) -> f64 {
+    100.0 - psnr(mse)
+}
+
+/// Mean squared difference of each pair of images: `[B, C, H, W]` twice to `[B]`, on the host.
+pub fn mse(a: Tensor<4>, b: Tensor<4>) -> Vec<f64> {
+    let [batch, channels, height, width] = a.dims();
+    let difference = (a - b).reshape([batch, channels * height * width]);
+    let mean = (difference.clone() * difference).mean_dim(1);
+    to_host(mean).into_iter().map(f64::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kdc_of_identical_images_is_capped() {
+        assert_eq!(kdc(0.0), 0.0);
+    }
+
+    #[test]
+    fn kdc_of_opposite_images_is_100() {
+        assert!((kdc(4.0) - 100.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_tenth_of_the_error_is_20_db_less() {
+        assert!((kdc(0.5) - kdc(0.005) - 20.0).abs() < 1e-12);
+    }
+}

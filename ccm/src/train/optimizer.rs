@@ -1,0 +1,101 @@
+//! Adam with warm-up and a limit on the norm of the whole gradient, and its state as plain tensors.
+
+use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, GradientsParams, Optimizer as _};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use super::unet::{UNet, to_host};
+
+/// How a gradient becomes a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    /// Learning rate after the warm-up.
+    pub learning_rate: f64,
+    /// Steps over which the learning rate grows linearly from zero.
+    pub warmup_steps: u64,
+    /// Largest norm of the whole gradient; a longer one is shortened to it.
+    pub gradient_clip: f64,
+}
+
+/// Adam (Kingma and Ba, arXiv 1412.6980), betas 0.9 and 0.999, epsilon 1e-8, as in PyTorch.
+#[derive(Clone)]
+pub struct Optimizer {
+    rule: Adam,
+    /// First and second moments of each parameter, flat.
+    moments: Vec<[Tensor<1>; 2]>,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self { rule: AdamConfig::new().with_epsilon(1e-8).build(), moments: Vec::new() }
+    }
+}
+
+impl Optimizer {
+    /// An optimiser that goes on from the given moments.
+    pub fn from_moments(moments: Vec<[Tensor<1>; 2]>) -> Self {
+        Self { moments, ..Self::default() }
+    }
+
+    /// First and second moments, in the order of the parameters; empty before the first step.
+    pub fn moments(&self) -> &[[Tensor<1>; 2]] {
+        &self.moments
+    }
+
+    /// Takes step number `step`, counted from 0, and gives back the norm of the gradient before clipping.
+    pub fn step(
+        &mut self,
+        schedule: &Schedule,
+        step: u64,
+        unet: UNet,
+        gradients: Vec<Tensor<1>>,
+    ) -> (UNet, f64) {
+        let norm = norm(&gradients);
+        let shorten = if norm > schedule.gradient_clip { schedule.gradient_clip / norm } else { 1.0 };
+        let warmup = (step + 1) as f64 / schedule.warmup_steps.max(1) as f64;
+        let rate = schedule.learning_rate * warmup.min(1.0);
+        let first = self.moments.is_empty();
+        let mut old = std::mem::take(&mut self.moments).into_iter();
+        let unet = unet.zip_map(gradients, |parameter, gradient| {
+            let gradient = if shorten < 1.0 { gradient * shorten as f32 } else { gradient };
+            let state = old.next().filter(|_| !first).map(|[moment_1, moment_2]| {
+                AdamState::new(AdaptiveMomentumState::new(step as usize, moment_1, moment_2))
+            });
+            let (parameter, state) = self.rule.step(rate, parameter, gradient, state);
+            if let Some(AdamState { momentum }) = state {
+                self.moments.push([momentum.moment_1, momentum.moment_2]);
+            }
+            parameter
+        });
+        (unet, norm)
+    }
+}
+
+/// Gradients of a network's parameters, flat, in their order; zero where the loss does not depend on one.
+pub fn gradients(unet: &UNet, loss: &Tensor<1>) -> Vec<Tensor<1>> {
+    struct Collect {
+        gradients: GradientsParams,
+        flat: Vec<Tensor<1>>,
+    }
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val().inner();
+            let count = value.shape().num_elements();
+            let gradient = self.gradients.remove::<D>(param.id).unwrap_or_else(|| value.zeros_like());
+            self.flat.push(gradient.reshape([count]));
+        }
+    }
+    let gradients = GradientsParams::from_grads(loss.backward(), unet);
+    let mut collect = Collect { gradients, flat: Vec::new() };
+    unet.visit(&mut collect);
+    collect.flat
+}
+
+/// Euclidean norm over all gradients.
+fn norm(gradients: &[Tensor<1>]) -> f64 {
+    let squares: Vec<Tensor<1>> = gradients.iter().map(|gradient| (gradient.clone() * gradient.clone()).sum()).collect();
+    if squares.is_empty() {
+        return 0.0;
+    }
+    to_host(Tensor::cat(squares, 0)).into_iter().map(f64::from).sum::<f64>().sqrt()
+}
