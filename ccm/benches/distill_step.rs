@@ -19,6 +19,10 @@ use ccm::train::trainee::{Stage, Trainee};
 use ccm::train::unet::{UNet, random_model};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const BATCH: usize = 64;
 
 fn small() -> UNetSpec {

@@ -1,6 +1,8 @@
 //! x
 #![allow(missing_docs)]
 #[cfg(feature = "train")]
+pub mod config;
+#[cfg(feature = "train")]
 pub mod data;
 pub mod noise;
 #[cfg(feature = "train")]

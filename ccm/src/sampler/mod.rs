@@ -1,2 +1,3 @@
 //! The engine.
 pub mod cpu;
+pub mod image;

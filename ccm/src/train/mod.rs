@@ -1,15 +1,22 @@
 //! Everything that needs Burn.
 pub mod batches;
+pub mod checkpoint;
 pub mod coupling;
 pub mod curriculum;
+pub mod disk;
 pub mod distance;
 pub mod distill;
 pub mod ema;
 pub mod flow;
 pub mod import;
 pub mod kdc;
+pub mod kdc_curve;
+pub mod metrics_log;
 pub mod ops;
 pub mod optimizer;
+pub mod run;
+pub mod samples;
+pub mod summary;
 pub mod teacher;
 pub mod trainee;
 pub mod unet;

@@ -1,0 +1,167 @@
+//! A configuration as dotted keys and TOML values: which keys there are, which is meant, and whether a value
+//! fits. The keys are read off the types themselves, so that there is no second list of them to keep; only
+//! the optional ones, which a value may lack, are named here.
+
+use super::{Config, ConfigError, PRESET_TEXTS};
+use std::collections::BTreeMap;
+use toml::{Table, Value};
+
+/// Every setting that may be absent.
+pub(super) const OPTIONAL: [&str; 8] = [
+    "data.count",
+    "data.source",
+    "distill.micro_batch",
+    "network.num_classes",
+    "network.num_head_channels",
+    "network.num_heads_upsample",
+    "teacher.micro_batch",
+    "teacher.model",
+];
+
+/// Settings by dotted key, such as `distill.threshold`.
+pub(super) type Entries = BTreeMap<String, Value>;
+
+/// Whether the setting may be absent.
+pub(super) fn is_optional(key: &str) -> bool {
+    OPTIONAL.contains(&key)
+}
+
+/// Takes a TOML document apart; names the line that is not TOML.
+pub(super) fn parse(text: &str) -> Result<Entries, ConfigError> {
+    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        let end = error.span().map_or(0, |span| span.start);
+        let line = 1 + text.bytes().take(end).filter(|byte| *byte == b'\n').count();
+        ConfigError::Toml { reason: format!("line {line}: {}", one_line(error.message())) }
+    })?;
+    let mut entries = Entries::new();
+    for (section, value) in table {
+        match value {
+            Value::Table(settings) => {
+                entries.extend(settings.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)));
+            }
+            value => {
+                entries.insert(section, value);
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// Takes a configuration apart. It goes through its text, where an `f32` has the digits that a person wrote.
+pub(super) fn entries_of(config: &Config) -> Result<Entries, ConfigError> {
+    parse(&config.to_toml()?)
+}
+
+/// Puts a configuration together again.
+pub(super) fn assemble(entries: Entries) -> Result<Config, ConfigError> {
+    deserialize(entries).map_err(|error| ConfigError::Toml { reason: one_line(error.message()) })
+}
+
+fn deserialize(entries: Entries) -> Result<Config, toml::de::Error> {
+    let mut table = Table::new();
+    for (key, value) in entries {
+        let (section, name) = key.split_once('.').unwrap_or((&key, ""));
+        let settings = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(settings) = settings {
+            settings.insert(name.to_owned(), value);
+        }
+    }
+    table.try_into()
+}
+
+/// Every setting there is, and a configuration in which everything fits: the smallest preset.
+pub(super) struct Known {
+    /// Every dotted key, sorted.
+    pub(super) keys: Vec<String>,
+    fitting: Entries,
+}
+
+impl Known {
+    pub(super) fn new() -> Result<Self, ConfigError> {
+        let fitting = entries_of(&assemble(parse(PRESET_TEXTS[0])?)?)?;
+        let mut keys: Vec<_> = fitting.keys().cloned().chain(OPTIONAL.map(str::to_owned)).collect();
+        keys.sort();
+        keys.dedup();
+        Ok(Self { keys, fitting })
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(String::as_str)
+    }
+
+    /// The dotted key of exactly this name.
+    pub(super) fn find(&self, key: &str) -> Result<&str, ConfigError> {
+        self.iter().find(|candidate| *candidate == key).ok_or_else(|| ConfigError::UnknownKey {
+            key: one_line(key),
+            nearest: nearest(key, self.iter()).to_owned(),
+        })
+    }
+
+    /// The dotted key of this name, or the only one that ends in it.
+    pub(super) fn resolve(&self, key: &str) -> Result<&str, ConfigError> {
+        let candidates: Vec<&str> = self.iter().filter(|candidate| leaf(candidate) == key).collect();
+        match candidates[..] {
+            [] => self.find(key),
+            [only] => Ok(only),
+            _ => Err(ConfigError::AmbiguousKey {
+                key: key.to_owned(),
+                candidates: candidates.into_iter().map(str::to_owned).collect(),
+            }),
+        }
+    }
+
+    /// Whether the value has the type of its key, asked of the types: put into a configuration in which all
+    /// else fits, it is what fails.
+    pub(super) fn check(&self, key: &str, value: &Value) -> Result<(), ConfigError> {
+        let mut entries = self.fitting.clone();
+        entries.insert(key.to_owned(), value.clone());
+        deserialize(entries).map(|_| ()).map_err(|error| ConfigError::Value {
+            key: key.to_owned(),
+            expected: expectation(error.message()),
+            found: shown(value),
+        })
+    }
+}
+
+fn leaf(key: &str) -> &str {
+    key.rsplit_once('.').map_or(key, |(_, leaf)| leaf)
+}
+
+/// The candidate most like `name`; one without a section is compared with the candidates' last parts too.
+pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> &'a str {
+    let likeness = |candidate: &str| {
+        let whole = strsim::normalized_damerau_levenshtein(name, candidate);
+        if name.contains('.') {
+            whole
+        } else {
+            whole.max(strsim::normalized_damerau_levenshtein(name, leaf(candidate)))
+        }
+    };
+    candidates.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).unwrap_or_default()
+}
+
+/// What serde expected, in words for a person who does not write Rust.
+fn expectation(message: &str) -> String {
+    match message.rsplit_once("expected ").map_or(message, |(_, expected)| expected) {
+        "f32" | "f64" => "a number".into(),
+        "usize" | "u64" => "a whole number, 0 or more".into(),
+        "a boolean" => "true or false".into(),
+        "a sequence" => "a list, such as [1, 2]".into(),
+        other => one_line(other),
+    }
+}
+
+/// A value on one line.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Float(number) => number.to_string(),
+        Value::Array(values) => format!("[{}]", values.iter().map(shown).collect::<Vec<_>>().join(", ")),
+        other => one_line(&other.to_string()),
+    }
+}
+
+/// The text with every run of white space, line ends included, as one space.
+pub(super) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

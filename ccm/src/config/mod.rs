@@ -1,0 +1,213 @@
+//! Everything that a run can be told: [`Config`], the presets that hold a whole one each, and its TOML form.
+//!
+//! A configuration is plain data. It neither opens the data set nor builds the network; a run fills in what
+//! only the data knows (`network.num_classes`) and writes the result down as its `config.toml`. A preset and
+//! a run's `config.toml` hold every setting, so nothing depends on a default that a later version changes.
+
+mod error;
+mod keys;
+mod overrides;
+mod validate;
+
+pub use error::ConfigError;
+
+use crate::spec::UNetSpec;
+use crate::train::coupling::Coupling;
+use crate::train::curriculum::{Mode, Scope};
+use crate::train::distance::Distance;
+use keys::Known;
+use serde::{Deserialize, Serialize};
+
+/// Names of the presets, the smallest first.
+pub const PRESETS: [&str; 4] = ["shapes", "mnist", "cifar10", "imagenet64"];
+
+/// The presets themselves, in the order of [`PRESETS`].
+const PRESET_TEXTS: [&str; 4] = [
+    include_str!("../../presets/shapes.toml"),
+    include_str!("../../presets/mnist.toml"),
+    include_str!("../../presets/cifar10.toml"),
+    include_str!("../../presets/imagenet64.toml"),
+];
+
+/// A whole run: what to learn from, the network, its training as a teacher and its distillation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Seed, and how often to report.
+    pub run: RunConfig,
+    /// The images.
+    pub data: DataConfig,
+    /// The architecture of teacher and student.
+    pub network: UNetSpec,
+    /// Flow matching, PAPER.md §2.
+    pub teacher: TeacherConfig,
+    /// Consistency distillation with a curriculum, PAPER.md §5.
+    pub distill: DistillConfig,
+}
+
+/// Seed, and how often a run reports.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// What the run and its models are called in titles and cards.
+    pub name: String,
+    /// Seed of everything random, `0..2^63` (TOML's integers are signed).
+    pub seed: u64,
+    /// Optimiser steps between two grids of samples, at least 1.
+    pub sample_every: u64,
+    /// Optimiser steps between two checkpoints, at least 1.
+    pub checkpoint_every: u64,
+    /// Optimiser steps between two lines of metrics, at least 1.
+    pub log_every: u64,
+    /// NFE of the teacher where it stands beside the student in grids and in the report, `1..=1000`.
+    pub report_steps: usize,
+    /// Images in a grid, `1..=1024`.
+    pub report_images: usize,
+}
+
+/// The images to learn from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// `shapes` (procedural, [`SHAPES`]) or the path of a data set; where absent, the run must be given one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Images to draw, `1..=10_000_000`, where the source is `shapes`; other sources are read whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+    /// Show every image mirrored left to right half of the time.
+    pub horizontal_flip: bool,
+    /// Tell the network the labels; `network.num_classes` is then filled in from the data.
+    pub class_conditional: bool,
+}
+
+/// The `data.source` that names no path: shapes drawn by this program.
+pub const SHAPES: &str = "shapes";
+
+/// Training of the teacher: flow matching, PAPER.md §2.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherConfig {
+    /// Model file of a teacher to distil as it is, such as an imported one; where absent, one is trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Optimiser steps, at least 1.
+    pub steps: u64,
+    /// Images an optimiser step, `1..=65536`.
+    pub batch: usize,
+    /// Images a backward pass, a divisor of `batch`; gradients accumulate over the batch. All at once where
+    /// absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// Step size of Adam after the warm-up, above 0.
+    pub learning_rate: f64,
+    /// Optimiser steps over which the learning rate rises from 0.
+    pub warmup_steps: u64,
+    /// Largest norm of the whole gradient; a longer one is scaled down to it. Above 0.
+    pub gradient_clip: f64,
+    /// Decay a step of the average of the weights that is sampled and distilled, `[0, 1)`.
+    pub ema: f64,
+    /// Which noise belongs to which image.
+    pub coupling: Coupling,
+}
+
+/// Distillation of the student: a consistency model with a curriculum, PAPER.md §5.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistillConfig {
+    /// Optimiser steps, at least 1.
+    pub steps: u64,
+    /// Images an optimiser step, `1..=65536`.
+    pub batch: usize,
+    /// Images a backward pass, a divisor of `batch`; gradients accumulate over the batch. All at once where
+    /// absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// Step size of Adam after the warm-up, above 0.
+    pub learning_rate: f64,
+    /// Optimiser steps over which the learning rate rises from 0.
+    pub warmup_steps: u64,
+    /// Largest norm of the whole gradient; a longer one is scaled down to it. Above 0.
+    pub gradient_clip: f64,
+    /// Where the target's `x_u` comes from.
+    pub mode: Mode,
+    /// Over what one KDC is taken, and so what decides to step on together.
+    pub scope: Scope,
+    /// The curriculum's threshold `T` on the KDC, in dB, `0..=100`; `fixed` does not read it.
+    pub threshold: f64,
+    /// Step size `s` of the teacher's Euler solver, in flow time, `(0, 1]`.
+    pub step_size: f64,
+    /// `alpha` of `t = (U (1 - s))^alpha`, above 0; above 1 favours noise (PAPER.md §6).
+    pub time_alpha: f64,
+    /// What the student minimises.
+    pub distance: Distance,
+    /// Decay a step of the average of the student that is the target network, `[0, 1)`.
+    pub target_ema: f64,
+    /// Decay a step of the average between the two, kept for comparison, `[0, 1)`.
+    pub middle_ema: f64,
+    /// Decay a step of the average of the student that is sampled and saved, `[0, 1)`.
+    pub sample_ema: f64,
+    /// Which noise belongs to which image.
+    pub coupling: Coupling,
+}
+
+impl Config {
+    /// The preset of this name, one of [`PRESETS`].
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownPreset`] where there is none.
+    pub fn preset(name: &str) -> Result<Self, ConfigError> {
+        match PRESETS.iter().zip(PRESET_TEXTS).find(|(preset, _)| **preset == name) {
+            Some((_, text)) => Self::from_toml(text),
+            None => Err(ConfigError::UnknownPreset {
+                name: keys::one_line(name),
+                nearest: keys::nearest(name, PRESETS).to_owned(),
+            }),
+        }
+    }
+
+    /// Reads a whole configuration, such as the `config.toml` of a run. Ranges are [`Config::validate`]'s.
+    ///
+    /// # Errors
+    /// Text that is not TOML, an unknown or missing key, or a value of the wrong type.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let entries = keys::parse(text)?;
+        let known = Known::new()?;
+        for (key, value) in &entries {
+            known.check(known.find(key)?, value)?;
+        }
+        match known.keys.iter().find(|key| !keys::is_optional(key) && !entries.contains_key(*key)) {
+            Some(key) => Err(ConfigError::MissingKey { key: key.clone() }),
+            None => keys::assemble(entries),
+        }
+    }
+
+    /// The whole configuration as TOML. The same configuration gives the same bytes.
+    ///
+    /// # Errors
+    /// A value that TOML cannot hold; none in a configuration that [`Config::validate`] accepts.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self)
+            .map_err(|error| ConfigError::Toml { reason: keys::one_line(&error.to_string()) })
+    }
+
+    /// What `other` has changed, a line a setting, such as `distill.threshold: 60 before, 65 now`: `self` is
+    /// before, `other` is now, and an optional setting that is absent is `none`. Empty where they are equal.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let (before, now) = match (keys::entries_of(self), keys::entries_of(other)) {
+            (Ok(before), Ok(now)) => (before, now),
+            (Err(error), _) | (_, Err(error)) => return vec![error.to_string()],
+        };
+        let added = now.keys().filter(|key| !before.contains_key(*key));
+        let mut keys: Vec<_> = before.keys().chain(added).collect();
+        keys.sort();
+        let shown = |value| Option::map_or(value, "none".to_owned(), keys::shown);
+        keys.into_iter()
+            .filter(|key| before.get(*key) != now.get(*key))
+            .map(|key| format!("{key}: {} before, {} now", shown(before.get(key)), shown(now.get(key))))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! Changes to a configuration in the form `key=value`, as a command line gives them.
+
+use super::keys::{self, Known};
+use super::{Config, ConfigError};
+use toml::Value;
+
+/// The word that takes an optional setting away.
+const ABSENT: &str = "none";
+
+impl Config {
+    /// Applies changes such as `distill.threshold=60`, in order. Ranges are [`Config::validate`]'s.
+    ///
+    /// The section may be left out where only one has such a key. A value is read as TOML and, where that
+    /// does not fit, as a plain string, so strings need no quotes. The word `none` takes an optional setting
+    /// away; `"none"`, with quotes, is a string like any other.
+    ///
+    /// # Errors
+    /// A change without `=`, an unknown or ambiguous key, or a value of the wrong type.
+    pub fn with_overrides(self, overrides: &[String]) -> Result<Self, ConfigError> {
+        if overrides.is_empty() {
+            return Ok(self);
+        }
+        let known = Known::new()?;
+        let mut entries = keys::entries_of(&self)?;
+        for text in overrides {
+            let (key, value) = text
+                .split_once('=')
+                .ok_or_else(|| ConfigError::NotAnOverride { text: keys::one_line(text) })?;
+            let (key, value) = (known.resolve(key.trim())?, value.trim());
+            if value == ABSENT && keys::is_optional(key) {
+                entries.remove(key);
+            } else {
+                entries.insert(key.to_owned(), fitting(&known, key, value)?);
+            }
+        }
+        keys::assemble(entries)
+    }
+}
+
+/// The text as a TOML value or else as a string, whichever fits the key.
+fn fitting(known: &Known, key: &str, text: &str) -> Result<Value, ConfigError> {
+    let string = Value::String(text.to_owned());
+    let Ok(value) = text.parse::<Value>() else {
+        return known.check(key, &string).map(|()| string);
+    };
+    match known.check(key, &value) {
+        Ok(()) => Ok(value),
+        Err(error) => known.check(key, &string).map(|()| string).map_err(|_| error),
+    }
+}

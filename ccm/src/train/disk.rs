@@ -1,0 +1,114 @@
+//! Files that are whole or not there: everything is written beside its place and renamed.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+/// A file or folder that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// What the system says of it.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The disk cannot hold what a run will write.
+    #[error("{path}: the run needs {needed} MB of disk, {free} MB are free")]
+    Full {
+        /// The folder of the run.
+        path: PathBuf,
+        /// Megabytes that will be written.
+        needed: u64,
+        /// Megabytes that are free.
+        free: u64,
+    },
+}
+
+impl DiskError {
+    pub(crate) fn of(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// A file that is not there or cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>, DiskError> {
+    fs::read(path).map_err(DiskError::of(path))
+}
+
+/// Reads a whole text file.
+///
+/// # Errors
+/// A file that is not there, cannot be read or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String, DiskError> {
+    fs::read_to_string(path).map_err(DiskError::of(path))
+}
+
+/// Writes a file beside its place, waits until it is on the disk, and renames it. Whenever the program or the
+/// machine stops, the old file or the new one is there, whole.
+///
+/// # Errors
+/// A folder that is not there or cannot be written, or a full disk.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    let mut name = path.file_name().map_or_else(OsString::new, ToOwned::to_owned);
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    let written = File::create(&partial).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(source) = written.and_then(|()| fs::rename(&partial, path)) {
+        // What is left of it helps nobody, and the first error is the one to report.
+        let _ = fs::remove_file(&partial);
+        return Err(DiskError::Io { path: path.to_owned(), source });
+    }
+    Ok(())
+}
+
+/// Makes a folder and checks that `needed` bytes can be written there.
+///
+/// # Errors
+/// A folder that cannot be made or written, or too little space.
+pub fn prepare(folder: &Path, needed: u64) -> Result<(), DiskError> {
+    fs::create_dir_all(folder).map_err(DiskError::of(folder))?;
+    let probe = folder.join(".probe");
+    write(&probe, b"probe")?;
+    fs::remove_file(&probe).map_err(DiskError::of(&probe))?;
+    let free = fs4::available_space(folder).map_err(DiskError::of(folder))?;
+    if free < needed {
+        return Err(DiskError::Full { path: folder.to_owned(), needed: needed.div_ceil(1 << 20), free: free >> 20 });
+    }
+    Ok(())
+}
+
+/// Reads a model file.
+///
+/// # Errors
+/// A file that cannot be read or is no model; the error names it.
+pub fn read_model(path: &Path) -> Result<crate::weights::Model, ModelFileError> {
+    let bytes = read(path)?;
+    crate::weights::Model::from_bytes(&bytes)
+        .map_err(|source| ModelFileError::Weights { path: path.to_owned(), source })
+}
+
+/// A model file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelFileError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// It is no model, or one with the wrong tensors.
+    #[error("{path}: {source}")]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: crate::weights::WeightsError,
+    },
+}

@@ -1,0 +1,65 @@
+//! KDC and teacher steps against t, over images that were not trained on (PAPER.md §7, claim 1).
+
+use super::batches::Batches;
+use super::curriculum::{Curriculum, Mode, Start, times};
+use super::flow::{jump, path};
+use super::unet::UNet;
+use crate::report::{Curves, KdcBin};
+
+/// Bins of t.
+const BINS: usize = 10;
+
+/// The networks that a KDC is a matter of; none records gradients.
+pub struct Networks<'a> {
+    /// The teacher.
+    pub teacher: &'a UNet,
+    /// The target network.
+    pub target: &'a UNet,
+    /// The student itself, not an average of it.
+    pub student: &'a UNet,
+}
+
+/// Measures the curriculum and, beside it, the fixed step, on `count` images, spread evenly over t.
+pub fn curves(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count: usize) -> Curves {
+    let fixed = Curriculum { mode: Mode::Fixed, ..*curriculum };
+    Curves {
+        threshold: curriculum.threshold,
+        curriculum: curve(networks, batches, curriculum, count),
+        fixed: curve(networks, batches, &fixed, count),
+    }
+}
+
+fn curve(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count: usize) -> Vec<KdcBin> {
+    let mut bins: Vec<KdcBin> = (0..BINS)
+        .map(|bin| KdcBin { t: (bin as f64 + 0.5) / BINS as f64, kdc: 0.0, teacher_steps: 0.0, images: 0 })
+        .collect();
+    for step in 0..count.div_ceil(batches.size) {
+        let batch = batches.batch(step as u64);
+        // Evenly over the range, with a random place in each interval.
+        let places = batch.uniform.iter().enumerate().map(|(i, u)| (i as f32 + u) / batch.len() as f32);
+        let t: Vec<f32> = places.map(|place| place * (1.0 - curriculum.step_size)).collect();
+        let time = times(&t, &batch.x0.device());
+        let x_t = path(&batch.x0, &batch.x1, &time);
+        let v = networks.student.forward(x_t.clone(), time.clone(), batch.label.clone());
+        let start = Start {
+            estimate: jump(x_t.clone(), &time, v),
+            x_t,
+            t: t.clone(),
+            label: batch.label,
+            direction: (curriculum.mode == Mode::Ct).then(|| batch.x1 - batch.x0),
+        };
+        let goal = curriculum.goal(start, networks.teacher, networks.target);
+        for ((t, kdc), steps) in t.into_iter().zip(goal.kdc).zip(goal.steps) {
+            let bin = &mut bins[((t * BINS as f32) as usize).min(BINS - 1)];
+            bin.kdc += kdc;
+            bin.teacher_steps += steps as f64;
+            bin.images += 1;
+        }
+    }
+    bins.retain(|bin| bin.images > 0);
+    for bin in &mut bins {
+        bin.kdc /= bin.images as f64;
+        bin.teacher_steps /= bin.images as f64;
+    }
+    bins
+}

@@ -1,0 +1,111 @@
+//! `metrics.jsonl`: a line of figures every few steps of training.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::batches::StageKind;
+use super::disk::{self, DiskError};
+use super::trainee::StepReport;
+
+/// One line: means over the steps since the line before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// `teacher` or `distill`.
+    pub stage: String,
+    /// Steps taken in the stage.
+    pub step: u64,
+    /// Images seen in the stage.
+    pub images: u64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Mean norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Mean KDC in dB; in distillation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kdc: Option<f64>,
+    /// Mean number of teacher steps an image; in distillation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_steps: Option<f64>,
+    /// Images trained on a second.
+    pub images_per_second: f64,
+}
+
+/// The file, and the steps that have no line yet.
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+    every: u64,
+    pending: Vec<StepReport>,
+    seconds: f64,
+}
+
+/// The lines of a file; none where there is no file. A last line that was cut short is left out.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn read(path: &Path) -> Result<Vec<Line>, DiskError> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    Ok(disk::read_text(path)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+impl MetricsLog {
+    /// Opens the file to go on after `step` steps of `stage`; lines of later steps are dropped.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    pub fn open(path: &Path, stage: StageKind, step: u64, every: u64) -> Result<Self, DiskError> {
+        let earlier = |line: &Line| match stage {
+            StageKind::Teacher => line.stage == stage.name() && line.step <= step,
+            StageKind::Distill => line.stage != stage.name() || line.step <= step,
+        };
+        let mut text = String::new();
+        for line in read(path)?.iter().filter(|line| earlier(line)) {
+            text += &serde_json::to_string(line).unwrap_or_default();
+            text.push('\n');
+        }
+        disk::write(path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path).map_err(DiskError::of(path))?;
+        Ok(Self { path: path.to_owned(), file, every, pending: Vec::new(), seconds: 0.0 })
+    }
+
+    /// Adds a step that took so many seconds; gives back the line if it completes one.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn add(
+        &mut self,
+        stage: StageKind,
+        report: StepReport,
+        batch: usize,
+        seconds: f64,
+    ) -> Result<Option<Line>, DiskError> {
+        self.pending.push(report);
+        self.seconds += seconds;
+        if !report.step.is_multiple_of(self.every) {
+            return Ok(None);
+        }
+        let count = self.pending.len() as f64;
+        let mean = |value: fn(&StepReport) -> f64| self.pending.iter().map(value).sum::<f64>() / count;
+        let line = Line {
+            stage: stage.name().into(),
+            step: report.step,
+            images: report.images,
+            loss: mean(|report| report.loss),
+            gradient_norm: mean(|report| report.gradient_norm),
+            kdc: report.kdc.map(|_| mean(|report| report.kdc.unwrap_or_default())),
+            teacher_steps: report.teacher_steps.map(|_| mean(|report| report.teacher_steps.unwrap_or_default())),
+            images_per_second: count * batch as f64 / self.seconds,
+        };
+        self.pending.clear();
+        self.seconds = 0.0;
+        let mut text = serde_json::to_string(&line).unwrap_or_default();
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(DiskError::of(&self.path))?;
+        Ok(Some(line))
+    }
+}

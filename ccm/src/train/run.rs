@@ -1,0 +1,452 @@
+//! A run: from a configuration and images to a teacher, a student and a report, in one folder.
+//!
+//! The folder holds `config.toml`, `metrics.jsonl`, `checkpoints/`, `samples/`, `report.html`,
+//! `teacher.safetensors` and `student.safetensors`. It can be stopped at any moment and resumed.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::tensor::Device;
+
+use super::batches::{Batches, StageKind};
+use super::checkpoint::{self, CheckpointError};
+use super::coupling::Coupling;
+use super::curriculum::Curriculum;
+use super::disk::{self, DiskError, ModelFileError};
+use super::distill::{self, Distillation};
+use super::kdc_curve::{Networks, curves};
+use super::metrics_log::{Line, MetricsLog};
+use super::optimizer::Schedule;
+use super::samples::{Request, Solver, sample_grid};
+use super::summary;
+use super::teacher::Teacher;
+use super::trainee::{Stage, Trainee};
+use super::unet::{UNet, random_model};
+use crate::config::{Config, ConfigError};
+use crate::data::{DataError, Dataset};
+use crate::report::{Curves, ReportError};
+use crate::spec::ModelCard;
+use crate::weights::Model;
+
+/// Why a run ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration cannot be used.
+    #[error("{path}: {source}")]
+    Config {
+        /// The file that it stands in.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ConfigError,
+    },
+    /// The images cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A model file cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelFileError),
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The report cannot be made.
+    #[error("report.html: {0}")]
+    Report(#[from] ReportError),
+    /// A grid of samples cannot be made.
+    #[error("samples: {0}")]
+    Picture(#[from] image::ImageError),
+    /// There is a run already.
+    #[error("{0}: holds a run already; `--resume` goes on with it, another `--out` starts a new one")]
+    Exists(PathBuf),
+    /// There is no run to go on with.
+    #[error("--resume: {0}: no run there (no config.toml)")]
+    NothingToResume(PathBuf),
+    /// The run was started with another configuration.
+    #[error("--resume: the configuration differs from that of {path}: {}", differences.join("; "))]
+    Differs {
+        /// The configuration of the run.
+        path: PathBuf,
+        /// What differs, setting by setting.
+        differences: Vec<String>,
+    },
+    /// The data do not suit the configuration.
+    #[error("{0}")]
+    Unsuitable(String),
+    /// Training has diverged.
+    #[error(
+        "{stage}: the loss at step {step} is {loss}, the gradient's norm {norm}; training has diverged \
+         (a smaller learning rate or clip may help); {kept}"
+    )]
+    Diverged {
+        /// The stage.
+        stage: &'static str,
+        /// The step, counted from 1.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// The norm of its gradient.
+        norm: f64,
+        /// Which checkpoint is there to go back to.
+        kept: String,
+    },
+}
+
+/// Whoever watches a run: draws the bars, and may ask it to stop.
+pub trait Watch {
+    /// A stage begins, or goes on, after `done` of `total` steps.
+    fn stage(&mut self, stage: StageKind, done: u64, total: u64, batch: usize);
+    /// A line of metrics was written.
+    fn line(&mut self, line: &Line);
+    /// Something worth a line was done.
+    fn note(&mut self, text: &str);
+    /// Whether the run should save and stop.
+    fn should_stop(&self) -> bool;
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is done.
+    Finished,
+    /// It was asked to stop; a checkpoint holds what was done.
+    Interrupted,
+}
+
+/// A run that is ready to go.
+pub struct Run {
+    /// The whole configuration, `network.num_classes` filled in.
+    pub config: Config,
+    /// The folder.
+    pub folder: PathBuf,
+    /// Where the tensors live.
+    pub device: Device,
+    /// The images to train on.
+    pub data: Dataset,
+    /// Images that are not trained on.
+    pub held_out: Dataset,
+    /// The command that started it, for the report.
+    pub command: String,
+}
+
+/// The files of a run.
+pub mod files {
+    /// The resolved configuration.
+    pub const CONFIG: &str = "config.toml";
+    /// A line of figures every few steps.
+    pub const METRICS: &str = "metrics.jsonl";
+    /// Folder of the checkpoints.
+    pub const CHECKPOINTS: &str = "checkpoints";
+    /// Folder of the grids of samples.
+    pub const SAMPLES: &str = "samples";
+    /// The trained teacher.
+    pub const TEACHER: &str = "teacher.safetensors";
+    /// The distilled student.
+    pub const STUDENT: &str = "student.safetensors";
+    /// The page for a person to look at.
+    pub const REPORT: &str = "report.html";
+    /// KDC and teacher steps against t.
+    pub const KDC: &str = "kdc.json";
+}
+
+/// Reads the configuration of a run.
+///
+/// # Errors
+/// A folder without a run, or a configuration that cannot be read.
+pub fn read_config(folder: &Path) -> Result<Config, RunError> {
+    let path = folder.join(files::CONFIG);
+    if !path.exists() {
+        return Err(RunError::NothingToResume(folder.to_owned()));
+    }
+    Config::from_toml(&disk::read_text(&path)?).map_err(|source| RunError::Config { path, source })
+}
+
+/// Fills in what only the data know, and checks that configuration and data suit each other.
+///
+/// # Errors
+/// More classes, channels or a larger batch than there are.
+pub fn suit(config: &mut Config, data: &Dataset) -> Result<(), RunError> {
+    let classes = data.classes().len();
+    if config.data.class_conditional {
+        match config.network.num_classes {
+            None => config.network.num_classes = Some(classes),
+            Some(given) if given < classes => {
+                return Err(RunError::Unsuitable(format!(
+                    "network.num_classes: expected at least the data's {classes} classes, found {given}"
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    for (key, batch) in [("teacher.batch", config.teacher.batch), ("distill.batch", config.distill.batch)] {
+        if batch > data.len() {
+            return Err(RunError::Unsuitable(format!(
+                "{key}: expected at most the data's {} images, found {batch}",
+                data.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Run {
+    /// Does whatever of the run is not done yet.
+    ///
+    /// # Errors
+    /// See [`RunError`]; what was done before is kept.
+    pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
+        self.prepare(resume)?;
+        let teacher = match self.teacher(watch)? {
+            Some(teacher) => teacher,
+            None => return Ok(Outcome::Interrupted),
+        };
+        if self.distill(&teacher, watch)? == Outcome::Interrupted {
+            return Ok(Outcome::Interrupted);
+        }
+        let curves = self.curves(&teacher)?;
+        disk::write(&self.path(files::KDC), serde_json::to_string_pretty(&curves).unwrap_or_default().as_bytes())?;
+        summary::write(self, &teacher, Some(curves))?;
+        watch.note(&format!("report: {}", self.path(files::REPORT).display()));
+        Ok(Outcome::Finished)
+    }
+
+    pub(super) fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    fn prepare(&self, resume: bool) -> Result<(), RunError> {
+        let path = self.path(files::CONFIG);
+        let config = self.config.to_toml().map_err(|source| RunError::Config { path: path.clone(), source })?;
+        // Weights, averages and moments, in two checkpoints and one that is being written, and two models.
+        let copies = 3 * (1 + 3 + 2) + 2;
+        disk::prepare(&self.folder, (copies * 4 * self.config.network.parameters() + (32 << 20)) as u64)?;
+        if resume {
+            let differences = read_config(&self.folder)?.differences(&self.config);
+            return match differences.is_empty() {
+                true => Ok(()),
+                false => Err(RunError::Differs { path, differences }),
+            };
+        }
+        if path.exists() {
+            return Err(RunError::Exists(self.folder.clone()));
+        }
+        for folder in [files::CHECKPOINTS, files::SAMPLES] {
+            disk::prepare(&self.path(folder), 0)?;
+        }
+        Ok(disk::write(&path, config.as_bytes())?)
+    }
+
+    fn batches<'a>(&'a self, data: &'a Dataset, stage: StageKind, size: usize, coupling: Coupling) -> Batches<'a> {
+        Batches {
+            data,
+            stage,
+            seed: self.config.run.seed,
+            size,
+            coupling,
+            horizontal_flip: self.config.data.horizontal_flip,
+            class_conditional: self.config.data.class_conditional,
+            device: self.device.clone(),
+        }
+    }
+
+    /// The teacher: the one given, the one trained before, or one trained now; `None` if interrupted.
+    fn teacher(&self, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
+        if let Some(given) = &self.config.teacher.model {
+            let model = disk::read_model(Path::new(given))?;
+            if model.spec != self.config.network {
+                return Err(RunError::Unsuitable(format!(
+                    "teacher.model: {given}: its network differs from the configuration's"
+                )));
+            }
+            return Ok(Some(model));
+        }
+        let path = self.path(files::TEACHER);
+        if path.exists() {
+            return Ok(Some(disk::read_model(&path)?));
+        }
+        let config = &self.config.teacher;
+        let trainee = match self.resumed(StageKind::Teacher)? {
+            Some(trainee) => trainee,
+            None => {
+                let model = random_model(&self.config.network, self.config.run.seed);
+                Trainee::new(&model, &[config.ema], &self.device)
+            }
+        };
+        let mut teacher = Teacher {
+            batches: self.batches(&self.data, StageKind::Teacher, config.batch, config.coupling),
+            schedule: Schedule {
+                learning_rate: config.learning_rate,
+                warmup_steps: config.warmup_steps,
+                gradient_clip: config.gradient_clip,
+            },
+            micro_batch: config.micro_batch.unwrap_or(config.batch),
+            trainee,
+        };
+        let steps = (config.steps, config.batch);
+        let outcome = self.drive(StageKind::Teacher, &mut teacher, steps, watch)?;
+        if outcome == Outcome::Interrupted {
+            return Ok(None);
+        }
+        let model = self.finished("teacher", &teacher, config.batch);
+        disk::write(&path, &model.to_bytes())?;
+        watch.note(&format!("teacher: {}", path.display()));
+        Ok(Some(model))
+    }
+
+    fn distill(&self, teacher: &Model, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
+        let path = self.path(files::STUDENT);
+        if path.exists() {
+            return Ok(Outcome::Finished);
+        }
+        let config = &self.config.distill;
+        let trainee = match self.resumed(StageKind::Distill)? {
+            Some(trainee) => trainee,
+            None => {
+                let decays = [config.target_ema, config.middle_ema, config.sample_ema];
+                Trainee::new(teacher, &decays, &self.device)
+            }
+        };
+        let mut distillation = Distillation {
+            batches: self.batches(&self.data, StageKind::Distill, config.batch, config.coupling),
+            schedule: Schedule {
+                learning_rate: config.learning_rate,
+                warmup_steps: config.warmup_steps,
+                gradient_clip: config.gradient_clip,
+            },
+            micro_batch: config.micro_batch.unwrap_or(config.batch),
+            curriculum: self.curriculum(),
+            distance: config.distance,
+            time_alpha: config.time_alpha as f32,
+            teacher: UNet::new(teacher, &self.device),
+            trainee,
+        };
+        let steps = (config.steps, config.batch);
+        let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
+        if outcome == Outcome::Finished {
+            let model = self.finished("student", &distillation, config.batch);
+            disk::write(&path, &model.to_bytes())?;
+            watch.note(&format!("student: {}", path.display()));
+        }
+        Ok(outcome)
+    }
+
+    fn curriculum(&self) -> Curriculum {
+        let config = &self.config.distill;
+        Curriculum {
+            mode: config.mode,
+            scope: config.scope,
+            threshold: config.threshold,
+            step_size: config.step_size as f32,
+        }
+    }
+
+    fn resumed(&self, stage: StageKind) -> Result<Option<Trainee>, RunError> {
+        let found = checkpoint::list(&self.path(files::CHECKPOINTS));
+        let newest = found.iter().rev().find(|checkpoint| checkpoint.stage == stage);
+        let trainee =
+            newest.map(|found| checkpoint::load(&found.path, &self.config.network, &self.device)).transpose()?;
+        Ok(trainee)
+    }
+
+    fn finished(&self, role: &str, stage: &dyn Stage, batch: usize) -> Model {
+        let trainee = stage.trainee();
+        let ema = stage.sampled();
+        ema.unet.to_model(ModelCard {
+            role: role.into(),
+            source: self.config.run.name.clone(),
+            data: self.config.data.source.clone().unwrap_or_default(),
+            classes: if self.config.data.class_conditional { self.data.classes().to_vec() } else { Vec::new() },
+            steps: trainee.step,
+            images: trainee.step * batch as u64,
+            seed: self.config.run.seed,
+            ema: Some(ema.decay),
+            version: env!("CARGO_PKG_VERSION").into(),
+        })
+    }
+
+    /// Takes the steps of a stage that are left, with metrics, samples and checkpoints.
+    fn drive(
+        &self,
+        kind: StageKind,
+        stage: &mut dyn Stage,
+        (steps, batch): (u64, usize),
+        watch: &mut dyn Watch,
+    ) -> Result<Outcome, RunError> {
+        let every = &self.config.run;
+        let checkpoints = self.path(files::CHECKPOINTS);
+        let mut log =
+            MetricsLog::open(&self.path(files::METRICS), kind, stage.trainee().step, every.log_every)?;
+        watch.stage(kind, stage.trainee().step, steps, batch);
+        while stage.trainee().step < steps {
+            let begin = Instant::now();
+            let report = stage.step();
+            if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
+                let last = checkpoint::list(&checkpoints).pop();
+                return Err(RunError::Diverged {
+                    stage: kind.name(),
+                    step: report.step,
+                    loss: report.loss,
+                    norm: report.gradient_norm,
+                    kept: last.map_or("there is no checkpoint yet".into(), |last| {
+                        format!("the last good checkpoint is {}", last.path.display())
+                    }),
+                });
+            }
+            if let Some(line) = log.add(kind, report, batch, begin.elapsed().as_secs_f64())? {
+                watch.line(&line);
+            }
+            let stop = watch.should_stop() && report.step < steps;
+            if report.step.is_multiple_of(every.checkpoint_every) || report.step == steps || stop {
+                let path = checkpoint::save(&checkpoints, kind, stage.trainee())?;
+                if stop {
+                    watch.note(&format!("stopped; `--resume` goes on from {}", path.display()));
+                    return Ok(Outcome::Interrupted);
+                }
+            }
+            if report.step.is_multiple_of(every.sample_every) || report.step == steps {
+                let (solver, evaluations) = match kind {
+                    StageKind::Teacher => (Solver::Euler, every.report_steps),
+                    StageKind::Distill => (Solver::Jumps, 1),
+                };
+                let request = Request::to_look_at(&self.config.network, every.report_images);
+                let picture = sample_grid(&stage.sampled().unet, solver, &request, evaluations, &self.device);
+                let name = format!("{}/{}-{:09}.png", files::SAMPLES, kind.name(), report.step);
+                disk::write(&self.path(&name), &picture.to_png()?)?;
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint.
+    ///
+    /// # Errors
+    /// A run that has not begun to distil.
+    pub fn curves(&self, teacher: &Model) -> Result<Curves, RunError> {
+        const IMAGES: usize = 512;
+        let trainee = self.resumed(StageKind::Distill)?.ok_or_else(|| {
+            RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
+        })?;
+        let student = trainee.unet.to_model(ModelCard::default());
+        let networks = Networks {
+            teacher: &UNet::new(teacher, &self.device),
+            target: &trainee.emas[distill::TARGET].unet,
+            student: &UNet::new(&student, &self.device),
+        };
+        let size = self.config.distill.batch.min(self.held_out.len());
+        let batches =
+            self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
+        Ok(curves(&networks, &batches, &self.curriculum(), IMAGES.min(self.held_out.len())))
+    }
+
+    /// The teacher of the run, given or trained.
+    ///
+    /// # Errors
+    /// A run whose teacher is not trained yet.
+    pub fn trained_teacher(&self) -> Result<Model, RunError> {
+        match &self.config.teacher.model {
+            Some(given) => Ok(disk::read_model(Path::new(given))?),
+            None => Ok(disk::read_model(&self.path(files::TEACHER))?),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Gathers what a run has made into its report.
+
+use std::time::Instant;
+
+use super::batches::StageKind;
+use super::disk;
+use super::metrics_log::{self, Line};
+use super::run::{Run, RunError, files};
+use super::samples::{Request, Solver, sample_grid};
+use super::unet::UNet;
+use crate::report::{Curves, DistillPoint, Grid, Growth, Pictures, Report, TeacherPoint};
+use crate::weights::Model;
+
+/// Pictures of the student's growth that the report shows.
+const GROWTH: usize = 6;
+
+/// Writes `report.html`.
+pub(super) fn write(run: &Run, teacher: &Model, curves: Option<Curves>) -> Result<(), RunError> {
+    let lines = metrics_log::read(&run.path(files::METRICS))?;
+    let of = |stage: StageKind| lines.iter().filter(move |line| line.stage == stage.name());
+    let student = disk::read_model(&run.path(files::STUDENT))?;
+    let spec = &run.config.network;
+    let (request, columns) = Request::to_look_at(spec, run.config.run.report_images);
+    let rows = request.labels.iter().step_by(columns.max(1));
+    let class = |&label: &u32| run.data.classes().get(label as usize).cloned().unwrap_or_default();
+    let report = Report {
+        title: run.config.run.name.clone(),
+        summary: format!(
+            "A one-step image generator for {}x{} images of {}, distilled from a flow-matching teacher with the \
+             Curriculum Consistency Model.",
+            spec.width,
+            spec.height,
+            run.config.data.source.as_deref().unwrap_or("the data"),
+        ),
+        command: run.command.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        tiles: tiles(run, of),
+        config_toml: run.config.to_toml().unwrap_or_default(),
+        pictures: Pictures {
+            student: Some(grid(run, &student, Solver::Jumps, 1)?),
+            teacher: Some(grid(run, teacher, Solver::Euler, run.config.run.report_steps)?),
+            rows: rows.map(class).collect(),
+            note: "Both from the same noise: the same place in both grids is the same seed.".into(),
+        },
+        growth: growth(run)?,
+        teacher: of(StageKind::Teacher)
+            .map(|line| TeacherPoint { images: line.images, loss: line.loss })
+            .collect(),
+        distill: of(StageKind::Distill)
+            .map(|line| DistillPoint {
+                images: line.images,
+                loss: line.loss,
+                kdc: line.kdc.unwrap_or(f64::NAN),
+                teacher_steps: line.teacher_steps.unwrap_or(f64::NAN),
+            })
+            .collect(),
+        curriculum: curves,
+    };
+    Ok(disk::write(&run.path(files::REPORT), report.to_html()?.as_bytes())?)
+}
+
+fn grid(run: &Run, model: &Model, solver: Solver, steps: usize) -> Result<Grid, RunError> {
+    let unet = UNet::new(model, &run.device);
+    let request = Request::to_look_at(&run.config.network, run.config.run.report_images);
+    let begin = Instant::now();
+    let picture = sample_grid(&unet, solver, &request, steps, &run.device);
+    let images = request.0.noise.len() / run.config.network.image_len();
+    let ms_per_image = Some(begin.elapsed().as_secs_f64() * 1e3 / images.max(1) as f64);
+    Ok(Grid { steps: steps as u32, ms_per_image, png: picture.to_png()? })
+}
+
+/// Some of the student's grids, evenly spread over the distillation.
+fn growth(run: &Run) -> Result<Vec<Growth>, RunError> {
+    let every = run.config.run.sample_every;
+    let steps = run.config.distill.steps;
+    let mut taken: Vec<u64> = (1..=steps / every).map(|i| i * every).collect();
+    if taken.last() != Some(&steps) {
+        taken.push(steps);
+    }
+    let shown = (0..GROWTH).map(|i| taken[i * (taken.len() - 1) / (GROWTH - 1)]);
+    let mut pictures: Vec<Growth> = Vec::new();
+    for step in shown {
+        let images = step * run.config.distill.batch as u64;
+        let path = run.path(&format!("{}/{}-{step:09}.png", files::SAMPLES, StageKind::Distill.name()));
+        if path.exists() && pictures.last().is_none_or(|last| last.images != images) {
+            pictures.push(Growth { images, png: disk::read(&path)? });
+        }
+    }
+    Ok(pictures)
+}
+
+fn tiles<'a, I: Iterator<Item = &'a Line>>(run: &Run, of: impl Fn(StageKind) -> I) -> Vec<(String, String)> {
+    let mut tiles = vec![(
+        "parameters".to_owned(),
+        format!("{:.2} M", run.config.network.parameters() as f64 / 1e6),
+    )];
+    for (stage, who) in [(StageKind::Teacher, "teacher"), (StageKind::Distill, "student")] {
+        let (mut images, mut seconds, mut last) = (0, 0.0, 0);
+        for line in of(stage) {
+            seconds += (line.images - last) as f64 / line.images_per_second;
+            last = line.images;
+            images = line.images;
+        }
+        if images > 0 {
+            tiles.push((format!("images seen by the {who}"), images.to_string()));
+            tiles.push((format!("training the {who}"), duration(seconds)));
+            tiles.push((format!("{who}, images a second"), format!("{:.0}", images as f64 / seconds)));
+        }
+    }
+    tiles
+}
+
+/// Seconds as a person says them.
+pub fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s:02} s"),
+        (h, m, _) => format!("{h} h {m:02} min"),
+    }
+}
