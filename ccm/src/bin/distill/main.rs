@@ -1,2 +1,73 @@
-//! x
-fn main(){}
+//! `distill`: from images to a one-step generator. Every subcommand is a file; the work is the library's.
+
+mod device;
+mod import;
+mod inspect;
+mod kdc;
+mod progress;
+mod run;
+mod sample;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Allocations of training are large and short-lived; the system's allocator gives each back to the kernel.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What went wrong, in one line that names the file or flag at fault.
+type Failure = Box<dyn std::error::Error>;
+
+/// Train one-step image generators with the Curriculum Consistency Model.
+///
+/// Without a subcommand: the `shapes` preset from start to end, with no download and no GPU needed. It leaves a
+/// folder `runs/shapes` with the models and a report to open in a browser.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  distill                                             shapes, teacher to report, a few minutes on a CPU
+  distill run --preset mnist --data mnist/            handwritten digits from the IDX files in a folder
+  distill run --preset cifar10 --data photos.zip      your own pictures; class = name of the folder
+  distill run --preset mnist --data mnist/ --resume   go on after Ctrl-C, a crash or a power cut
+  distill sample runs/shapes/student.safetensors --count 64 --out grid.png
+  distill import unet.pt --preset cifar10 --out teacher.safetensors
+  distill run --preset cifar10 --data cifar10.tgz --set teacher.model=teacher.safetensors";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a teacher on images and distil it into a one-step student
+    Run(run::Arguments),
+    /// Draw images from a model
+    Sample(sample::Arguments),
+    /// Turn a PyTorch checkpoint of torchcfm's U-Net into a model file
+    Import(import::Arguments),
+    /// Say what a model file holds
+    Inspect(inspect::Arguments),
+    /// Measure KDC and teacher steps against t for a run
+    Kdc(kdc::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command.unwrap_or_else(|| Command::Run(run::Arguments::default())) {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Sample(arguments) => sample::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Kdc(arguments) => kdc::run(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let line = failure.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            eprintln!("error: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! `distill kdc`: KDC and teacher steps against t for a run.
+
+use std::path::PathBuf;
+
+use ccm::data::Dataset;
+use ccm::train::disk;
+use ccm::train::run::{Run, files, read_config};
+
+use crate::Failure;
+use crate::device::{self, Choice};
+use crate::run::load_data;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The folder of the run
+    run: PathBuf,
+    #[arg(long, default_value = "auto")]
+    device: Choice,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let config = read_config(&arguments.run)?;
+    config.validate()?;
+    let (data, held_out): (Dataset, Dataset) = load_data(&config)?;
+    let (device, _) = device::open(arguments.device)?;
+    let run = Run { config, folder: arguments.run, device, data, held_out, command: String::new() };
+    let curves = run.curves(&run.trained_teacher()?)?;
+    println!("T = {} dB    curriculum               fixed step", curves.threshold);
+    println!("      t    KDC/dB  teacher steps    KDC/dB  teacher steps");
+    for (curriculum, fixed) in curves.curriculum.iter().zip(&curves.fixed) {
+        println!(
+            "   {:.2}    {:>6.1}  {:>13.2}    {:>6.1}  {:>13.2}",
+            curriculum.t, curriculum.kdc, curriculum.teacher_steps, fixed.kdc, fixed.teacher_steps
+        );
+    }
+    let path = run.folder.join(files::KDC);
+    disk::write(&path, serde_json::to_string_pretty(&curves)?.as_bytes())?;
+    println!("{}", path.display());
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! `distill run`: from images to a one-step generator.
+
+use std::path::{Path, PathBuf};
+
+use ccm::config::{Config, PRESETS, SHAPES};
+use ccm::data::{self, Dataset, Event, ImageShape, LoadOptions, Split};
+use ccm::train::run::{Outcome, Run, read_config, suit};
+
+use crate::Failure;
+use crate::device::{self, Choice};
+use crate::progress::Progress;
+
+#[derive(clap::Args, Default)]
+pub(crate) struct Arguments {
+    /// Configuration to start from: shapes, mnist, cifar10 or imagenet64; with --resume that of the run
+    #[arg(long)]
+    preset: Option<String>,
+    /// Images: MNIST's IDX files, CIFAR-10's binary batches, or any folder, .zip, .tar or .tgz of images whose
+    /// class is the name of their folder
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Folder of the run; by default runs/PRESET
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with a run that was stopped
+    #[arg(long)]
+    resume: bool,
+    #[arg(long, default_value = "auto")]
+    device: Choice,
+    /// Change a setting, such as distill.threshold=60; may be given many times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Write the resolved configuration to standard output and stop
+    #[arg(long)]
+    show_config: bool,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let folder = folder(&arguments);
+    let mut config = configuration(&arguments, &folder)?;
+    if arguments.show_config {
+        print!("{}", config.to_toml()?);
+        return Ok(());
+    }
+    let (data, held_out) = load_data(&config)?;
+    suit(&mut config, &data)?;
+    let (device, name) = device::open(arguments.device)?;
+    println!(
+        "network: {:.2} M parameters; device: {name}; run: {}",
+        config.network.parameters() as f64 / 1e6,
+        folder.display()
+    );
+    let command = std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
+    let run = Run { config, folder, device, data, held_out, command };
+    match run.go(arguments.resume, &mut Progress::new()?)? {
+        Outcome::Finished | Outcome::Interrupted => Ok(()),
+    }
+}
+
+/// The folder asked for, or `runs/PRESET`, with a number added if that is taken by an earlier run.
+fn folder(arguments: &Arguments) -> PathBuf {
+    if let Some(out) = &arguments.out {
+        return out.clone();
+    }
+    let preset = arguments.preset.as_deref().unwrap_or(PRESETS[0]);
+    let base = Path::new("runs").join(preset);
+    if arguments.resume || !base.exists() {
+        return base;
+    }
+    (2..)
+        .map(|number| Path::new("runs").join(format!("{preset}-{number}")))
+        .find(|folder| !folder.exists())
+        .unwrap_or(base)
+}
+
+fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure> {
+    let mut config = match (&arguments.preset, arguments.resume) {
+        (None, true) => read_config(folder)?,
+        (preset, _) => {
+            let preset = preset.as_deref().unwrap_or(PRESETS[0]);
+            Config::preset(preset).map_err(|error| format!("--preset: {error}"))?
+        }
+    };
+    if let Some(data) = &arguments.data {
+        let data = data.to_str().ok_or_else(|| format!("--data: {}: expected a name in UTF-8", data.display()))?;
+        config.data.source = Some(data.to_owned());
+    }
+    let mut config = config.with_overrides(&arguments.set).map_err(|error| format!("--set: {error}"))?;
+    if arguments.resume && arguments.preset.is_some() && config.network.num_classes.is_none() {
+        // What the data had filled in when the run began.
+        config.network.num_classes = read_config(folder)?.network.num_classes;
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+pub(crate) fn load_data(config: &Config) -> Result<(Dataset, Dataset), Failure> {
+    let network = &config.network;
+    let shape = ImageShape { channels: network.in_channels, height: network.height, width: network.width };
+    let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
+    if source == SHAPES {
+        const HELD_OUT: usize = 1024;
+        let count = config.data.count.unwrap_or(HELD_OUT);
+        let train = data::shapes(count, shape, Split::Train, config.run.seed)?;
+        println!("data: {} shapes, {} classes, {} MB", train.len(), train.classes().len(), train.memory() >> 20);
+        return Ok((train, data::shapes(HELD_OUT, shape, Split::HeldOut, config.run.seed)?));
+    }
+    let load = |split, says: bool| {
+        let mut say = |event: Event<'_>| {
+            if says {
+                describe(source, event);
+            }
+        };
+        data::load(Path::new(source), shape, split, LoadOptions::default(), &mut say)
+    };
+    Ok((load(Split::Train, true)?, load(Split::HeldOut, false)?))
+}
+
+fn describe(source: &str, event: Event<'_>) {
+    match event {
+        Event::Found { images, classes, left_out, bytes } => {
+            let left_out = if left_out > 0 { format!(", {left_out} left out") } else { String::new() };
+            println!("data: {source}: {images} images, {classes} classes{left_out}; {} MB of memory", bytes >> 20);
+        }
+        Event::Unreadable { name, reason } => eprintln!("data: {name}: {reason}; skipped"),
+        Event::Skipped { unreadable, kept } => println!("data: {unreadable} images skipped, {kept} kept"),
+        Event::Reading { .. } | Event::Progress { .. } => {}
+    }
+}

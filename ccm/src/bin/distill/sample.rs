@@ -1,0 +1,148 @@
+//! `distill sample`: images from a model.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ccm::sampler::image::grid;
+use ccm::spec::UNetSpec;
+use ccm::train::disk::{self, read_model};
+use ccm::train::samples::{Request, Solver, sample};
+use ccm::train::unet::UNet;
+use ccm::weights::{HostTensor, TensorFile};
+
+use crate::Failure;
+use crate::device::{self, Choice};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The model file
+    model: PathBuf,
+    /// Seed of the first image; the next image has the next seed
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Images to draw
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    /// Network evaluations an image: Euler steps of a teacher, jumps of a student. By default 1 for a student
+    /// and 50 for a teacher
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Class to draw, by number or name; by default each class in turn
+    #[arg(long)]
+    label: Option<String>,
+    /// Take the noise from tensor `x` (and the labels from `label`) of a safetensors file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "count", "label"])]
+    noise: Option<PathBuf>,
+    /// Picture of a grid (.png), or the images as tensor `images` (.safetensors)
+    #[arg(long, value_name = "FILE.png|FILE.safetensors")]
+    out: PathBuf,
+    /// Images in a row of the grid; by default about as many as rows
+    #[arg(long)]
+    columns: Option<usize>,
+    #[arg(long, default_value = "auto")]
+    device: Choice,
+}
+
+/// Images that go through the network together.
+const BATCH: usize = 64;
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let as_tensor = match arguments.out.extension().and_then(|extension| extension.to_str()) {
+        Some("png") => false,
+        Some("safetensors") => true,
+        _ => return Err(format!("--out: {}: expected a name in .png or .safetensors", arguments.out.display()).into()),
+    };
+    let model = read_model(&arguments.model)?;
+    let spec = &model.spec;
+    let solver = if model.card.role == "student" { Solver::Jumps } else { Solver::Euler };
+    let steps = arguments.steps.unwrap_or(if solver == Solver::Jumps { 1 } else { 50 });
+    for (flag, value, most) in [("--steps", steps, 10_000), ("--count", arguments.count, 100_000)] {
+        if !(1..=most).contains(&value) {
+            return Err(format!("{flag}: expected 1 to {most}, found {value}").into());
+        }
+    }
+    let request = match &arguments.noise {
+        Some(file) => read_noise(file, spec)?,
+        None => {
+            let labels = labels(&arguments, spec, &model.card.classes)?;
+            Request::from_seeds(spec, arguments.seed, &labels, arguments.count)
+        }
+    };
+    let (device, name) = device::open(arguments.device)?;
+    let unet = UNet::new(&model, &device);
+    let begin = Instant::now();
+    let images = sample(&unet, solver, &request, steps, BATCH, &device);
+    let seconds = begin.elapsed().as_secs_f64();
+
+    let count = images.len() / spec.image_len();
+    let dims = [spec.in_channels, spec.height, spec.width];
+    let file = if as_tensor {
+        let tensor = HostTensor::new([count, dims[0], dims[1], dims[2]], images);
+        let tensors = BTreeMap::from([("images".to_owned(), tensor)]);
+        TensorFile { tensors, description: String::new() }.to_bytes()
+    } else {
+        let columns = arguments.columns.unwrap_or((count as f64).sqrt().ceil() as usize);
+        grid(&images, dims, columns).to_png()?
+    };
+    disk::write(&arguments.out, &file)?;
+    println!(
+        "{}: {count} images, {steps} evaluations each, {:.1} ms an image on {name}",
+        arguments.out.display(),
+        seconds * 1e3 / count.max(1) as f64
+    );
+    Ok(())
+}
+
+fn labels(arguments: &Arguments, spec: &UNetSpec, classes: &[String]) -> Result<Vec<u32>, Failure> {
+    let Some(num_classes) = spec.num_classes else {
+        return match &arguments.label {
+            Some(_) => Err(format!("--label: {} has no classes", arguments.model.display()).into()),
+            None => Ok(Vec::new()),
+        };
+    };
+    let Some(label) = &arguments.label else {
+        return Ok((0..arguments.count).map(|i| (i % num_classes) as u32).collect());
+    };
+    let number = classes.iter().position(|class| class == label).or_else(|| label.parse().ok());
+    match number.filter(|&number| number < num_classes) {
+        Some(number) => Ok(vec![number as u32; arguments.count]),
+        None if classes.is_empty() => {
+            Err(format!("--label: expected 0 to {}, found `{label}`", num_classes - 1).into())
+        }
+        None => Err(format!(
+            "--label: expected 0 to {} or one of {}, found `{label}`",
+            num_classes - 1,
+            classes.join(", ")
+        )
+        .into()),
+    }
+}
+
+/// Noise and labels from a file, checked against the network.
+fn read_noise(path: &Path, spec: &UNetSpec) -> Result<Request, Failure> {
+    let fail = |what: String| -> Failure { format!("{}: {what}", path.display()).into() };
+    let mut file = TensorFile::from_bytes(&disk::read(path)?).map_err(|error| fail(error.to_string()))?;
+    let x = file.take("x").map_err(|error| fail(error.to_string()))?;
+    let dims = [spec.in_channels, spec.height, spec.width];
+    if x.shape.len() != 4 || x.shape[1..] != dims || x.shape[0] == 0 {
+        return Err(fail(format!(
+            "tensor `x`: expected shape [N, {}, {}, {}], found {:?}",
+            dims[0], dims[1], dims[2], x.shape
+        )));
+    }
+    let labels = match (spec.num_classes, file.take("label")) {
+        (None, _) => Vec::new(),
+        (Some(_), Err(error)) => return Err(fail(error.to_string())),
+        (Some(classes), Ok(label)) => {
+            if label.shape != [x.shape[0]] {
+                return Err(fail(format!("tensor `label`: expected shape [{}], found {:?}", x.shape[0], label.shape)));
+            }
+            if let Some(wrong) = label.values.iter().find(|value| !(0.0..classes as f32).contains(*value)) {
+                return Err(fail(format!("tensor `label`: expected 0 to {}, found {wrong}", classes - 1)));
+            }
+            label.values.iter().map(|value| *value as u32).collect()
+        }
+    };
+    Ok(Request { noise: x.values, labels, seed: 0 })
+}
