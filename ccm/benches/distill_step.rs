@@ -15,7 +15,7 @@ use ccm::train::distance::Distance;
 use ccm::train::distill::Distillation;
 use ccm::train::optimizer::Schedule;
 use ccm::train::teacher::Teacher;
-use ccm::train::trainee::{Stage, Trainee};
+use ccm::train::trainee::{Stage, Trainee, Workers};
 use ccm::train::unet::{UNet, random_model};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -45,6 +45,11 @@ fn small() -> UNetSpec {
     }
 }
 
+fn workers() -> Workers {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Workers::new(threads, BATCH, BATCH).unwrap()
+}
+
 fn steps(c: &mut Criterion) {
     let device = Device::flex();
     let shape = ImageShape { channels: 3, height: 32, width: 32 };
@@ -67,7 +72,7 @@ fn steps(c: &mut Criterion) {
     let mut teacher = Teacher {
         batches: batches(StageKind::Teacher),
         schedule,
-        micro_batch: BATCH,
+        workers: workers(),
         trainee: Trainee::new(&model, &[0.999], &device),
     };
     group.bench_function("teacher step", |b| b.iter(|| teacher.step()));
@@ -78,7 +83,7 @@ fn steps(c: &mut Criterion) {
     let mut distillation = Distillation {
         batches: batches(StageKind::Distill),
         schedule,
-        micro_batch: BATCH,
+        workers: workers(),
         curriculum,
         distance: Distance::PseudoHuber,
         time_alpha: 1.0,

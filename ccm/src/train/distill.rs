@@ -1,14 +1,12 @@
 //! Distils a student: one straight line, to be read beside PAPER.md §5.
 
-use burn::tensor::Tensor;
-
 use super::batches::{Batch, Batches};
 use super::curriculum::{Curriculum, Goal, Mode, Start, times};
 use super::distance::Distance;
 use super::ema::Ema;
 use super::flow::{jump, path};
 use super::optimizer::Schedule;
-use super::trainee::{Stage, StepReport, Trainee};
+use super::trainee::{Stage, StepReport, Trainee, Workers};
 use super::unet::UNet;
 
 /// Places of the averages in [`Trainee::emas`].
@@ -22,8 +20,8 @@ pub struct Distillation<'a> {
     pub batches: Batches<'a>,
     /// How a gradient becomes a step.
     pub schedule: Schedule,
-    /// Images in a backward pass.
-    pub micro_batch: usize,
+    /// Who computes.
+    pub workers: Workers,
     /// How far the teacher looks ahead.
     pub curriculum: Curriculum,
     /// What the student minimises.
@@ -43,11 +41,10 @@ pub fn sample_times(uniform: &[f32], step_size: f32, alpha: f32) -> Vec<f32> {
 
 impl Stage for Distillation<'_> {
     fn step(&mut self) -> StepReport {
-        let Self { curriculum, distance, time_alpha, teacher, .. } = self;
-        let target = self.trainee.emas[TARGET].unet.clone();
-        let (mut kdc, mut teacher_steps) = (0.0, 0);
+        let Self { batches, schedule, workers, curriculum, distance, time_alpha, teacher, trainee } = self;
+        let target = trainee.emas[TARGET].unet.clone();
 
-        let loss = |student: &UNet, Batch { x0, x1, uniform, label }: Batch| -> Tensor<1> {
+        let loss = |student: &UNet, Batch { x0, x1, uniform, label }: Batch| {
             let t = sample_times(&uniform, curriculum.step_size, *time_alpha);
             let times = times(&t, &x0.device());
             let x_t = path(&x0, &x1, &times);
@@ -56,22 +53,21 @@ impl Stage for Distillation<'_> {
             let direction = (curriculum.mode == Mode::Ct).then(|| x1 - x0);
             let start = Start { estimate: estimate.clone().inner(), x_t, t, label, direction };
             let goal: Goal = curriculum.goal(start, teacher, &target);
-            kdc += goal.kdc.iter().sum::<f64>();
-            teacher_steps += goal.steps.iter().sum::<usize>();
-            distance.mean(estimate, goal.target.autodiff())
+            let walked = (goal.kdc.iter().sum::<f64>(), goal.steps.iter().sum::<usize>() as f64);
+            (distance.mean(estimate, goal.target.autodiff()), walked)
         };
 
-        let batch = self.batches.batch(self.trainee.step);
-        let (loss, gradient_norm) = self.trainee.learn(&self.schedule, &batch, self.micro_batch, loss);
-        let step = self.trainee.step;
-        let per_image = 1.0 / batch.len() as f64;
+        let batch = batches.batch(trainee.step);
+        let (loss, gradient_norm, walked) = trainee.learn(schedule, &batch, workers, loss);
+        let step = trainee.step;
+        let mean = |sum: f64| Some(sum / batch.len() as f64);
         StepReport {
             step,
             images: step * batch.len() as u64,
             loss,
             gradient_norm,
-            kdc: Some(kdc * per_image),
-            teacher_steps: Some(teacher_steps as f64 * per_image),
+            kdc: mean(walked.iter().map(|(kdc, _)| kdc).sum()),
+            teacher_steps: mean(walked.iter().map(|(_, steps)| steps).sum()),
         }
     }
 

@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use super::batches::{Batches, StageKind};
 use super::checkpoint::{self, CheckpointError};
 use super::coupling::Coupling;
-use super::curriculum::Curriculum;
+use super::curriculum::{Curriculum, Scope};
 use super::disk::{self, DiskError, ModelFileError};
 use super::distill::{self, Distillation};
 use super::kdc_curve::{Networks, curves};
@@ -20,7 +20,7 @@ use super::optimizer::Schedule;
 use super::samples::{Request, Solver, sample_grid};
 use super::summary;
 use super::teacher::Teacher;
-use super::trainee::{Stage, Trainee};
+use super::trainee::{Stage, Trainee, Workers};
 use super::unet::{UNet, random_model};
 use crate::config::{Config, ConfigError};
 use crate::data::{DataError, Dataset};
@@ -57,6 +57,9 @@ pub enum RunError {
     /// A grid of samples cannot be made.
     #[error("samples: {0}")]
     Picture(#[from] image::ImageError),
+    /// The system gives no threads.
+    #[error("threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
     /// There is a run already.
     #[error("{0}: holds a run already; `--resume` goes on with it, another `--out` starts a new one")]
     Exists(PathBuf),
@@ -122,6 +125,8 @@ pub struct Run {
     pub folder: PathBuf,
     /// Where the tensors live.
     pub device: Device,
+    /// Threads that share a batch: those of the CPU, or 1 for a GPU.
+    pub threads: usize,
     /// The images to train on.
     pub data: Dataset,
     /// Images that are not trained on.
@@ -280,7 +285,7 @@ impl Run {
                 warmup_steps: config.warmup_steps,
                 gradient_clip: config.gradient_clip,
             },
-            micro_batch: config.micro_batch.unwrap_or(config.batch),
+            workers: self.workers(config.batch, config.micro_batch)?,
             trainee,
         };
         let steps = (config.steps, config.batch);
@@ -314,7 +319,11 @@ impl Run {
                 warmup_steps: config.warmup_steps,
                 gradient_clip: config.gradient_clip,
             },
-            micro_batch: config.micro_batch.unwrap_or(config.batch),
+            workers: match config.scope {
+                Scope::Image => self.workers(config.batch, config.micro_batch)?,
+                // One KDC over the whole batch wants the batch in one piece.
+                Scope::Batch => Workers::new(1, config.batch, config.batch)?,
+            },
             curriculum: self.curriculum(),
             distance: config.distance,
             time_alpha: config.time_alpha as f32,
@@ -329,6 +338,12 @@ impl Run {
             watch.note(&format!("student: {}", path.display()));
         }
         Ok(outcome)
+    }
+
+    fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
+        // Dropout draws from one generator, and two threads would race for its numbers.
+        let threads = if self.config.network.dropout > 0.0 { 1 } else { self.threads };
+        Ok(Workers::new(threads, batch, micro_batch.unwrap_or(batch))?)
     }
 
     fn curriculum(&self) -> Curriculum {

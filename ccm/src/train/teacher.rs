@@ -8,7 +8,7 @@ use super::distance::Distance;
 use super::ema::Ema;
 use super::flow::path;
 use super::optimizer::Schedule;
-use super::trainee::{Stage, StepReport, Trainee};
+use super::trainee::{Stage, StepReport, Trainee, Workers};
 use super::unet::UNet;
 
 /// A teacher in training.
@@ -17,25 +17,25 @@ pub struct Teacher<'a> {
     pub batches: Batches<'a>,
     /// How a gradient becomes a step.
     pub schedule: Schedule,
-    /// Images in a backward pass.
-    pub micro_batch: usize,
+    /// Who computes.
+    pub workers: Workers,
     /// The network.
     pub trainee: Trainee,
 }
 
 /// Regresses `v(x_t, t)` onto `x1 - x0`, with `t` uniform in [0, 1).
-fn flow_matching(unet: &UNet, batch: Batch) -> Tensor<1> {
+fn flow_matching(unet: &UNet, batch: Batch) -> (Tensor<1>, ()) {
     let t = times(&batch.uniform, &batch.x0.device());
     let x_t = path(&batch.x0, &batch.x1, &t);
     let v = unet.forward(x_t.autodiff(), t, batch.label);
-    Distance::L2.mean(v, (batch.x1 - batch.x0).autodiff())
+    (Distance::L2.mean(v, (batch.x1 - batch.x0).autodiff()), ())
 }
 
 impl Stage for Teacher<'_> {
     fn step(&mut self) -> StepReport {
         let batch = self.batches.batch(self.trainee.step);
-        let (loss, gradient_norm) =
-            self.trainee.learn(&self.schedule, &batch, self.micro_batch, flow_matching);
+        let (loss, gradient_norm, _) =
+            self.trainee.learn(&self.schedule, &batch, &self.workers, flow_matching);
         let step = self.trainee.step;
         let images = step * batch.len() as u64;
         StepReport { step, images, loss, gradient_norm, kdc: None, teacher_steps: None }

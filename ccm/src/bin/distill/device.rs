@@ -17,8 +17,17 @@ pub(crate) enum Choice {
     Cpu,
 }
 
-/// Opens a device, and names it for a person.
-pub(crate) fn open(choice: Choice) -> Result<(Device, String), Failure> {
+/// A device that is ready.
+pub(crate) struct Opened {
+    pub(crate) device: Device,
+    /// What a person calls it.
+    pub(crate) name: String,
+    /// Threads that share a batch on it.
+    pub(crate) threads: usize,
+}
+
+/// Opens a device.
+pub(crate) fn open(choice: Choice) -> Result<Opened, Failure> {
     let (flag, backends, api) = match choice {
         Choice::Cpu => return Ok(cpu()),
         Choice::Auto => ("auto", Backends::PRIMARY, None),
@@ -48,12 +57,12 @@ pub(crate) fn open(choice: Choice) -> Result<(Device, String), Failure> {
         None => options,
     };
     let device = options.init().map_err(|error| format!("--device {flag}: {}: {error}", info.name))?;
-    Ok((device, format!("{} ({:?})", info.name, info.backend)))
+    Ok(Opened { device, name: format!("{} ({:?})", info.name, info.backend), threads: 1 })
 }
 
-fn cpu() -> (Device, String) {
+fn cpu() -> Opened {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    (Device::flex(), format!("CPU, {threads} threads"))
+    Opened { device: Device::flex(), name: format!("CPU, {threads} threads"), threads }
 }
 
 fn adapters(backends: Backends) -> Vec<AdapterInfo> {

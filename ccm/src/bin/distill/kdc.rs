@@ -7,7 +7,7 @@ use ccm::train::disk;
 use ccm::train::run::{Run, files, read_config};
 
 use crate::Failure;
-use crate::device::{self, Choice};
+use crate::device::{self, Choice, Opened};
 use crate::run::load_data;
 
 #[derive(clap::Args)]
@@ -22,8 +22,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = read_config(&arguments.run)?;
     config.validate()?;
     let (data, held_out): (Dataset, Dataset) = load_data(&config)?;
-    let (device, _) = device::open(arguments.device)?;
-    let run = Run { config, folder: arguments.run, device, data, held_out, command: String::new() };
+    let Opened { device, threads, .. } = device::open(arguments.device)?;
+    let run = Run { config, folder: arguments.run, device, threads, data, held_out, command: String::new() };
     let curves = run.curves(&run.trained_teacher()?)?;
     println!("T = {} dB    curriculum               fixed step", curves.threshold);
     println!("      t    KDC/dB  teacher steps    KDC/dB  teacher steps");

@@ -7,7 +7,7 @@ use ccm::data::{self, Dataset, Event, ImageShape, LoadOptions, Split};
 use ccm::train::run::{Outcome, Run, read_config, suit};
 
 use crate::Failure;
-use crate::device::{self, Choice};
+use crate::device::{self, Choice, Opened};
 use crate::progress::Progress;
 
 #[derive(clap::Args, Default)]
@@ -44,14 +44,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let (data, held_out) = load_data(&config)?;
     suit(&mut config, &data)?;
-    let (device, name) = device::open(arguments.device)?;
+    let Opened { device, name, threads } = device::open(arguments.device)?;
     println!(
         "network: {:.2} M parameters; device: {name}; run: {}",
         config.network.parameters() as f64 / 1e6,
         folder.display()
     );
     let command = std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
-    let run = Run { config, folder, device, data, held_out, command };
+    let run = Run { config, folder, device, threads, data, held_out, command };
     match run.go(arguments.resume, &mut Progress::new()?)? {
         Outcome::Finished | Outcome::Interrupted => Ok(()),
     }

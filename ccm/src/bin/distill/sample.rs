@@ -12,7 +12,7 @@ use ccm::train::unet::UNet;
 use ccm::weights::{HostTensor, TensorFile};
 
 use crate::Failure;
-use crate::device::{self, Choice};
+use crate::device::{self, Choice, Opened};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             Request::from_seeds(spec, arguments.seed, &labels, arguments.count)
         }
     };
-    let (device, name) = device::open(arguments.device)?;
+    let Opened { device, name, .. } = device::open(arguments.device)?;
     let unet = UNet::new(&model, &device);
     let begin = Instant::now();
     let images = sample(&unet, solver, &request, steps, BATCH, &device);

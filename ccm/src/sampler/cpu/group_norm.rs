@@ -46,6 +46,7 @@ struct Moments {
 }
 
 impl Moments {
+    #[inline(always)]
     fn of(x: &[f32], epsilon: f32) -> Self {
         let count = x.len() as f32;
         let mean = sum(x, |value| value) / count;
