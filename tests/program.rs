@@ -1,0 +1,85 @@
+//! Running `distill`, and small data for it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ccm::data::{ImageShape, Split, shapes};
+use ccm::sampler::image::grid;
+
+/// A network and a training that are done in a moment.
+pub const TINY: [&str; 44] = [
+    "--set", "network.height=8",
+    "--set", "network.width=8",
+    "--set", "network.model_channels=32",
+    "--set", "network.channel_mult=[1, 1]",
+    "--set", "network.attention_resolutions=[4]",
+    "--set", "network.num_res_blocks=1",
+    "--set", "network.num_head_channels=16",
+    "--set", "teacher.steps=4",
+    "--set", "distill.steps=4",
+    "--set", "teacher.batch=8",
+    "--set", "distill.batch=8",
+    "--set", "teacher.warmup_steps=2",
+    "--set", "distill.warmup_steps=2",
+    "--set", "distill.step_size=0.25",
+    "--set", "run.log_every=2",
+    "--set", "run.sample_every=4",
+    "--set", "run.checkpoint_every=2",
+    "--set", "run.report_steps=2",
+    "--set", "run.report_images=16",
+    "--set", "run.seed=5",
+    "--set", "distill.learning_rate=1e-3",
+    "--set", "teacher.learning_rate=1e-3",
+];
+
+/// The program, which the test script builds.
+pub fn distill() -> Command {
+    let test = std::env::current_exe().expect("a test has a path");
+    let program = test.ancestors().nth(2).map(|folder| folder.join("distill")).unwrap_or_default();
+    assert!(program.exists(), "{}: not built; `cargo build` builds it", program.display());
+    Command::new(program)
+}
+
+/// Runs a command that must succeed, and gives back what it prints.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.output().expect("the program starts");
+    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a command that must fail with status 1 and one line, which must hold every one of `parts`.
+pub fn fail(command: &mut Command, parts: &[&str]) {
+    let output = command.output().expect("the program starts");
+    let line = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{command:?}\n{line}");
+    assert_eq!(line.trim_end().lines().count(), 1, "one line expected:\n{line}");
+    for part in parts {
+        assert!(line.contains(part), "`{part}` expected in: {line}");
+    }
+}
+
+/// A folder of PNG pictures, one folder a class.
+pub fn picture_folder(folder: &Path, count: usize) {
+    let data = shapes(count, ImageShape { channels: 3, height: 12, width: 10 }, Split::Train, 1).expect("shapes");
+    for i in 0..count {
+        let class = folder.join(&data.classes()[data.label(i) as usize]);
+        fs::create_dir_all(&class).expect("a folder");
+        let png = grid(&data.batch(&[i], &[]), [3, 12, 10], 1).to_png().expect("a picture");
+        fs::write(class.join(format!("{i:03}.png")), png).expect("a file");
+    }
+}
+
+/// MNIST's four files with `count` pictures each, 8 by 8.
+pub fn write_idx(folder: &Path, count: usize) -> PathBuf {
+    const SIDE: u32 = 8;
+    for name in ["train", "t10k"] {
+        let mut images = [0x0000_0803u32, count as u32, SIDE, SIDE].map(u32::to_be_bytes).concat();
+        images.extend((0..count as u32 * SIDE * SIDE).map(|i| (i * 7 % 256) as u8));
+        fs::write(folder.join(format!("{name}-images-idx3-ubyte")), images).expect("a file");
+        let mut labels = [0x0000_0801u32, count as u32].map(u32::to_be_bytes).concat();
+        labels.extend((0..count).map(|i| (i % 10) as u8));
+        fs::write(folder.join(format!("{name}-labels-idx1-ubyte")), labels).expect("a file");
+    }
+    folder.to_owned()
+}

@@ -1,0 +1,238 @@
+//! Bad input ends in one clear line that names the file, tensor or flag, and exit status 1.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed, write_idx};
+use ccm_tests::{configurations, fixtures};
+use tempfile::{TempDir, tempdir};
+
+fn run(folder: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = distill();
+    command.args(["run", "--device", "cpu", "--out"]).arg(folder.path().join("run")).args(TINY).args(arguments);
+    command
+}
+
+fn mnist(folder: &TempDir, data: &Path) -> Command {
+    let mut command = run(folder, &["--preset", "mnist"]);
+    command.arg("--data").arg(data);
+    command
+}
+
+fn cut(path: &Path, keep: usize) {
+    let bytes = fs::read(path).unwrap();
+    assert!(keep < bytes.len());
+    fs::write(path, &bytes[..keep]).unwrap();
+}
+
+#[test]
+fn data_that_are_missing_or_empty() {
+    let folder = tempdir().unwrap();
+    fail(&mut mnist(&folder, &folder.path().join("nowhere")), &["nowhere"]);
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    fail(&mut mnist(&folder, &empty), &["empty", "image"]);
+    fail(&mut run(&folder, &["--preset", "mnist"]), &["--data"]);
+    assert!(!folder.path().join("run").exists(), "nothing is left behind");
+}
+
+#[test]
+fn truncated_archives() {
+    let folder = tempdir().unwrap();
+    let pictures = folder.path().join("pictures");
+    picture_folder(&pictures, 48);
+
+    let tar = |path: &Path| {
+        let file = fs::File::create(path).unwrap();
+        let mut status = Command::new("tar");
+        status.args(["-C"]).arg(&pictures).args(["-cz", "."]).stdout(file);
+        assert!(status.status().unwrap().success());
+    };
+    let tgz = folder.path().join("pictures.tgz");
+    tar(&tgz);
+    succeed(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&tgz));
+    cut(&tgz, fs::read(&tgz).unwrap().len() / 2);
+    fail(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&tgz), &["pictures.tgz", "truncated"]);
+
+    let zip = folder.path().join("pictures.zip");
+    // The end of a zip file is its directory; without it, any content is cut short.
+    fs::File::create(&zip).unwrap().write_all(b"PK\x03\x04 and then nothing").unwrap();
+    fail(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&zip), &["pictures.zip"]);
+
+    let idx = folder.path().join("idx");
+    fs::create_dir(&idx).unwrap();
+    write_idx(&idx, 32);
+    let images = idx.join("train-images-idx3-ubyte");
+    assert!(Command::new("gzip").arg(&images).status().unwrap().success());
+    let gz = idx.join("train-images-idx3-ubyte.gz");
+    cut(&gz, fs::read(&gz).unwrap().len() / 2);
+    fail(&mut mnist(&folder, &idx), &["train-images-idx3-ubyte.gz", "truncated"]);
+}
+
+#[test]
+fn idx_files_that_claim_too_much_or_hold_impossible_labels() {
+    let folder = tempdir().unwrap();
+    let idx = write_idx(folder.path(), 32);
+    let images = idx.join("train-images-idx3-ubyte");
+    let mut bytes = fs::read(&images).unwrap();
+    bytes[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
+    fs::write(&images, &bytes).unwrap();
+    fail(&mut mnist(&folder, &idx), &["train-images-idx3-ubyte"]);
+
+    let idx = write_idx(folder.path(), 32);
+    let labels = idx.join("train-labels-idx1-ubyte");
+    let mut bytes = fs::read(&labels).unwrap();
+    bytes[8 + 5] = 11;
+    fs::write(&labels, &bytes).unwrap();
+    fail(&mut mnist(&folder, &idx), &["train-labels-idx1-ubyte", "11"]);
+}
+
+#[test]
+fn settings_that_do_not_exist_or_are_out_of_range() {
+    let folder = tempdir().unwrap();
+    let cases: [(&[&str], &[&str]); 11] = [
+        (&["--preset", "mnits"], &["--preset", "mnits", "mnist"]),
+        (&["--set", "distill.treshold=60"], &["--set", "distill.treshold", "distill.threshold"]),
+        (&["--set", "distill.threshold=400"], &["distill.threshold", "400"]),
+        (&["--set", "distill.step_size=0"], &["distill.step_size", "0"]),
+        (&["--set", "distill.step_size=1.5"], &["distill.step_size", "1.5"]),
+        (&["--set", "distill.mode=cm"], &["distill.mode", "`cd`", "cm"]),
+        (&["--set", "teacher.steps=many"], &["teacher.steps", "many"]),
+        (&["--set", "network.channel_mult=[]"], &["channel_mult"]),
+        (&["--set", "network.attention_resolutions=[5]"], &["attention_resolutions", "5"]),
+        (&["--set", "data.count=64", "--set", "teacher.batch=65"], &["teacher.batch", "64", "65"]),
+        (&["--set", "threshold"], &["--set", "threshold", "key=value"]),
+    ];
+    for (arguments, parts) in cases {
+        fail(&mut run(&folder, arguments), parts);
+    }
+    assert!(!folder.path().join("run").exists(), "nothing is left behind");
+}
+
+#[test]
+fn resuming_where_there_is_nothing_or_something_else() {
+    let folder = tempdir().unwrap();
+    fail(&mut run(&folder, &["--resume"]), &["--resume", "config.toml"]);
+    succeed(&mut run(&folder, &["--set", "data.count=64"]));
+    let changed = ["--preset", "shapes", "--resume", "--set", "data.count=64", "--set", "distill.threshold=55"];
+    fail(&mut run(&folder, &changed), &["--resume", "distill.threshold: 60", "55"]);
+    fail(&mut run(&folder, &["--set", "data.count=64"]), &["--resume", "run"]);
+}
+
+#[test]
+fn damaged_models() {
+    let folder = tempdir().unwrap();
+    let (name, _) = configurations().remove(0);
+    let (checkpoint, spec) = (fixtures().join(format!("{name}.pt")), description(&folder, &name));
+    let model = folder.path().join("model.safetensors");
+    succeed(distill().arg("import").arg(&checkpoint).arg("--spec").arg(&spec).arg("--out").arg(&model));
+    let sample = |model: &Path| {
+        let mut command = distill();
+        command.arg("sample").arg(model).arg("--out").arg(folder.path().join("x.png"));
+        command
+    };
+
+    let damaged = folder.path().join("damaged.safetensors");
+    let whole = fs::read(&model).unwrap();
+    for keep in [0, 7, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&damaged, &whole[..keep]).unwrap();
+        fail(&mut sample(&damaged), &["damaged.safetensors"]);
+    }
+    let mut claims = whole.clone();
+    claims[..8].copy_from_slice(&(u64::MAX / 2).to_le_bytes());
+    fs::write(&damaged, claims).unwrap();
+    fail(&mut sample(&damaged), &["damaged.safetensors", "claims"]);
+    // Another width of the network: every tensor has the wrong shape, and the first is named.
+    let header = String::from_utf8_lossy(&whole).into_owned();
+    let place = header.find("\\\"num_res_blocks\\\":").expect("the spec in the header") + 19;
+    let mut other = whole.clone();
+    other[place] = b'3';
+    fs::write(&damaged, other).unwrap();
+    fail(&mut sample(&damaged), &["damaged.safetensors", "tensor `"]);
+    fail(&mut sample(&folder.path().join("none.safetensors")), &["none.safetensors"]);
+
+    fail(sample(&model).args(["--label", "3"]), &["--label"]);
+    fail(sample(&model).args(["--steps", "0"]), &["--steps"]);
+    fail(distill().arg("sample").arg(&model).args(["--out", "x.jpg"]), &["--out", "x.jpg"]);
+}
+
+fn description(folder: &TempDir, name: &str) -> std::path::PathBuf {
+    let text = fs::read_to_string(fixtures().join("configs.json")).unwrap();
+    let configs: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let path = folder.path().join("spec.json");
+    fs::write(&path, configs[name].to_string()).unwrap();
+    path
+}
+
+#[test]
+fn checkpoints_that_do_not_fit() {
+    let folder = tempdir().unwrap();
+    let (name, _) = configurations().remove(0);
+    let (whole, spec) = (fixtures().join(format!("{name}.pt")), description(&folder, &name));
+    let out = folder.path().join("model.safetensors");
+    let import = |checkpoint: &Path, spec: &Path| {
+        let mut command = distill();
+        command.arg("import").arg(checkpoint).arg("--spec").arg(spec).arg("--out").arg(&out);
+        command
+    };
+    fail(import(&whole, &spec).args(["--key", "emma_model"]), &["emma_model", "ema_model"]);
+    fail(&mut import(&folder.path().join("none.pt"), &spec), &["none.pt"]);
+    let damaged = folder.path().join("damaged.pt");
+    let bytes = fs::read(&whole).unwrap();
+    for keep in [0, 10, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&damaged, &bytes[..keep]).unwrap();
+        fail(&mut import(&damaged, &spec), &["damaged.pt"]);
+    }
+
+    // The description of another network: one more block a level, one block fewer is not possible here.
+    let text = fs::read_to_string(&spec).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let other = folder.path().join("other.json");
+    value["num_res_blocks"] = (value["num_res_blocks"].as_u64().unwrap() + 1).into();
+    fs::write(&other, value.to_string()).unwrap();
+    fail(&mut import(&whole, &other), &["tensor `"]);
+    fs::write(&other, text.replace("num_channels", "num_chanels")).unwrap();
+    fail(&mut import(&whole, &other), &["num_chanels"]);
+    fs::write(&other, "{").unwrap();
+    fail(&mut import(&whole, &other), &["other.json", "JSON"]);
+    assert!(!out.exists(), "nothing is left behind");
+}
+
+#[test]
+fn noise_files_that_do_not_fit() {
+    let folder = tempdir().unwrap();
+    let configurations = configurations();
+    let Some((name, _)) = configurations.iter().find(|(_, spec)| spec.num_classes.is_some()) else { return };
+    let model = folder.path().join("model.safetensors");
+    let mut import = distill();
+    import.arg("import").arg(fixtures().join(format!("{name}.pt"))).arg("--spec").arg(description(&folder, name));
+    succeed(import.arg("--out").arg(&model));
+    let noise = folder.path().join("noise.safetensors");
+    let write = |shape: [usize; 4], label: Option<f32>| {
+        use ccm::weights::{HostTensor, TensorFile};
+        let mut file = TensorFile::default();
+        file.tensors.insert("x".into(), HostTensor::new(shape, vec![0.0; shape.iter().product()]));
+        if let Some(label) = label {
+            file.tensors.insert("label".into(), HostTensor::new([shape[0]], vec![label; shape[0]]));
+        }
+        fs::write(&noise, file.to_bytes()).unwrap();
+    };
+    let spec = &configurations.iter().find(|(found, _)| found == name).unwrap().1;
+    let right = [2, spec.in_channels, spec.height, spec.width];
+    let sample = || {
+        let mut command = distill();
+        command.arg("sample").arg(&model).arg("--noise").arg(&noise).arg("--out").arg(folder.path().join("x.png"));
+        command
+    };
+    write([2, 1, 3, 5], Some(0.0));
+    fail(&mut sample(), &["noise.safetensors", "`x`", "[2, 1, 3, 5]"]);
+    write(right, None);
+    fail(&mut sample(), &["noise.safetensors", "`label`"]);
+    write(right, Some(1e6));
+    fail(&mut sample(), &["noise.safetensors", "`label`", "1000000"]);
+    write(right, Some(1.0));
+    succeed(&mut sample());
+}

@@ -1,0 +1,105 @@
+//! The gradient that training follows is the slope of the loss.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use ccm::noise::Noise;
+use ccm::spec::UNetSpec;
+use ccm::train::curriculum::times;
+use ccm::train::distance::Distance;
+use ccm::train::flow::jump;
+use ccm::train::optimizer::gradients;
+use ccm::train::unet::{UNet, random_model, to_host};
+use ccm::weights::Model;
+
+fn specs() -> [UNetSpec; 2] {
+    let plain = UNetSpec {
+        in_channels: 3,
+        height: 8,
+        width: 8,
+        model_channels: 32,
+        num_res_blocks: 1,
+        channel_mult: vec![1.0, 2.0],
+        attention_resolutions: vec![4],
+        num_heads: 2,
+        num_head_channels: None,
+        num_heads_upsample: None,
+        use_scale_shift_norm: false,
+        resblock_updown: false,
+        use_new_attention_order: false,
+        dropout: 0.0,
+        num_classes: Some(3),
+    };
+    let other = UNetSpec {
+        use_scale_shift_norm: true,
+        resblock_updown: true,
+        use_new_attention_order: true,
+        num_head_channels: Some(16),
+        ..plain.clone()
+    };
+    [plain, other]
+}
+
+/// Weights of which none is zero, so that every layer has a say.
+fn model(spec: &UNetSpec) -> Model {
+    let mut model = random_model(spec, 3);
+    for (i, tensor) in model.tensors.iter_mut().enumerate() {
+        let mut noise = Noise::new(4, i as u64);
+        for value in &mut tensor.values {
+            *value += 0.05 * noise.normal();
+        }
+    }
+    model
+}
+
+/// The student's loss of PAPER.md §5, with a given target.
+fn loss(model: &Model, device: &Device, distance: Distance) -> (UNet, Tensor<1>) {
+    let spec = &model.spec;
+    let unet = UNet::new(model, device);
+    let mut noise = Noise::new(5, 0);
+    let shape = [2, spec.in_channels, spec.height, spec.width];
+    let mut images = || Tensor::<4>::from_data(TensorData::new(noise.normals(2 * spec.image_len()), shape), device);
+    let (x_t, target) = (images(), images());
+    let t = times(&[0.1, 0.7], device);
+    let label = Tensor::<1, Int>::from_data([2, 0], device);
+    let estimate = jump(x_t.clone(), &t, unet.forward(x_t, t.clone(), Some(label)));
+    let loss = distance.mean(estimate, target);
+    (unet, loss)
+}
+
+#[test]
+fn the_gradient_of_the_students_loss_is_its_slope() {
+    let device = Device::flex().autodiff();
+    for spec in specs() {
+        for distance in [Distance::PseudoHuber, Distance::L2, Distance::L1] {
+            let model = model(&spec);
+            let (unet, value) = loss(&model, &device, distance);
+            let gradients: Vec<Vec<f32>> = gradients(&unet, &value).into_iter().map(to_host).collect();
+            for (tensor, gradient) in model.tensors.iter().zip(&gradients) {
+                assert_eq!(tensor.values.len(), gradient.len());
+            }
+            // Along a random direction in each tensor, one tensor after the other.
+            for (i, tensor) in spec.tensors().iter().enumerate() {
+                let direction = Noise::new(6, i as u64).normals(gradients[i].len());
+                let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
+                let expected: f64 =
+                    direction.iter().zip(&gradients[i]).map(|(d, g)| f64::from(d * g)).sum::<f64>() / f64::from(length);
+                const STEP: f32 = 1e-2;
+                let at = |sign: f32| {
+                    let mut moved = model.clone();
+                    for (value, d) in moved.tensors[i].values.iter_mut().zip(&direction) {
+                        *value += sign * STEP * d / length;
+                    }
+                    f64::from(to_host(loss(&moved, &device, distance).1)[0])
+                };
+                let slope = (at(1.0) - at(-1.0)) / (2.0 * f64::from(STEP));
+                // Rounding of the loss, about 1e-7, is divided by the step.
+                let tolerance = 2e-4 + 0.03 * expected.abs();
+                assert!(
+                    (slope - expected).abs() < tolerance,
+                    "{distance:?}, {}: slope {slope:.6}, gradient {expected:.6}",
+                    tensor.name
+                );
+            }
+        }
+    }
+}

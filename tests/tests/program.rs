@@ -1,0 +1,211 @@
+//! The program end to end: every preset's path, stop and resume, import, samples.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use ccm::train::checkpoint;
+use ccm::weights::{Model, TensorFile};
+use ccm_tests::program::{TINY, distill, picture_folder, succeed, write_idx};
+use ccm_tests::{configurations, fixtures, relative_error, tensors};
+use tempfile::tempdir;
+
+fn assert_run_is_whole(folder: &Path) {
+    for file in ["config.toml", "metrics.jsonl", "kdc.json", "report.html"] {
+        assert!(folder.join(file).metadata().unwrap().len() > 0, "{file}");
+    }
+    for (file, role) in [("teacher.safetensors", "teacher"), ("student.safetensors", "student")] {
+        let model = Model::from_bytes(&fs::read(folder.join(file)).unwrap()).unwrap();
+        assert_eq!(model.card.role, role);
+        assert!(model.tensors.iter().flat_map(|tensor| &tensor.values).all(|value| value.is_finite()));
+    }
+    let report = fs::read_to_string(folder.join("report.html")).unwrap();
+    assert!(report.matches("data:image/png;base64,").count() >= 2, "pictures of student and teacher");
+    assert!(report.contains("<svg"), "charts");
+    for line in fs::read_to_string(folder.join("metrics.jsonl")).unwrap().lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["loss"].as_f64().unwrap() > 0.0 && line["images_per_second"].as_f64().unwrap() > 0.0);
+    }
+    let pictures = fs::read_dir(folder.join("samples")).unwrap().count();
+    assert!(pictures >= 2, "{pictures} grids of samples");
+}
+
+fn run_preset(preset: &str, data: Option<&Path>, more: &[&str]) {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut command = distill();
+    command.args(["run", "--device", "cpu", "--preset", preset, "--out"]).arg(&out);
+    if let Some(data) = data {
+        command.arg("--data").arg(data);
+    }
+    succeed(command.args(TINY).args(more));
+    assert_run_is_whole(&out);
+}
+
+#[test]
+fn shapes_from_teacher_to_report() {
+    run_preset("shapes", None, &["--set", "data.count=64"]);
+}
+
+#[test]
+fn mnist_from_idx_files() {
+    let data = tempdir().unwrap();
+    write_idx(data.path(), 64);
+    run_preset("mnist", Some(data.path()), &["--set", "network.height=8", "--set", "network.width=8"]);
+}
+
+#[test]
+fn cifar10_from_a_folder_of_pictures_with_dropout_and_gradient_accumulation() {
+    let data = tempdir().unwrap();
+    picture_folder(data.path(), 40);
+    run_preset("cifar10", Some(data.path()), &["--set", "teacher.micro_batch=2", "--set", "distill.micro_batch=2"]);
+}
+
+#[test]
+fn imagenet64_with_scale_shift_and_resampling_blocks() {
+    let data = tempdir().unwrap();
+    picture_folder(data.path(), 40);
+    run_preset("imagenet64", Some(data.path()), &["--set", "teacher.micro_batch=4", "--set", "distill.micro_batch=4"]);
+}
+
+#[test]
+fn consistency_training_fixed_steps_and_the_published_scope() {
+    for more in [["--set", "distill.mode=ct"], ["--set", "distill.mode=fixed"], ["--set", "distill.scope=batch"]] {
+        run_preset("shapes", None, &[&["--set", "data.count=64"][..], &more].concat());
+    }
+}
+
+/// Arguments of a run that lasts long enough to be stopped.
+fn slow(out: &Path) -> std::process::Command {
+    let mut command = distill();
+    command.args(["run", "--device", "cpu", "--preset", "shapes", "--out"]).arg(out).args(TINY).args([
+        "--set",
+        "data.count=64",
+        "--set",
+        "teacher.steps=30",
+        "--set",
+        "distill.steps=30",
+        "--set",
+        "run.checkpoint_every=4",
+    ]);
+    command
+}
+
+fn wait_for(what: &str, child: &mut Child, reached: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !reached() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before {what}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "no {what} after two minutes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bytes() {
+    let folder = tempdir().unwrap();
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    succeed(&mut slow(&whole));
+
+    // Killed in the teacher, killed in the distillation, interrupted in the distillation.
+    let checkpoints = stopped.join("checkpoints");
+    let after = |stage: &str, step: u64| {
+        let (checkpoints, stage) = (checkpoints.clone(), stage.to_owned());
+        move || checkpoint::list(&checkpoints).iter().any(|found| found.stage.name() == stage && found.step >= step)
+    };
+    let mut child = slow(&stopped).stdout(Stdio::null()).spawn().unwrap();
+    wait_for("a teacher's checkpoint", &mut child, after("teacher", 8));
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let mut child = slow(&stopped).arg("--resume").stdout(Stdio::null()).spawn().unwrap();
+    wait_for("a student's checkpoint", &mut child, after("distill", 8));
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let child = slow(&stopped).arg("--resume").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = child;
+    wait_for("a further checkpoint", &mut child, after("distill", 16));
+    // Ctrl-C.
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("--resume"), "{output:?}");
+
+    succeed(slow(&stopped).arg("--resume"));
+    for file in ["teacher.safetensors", "student.safetensors"] {
+        let read = |run: &Path| fs::read(run.join(file)).unwrap();
+        assert!(read(&whole) == read(&stopped), "{file} differs");
+    }
+    assert_eq!(checkpoint::list(&checkpoints).len(), 2, "the last two checkpoints are kept");
+    let steps = |run: &Path| -> Vec<(String, u64)> {
+        let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.map(|line| (line["stage"].to_string(), line["step"].as_u64().unwrap())).collect()
+    };
+    assert_eq!(steps(&whole), steps(&stopped));
+    assert_run_is_whole(&stopped);
+
+    // A run that is finished has nothing left to do.
+    succeed(slow(&stopped).arg("--resume"));
+    // Its own configuration is enough.
+    succeed(distill().args(["run", "--device", "cpu", "--resume", "--out"]).arg(&stopped));
+    let kdc = succeed(distill().args(["kdc", "--device", "cpu"]).arg(&stopped));
+    assert!(kdc.contains("curriculum") && kdc.contains("fixed step"), "{kdc}");
+}
+
+#[test]
+fn import_inspect_and_sample_agree_with_pytorch() {
+    let folder = tempdir().unwrap();
+    for (name, spec) in configurations() {
+        let configs: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(fixtures().join("configs.json")).unwrap()).unwrap();
+        let description = folder.path().join(format!("{name}.json"));
+        fs::write(&description, configs[&name].to_string()).unwrap();
+        let model = folder.path().join(format!("{name}.safetensors"));
+        succeed(
+            distill()
+                .arg("import")
+                .arg(fixtures().join(format!("{name}.pt")))
+                .arg("--spec")
+                .arg(&description)
+                .arg("--out")
+                .arg(&model),
+        );
+        let said = succeed(distill().args(["inspect", "--tensors"]).arg(&model));
+        assert!(said.contains(&spec.parameters().to_string()) && said.contains("middle_block.1.qkv.weight"), "{said}");
+
+        let reference = fixtures().join(format!("{name}_io.safetensors"));
+        let io = tensors(&format!("{name}_io.safetensors"));
+        for (steps, expected) in [("1", "one_step"), ("4", "euler_4")] {
+            let out = folder.path().join("images.safetensors");
+            let mut command = distill();
+            command.args(["sample", "--device", "cpu", "--steps", steps, "--noise"]).arg(&reference);
+            succeed(command.arg("--out").arg(&out).arg(&model));
+            let found = TensorFile::from_bytes(&fs::read(&out).unwrap()).unwrap();
+            let error = relative_error(&found.tensors["images"].values, &io[expected].values);
+            assert!(error < 1e-4, "{name}, {expected}: {error:.2e}");
+        }
+
+        let grid = folder.path().join("grid.png");
+        succeed(distill().args(["sample", "--device", "cpu", "--count", "5", "--steps", "1", "--out"]).arg(&grid).arg(&model));
+        assert!(fs::read(&grid).unwrap().starts_with(b"\x89PNG"));
+    }
+}
+
+#[test]
+fn an_imported_teacher_can_be_distilled() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("first");
+    let mut first = distill();
+    first.args(["run", "--device", "cpu", "--out"]).arg(&out).args(TINY).args(["--set", "data.count=64"]);
+    succeed(&mut first);
+    let teacher = format!("teacher.model={}", out.join("teacher.safetensors").display());
+    let second = folder.path().join("second");
+    let mut again = distill();
+    again.args(["run", "--device", "cpu", "--out"]).arg(&second).args(TINY);
+    succeed(again.args(["--set", "data.count=64", "--set", &teacher]));
+    let read = |run: &Path| fs::read(run.join("student.safetensors")).unwrap();
+    assert!(read(&out) == read(&second), "the same teacher gives the same student");
+}
