@@ -361,7 +361,6 @@ mod tests {
 
     use burn::tensor::activation::silu;
     use burn::tensor::module::conv2d;
-    use burn::tensor::ops::PaddedConvOptions;
     use burn::tensor::{Device, TensorData};
 
     use super::*;
@@ -414,8 +413,8 @@ mod tests {
                     let ours = |(x, weight, bias): Inputs| conv(x, weight, bias, stride);
                     let theirs = |(x, weight, bias): Inputs| {
                         let padding = kernel / 2;
-                        let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1);
-                        conv2d(x, weight, None, PaddedConvOptions::from(options))
+                        let options = ConvOptions { stride: [stride; 2], padding: [(padding, padding); 2], dilation: [1; 2], groups: 1 };
+                        conv2d(x, weight, None, options)
                             + bias.reshape([bias_images, out, 1, 1])
                     };
                     compare(&what, &inputs, ours, theirs);
