@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Sets up what the tests need, builds everything and runs every test.
+#
+# Needs Rust (https://rustup.rs) and a C compiler. On Debian and Ubuntu, as root, it installs what is missing:
+#   build-essential        a linker, for a machine that has only Rust
+#   mesa-vulkan-drivers    Vulkan on the CPU, for the one test that takes a training step through wgpu
+# Without them that test says that it found no adapter, and all others run.
+#
+# CCM_FIXTURES names the folder of reference numbers; by default ../shared/fixtures beside the repository.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+missing() { # packages that are not installed
+    for package in "$@"; do
+        dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
+    done
+}
+if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    packages=$(command -v cc >/dev/null || missing build-essential)
+    if [ -n "$packages" ]; then
+        echo "installing: $packages"
+        apt-get update -qq
+        # shellcheck disable=SC2086
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+    fi
+fi
+
+cargo fmt --all --check
+# The same profile and the same features throughout, so that Burn is compiled once.
+cargo build --workspace --all-targets
+cargo test --workspace
