@@ -27,7 +27,10 @@ pub fn configurations() -> Vec<(String, UNetSpec)> {
     let configs: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).expect("configs.json");
     let mut configs: Vec<_> = configs.into_iter().collect();
     configs.sort_by_key(|(name, _)| text.find(&format!("\"{name}\"")));
-    configs.into_iter().map(|(name, value)| (name, spec_from_json(&value.to_string()).expect("spec"))).collect()
+    configs
+        .into_iter()
+        .map(|(name, value)| (name, spec_from_json(&value.to_string()).expect("spec")))
+        .collect()
 }
 
 /// The model in a checkpoint of the fixtures.

@@ -9,28 +9,50 @@ use ccm::sampler::image::grid;
 
 /// A network and a training that are done in a moment.
 pub const TINY: [&str; 44] = [
-    "--set", "network.height=8",
-    "--set", "network.width=8",
-    "--set", "network.model_channels=32",
-    "--set", "network.channel_mult=[1, 1]",
-    "--set", "network.attention_resolutions=[4]",
-    "--set", "network.num_res_blocks=1",
-    "--set", "network.num_head_channels=16",
-    "--set", "teacher.steps=4",
-    "--set", "distill.steps=4",
-    "--set", "teacher.batch=8",
-    "--set", "distill.batch=8",
-    "--set", "teacher.warmup_steps=2",
-    "--set", "distill.warmup_steps=2",
-    "--set", "distill.step_size=0.25",
-    "--set", "run.log_every=2",
-    "--set", "run.sample_every=4",
-    "--set", "run.checkpoint_every=2",
-    "--set", "run.report_steps=2",
-    "--set", "run.report_images=16",
-    "--set", "run.seed=5",
-    "--set", "distill.learning_rate=1e-3",
-    "--set", "teacher.learning_rate=1e-3",
+    "--set",
+    "network.height=8",
+    "--set",
+    "network.width=8",
+    "--set",
+    "network.model_channels=32",
+    "--set",
+    "network.channel_mult=[1, 1]",
+    "--set",
+    "network.attention_resolutions=[4]",
+    "--set",
+    "network.num_res_blocks=1",
+    "--set",
+    "network.num_head_channels=16",
+    "--set",
+    "teacher.steps=4",
+    "--set",
+    "distill.steps=4",
+    "--set",
+    "teacher.batch=8",
+    "--set",
+    "distill.batch=8",
+    "--set",
+    "teacher.warmup_steps=2",
+    "--set",
+    "distill.warmup_steps=2",
+    "--set",
+    "distill.step_size=0.25",
+    "--set",
+    "run.log_every=2",
+    "--set",
+    "run.sample_every=4",
+    "--set",
+    "run.checkpoint_every=2",
+    "--set",
+    "run.report_steps=2",
+    "--set",
+    "run.report_images=16",
+    "--set",
+    "run.seed=5",
+    "--set",
+    "distill.learning_rate=1e-3",
+    "--set",
+    "teacher.learning_rate=1e-3",
 ];
 
 /// The program, which the test script builds.
@@ -61,7 +83,8 @@ pub fn fail(command: &mut Command, parts: &[&str]) {
 
 /// A folder of PNG pictures, one folder a class.
 pub fn picture_folder(folder: &Path, count: usize) {
-    let data = shapes(count, ImageShape { channels: 3, height: 12, width: 10 }, Split::Train, 1).expect("shapes");
+    let data =
+        shapes(count, ImageShape { channels: 3, height: 12, width: 10 }, Split::Train, 1).expect("shapes");
     for i in 0..count {
         let class = folder.join(&data.classes()[data.label(i) as usize]);
         fs::create_dir_all(&class).expect("a folder");

@@ -16,7 +16,7 @@ missing() { # packages that are not installed
     done
 }
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-    packages=$(command -v cc >/dev/null || missing build-essential)
+    packages=$(command -v cc >/dev/null || missing build-essential; missing mesa-vulkan-drivers)
     if [ -n "$packages" ]; then
         echo "installing: $packages"
         apt-get update -qq

@@ -1,5 +1,65 @@
-//! x
-#![allow(missing_docs)]
+//! One-step image generators: the Curriculum Consistency Model (Liu et al., "See Further When Clear", CVPR 2025,
+//! arXiv 2412.06295), trained on any GPU that wgpu reaches or on the CPU.
+//!
+//! A *teacher* learns to carry noise to images by flow matching; that takes tens of network evaluations an
+//! image. A *student*, distilled from it, takes one. The crate has two halves with one door between them:
+//!
+//! ```text
+//! images ──> teacher ──> student ──> model.safetensors ──> pixels
+//!            └── train (Burn) ──┘        weights           sampler
+//! ```
+//!
+//! - [`spec`] is the only description of a network, and [`weights`] the only way in and out of a file.
+//! - [`train`] (feature `train`) is everything that needs Burn: the network, flow matching, the curriculum.
+//! - [`sampler`] holds the kernels, and needs neither Burn nor a file system.
+//! - [`data`], [`config`] and [`report`] are what a run reads and leaves; the program `distill` joins them.
+//!
+//! # Example
+//!
+//! A teacher and a one-step student of small coloured shapes, a few steps of each:
+//!
+//! ```
+//! # #[cfg(feature = "train")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use burn::tensor::Device;
+//! use ccm::config::Config;
+//! use ccm::data::{ImageShape, Split, shapes};
+//! use ccm::train::run::{Outcome, Run, Watch, suit};
+//!
+//! /// Says nothing and never stops; a program would draw a bar.
+//! struct Quiet;
+//! impl Watch for Quiet {
+//!     fn stage(&mut self, _: ccm::train::batches::StageKind, _: u64, _: u64, _: usize) {}
+//!     fn line(&mut self, _: &ccm::train::metrics_log::Line) {}
+//!     fn note(&mut self, _: &str) {}
+//!     fn should_stop(&self) -> bool {
+//!         false
+//!     }
+//! }
+//!
+//! let tiny = ["teacher.steps=2", "distill.steps=2", "teacher.batch=4", "distill.batch=4", "run.report_steps=2"];
+//! let mut config = Config::preset("shapes")?.with_overrides(&tiny.map(String::from))?;
+//! let shape = ImageShape { channels: 3, height: 16, width: 16 };
+//! let (data, held_out) = (shapes(64, shape, Split::Train, 0)?, shapes(16, shape, Split::HeldOut, 0)?);
+//! suit(&mut config, &data)?;
+//! let folder = tempfile::tempdir()?;
+//! let run = Run {
+//!     config,
+//!     folder: folder.path().join("run"),
+//!     device: Device::flex(),
+//!     threads: 2,
+//!     data,
+//!     held_out,
+//!     command: "an example".into(),
+//! };
+//! assert_eq!(run.go(false, &mut Quiet)?, Outcome::Finished);
+//! assert!(folder.path().join("run/student.safetensors").exists());
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "train"))]
+//! # fn main() {}
+//! ```
+
 #[cfg(feature = "train")]
 pub mod config;
 #[cfg(feature = "train")]

@@ -157,7 +157,9 @@ impl UNetSpec {
         require(matches!(self.in_channels, 1 | 3), "in_channels", || {
             format!("expected 1 (grey) or 3 (RGB), found {}", self.in_channels)
         })?;
-        require((1..=8).contains(&levels), "channel_mult", || format!("expected 1 to 8 levels, found {levels}"))?;
+        require((1..=8).contains(&levels), "channel_mult", || {
+            format!("expected 1 to 8 levels, found {levels}")
+        })?;
         let divisor = 1 << (levels - 1);
         for (field, size) in [("height", self.height), ("width", self.width)] {
             require((4..=1024).contains(&size) && size % divisor == 0, field, || {
@@ -167,9 +169,11 @@ impl UNetSpec {
         require((1..=16).contains(&self.num_res_blocks), "num_res_blocks", || {
             format!("expected 1 to 16, found {}", self.num_res_blocks)
         })?;
-        require((2..=4096).contains(&self.model_channels) && self.model_channels.is_multiple_of(2), "model_channels", || {
-            format!("expected an even number from 2 to 4096, found {}", self.model_channels)
-        })?;
+        require(
+            (2..=4096).contains(&self.model_channels) && self.model_channels.is_multiple_of(2),
+            "model_channels",
+            || format!("expected an even number from 2 to 4096, found {}", self.model_channels),
+        )?;
         for (level, &mult) in self.channel_mult.iter().enumerate() {
             require(mult.is_finite() && mult > 0.0 && mult <= 64.0, "channel_mult", || {
                 format!("expected factors above 0 and at most 64, found {mult}")
@@ -183,16 +187,27 @@ impl UNetSpec {
             })?;
         }
         for &resolution in &self.attention_resolutions {
-            require((0..levels).any(|level| self.width >> level == resolution), "attention_resolutions", || {
-                format!(
-                    "no feature map is {resolution} wide; the widths are {}",
-                    (0..levels).map(|level| (self.width >> level).to_string()).collect::<Vec<_>>().join(", ")
-                )
-            })?;
+            require(
+                (0..levels).any(|level| self.width >> level == resolution),
+                "attention_resolutions",
+                || {
+                    format!(
+                        "no feature map is {resolution} wide; the widths are {}",
+                        (0..levels)
+                            .map(|level| (self.width >> level).to_string())
+                            .collect::<Vec<_>>()
+                            .join(", ")
+                    )
+                },
+            )?;
         }
         require(self.num_heads > 0, "num_heads", || "expected at least 1, found 0".into())?;
-        require(self.num_heads_upsample != Some(0), "num_heads_upsample", || "expected at least 1, found 0".into())?;
-        require(self.num_head_channels != Some(0), "num_head_channels", || "expected at least 1, found 0".into())?;
+        require(self.num_heads_upsample != Some(0), "num_heads_upsample", || {
+            "expected at least 1, found 0".into()
+        })?;
+        require(self.num_head_channels != Some(0), "num_head_channels", || {
+            "expected at least 1, found 0".into()
+        })?;
         require((0.0..1.0).contains(&self.dropout), "dropout", || {
             format!("expected a probability from 0 up to but not including 1, found {}", self.dropout)
         })?;
@@ -227,7 +242,10 @@ impl UNetSpec {
     }
 
     fn attention(&self, channels: usize, num_heads: usize) -> LayerSpec {
-        LayerSpec::Attention { channels, num_heads: self.num_head_channels.map_or(num_heads, |width| channels / width) }
+        LayerSpec::Attention {
+            channels,
+            num_heads: self.num_head_channels.map_or(num_heads, |width| channels / width),
+        }
     }
 
     /// The network, block by block.
@@ -236,9 +254,11 @@ impl UNetSpec {
         let attends = |level: usize| self.attention_resolutions.contains(&(self.width >> level));
         let resample = |channels, direction| {
             vec![match (self.resblock_updown, direction) {
-                (true, _) => {
-                    LayerSpec::ResBlock { in_channels: channels, out_channels: channels, resample: Some(direction) }
-                }
+                (true, _) => LayerSpec::ResBlock {
+                    in_channels: channels,
+                    out_channels: channels,
+                    resample: Some(direction),
+                },
                 (false, Resample::Down) => LayerSpec::Downsample { channels },
                 (false, Resample::Up) => LayerSpec::Upsample { channels },
             }]
@@ -251,7 +271,8 @@ impl UNetSpec {
         for level in 0..levels {
             let out_channels = self.level_channels(level);
             for _ in 0..self.num_res_blocks {
-                let mut block = vec![LayerSpec::ResBlock { in_channels: channels, out_channels, resample: None }];
+                let mut block =
+                    vec![LayerSpec::ResBlock { in_channels: channels, out_channels, resample: None }];
                 channels = out_channels;
                 if attends(level) {
                     block.push(self.attention(channels, self.num_heads));
@@ -365,11 +386,14 @@ impl TensorList<'_> {
         for (j, layer) in layers.iter().enumerate() {
             let name = format!("{prefix}.{j}");
             match *layer {
-                LayerSpec::Conv { in_channels, out_channels } => self.conv(&name, in_channels, out_channels, 3),
+                LayerSpec::Conv { in_channels, out_channels } => {
+                    self.conv(&name, in_channels, out_channels, 3)
+                }
                 LayerSpec::ResBlock { in_channels, out_channels, .. } => {
                     self.norm(&format!("{name}.in_layers.0"), in_channels);
                     self.conv(&format!("{name}.in_layers.2"), in_channels, out_channels, 3);
-                    let conditions = if self.spec.use_scale_shift_norm { 2 * out_channels } else { out_channels };
+                    let conditions =
+                        if self.spec.use_scale_shift_norm { 2 * out_channels } else { out_channels };
                     self.linear(&format!("{name}.emb_layers.1"), self.embed, conditions);
                     self.norm(&format!("{name}.out_layers.0"), out_channels);
                     self.conv(&format!("{name}.out_layers.3"), out_channels, out_channels, 3);

@@ -90,7 +90,10 @@ impl TensorFile {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let length = bytes.get(..8).and_then(|head| head.try_into().ok()).map(u64::from_le_bytes);
         let length = length.ok_or_else(|| {
-            WeightsError::Malformed(format!("expected a header of at least 8 bytes, found {} bytes", bytes.len()))
+            WeightsError::Malformed(format!(
+                "expected a header of at least 8 bytes, found {} bytes",
+                bytes.len()
+            ))
         })?;
         if length > bytes.len() as u64 - 8 {
             return Err(WeightsError::Malformed(format!(
@@ -206,8 +209,8 @@ impl Model {
         if file.description.is_empty() {
             return Err(WeightsError::NoModel("there is none".into()));
         }
-        let Description { spec, card } =
-            serde_json::from_str(&file.description).map_err(|error| WeightsError::NoModel(error.to_string()))?;
+        let Description { spec, card } = serde_json::from_str(&file.description)
+            .map_err(|error| WeightsError::NoModel(error.to_string()))?;
         Self::new(spec, card, file.tensors)
     }
 

@@ -12,7 +12,11 @@ use tempfile::{TempDir, tempdir};
 
 fn run(folder: &TempDir, arguments: &[&str]) -> Command {
     let mut command = distill();
-    command.args(["run", "--device", "cpu", "--out"]).arg(folder.path().join("run")).args(TINY).args(arguments);
+    command
+        .args(["run", "--device", "cpu", "--out"])
+        .arg(folder.path().join("run"))
+        .args(TINY)
+        .args(arguments);
     command
 }
 
@@ -117,7 +121,8 @@ fn resuming_where_there_is_nothing_or_something_else() {
     let folder = tempdir().unwrap();
     fail(&mut run(&folder, &["--resume"]), &["--resume", "config.toml"]);
     succeed(&mut run(&folder, &["--set", "data.count=64"]));
-    let changed = ["--preset", "shapes", "--resume", "--set", "data.count=64", "--set", "distill.threshold=55"];
+    let changed =
+        ["--preset", "shapes", "--resume", "--set", "data.count=64", "--set", "distill.threshold=55"];
     fail(&mut run(&folder, &changed), &["--resume", "distill.threshold: 60", "55"]);
     fail(&mut run(&folder, &["--set", "data.count=64"]), &["--resume", "run"]);
 }
@@ -208,7 +213,11 @@ fn noise_files_that_do_not_fit() {
     let Some((name, _)) = configurations.iter().find(|(_, spec)| spec.num_classes.is_some()) else { return };
     let model = folder.path().join("model.safetensors");
     let mut import = distill();
-    import.arg("import").arg(fixtures().join(format!("{name}.pt"))).arg("--spec").arg(description(&folder, name));
+    import
+        .arg("import")
+        .arg(fixtures().join(format!("{name}.pt")))
+        .arg("--spec")
+        .arg(description(&folder, name));
     succeed(import.arg("--out").arg(&model));
     let noise = folder.path().join("noise.safetensors");
     let write = |shape: [usize; 4], label: Option<f32>| {
@@ -224,7 +233,13 @@ fn noise_files_that_do_not_fit() {
     let right = [2, spec.in_channels, spec.height, spec.width];
     let sample = || {
         let mut command = distill();
-        command.arg("sample").arg(&model).arg("--noise").arg(&noise).arg("--out").arg(folder.path().join("x.png"));
+        command
+            .arg("sample")
+            .arg(&model)
+            .arg("--noise")
+            .arg(&noise)
+            .arg("--out")
+            .arg(folder.path().join("x.png"));
         command
     };
     write([2, 1, 3, 5], Some(0.0));

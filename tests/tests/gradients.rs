@@ -57,7 +57,8 @@ fn loss(model: &Model, device: &Device, distance: Distance) -> (UNet, Tensor<1>)
     let unet = UNet::new(model, device);
     let mut noise = Noise::new(5, 0);
     let shape = [2, spec.in_channels, spec.height, spec.width];
-    let mut images = || Tensor::<4>::from_data(TensorData::new(noise.normals(2 * spec.image_len()), shape), device);
+    let mut images =
+        || Tensor::<4>::from_data(TensorData::new(noise.normals(2 * spec.image_len()), shape), device);
     let (x_t, target) = (images(), images());
     let t = times(&[0.1, 0.7], device);
     let label = Tensor::<1, Int>::from_data([2, 0], device);
@@ -82,7 +83,8 @@ fn the_gradient_of_the_students_loss_is_its_slope() {
                 let direction = Noise::new(6, i as u64).normals(gradients[i].len());
                 let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
                 let expected: f64 =
-                    direction.iter().zip(&gradients[i]).map(|(d, g)| f64::from(d * g)).sum::<f64>() / f64::from(length);
+                    direction.iter().zip(&gradients[i]).map(|(d, g)| f64::from(d * g)).sum::<f64>()
+                        / f64::from(length);
                 const STEP: f32 = 1e-2;
                 let at = |sign: f32| {
                     let mut moved = model.clone();

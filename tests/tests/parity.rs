@@ -37,7 +37,8 @@ fn velocities_and_samples_are_those_of_pytorch() {
         let (x, label) = (images(&io["x"], &device), labels(&io, &device));
         let t = Tensor::<1>::from_data(io["t"].values.as_slice(), &device);
         assert_close(&format!("{name}, v"), unet.forward(x.clone(), t, label.clone()), &io["velocity"]);
-        let one = multistep(&unet, x.clone(), label.as_ref(), 1, |_| unreachable!("one step needs no more noise"));
+        let one =
+            multistep(&unet, x.clone(), label.as_ref(), 1, |_| unreachable!("one step needs no more noise"));
         assert_close(&format!("{name}, one step"), one, &io["one_step"]);
         assert_close(&format!("{name}, Euler"), euler(&unet, x, label.as_ref(), 4), &io["euler_4"]);
     }
@@ -81,23 +82,30 @@ fn the_curriculum_is_that_of_the_paper_row_by_row() {
         let t: Vec<f32> = rows.iter().map(|&i| io["t"].values[i]).collect();
         let x_t = Tensor::<4>::from_data(TensorData::new(gather("x_t"), shape), &device);
         let times = Tensor::<1>::from_data(t.as_slice(), &device);
-        let estimate = ccm::train::flow::jump(x_t.clone(), &times, student.forward(x_t.clone(), times.clone(), None));
+        let estimate =
+            ccm::train::flow::jump(x_t.clone(), &times, student.forward(x_t.clone(), times.clone(), None));
         assert!(relative_error(&to_host(estimate.clone()), &gather("estimate")) < TOLERANCE);
 
-        let curriculum =
-            Curriculum { mode: Mode::Cd, scope: Scope::Image, threshold: f64::from(threshold), step_size: 0.03 };
-        let goal = curriculum.goal(
-            Start { estimate, x_t, t, label: None, direction: None },
-            &teacher,
-            &target,
-        );
+        let curriculum = Curriculum {
+            mode: Mode::Cd,
+            scope: Scope::Image,
+            threshold: f64::from(threshold),
+            step_size: 0.03,
+        };
+        let goal =
+            curriculum.goal(Start { estimate, x_t, t, label: None, direction: None }, &teacher, &target);
         let found = to_host(goal.target);
         for (place, &i) in rows.iter().enumerate() {
             let at = |name: &str| f64::from(io[name].values[i]);
             let what = format!("row {i}, T = {threshold}, t = {}", at("t"));
             assert_eq!(goal.steps[place] as f64, at("steps"), "{what}: steps");
             assert!((f64::from(goal.u[place]) - at("u")).abs() < 1e-5, "{what}: u = {}", goal.u[place]);
-            assert!((goal.kdc[place] - at("kdc")).abs() < 1e-2, "{what}: KDC {} not {}", goal.kdc[place], at("kdc"));
+            assert!(
+                (goal.kdc[place] - at("kdc")).abs() < 1e-2,
+                "{what}: KDC {} not {}",
+                goal.kdc[place],
+                at("kdc")
+            );
             let error = relative_error(&found[place * image..(place + 1) * image], &row("target", i));
             assert!(error < TOLERANCE, "{what}: target off by {error:.2e}");
         }

@@ -60,19 +60,29 @@ fn mnist_from_idx_files() {
 fn cifar10_from_a_folder_of_pictures_with_dropout_and_gradient_accumulation() {
     let data = tempdir().unwrap();
     picture_folder(data.path(), 40);
-    run_preset("cifar10", Some(data.path()), &["--set", "teacher.micro_batch=2", "--set", "distill.micro_batch=2"]);
+    run_preset(
+        "cifar10",
+        Some(data.path()),
+        &["--set", "teacher.micro_batch=2", "--set", "distill.micro_batch=2"],
+    );
 }
 
 #[test]
 fn imagenet64_with_scale_shift_and_resampling_blocks() {
     let data = tempdir().unwrap();
     picture_folder(data.path(), 40);
-    run_preset("imagenet64", Some(data.path()), &["--set", "teacher.micro_batch=4", "--set", "distill.micro_batch=4"]);
+    run_preset(
+        "imagenet64",
+        Some(data.path()),
+        &["--set", "teacher.micro_batch=4", "--set", "distill.micro_batch=4"],
+    );
 }
 
 #[test]
 fn consistency_training_fixed_steps_and_the_published_scope() {
-    for more in [["--set", "distill.mode=ct"], ["--set", "distill.mode=fixed"], ["--set", "distill.scope=batch"]] {
+    for more in
+        [["--set", "distill.mode=ct"], ["--set", "distill.mode=fixed"], ["--set", "distill.scope=batch"]]
+    {
         run_preset("shapes", None, &[&["--set", "data.count=64"][..], &more].concat());
     }
 }
@@ -112,7 +122,11 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     let checkpoints = stopped.join("checkpoints");
     let after = |stage: &str, step: u64| {
         let (checkpoints, stage) = (checkpoints.clone(), stage.to_owned());
-        move || checkpoint::list(&checkpoints).iter().any(|found| found.stage.name() == stage && found.step >= step)
+        move || {
+            checkpoint::list(&checkpoints)
+                .iter()
+                .any(|found| found.stage.name() == stage && found.step >= step)
+        }
     };
     let mut child = slow(&stopped).stdout(Stdio::null()).spawn().unwrap();
     wait_for("a teacher's checkpoint", &mut child, after("teacher", 8));
@@ -128,7 +142,13 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     let mut child = child;
     wait_for("a further checkpoint", &mut child, after("distill", 16));
     // Ctrl-C.
-    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("--resume"), "{output:?}");
@@ -174,7 +194,10 @@ fn import_inspect_and_sample_agree_with_pytorch() {
                 .arg(&model),
         );
         let said = succeed(distill().args(["inspect", "--tensors"]).arg(&model));
-        assert!(said.contains(&spec.parameters().to_string()) && said.contains("middle_block.1.qkv.weight"), "{said}");
+        assert!(
+            said.contains(&spec.parameters().to_string()) && said.contains("middle_block.1.qkv.weight"),
+            "{said}"
+        );
 
         let reference = fixtures().join(format!("{name}_io.safetensors"));
         let io = tensors(&format!("{name}_io.safetensors"));
@@ -189,7 +212,12 @@ fn import_inspect_and_sample_agree_with_pytorch() {
         }
 
         let grid = folder.path().join("grid.png");
-        succeed(distill().args(["sample", "--device", "cpu", "--count", "5", "--steps", "1", "--out"]).arg(&grid).arg(&model));
+        succeed(
+            distill()
+                .args(["sample", "--device", "cpu", "--count", "5", "--steps", "1", "--out"])
+                .arg(&grid)
+                .arg(&model),
+        );
         assert!(fs::read(&grid).unwrap().starts_with(b"\x89PNG"));
     }
 }

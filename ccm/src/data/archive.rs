@@ -28,9 +28,7 @@ const TAR_BLOCK: u64 = 512;
 pub(super) fn in_zip(path: &Path) -> Result<Found, DataError> {
     let failed = |error| DataError::reading(path, error);
     let mut magic = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(2).read_to_end(&mut magic))
-        .map_err(failed)?;
+    File::open(path).and_then(|file| file.take(2).read_to_end(&mut magic)).map_err(failed)?;
     let file = BufReader::new(File::open(path).map_err(failed)?);
     let mut archive = ZipArchive::new(file).map_err(|error| match error {
         ZipError::UnsupportedArchive(reason) => DataError::Archive {
@@ -50,14 +48,10 @@ pub(super) fn in_zip(path: &Path) -> Result<Found, DataError> {
     })?;
     let mut found = Found::new();
     for index in 0..archive.len() {
-        let Some(name) = archive
-            .name_for_index(index)
-            .and_then(Result::ok)
-            .and_then(|name| {
-                let is_folder = name.ends_with(['/', '\\']);
-                if is_folder { None } else { name_of_interest(&name) }
-            })
-        else {
+        let Some(name) = archive.name_for_index(index).and_then(Result::ok).and_then(|name| {
+            let is_folder = name.ends_with(['/', '\\']);
+            if is_folder { None } else { name_of_interest(&name) }
+        }) else {
             continue;
         };
         let content = match archive.by_index(index) {
@@ -79,15 +73,9 @@ pub(super) fn in_zip(path: &Path) -> Result<Found, DataError> {
 /// [`DataError::Truncated`] when the archive ends early, [`DataError::Archive`] when it is damaged or not a
 /// tar archive, [`DataError::Io`].
 pub(super) fn in_tar(path: &Path) -> Result<Found, DataError> {
-    let mut stream = Watched {
-        inner: open_maybe_gzip(path)?,
-        ended: false,
-        zeros: 0,
-    };
-    let truncated = |detail: &str| DataError::Truncated {
-        path: path.to_path_buf(),
-        detail: detail.to_owned(),
-    };
+    let mut stream = Watched { inner: open_maybe_gzip(path)?, ended: false, zeros: 0 };
+    let truncated =
+        |detail: &str| DataError::Truncated { path: path.to_path_buf(), detail: detail.to_owned() };
     let outcome = read_entries(&mut stream);
     let found = outcome.and_then(|found| io::copy(&mut stream, &mut io::sink()).map(|_| found));
     match found {
@@ -117,11 +105,7 @@ fn read_entries(stream: impl Read) -> io::Result<Found> {
             continue;
         };
         let size = entry.size();
-        let content = if size > LARGEST_FILE {
-            Err(too_large())
-        } else {
-            read_bounded(entry)?
-        };
+        let content = if size > LARGEST_FILE { Err(too_large()) } else { read_bounded(entry)? };
         if content.as_ref().is_ok_and(|bytes| (bytes.len() as u64) < size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -141,16 +125,8 @@ impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.ended |= count == 0 && !buffer.is_empty();
-        let zeros = buffer[..count]
-            .iter()
-            .rev()
-            .take_while(|byte| **byte == 0)
-            .count();
-        self.zeros = if zeros == count {
-            self.zeros + zeros as u64
-        } else {
-            zeros as u64
-        };
+        let zeros = buffer[..count].iter().rev().take_while(|byte| **byte == 0).count();
+        self.zeros = if zeros == count { self.zeros + zeros as u64 } else { zeros as u64 };
         Ok(count)
     }
 }
@@ -219,26 +195,13 @@ mod tests {
             fs::write(&path, &whole).unwrap();
             let found = read(&path).unwrap();
             assert_eq!(found.keys().collect::<Vec<_>>(), ["a/x.png", "b/y.png"]);
-            assert!(
-                found
-                    .values()
-                    .all(|content| matches!(content, Content::Encoded(b) if *b == big))
-            );
+            assert!(found.values().all(|content| matches!(content, Content::Encoded(b) if *b == big)));
             // A tar archive may lose a part of its end marker without losing anything.
-            let last = if name == "t.tar" {
-                whole.len() - 1024
-            } else {
-                whole.len() - 1
-            };
+            let last = if name == "t.tar" { whole.len() - 1024 } else { whole.len() - 1 };
             for length in (2..last).step_by(97).chain([1, 2, 511, 512, 513, 1024, last]) {
                 fs::write(&path, &whole[..length]).unwrap();
-                let error = read(&path)
-                    .err()
-                    .unwrap_or_else(|| panic!("{name} cut to {length} was read"));
-                assert!(
-                    error.to_string().contains("truncated"),
-                    "{name} cut to {length}: {error}"
-                );
+                let error = read(&path).err().unwrap_or_else(|| panic!("{name} cut to {length} was read"));
+                assert!(error.to_string().contains("truncated"), "{name} cut to {length}: {error}");
                 assert!(error.to_string().contains(name), "{error}");
             }
         }
@@ -261,10 +224,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let huge = vec![0; LARGEST_FILE as usize + 1];
         let files: &[(&str, &[u8])] = &[("huge.png", &huge), ("x.png", b"small")];
-        let kinds: [(&str, Vec<u8>, Reader); 2] = [
-            ("t.tgz", gzip(&tar_of(files)), in_tar),
-            ("t.zip", zip_of(files), in_zip),
-        ];
+        let kinds: [(&str, Vec<u8>, Reader); 2] =
+            [("t.tgz", gzip(&tar_of(files)), in_tar), ("t.zip", zip_of(files), in_zip)];
         for (name, bytes, read) in kinds {
             let path = folder.path().join(name);
             fs::write(&path, bytes).unwrap();

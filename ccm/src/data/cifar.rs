@@ -10,11 +10,7 @@ use super::files::Found;
 use super::{DataError, Entry, ImageShape, Listing, Split};
 
 /// The shape of every image.
-const SHAPE: ImageShape = ImageShape {
-    channels: 3,
-    height: 32,
-    width: 32,
-};
+const SHAPE: ImageShape = ImageShape { channels: 3, height: 32, width: 32 };
 
 /// Bytes of one record: the label and the image.
 const RECORD: usize = 1 + 3 * 32 * 32;
@@ -23,18 +19,8 @@ const RECORD: usize = 1 + 3 * 32 * 32;
 const META: &str = "batches.meta.txt";
 
 /// The class names, for when [`META`] is not there.
-const CLASSES: [&str; 10] = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-];
+const CLASSES: [&str; 10] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// Which split the file called `name` is a batch of, if it is one.
 fn split_of(name: &str) -> Option<Split> {
@@ -86,34 +72,17 @@ pub(super) fn list(source: &Path, found: Found, split: Split) -> Result<Listing,
             Split::Train => "data_batch_1.bin to data_batch_5.bin",
             Split::HeldOut => "test_batch.bin",
         };
-        return Err(DataError::EmptySplit {
-            path: source.to_path_buf(),
-            split,
-            expected,
-        });
+        return Err(DataError::EmptySplit { path: source.to_path_buf(), split, expected });
     }
-    Ok(Listing {
-        classes,
-        left_out: 0,
-        entries,
-    })
+    Ok(Listing { classes, left_out: 0, entries })
 }
 
 fn class_names(path: &Path, bytes: &[u8]) -> Result<Vec<String>, DataError> {
     let text = String::from_utf8_lossy(bytes);
-    let names: Vec<String> = text
-        .lines()
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect();
+    let names: Vec<String> =
+        text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
     if names.len() != CLASSES.len() {
-        return Err(DataError::mismatch(
-            path,
-            "class names",
-            CLASSES.len(),
-            names.len(),
-        ));
+        return Err(DataError::mismatch(path, "class names", CLASSES.len(), names.len()));
     }
     Ok(names)
 }
@@ -129,10 +98,7 @@ fn records(path: &Path, name: &str, bytes: &[u8]) -> Result<Vec<Entry>, DataErro
         [label, pixels @ ..] if usize::from(*label) < CLASSES.len() => Ok(Entry {
             name: format!("{name}[{index}]"),
             label: u32::from(*label),
-            content: Content::Planes {
-                shape: SHAPE,
-                pixels: pixels.to_vec(),
-            },
+            content: Content::Planes { shape: SHAPE, pixels: pixels.to_vec() },
         }),
         _ => Err(DataError::BadLabel {
             path: path.to_path_buf(),
@@ -162,10 +128,7 @@ mod tests {
     }
 
     fn found(files: &[(&str, Vec<u8>)]) -> Found {
-        files
-            .iter()
-            .map(|(name, bytes)| (name.to_string(), Content::Encoded(bytes.clone())))
-            .collect()
+        files.iter().map(|(name, bytes)| (name.to_string(), Content::Encoded(bytes.clone()))).collect()
     }
 
     #[test]
@@ -176,27 +139,12 @@ mod tests {
             ("c/test_batch.bin", batch(&[5])),
         ];
         let train = list(Path::new("c"), found(&files), Split::Train).unwrap();
-        assert_eq!(
-            train.entries.iter().map(|entry| entry.label).collect::<Vec<_>>(),
-            [3, 0, 9]
-        );
+        assert_eq!(train.entries.iter().map(|entry| entry.label).collect::<Vec<_>>(), [3, 0, 9]);
         assert_eq!(train.classes[6], "frog");
-        let Content::Planes { pixels, .. } = &train.entries[1].content else {
-            panic!("not planes")
-        };
-        assert_eq!(
-            (pixels.len(), pixels[0], pixels[1024], pixels[3071]),
-            (3072, 1, 101, 201)
-        );
+        let Content::Planes { pixels, .. } = &train.entries[1].content else { panic!("not planes") };
+        assert_eq!((pixels.len(), pixels[0], pixels[1024], pixels[3071]), (3072, 1, 101, 201));
         let held_out = list(Path::new("c"), found(&files), Split::HeldOut).unwrap();
-        assert_eq!(
-            held_out
-                .entries
-                .iter()
-                .map(|entry| entry.label)
-                .collect::<Vec<_>>(),
-            [5]
-        );
+        assert_eq!(held_out.entries.iter().map(|entry| entry.label).collect::<Vec<_>>(), [5]);
     }
 
     #[test]
@@ -207,24 +155,14 @@ mod tests {
         };
         assert_eq!(names("a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n\n").unwrap()[9], "j");
         let error = names("a\nb\n").unwrap_err().to_string();
-        assert!(
-            error.contains("batches.meta.txt") && error.contains("expected 10, found 2"),
-            "{error}"
-        );
+        assert!(error.contains("batches.meta.txt") && error.contains("expected 10, found 2"), "{error}");
     }
 
     #[test]
     fn a_label_above_nine_is_named_with_its_record() {
         let files = [("data_batch_1.bin", batch(&[1, 2, 10]))];
         let error = list(Path::new("c"), found(&files), Split::Train).err().unwrap();
-        assert!(matches!(
-            error,
-            DataError::BadLabel {
-                record: 2,
-                found: 10,
-                ..
-            }
-        ));
+        assert!(matches!(error, DataError::BadLabel { record: 2, found: 10, .. }));
         assert!(error.to_string().contains("data_batch_1.bin"), "{error}");
         assert!(error.to_string().contains("0 to 9"), "{error}");
     }
@@ -233,17 +171,8 @@ mod tests {
     fn half_a_record_is_a_truncated_file() {
         let mut bytes = batch(&[1, 2]);
         bytes.pop();
-        let error = list(
-            Path::new("c"),
-            found(&[("test_batch.bin", bytes)]),
-            Split::HeldOut,
-        )
-        .err()
-        .unwrap();
-        assert!(
-            error.to_string().contains("test_batch.bin is truncated"),
-            "{error}"
-        );
+        let error = list(Path::new("c"), found(&[("test_batch.bin", bytes)]), Split::HeldOut).err().unwrap();
+        assert!(error.to_string().contains("test_batch.bin is truncated"), "{error}");
         assert!(error.to_string().contains("6145"), "{error}");
     }
 
@@ -251,11 +180,6 @@ mod tests {
     fn a_missing_test_batch_is_an_empty_split() {
         let files = [("data_batch_1.bin", batch(&[1]))];
         let error = list(Path::new("c"), found(&files), Split::HeldOut).err().unwrap();
-        assert!(
-            error
-                .to_string()
-                .contains("no held-out images: expected test_batch.bin"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("no held-out images: expected test_batch.bin"), "{error}");
     }
 }

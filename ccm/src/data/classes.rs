@@ -32,16 +32,11 @@ pub(super) fn list(source: &Path, mut found: Found, split: Split) -> Result<List
     // Nothing but the pictures: a stray `batches.meta.txt` is not one.
     found.retain(|name, _| !super::cifar::is_part(name));
     if found.is_empty() {
-        return Err(DataError::NoImages {
-            path: source.to_path_buf(),
-        });
+        return Err(DataError::NoImages { path: source.to_path_buf() });
     }
     let names: Vec<&str> = found.keys().map(String::as_str).collect();
     let (classes, chosen) = choose(&names, split);
-    let left_out = chosen
-        .iter()
-        .filter(|choice| matches!(choice, Choice::LeftOut))
-        .count();
+    let left_out = chosen.iter().filter(|choice| matches!(choice, Choice::LeftOut)).count();
     let pair = |((name, content), choice): ((String, Content), Choice)| match choice {
         Choice::Taken(label) => Some(Entry { name, label, content }),
         Choice::OtherSplit | Choice::LeftOut => None,
@@ -52,17 +47,9 @@ pub(super) fn list(source: &Path, mut found: Found, split: Split) -> Result<List
             Split::Train => "images with a class under a folder train",
             Split::HeldOut => "a folder test, val or valid, or at least two images in a class",
         };
-        return Err(DataError::EmptySplit {
-            path: source.to_path_buf(),
-            split,
-            expected,
-        });
+        return Err(DataError::EmptySplit { path: source.to_path_buf(), split, expected });
     }
-    Ok(Listing {
-        classes,
-        left_out,
-        entries,
-    })
+    Ok(Listing { classes, left_out, entries })
 }
 
 /// What becomes of a picture when one split is loaded.
@@ -81,11 +68,7 @@ fn choose(names: &[&str], split: Split) -> (Vec<String>, Vec<Choice>) {
     let has_classes = places.iter().any(|place| place.class.is_some());
     let class_of = |place: &Place<'_>| -> Option<String> {
         let in_play = !has_splits || place.split.is_some();
-        let class = if has_classes {
-            place.class
-        } else {
-            Some(ONLY_CLASS)
-        };
+        let class = if has_classes { place.class } else { Some(ONLY_CLASS) };
         class.filter(|_| in_play).map(str::to_owned)
     };
     // Per class: how many pictures it has, and how many were seen so far.
@@ -104,11 +87,7 @@ fn choose(names: &[&str], split: Split) -> (Vec<String>, Vec<Choice>) {
         let (total, seen) = counts.entry(class).or_default();
         *seen += 1;
         let own = place.split.unwrap_or_else(|| split_by_position(*seen, *total));
-        if own == split {
-            Choice::Taken(label as u32)
-        } else {
-            Choice::OtherSplit
-        }
+        if own == split { Choice::Taken(label as u32) } else { Choice::OtherSplit }
     });
     let choices = choices.collect();
     (classes, choices)
@@ -118,11 +97,7 @@ fn choose(names: &[&str], split: Split) -> (Vec<String>, Vec<Choice>) {
 /// if there are fewer, but never the only one.
 fn split_by_position(position: usize, total: usize) -> Split {
     let held_out = position.is_multiple_of(HELD_OUT_EVERY.min(total));
-    if held_out && total > 1 {
-        Split::HeldOut
-    } else {
-        Split::Train
-    }
+    if held_out && total > 1 { Split::HeldOut } else { Split::Train }
 }
 
 fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
@@ -137,9 +112,7 @@ fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
     let shared = shared_folders(&folders);
     let split_at = |folders: &[&str]| {
         let found = folders.iter().enumerate().skip(shared);
-        found
-            .filter_map(|(depth, folder)| named_split(folder).map(|split| (depth, split)))
-            .next()
+        found.filter_map(|(depth, folder)| named_split(folder).map(|split| (depth, split))).next()
     };
     let splits: Vec<Option<(usize, Split)>> = folders.iter().map(|folders| split_at(folders)).collect();
     let has = |wanted| splits.iter().flatten().any(|(_, split)| *split == wanted);
@@ -152,9 +125,7 @@ fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
             let first_class = split.map_or(shared, |(depth, _)| depth + 1);
             Place {
                 split: split.map(|(_, split)| split),
-                class: folders
-                    .get(first_class..)
-                    .and_then(|folders| folders.last().copied()),
+                class: folders.get(first_class..).and_then(|folders| folders.last().copied()),
             }
         })
         .collect()
@@ -185,13 +156,8 @@ mod tests {
 
     #[test]
     fn split_folders_above_classes_are_the_splits() {
-        let names = [
-            "c/test/cat/1.png",
-            "c/test/owl/1.png",
-            "c/train/ape/1.png",
-            "c/train/cat/1.png",
-            "c/x.png",
-        ];
+        let names =
+            ["c/test/cat/1.png", "c/test/owl/1.png", "c/train/ape/1.png", "c/train/cat/1.png", "c/x.png"];
         let (classes, train) = choose(&names, Split::Train);
         assert_eq!(classes, ["ape", "cat", "owl"], "numbered over both splits");
         assert_eq!(train, [OtherSplit, OtherSplit, Taken(0), Taken(1), LeftOut]);
@@ -214,11 +180,7 @@ mod tests {
 
     #[test]
     fn pictures_without_a_class_folder_are_one_class_or_left_out() {
-        for names in [
-            ["1.png", "2.png"],
-            ["d/1.png", "d/2.png"],
-            ["train/1.png", "test/1.png"],
-        ] {
+        for names in [["1.png", "2.png"], ["d/1.png", "d/2.png"], ["train/1.png", "test/1.png"]] {
             assert_eq!(choose(&names, Split::Train).0, ["all"], "{names:?}");
         }
         let (classes, choices) = choose(&["d/a/1.png", "d/b/1.png", "d/preview.png"], Split::Train);
@@ -233,41 +195,22 @@ mod tests {
     fn every_twentieth_of_a_class_is_held_out_and_the_rest_is_not() {
         for (total, held_out) in [(1, 0), (2, 1), (19, 1), (20, 1), (39, 1), (40, 2), (100, 5)] {
             let names: Vec<String> = (0..total).map(|index| format!("a/{index:03}.png")).collect();
-            let names: Vec<&str> = names
-                .iter()
-                .map(String::as_str)
-                .chain(["b/0.png", "b/1.png"])
-                .collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).chain(["b/0.png", "b/1.png"]).collect();
             let taken = |split| {
                 let (_, choices) = choose(&names, split);
-                choices
-                    .iter()
-                    .map(|choice| *choice == Taken(0))
-                    .collect::<Vec<_>>()
+                choices.iter().map(|choice| *choice == Taken(0)).collect::<Vec<_>>()
             };
             let (train, test) = (taken(Split::Train), taken(Split::HeldOut));
             assert_eq!(test.iter().filter(|taken| **taken).count(), held_out, "{total}");
-            assert!(
-                (0..total).all(|index| train[index] != test[index]),
-                "each picture in one split"
-            );
+            assert!((0..total).all(|index| train[index] != test[index]), "each picture in one split");
         }
     }
 
     #[test]
     fn nothing_found_and_nothing_left_are_different_errors() {
         let one = || Found::from([("x.png".to_owned(), Content::Encoded(Vec::new()))]);
-        assert!(matches!(
-            list(Path::new("d"), Found::new(), Split::Train),
-            Err(DataError::NoImages { .. })
-        ));
-        assert!(matches!(
-            list(Path::new("d"), one(), Split::HeldOut),
-            Err(DataError::EmptySplit { .. })
-        ));
-        assert_eq!(
-            list(Path::new("d"), one(), Split::Train).unwrap().entries.len(),
-            1
-        );
+        assert!(matches!(list(Path::new("d"), Found::new(), Split::Train), Err(DataError::NoImages { .. })));
+        assert!(matches!(list(Path::new("d"), one(), Split::HeldOut), Err(DataError::EmptySplit { .. })));
+        assert_eq!(list(Path::new("d"), one(), Split::Train).unwrap().entries.len(), 1);
     }
 }

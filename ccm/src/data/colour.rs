@@ -16,9 +16,7 @@ pub(super) struct Gradient {
 impl Gradient {
     /// The colour at `point`, where the ends are reached at a distance of 1 from the origin.
     pub(super) fn at(&self, [x, y]: Point) -> Colour {
-        let along = (x * self.direction[0] + y * self.direction[1])
-            .mul_add(0.5, 0.5)
-            .clamp(0.0, 1.0);
+        let along = (x * self.direction[0] + y * self.direction[1]).mul_add(0.5, 0.5).clamp(0.0, 1.0);
         mix(self.from, self.to, along)
     }
 }
@@ -40,11 +38,7 @@ pub(super) fn oklch(lightness: f32, mut chroma: f32, hue: f32) -> Colour {
     }
     linear.map(|value| {
         let value = value.clamp(0.0, 1.0);
-        if value <= 0.003_130_8 {
-            12.92 * value
-        } else {
-            1.055 * value.powf(1.0 / 2.4) - 0.055
-        }
+        if value <= 0.003_130_8 { 12.92 * value } else { 1.055 * value.powf(1.0 / 2.4) - 0.055 }
     })
 }
 
@@ -75,10 +69,7 @@ mod tests {
         ];
         for ((lightness, chroma, hue), bytes) in published {
             let drawn = oklch(lightness, chroma, hue).map(|value| (value * 255.0).round() as u8);
-            assert!(
-                (0..3).all(|at| drawn[at].abs_diff(bytes[at]) <= 1),
-                "{drawn:?} for {bytes:?}"
-            );
+            assert!((0..3).all(|at| drawn[at].abs_diff(bytes[at]) <= 1), "{drawn:?} for {bytes:?}");
         }
     }
 
@@ -86,10 +77,7 @@ mod tests {
     fn a_colour_that_no_screen_shows_becomes_one_that_it_does_and_stays_vivid() {
         for hue in (0..360).step_by(10) {
             let colour = oklch(0.7, 0.4, hue as f32);
-            assert!(
-                colour.iter().all(|value| (0.0..=1.0).contains(value)),
-                "{hue}: {colour:?}"
-            );
+            assert!(colour.iter().all(|value| (0.0..=1.0).contains(value)), "{hue}: {colour:?}");
             let spread = colour.iter().fold(0.0, |most: f32, value| most.max(*value))
                 - colour.iter().fold(1.0, |least: f32, value| least.min(*value));
             assert!(spread > 0.4, "{hue}: {colour:?}");
@@ -98,11 +86,7 @@ mod tests {
 
     #[test]
     fn a_gradient_reaches_its_ends_along_its_direction() {
-        let gradient = Gradient {
-            from: [0.0; 3],
-            to: [1.0, 0.5, 0.0],
-            direction: [0.0, 1.0],
-        };
+        let gradient = Gradient { from: [0.0; 3], to: [1.0, 0.5, 0.0], direction: [0.0, 1.0] };
         assert_eq!(gradient.at([0.3, -1.0]), [0.0; 3]);
         assert_eq!(gradient.at([-0.3, 0.0]), [0.5, 0.25, 0.0]);
         assert_eq!(gradient.at([0.0, 2.0]), [1.0, 0.5, 0.0]);

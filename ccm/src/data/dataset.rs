@@ -32,17 +32,8 @@ impl ImageShape {
         if matches!(self.channels, 1 | 3) && side.contains(&self.height) && side.contains(&self.width) {
             return Ok(());
         }
-        let Self {
-            channels,
-            height,
-            width,
-        } = *self;
-        Err(DataError::Shape {
-            channels,
-            height,
-            width,
-            largest: LARGEST_SIDE,
-        })
+        let Self { channels, height, width } = *self;
+        Err(DataError::Shape { channels, height, width, largest: LARGEST_SIDE })
     }
 
     /// Zeroed room for `images` images.
@@ -50,17 +41,8 @@ impl ImageShape {
     /// # Errors
     /// [`DataError::TooLarge`] when the memory is not to be had.
     pub(super) fn allocate(&self, images: usize) -> Result<Vec<u8>, DataError> {
-        let Self {
-            channels,
-            height,
-            width,
-        } = *self;
-        let too_large = || DataError::TooLarge {
-            images,
-            channels,
-            height,
-            width,
-        };
+        let Self { channels, height, width } = *self;
+        let too_large = || DataError::TooLarge { images, channels, height, width };
         let bytes = images.checked_mul(self.bytes()).ok_or_else(too_large)?;
         let mut pixels = Vec::new();
         pixels.try_reserve_exact(bytes).map_err(|_| too_large())?;
@@ -90,13 +72,7 @@ impl Dataset {
     ) -> Self {
         debug_assert_eq!(pixels.len(), labels.len() * shape.bytes());
         debug_assert!(labels.iter().all(|&label| (label as usize) < classes.len()));
-        Self {
-            pixels,
-            labels,
-            classes,
-            shape,
-            split,
-        }
+        Self { pixels, labels, classes, shape, split }
     }
 
     /// Number of images, N.
@@ -191,19 +167,9 @@ mod tests {
     use super::*;
 
     fn two_images() -> Dataset {
-        let shape = ImageShape {
-            channels: 3,
-            height: 1,
-            width: 2,
-        };
+        let shape = ImageShape { channels: 3, height: 1, width: 2 };
         let pixels = vec![0, 255, 10, 20, 30, 40, 51, 102, 153, 204, 1, 2];
-        Dataset::new(
-            pixels,
-            vec![1, 0],
-            vec!["a".into(), "b".into()],
-            shape,
-            Split::Train,
-        )
+        Dataset::new(pixels, vec![1, 0], vec!["a".into(), "b".into()], shape, Split::Train)
     }
 
     #[test]
@@ -211,11 +177,7 @@ mod tests {
         let batch = two_images().batch(&[1, 0, 1], &[]);
         assert_eq!(batch.len(), 3 * 6);
         assert_eq!(batch[6..8], [-1.0, 1.0]);
-        assert!(
-            (batch[0] - -0.6).abs() < 1e-6,
-            "51 is a fifth of 255, so -0.6: {}",
-            batch[0]
-        );
+        assert!((batch[0] - -0.6).abs() < 1e-6, "51 is a fifth of 255, so -0.6: {}", batch[0]);
         assert_eq!(batch[..6], batch[12..]);
         assert!(batch.iter().all(|value| (-1.0..=1.0).contains(value)));
     }
@@ -226,10 +188,7 @@ mod tests {
         let plain = data.batch(&[0, 0], &[]);
         let flipped = data.batch(&[0, 0], &[false, true]);
         assert_eq!(flipped[..6], plain[..6]);
-        assert_eq!(
-            flipped[6..],
-            [plain[1], plain[0], plain[3], plain[2], plain[5], plain[4]]
-        );
+        assert_eq!(flipped[6..], [plain[1], plain[0], plain[3], plain[2], plain[5], plain[4]]);
     }
 
     #[test]
@@ -241,12 +200,7 @@ mod tests {
     fn shapes_that_no_model_takes_are_refused() {
         for (channels, height, width) in [(2, 8, 8), (3, 0, 8), (1, 8, 5000), (0, 1, 1)] {
             assert!(matches!(
-                ImageShape {
-                    channels,
-                    height,
-                    width
-                }
-                .validate(),
+                ImageShape { channels, height, width }.validate(),
                 Err(DataError::Shape { .. })
             ));
         }
@@ -254,18 +208,8 @@ mod tests {
 
     #[test]
     fn more_memory_than_there_is_is_an_error_not_an_abort() {
-        let shape = ImageShape {
-            channels: 3,
-            height: 64,
-            width: 64,
-        };
-        assert!(matches!(
-            shape.allocate(usize::MAX / 2),
-            Err(DataError::TooLarge { .. })
-        ));
-        assert!(matches!(
-            shape.allocate(usize::MAX / 12288),
-            Err(DataError::TooLarge { .. })
-        ));
+        let shape = ImageShape { channels: 3, height: 64, width: 64 };
+        assert!(matches!(shape.allocate(usize::MAX / 2), Err(DataError::TooLarge { .. })));
+        assert!(matches!(shape.allocate(usize::MAX / 12288), Err(DataError::TooLarge { .. })));
     }
 }

@@ -111,9 +111,7 @@ fn jpeg_is_cut_short(bytes: &[u8]) -> bool {
             _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
         }
     }
-    !bytes
-        .get(at..)
-        .is_some_and(|scan| scan.windows(2).any(|pair| pair == [0xff, 0xd9]))
+    !bytes.get(at..).is_some_and(|scan| scan.windows(2).any(|pair| pair == [0xff, 0xd9]))
 }
 
 /// Interleaves planes `[C, H, W]`.
@@ -131,11 +129,7 @@ fn from_planes(shape: ImageShape, pixels: &[u8]) -> Result<DynamicImage, String>
 
 /// Brings `image` to `shape` and writes its planes to `out`.
 fn fit(image: DynamicImage, shape: ImageShape, out: &mut [u8]) {
-    let image = if image.color().has_alpha() {
-        on_white(&image)
-    } else {
-        image
-    };
+    let image = if image.color().has_alpha() { on_white(&image) } else { image };
     let (width, height) = (shape.width as u32, shape.height as u32);
     if shape.channels == 1 {
         out.copy_from_slice(crop_and_resize(image.into_luma8(), width, height).as_raw());
@@ -178,16 +172,7 @@ where
         return part;
     }
     let grows = u64::from(crop_width) * u64::from(crop_height) < u64::from(width) * u64::from(height);
-    imageops::resize(
-        &part,
-        width,
-        height,
-        if grows {
-            FilterType::CatmullRom
-        } else {
-            FilterType::Lanczos3
-        },
-    )
+    imageops::resize(&part, width, height, if grows { FilterType::CatmullRom } else { FilterType::Lanczos3 })
 }
 
 /// The largest (width, height) within `own` that has the aspect of `target`, to the nearest pixel.

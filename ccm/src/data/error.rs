@@ -148,10 +148,9 @@ impl DataError {
     pub(super) fn reading(path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
         match source.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Truncated {
-                path,
-                detail: "the file ends in the middle of its contents".to_owned(),
-            },
+            io::ErrorKind::UnexpectedEof => {
+                Self::Truncated { path, detail: "the file ends in the middle of its contents".to_owned() }
+            }
             _ => Self::Io { path, source },
         }
     }

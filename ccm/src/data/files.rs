@@ -27,10 +27,7 @@ pub(super) type Found = BTreeMap<String, Content>;
 /// Hidden files and folders (and so the `._x` files of macOS), `__MACOSX`, and whatever is neither a picture
 /// nor part of CIFAR-10 are of no interest.
 pub(super) fn name_of_interest(path: &str) -> Option<String> {
-    let parts: Vec<&str> = path
-        .split(['/', '\\'])
-        .filter(|part| !matches!(*part, "" | "." | ".."))
-        .collect();
+    let parts: Vec<&str> = path.split(['/', '\\']).filter(|part| !matches!(*part, "" | "." | "..")).collect();
     if parts.iter().any(|part| is_hidden(part)) {
         return None;
     }
@@ -66,17 +63,14 @@ fn search(
     if !visited.insert(fs::canonicalize(folder).map_err(unlisted)?) {
         return Ok(());
     }
-    let mut children = fs::read_dir(folder)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(unlisted)?;
+    let mut children =
+        fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unlisted)?;
     children.sort_by_key(fs::DirEntry::file_name);
     for child in children {
         let path = child.path();
         let file_name = child.file_name().to_string_lossy().replace('\\', "_");
         let name = format!("{prefix}{file_name}");
-        let kind = child
-            .file_type()
-            .map_err(|error| DataError::reading(&path, error))?;
+        let kind = child.file_type().map_err(|error| DataError::reading(&path, error))?;
         if is_hidden(&file_name) {
             continue;
         }
@@ -93,11 +87,7 @@ fn search(
 pub(super) fn read_bounded(reader: impl Read) -> io::Result<Result<Vec<u8>, String>> {
     let mut bytes = Vec::new();
     reader.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
-    Ok(if bytes.len() as u64 > LARGEST_FILE {
-        Err(too_large())
-    } else {
-        Ok(bytes)
-    })
+    Ok(if bytes.len() as u64 > LARGEST_FILE { Err(too_large()) } else { Ok(bytes) })
 }
 
 /// Why a file above [`LARGEST_FILE`] is refused.
@@ -116,11 +106,7 @@ pub(super) fn open_maybe_gzip(path: &Path) -> Result<Box<dyn Read>, DataError> {
     file.by_ref().take(2).read_to_end(&mut magic).map_err(failed)?;
     file.rewind().map_err(failed)?;
     let file = BufReader::with_capacity(1 << 16, file);
-    Ok(if magic == [0x1f, 0x8b] {
-        Box::new(MultiGzDecoder::new(file))
-    } else {
-        Box::new(file)
-    })
+    Ok(if magic == [0x1f, 0x8b] { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) })
 }
 
 #[cfg(test)]
@@ -132,19 +118,8 @@ mod tests {
     fn names_are_normalised_and_only_images_and_cifar_files_count() {
         assert_eq!(name_of_interest("./a//b.PNG").as_deref(), Some("a/b.PNG"));
         assert_eq!(name_of_interest("a\\b.jpeg").as_deref(), Some("a/b.jpeg"));
-        assert_eq!(
-            name_of_interest("c/data_batch_1.bin").as_deref(),
-            Some("c/data_batch_1.bin")
-        );
-        for name in [
-            "a/b.txt",
-            "png",
-            "__MACOSX/a/b.png",
-            "a/._b.png",
-            ".cache/b.png",
-            "",
-            "a.bin",
-        ] {
+        assert_eq!(name_of_interest("c/data_batch_1.bin").as_deref(), Some("c/data_batch_1.bin"));
+        for name in ["a/b.txt", "png", "__MACOSX/a/b.png", "a/._b.png", ".cache/b.png", "", "a.bin"] {
             assert_eq!(name_of_interest(name), None, "{name}");
         }
     }
@@ -156,10 +131,7 @@ mod tests {
         fs::create_dir(folder.path().join("a")).unwrap();
         fs::write(folder.path().join("a/x.png"), "").unwrap();
         std::os::unix::fs::symlink(folder.path(), folder.path().join("a/top")).unwrap();
-        assert_eq!(
-            in_folder(folder.path()).unwrap().into_keys().collect::<Vec<_>>(),
-            ["a/x.png"]
-        );
+        assert_eq!(in_folder(folder.path()).unwrap().into_keys().collect::<Vec<_>>(), ["a/x.png"]);
     }
 
     #[test]

@@ -36,9 +36,7 @@ impl Part {
 
 /// Whether `folder` holds the images of any split.
 pub(super) fn is_in(folder: &Path) -> bool {
-    [Split::Train, Split::HeldOut]
-        .into_iter()
-        .any(|split| find(folder, split, Part::Images).is_some())
+    [Split::Train, Split::HeldOut].into_iter().any(|split| find(folder, split, Part::Images).is_some())
 }
 
 fn find(folder: &Path, split: Split, part: Part) -> Option<PathBuf> {
@@ -69,46 +67,26 @@ pub(super) fn list(folder: &Path, split: Split) -> Result<Listing, DataError> {
     })?;
     let labels_path = find(folder, split, Part::Labels).ok_or_else(|| DataError::Missing {
         path: PathBuf::from(
-            images_path
-                .to_string_lossy()
-                .replace("images", "labels")
-                .replace("idx3", "idx1"),
+            images_path.to_string_lossy().replace("images", "labels").replace("idx3", "idx1"),
         ),
         expected: "the labels of the images beside it",
     })?;
     let ([count, height, width], pixels) = read(&images_path)?;
     let ([label_count], labels) = read(&labels_path)?;
     if label_count != count {
-        return Err(DataError::mismatch(
-            &labels_path,
-            "number of labels",
-            count,
-            label_count,
-        ));
+        return Err(DataError::mismatch(&labels_path, "number of labels", count, label_count));
     }
     if let Some(record) = labels.iter().position(|label| usize::from(*label) >= CLASSES) {
         let found = labels[record];
-        return Err(DataError::BadLabel {
-            path: labels_path,
-            record,
-            classes: CLASSES,
-            found,
-        });
+        return Err(DataError::BadLabel { path: labels_path, record, classes: CLASSES, found });
     }
-    let shape = ImageShape {
-        channels: 1,
-        height: height as usize,
-        width: width as usize,
-    };
+    let shape = ImageShape { channels: 1, height: height as usize, width: width as usize };
     let file = images_path.file_name().unwrap_or_default().to_string_lossy();
     let entries = pixels.chunks_exact(shape.bytes()).zip(labels).enumerate();
     let entries = entries.map(|(index, (pixels, label))| Entry {
         name: format!("{file}[{index}]"),
         label: u32::from(label),
-        content: Content::Planes {
-            shape,
-            pixels: pixels.to_vec(),
-        },
+        content: Content::Planes { shape, pixels: pixels.to_vec() },
     });
     Ok(Listing {
         classes: (0..CLASSES).map(|digit| digit.to_string()).collect(),
@@ -123,47 +101,27 @@ fn read<const RANK: usize>(path: &Path) -> Result<([u32; RANK], Vec<u8>), DataEr
     let mut file = open_maybe_gzip(path)?;
     let word = |file: &mut dyn Read| {
         let mut bytes = [0; 4];
-        file.read_exact(&mut bytes)
-            .map(|()| u32::from_be_bytes(bytes))
-            .map_err(failed)
+        file.read_exact(&mut bytes).map(|()| u32::from_be_bytes(bytes)).map_err(failed)
     };
     let magic = word(&mut file)?;
     let expected_magic = 0x800 + RANK as u32;
     if magic != expected_magic {
         let hex = |number| format!("{number:#010x}");
-        return Err(DataError::mismatch(
-            path,
-            "magic number",
-            hex(expected_magic),
-            hex(magic),
-        ));
+        return Err(DataError::mismatch(path, "magic number", hex(expected_magic), hex(magic)));
     }
     let mut dimensions = [0; RANK];
     for dimension in &mut dimensions {
         *dimension = word(&mut file)?;
     }
     if dimensions.contains(&0) {
-        return Err(DataError::mismatch(
-            path,
-            "dimensions",
-            "none of them zero",
-            format!("{dimensions:?}"),
-        ));
+        return Err(DataError::mismatch(path, "dimensions", "none of them zero", format!("{dimensions:?}")));
     }
     if dimensions[1..].iter().any(|side| *side > LARGEST_SIDE) {
         let expected = format!("at most {LARGEST_SIDE} a side");
-        return Err(DataError::mismatch(
-            path,
-            "dimensions",
-            expected,
-            format!("{dimensions:?}"),
-        ));
+        return Err(DataError::mismatch(path, "dimensions", expected, format!("{dimensions:?}")));
     }
     // At most 2^32 * 2^14 * 2^14: no overflow.
-    let claimed = dimensions
-        .iter()
-        .map(|dimension| u64::from(*dimension))
-        .product::<u64>();
+    let claimed = dimensions.iter().map(|dimension| u64::from(*dimension)).product::<u64>();
     let mut bytes = Vec::new();
     file.take(claimed + 1).read_to_end(&mut bytes).map_err(failed)?;
     let held = bytes.len() as u64;
@@ -175,12 +133,7 @@ fn read<const RANK: usize>(path: &Path) -> Result<([u32; RANK], Vec<u8>), DataEr
     }
     if held > claimed {
         let expected = format!("{claimed} for dimensions {dimensions:?}");
-        return Err(DataError::mismatch(
-            path,
-            "bytes after the header",
-            expected,
-            "more",
-        ));
+        return Err(DataError::mismatch(path, "bytes after the header", expected, "more"));
     }
     Ok((dimensions, bytes))
 }
@@ -198,9 +151,8 @@ mod tests {
     use super::*;
 
     /// Two images of 2x3 counting up from 0, as written by hand from the format's description.
-    const IMAGES: &[u8] = &[
-        0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,
-    ];
+    const IMAGES: &[u8] =
+        &[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
     const LABELS: &[u8] = &[0, 0, 8, 1, 0, 0, 0, 2, 7, 4];
 
     fn folder_of(images: &[u8], labels: &[u8]) -> TempDir {
@@ -233,21 +185,9 @@ mod tests {
             fs::write(folder.path().join("train-labels-idx1-ubyte.gz"), gzip(LABELS)).unwrap();
             assert!(is_in(folder.path()));
             let listing = list(folder.path(), Split::Train).unwrap();
-            assert_eq!(
-                listing
-                    .entries
-                    .iter()
-                    .map(|entry| entry.label)
-                    .collect::<Vec<_>>(),
-                [7, 4]
-            );
-            let Content::Planes { shape, pixels } = &listing.entries[1].content else {
-                panic!("not planes")
-            };
-            assert_eq!(
-                (shape.height, shape.width, pixels.as_slice()),
-                (2, 3, &[6, 7, 8, 9, 10, 11][..])
-            );
+            assert_eq!(listing.entries.iter().map(|entry| entry.label).collect::<Vec<_>>(), [7, 4]);
+            let Content::Planes { shape, pixels } = &listing.entries[1].content else { panic!("not planes") };
+            assert_eq!((shape.height, shape.width, pixels.as_slice()), (2, 3, &[6, 7, 8, 9, 10, 11][..]));
         }
     }
 
@@ -257,10 +197,7 @@ mod tests {
         huge[4..8].copy_from_slice(&[255; 4]);
         let error = error_of(&huge, LABELS);
         assert!(error.contains("train-images-idx3-ubyte is truncated"), "{error}");
-        assert!(
-            error.contains("expected 25769803770 bytes") && error.contains("found 12"),
-            "{error}"
-        );
+        assert!(error.contains("expected 25769803770 bytes") && error.contains("found 12"), "{error}");
         huge[8..12].copy_from_slice(&[255; 4]);
         assert!(error_of(&huge, LABELS).contains("expected at most 16384 a side"));
     }
@@ -269,25 +206,16 @@ mod tests {
     fn every_shorter_file_is_truncated_and_a_longer_one_is_a_mismatch() {
         for length in 0..IMAGES.len() {
             let error = error_of(&IMAGES[..length], LABELS);
-            assert!(
-                error.contains("train-images-idx3-ubyte is truncated"),
-                "{length}: {error}"
-            );
+            assert!(error.contains("train-images-idx3-ubyte is truncated"), "{length}: {error}");
         }
         for length in 0..LABELS.len() {
             let error = error_of(IMAGES, &LABELS[..length]);
-            assert!(
-                error.contains("train-labels-idx1-ubyte is truncated"),
-                "{length}: {error}"
-            );
+            assert!(error.contains("train-labels-idx1-ubyte is truncated"), "{length}: {error}");
         }
         let zipped = gzip(IMAGES);
         for length in 2..zipped.len() {
             let error = error_of(&zipped[..length], LABELS);
-            assert!(
-                error.contains("train-images-idx3-ubyte is truncated"),
-                "{length}: {error}"
-            );
+            assert!(error.contains("train-images-idx3-ubyte is truncated"), "{length}: {error}");
         }
         assert!(error_of(&[IMAGES, &[0]].concat(), LABELS).contains("expected 12 for dimensions [2, 2, 3]"));
     }
@@ -295,10 +223,7 @@ mod tests {
     #[test]
     fn the_wrong_kind_of_file_is_named_by_its_magic_number() {
         let error = error_of(LABELS, LABELS);
-        assert!(
-            error.contains("magic number: expected 0x00000803, found 0x00000801"),
-            "{error}"
-        );
+        assert!(error.contains("magic number: expected 0x00000803, found 0x00000801"), "{error}");
     }
 
     #[test]
@@ -306,10 +231,7 @@ mod tests {
         let error = error_of(IMAGES, &[0, 0, 8, 1, 0, 0, 0, 1, 7]);
         assert!(error.contains("number of labels: expected 2, found 1"), "{error}");
         let error = error_of(IMAGES, &[0, 0, 8, 1, 0, 0, 0, 2, 7, 10]);
-        assert!(
-            error.contains("train-labels-idx1-ubyte: label of record 1"),
-            "{error}"
-        );
+        assert!(error.contains("train-labels-idx1-ubyte: label of record 1"), "{error}");
         assert!(error.contains("expected 0 to 9, found 10"), "{error}");
     }
 
@@ -317,15 +239,9 @@ mod tests {
     fn absent_files_are_named() {
         let folder = folder_of(IMAGES, LABELS);
         let error = list(folder.path(), Split::HeldOut).err().unwrap().to_string();
-        assert!(
-            error.contains("no held-out images") && error.contains("t10k-images-idx3-ubyte"),
-            "{error}"
-        );
+        assert!(error.contains("no held-out images") && error.contains("t10k-images-idx3-ubyte"), "{error}");
         fs::remove_file(folder.path().join("train-labels-idx1-ubyte")).unwrap();
         let error = list(folder.path(), Split::Train).err().unwrap().to_string();
-        assert!(
-            error.contains("train-labels-idx1-ubyte does not exist"),
-            "{error}"
-        );
+        assert!(error.contains("train-labels-idx1-ubyte does not exist"), "{error}");
     }
 }

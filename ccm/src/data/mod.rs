@@ -158,10 +158,9 @@ pub fn load(
 /// Recognises `source` and lists the images of `split`.
 fn list(source: &Path, split: Split) -> Result<Listing, DataError> {
     let metadata = fs::metadata(source).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => DataError::Missing {
-            path: source.to_path_buf(),
-            expected: "a folder or archive of images",
-        },
+        std::io::ErrorKind::NotFound => {
+            DataError::Missing { path: source.to_path_buf(), expected: "a folder or archive of images" }
+        }
         _ => DataError::reading(source, error),
     })?;
     if metadata.is_dir() && idx::is_in(source) {
@@ -173,15 +172,10 @@ fn list(source: &Path, split: Split) -> Result<Listing, DataError> {
         let name = source.to_string_lossy().to_lowercase();
         if name.ends_with(".zip") {
             archive::in_zip(source)?
-        } else if [".tar", ".tar.gz", ".tgz"]
-            .iter()
-            .any(|ending| name.ends_with(ending))
-        {
+        } else if [".tar", ".tar.gz", ".tgz"].iter().any(|ending| name.ends_with(ending)) {
             archive::in_tar(source)?
         } else {
-            return Err(DataError::Unrecognised {
-                path: source.to_path_buf(),
-            });
+            return Err(DataError::Unrecognised { path: source.to_path_buf() });
         }
     };
     if found.keys().any(|name| cifar::is_batch(name)) {
@@ -200,20 +194,11 @@ fn assemble(
     options: LoadOptions,
     observer: &mut dyn FnMut(Event<'_>),
 ) -> Result<Dataset, DataError> {
-    let Listing {
-        classes,
-        left_out,
-        mut entries,
-    } = listing;
+    let Listing { classes, left_out, mut entries } = listing;
     let total = entries.len();
     let size = shape.bytes();
     let bytes = total as u64 * (size + size_of::<u32>()) as u64;
-    observer(Event::Found {
-        images: total,
-        classes: classes.len(),
-        left_out,
-        bytes,
-    });
+    observer(Event::Found { images: total, classes: classes.len(), left_out, bytes });
 
     let mut pixels = shape.allocate(total)?;
     let mut labels = Vec::with_capacity(total);
@@ -235,10 +220,7 @@ fn assemble(
                     labels.push(entry.label);
                 }
                 Err(reason) => {
-                    observer(Event::Unreadable {
-                        name: &entry.name,
-                        reason: &reason,
-                    });
+                    observer(Event::Unreadable { name: &entry.name, reason: &reason });
                     unreadable.push(format!("{} ({reason})", entry.name));
                 }
             }
@@ -257,10 +239,7 @@ fn assemble(
     }
     pixels.truncate(labels.len() * size);
     if !unreadable.is_empty() {
-        observer(Event::Skipped {
-            unreadable: unreadable.len(),
-            kept: labels.len(),
-        });
+        observer(Event::Skipped { unreadable: unreadable.len(), kept: labels.len() });
     }
     Ok(Dataset::new(pixels, labels, classes, shape, split))
 }

@@ -53,10 +53,7 @@ impl Outline {
             Self::Circle => length(point) - 0.88,
             Self::Ring => (length(point) - 0.67).abs() - 0.25,
             Self::Square => {
-                polygon(
-                    point,
-                    &[[0.62, 0.62], [-0.62, 0.62], [-0.62, -0.62], [0.62, -0.62]],
-                ) - 0.1
+                polygon(point, &[[0.62, 0.62], [-0.62, 0.62], [-0.62, -0.62], [0.62, -0.62]]) - 0.1
             }
             Self::Triangle => polygon(point, &[[0.0, 0.86], [-0.745, -0.43], [0.745, -0.43]]) - 0.1,
             Self::Star => polygon(point, &star()) - 0.04,

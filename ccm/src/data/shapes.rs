@@ -15,9 +15,8 @@ use super::outline::{Outline, Point};
 use super::{DataError, Dataset, ImageShape, Split};
 
 /// The classes of [`shapes()`], in the order of their labels.
-pub const SHAPE_CLASSES: [&str; 8] = [
-    "circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle",
-];
+pub const SHAPE_CLASSES: [&str; 8] =
+    ["circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle"];
 
 /// The number of the first held-out image: no training set reaches it.
 const FIRST_HELD_OUT: u64 = 1 << 40;
@@ -39,27 +38,16 @@ const SHADOW: f32 = 0.22;
 pub fn shapes(count: usize, shape: ImageShape, split: Split, seed: u64) -> Result<Dataset, DataError> {
     shape.validate()?;
     let mut pixels = shape.allocate(count)?;
-    pixels
-        .par_chunks_exact_mut(shape.bytes())
-        .enumerate()
-        .for_each(|(index, image)| {
-            let number = match split {
-                Split::Train => index as u64,
-                Split::HeldOut => FIRST_HELD_OUT + index as u64,
-            };
-            let outline = Outline::ALL[index % Outline::ALL.len()];
-            Picture::compose(outline, shape, Chance::new(seed, number)).paint(shape, image);
-        });
-    let labels = (0..count)
-        .map(|index| (index % Outline::ALL.len()) as u32)
-        .collect();
-    Ok(Dataset::new(
-        pixels,
-        labels,
-        SHAPE_CLASSES.map(str::to_owned).to_vec(),
-        shape,
-        split,
-    ))
+    pixels.par_chunks_exact_mut(shape.bytes()).enumerate().for_each(|(index, image)| {
+        let number = match split {
+            Split::Train => index as u64,
+            Split::HeldOut => FIRST_HELD_OUT + index as u64,
+        };
+        let outline = Outline::ALL[index % Outline::ALL.len()];
+        Picture::compose(outline, shape, Chance::new(seed, number)).paint(shape, image);
+    });
+    let labels = (0..count).map(|index| (index % Outline::ALL.len()) as u32).collect();
+    Ok(Dataset::new(pixels, labels, SHAPE_CLASSES.map(str::to_owned).to_vec(), shape, split))
 }
 
 /// The random numbers of one image.
@@ -104,14 +92,7 @@ impl Picture {
         let largest_turn = outline.largest_turn();
         let turn = chance.between(-largest_turn, largest_turn).sin_cos();
         let (fill, background) = colours(&mut chance);
-        Self {
-            outline,
-            centre,
-            radius,
-            turn,
-            fill,
-            background,
-        }
+        Self { outline, centre, radius, turn, fill, background }
     }
 
     /// Writes the image's planes, `[C, H, W]`.
@@ -162,20 +143,10 @@ fn colours(chance: &mut Chance) -> (Gradient, Gradient) {
     let dark = chance.between(0.0, 1.0) < 0.5;
     let (fill_light, ground_light, ground_chroma, ground_hue) = if dark {
         // Dark grounds are teal, navy or plum; dark warm ones are mud.
-        (
-            chance.between(0.72, 0.80),
-            chance.between(0.25, 0.33),
-            0.06,
-            chance.between(200.0, 320.0),
-        )
+        (chance.between(0.72, 0.80), chance.between(0.25, 0.33), 0.06, chance.between(200.0, 320.0))
     } else {
         let light = chance.between(0.60, 0.67) + 0.13 * yellowness;
-        (
-            light,
-            chance.between(0.93, 0.965),
-            0.03,
-            hue + chance.between(110.0, 250.0),
-        )
+        (light, chance.between(0.93, 0.965), 0.03, hue + chance.between(110.0, 250.0))
     };
     let fill = Gradient {
         from: oklch(fill_light + 0.08, 0.15, hue + 22.0 * (1.0 - yellowness)),
@@ -210,16 +181,8 @@ fn to_byte(value: f32) -> u8 {
 mod tests {
     use super::*;
 
-    const RGB: ImageShape = ImageShape {
-        channels: 3,
-        height: 16,
-        width: 16,
-    };
-    const GREY: ImageShape = ImageShape {
-        channels: 1,
-        height: 20,
-        width: 32,
-    };
+    const RGB: ImageShape = ImageShape { channels: 3, height: 16, width: 16 };
+    const GREY: ImageShape = ImageShape { channels: 1, height: 20, width: 32 };
 
     #[test]
     fn an_image_depends_on_seed_split_and_index_only() {
@@ -268,11 +231,7 @@ mod tests {
                 for x in 0..shape.width {
                     for y in [0.0, shape.height as f32] {
                         let distance = picture.outline.distance(picture.on_shape([x as f32, y]));
-                        assert!(
-                            distance * picture.radius > 0.3,
-                            "{:?} at {x} {y}",
-                            picture.outline
-                        );
+                        assert!(distance * picture.radius > 0.3, "{:?} at {x} {y}", picture.outline);
                     }
                 }
             }
@@ -281,11 +240,7 @@ mod tests {
 
     #[test]
     fn grey_images_have_the_luminance_of_the_coloured_ones() {
-        let square = |channels| ImageShape {
-            channels,
-            height: 16,
-            width: 16,
-        };
+        let square = |channels| ImageShape { channels, height: 16, width: 16 };
         let colour = shapes(8, square(3), Split::Train, 2).unwrap();
         let grey = shapes(8, square(1), Split::Train, 2).unwrap();
         for index in 0..8 {
@@ -302,18 +257,7 @@ mod tests {
     fn tiny_and_empty_sets_are_drawn_too() {
         assert!(shapes(0, RGB, Split::Train, 0).unwrap().is_empty());
         assert_eq!(
-            shapes(
-                3,
-                ImageShape {
-                    channels: 3,
-                    height: 1,
-                    width: 2
-                },
-                Split::Train,
-                0
-            )
-            .unwrap()
-            .len(),
+            shapes(3, ImageShape { channels: 3, height: 1, width: 2 }, Split::Train, 0).unwrap().len(),
             3
         );
         assert!(shapes(1, ImageShape { channels: 4, ..RGB }, Split::Train, 0).is_err());

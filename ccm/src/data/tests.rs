@@ -13,29 +13,20 @@ use zip::write::{SimpleFileOptions, ZipWriter};
 
 use super::*;
 
-const SHAPE: ImageShape = ImageShape {
-    channels: 3,
-    height: 4,
-    width: 4,
-};
+const SHAPE: ImageShape = ImageShape { channels: 3, height: 4, width: 4 };
 
 type Files = Vec<(String, Vec<u8>)>;
 
 fn png(value: u8) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
-    RgbImage::from_pixel(4, 4, Rgb([value, 0, 255 - value]))
-        .write_to(&mut bytes, ImageFormat::Png)
-        .unwrap();
+    RgbImage::from_pixel(4, 4, Rgb([value, 0, 255 - value])).write_to(&mut bytes, ImageFormat::Png).unwrap();
     bytes.into_inner()
 }
 
 /// Two classes of 30 images each, in no particular order; image `k` of a class is filled with `k`.
 fn two_classes() -> Files {
     let name = |class: &str, index: u8| (format!("root/{class}/{index:02}.png"), png(index));
-    let mut files: Files = (0..30)
-        .rev()
-        .flat_map(|index| [name("oak", index), name("elm", index)])
-        .collect();
+    let mut files: Files = (0..30).rev().flat_map(|index| [name("oak", index), name("elm", index)]).collect();
     files.push(("root/readme.txt".to_owned(), b"not an image".to_vec()));
     files.push(("__MACOSX/root/elm/00.png".to_owned(), b"not an image".to_vec()));
     files
@@ -53,9 +44,7 @@ fn write_folder(root: &Path, files: &Files) -> PathBuf {
 fn write_zip(root: &Path, files: &Files) -> PathBuf {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, bytes) in files {
-        writer
-            .start_file(name.as_str(), SimpleFileOptions::default())
-            .unwrap();
+        writer.start_file(name.as_str(), SimpleFileOptions::default()).unwrap();
         writer.write_all(bytes).unwrap();
     }
     fs::write(root.join("a.zip"), writer.finish().unwrap().into_inner()).unwrap();
@@ -85,12 +74,7 @@ fn write_tgz(root: &Path, files: &Files) -> PathBuf {
 }
 
 fn write_all(root: &Path, files: &Files) -> [PathBuf; 4] {
-    [
-        write_folder(root, files),
-        write_zip(root, files),
-        write_tar(root, files),
-        write_tgz(root, files),
-    ]
+    [write_folder(root, files), write_zip(root, files), write_tar(root, files), write_tgz(root, files)]
 }
 
 fn quiet(source: &Path, split: Split) -> Result<Dataset, DataError> {
@@ -122,10 +106,7 @@ fn one_thread_and_many_give_the_same_data() {
     let scratch = TempDir::new().unwrap();
     let path = write_folder(scratch.path(), &two_classes());
     let with = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| quiet(&path, Split::Train)).unwrap()
     };
     assert_eq!(with(1), with(4));
@@ -136,18 +117,12 @@ fn cifar_batches_are_found_wherever_they_lie() {
     let scratch = TempDir::new().unwrap();
     let batch = |label: u8| [vec![label], vec![label * 20; 3072]].concat();
     let files = vec![
-        (
-            "cifar-10-batches-bin/data_batch_1.bin".to_owned(),
-            [batch(3), batch(1)].concat(),
-        ),
+        ("cifar-10-batches-bin/data_batch_1.bin".to_owned(), [batch(3), batch(1)].concat()),
         ("cifar-10-batches-bin/test_batch.bin".to_owned(), batch(7)),
         ("cifar-10-batches-bin/readme.html".to_owned(), b"hello".to_vec()),
     ];
     let [folder, others @ ..] = write_all(scratch.path(), &files);
-    for path in [folder.join("cifar-10-batches-bin"), folder]
-        .iter()
-        .chain(&others)
-    {
+    for path in [folder.join("cifar-10-batches-bin"), folder].iter().chain(&others) {
         let data = quiet(path, Split::Train).unwrap();
         assert_eq!((data.labels(), data.classes()[3].as_str()), (&[3, 1][..], "cat"));
         assert_eq!((data.image(0), data.image(1)), (&[60; 48][..], &[20; 48][..]));
@@ -158,18 +133,9 @@ fn cifar_batches_are_found_wherever_they_lie() {
 #[test]
 fn idx_files_are_recognised_and_resized() {
     let scratch = TempDir::new().unwrap();
-    let images = [
-        &[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2][..],
-        &[9; 4],
-        &[200; 4],
-    ]
-    .concat();
+    let images = [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2][..], &[9; 4], &[200; 4]].concat();
     fs::write(scratch.path().join("train-images-idx3-ubyte"), images).unwrap();
-    fs::write(
-        scratch.path().join("train-labels-idx1-ubyte"),
-        [0, 0, 8, 1, 0, 0, 0, 2, 5, 6],
-    )
-    .unwrap();
+    fs::write(scratch.path().join("train-labels-idx1-ubyte"), [0, 0, 8, 1, 0, 0, 0, 2, 5, 6]).unwrap();
     let data = quiet(scratch.path(), Split::Train).unwrap();
     assert_eq!((data.labels(), data.classes().len()), (&[5, 6][..], 10));
     assert_eq!((data.image(0), data.image(1)), (&[9; 48][..], &[200; 48][..]));
@@ -189,27 +155,11 @@ fn events_tell_the_memory_before_and_every_skipped_image() {
         .unwrap();
         assert_eq!(data.len(), 57);
         assert!(log[0].starts_with("Reading"), "{log:?}");
-        assert_eq!(
-            log[1],
-            "Found { images: 58, classes: 2, left_out: 0, bytes: 3016 }"
-        );
-        assert!(
-            log[2].starts_with(&format!("Unreadable {{ name: {spoiled:?}, reason:")),
-            "{log:?}"
-        );
-        assert_eq!(
-            log[3..],
-            [
-                "Progress { done: 58, total: 58 }",
-                "Skipped { unreadable: 1, kept: 57 }"
-            ]
-        );
+        assert_eq!(log[1], "Found { images: 58, classes: 2, left_out: 0, bytes: 3016 }");
+        assert!(log[2].starts_with(&format!("Unreadable {{ name: {spoiled:?}, reason:")), "{log:?}");
+        assert_eq!(log[3..], ["Progress { done: 58, total: 58 }", "Skipped { unreadable: 1, kept: 57 }"]);
         let others = (0..57).map(|index| (data.label(index), data.image(index)[0]));
-        assert_eq!(
-            others.filter(|image| *image == (0, 27)).count(),
-            0,
-            "27 of elm is the spoiled one"
-        );
+        assert_eq!(others.filter(|image| *image == (0, 27)).count(), 0, "27 of elm is the spoiled one");
     }
 }
 
@@ -221,25 +171,9 @@ fn too_many_unreadable_images_are_an_error_that_names_some() {
         file.1.truncate(40);
     }
     let path = write_zip(scratch.path(), &files);
-    let with = |max_unreadable| {
-        load(
-            &path,
-            SHAPE,
-            Split::Train,
-            LoadOptions { max_unreadable },
-            &mut |_| {},
-        )
-    };
+    let with = |max_unreadable| load(&path, SHAPE, Split::Train, LoadOptions { max_unreadable }, &mut |_| {});
     let error = with(None).unwrap_err();
-    assert!(matches!(
-        error,
-        DataError::TooManyUnreadable {
-            unreadable: 22,
-            total: 58,
-            allowed: 10,
-            ..
-        }
-    ));
+    assert!(matches!(error, DataError::TooManyUnreadable { unreadable: 22, total: 58, allowed: 10, .. }));
     assert!(error.to_string().contains("root/elm/18.png ("), "{error}");
     assert!(with(Some(21)).is_err());
     assert_eq!(with(Some(22)).unwrap().len(), 36);
@@ -249,20 +183,10 @@ fn too_many_unreadable_images_are_an_error_that_names_some() {
 fn a_source_without_one_readable_image_is_an_error_whatever_the_options() {
     let scratch = TempDir::new().unwrap();
     let path = write_folder(scratch.path(), &vec![("x.png".to_owned(), b"no".to_vec())]);
-    let options = LoadOptions {
-        max_unreadable: Some(1000),
-    };
+    let options = LoadOptions { max_unreadable: Some(1000) };
     let error = load(&path, SHAPE, Split::Train, options, &mut |_| {}).unwrap_err();
     assert!(
-        matches!(
-            error,
-            DataError::TooManyUnreadable {
-                unreadable: 1,
-                total: 1,
-                allowed: 0,
-                ..
-            }
-        ),
+        matches!(error, DataError::TooManyUnreadable { unreadable: 1, total: 1, allowed: 0, .. }),
         "{error}"
     );
 }
@@ -271,34 +195,14 @@ fn a_source_without_one_readable_image_is_an_error_whatever_the_options() {
 fn sources_that_are_nothing_are_named() {
     let scratch = TempDir::new().unwrap();
     let missing = scratch.path().join("nowhere");
-    assert!(
-        quiet(&missing, Split::Train)
-            .unwrap_err()
-            .to_string()
-            .contains("nowhere does not exist")
-    );
-    assert!(matches!(
-        quiet(scratch.path(), Split::Train),
-        Err(DataError::NoImages { .. })
-    ));
+    assert!(quiet(&missing, Split::Train).unwrap_err().to_string().contains("nowhere does not exist"));
+    assert!(matches!(quiet(scratch.path(), Split::Train), Err(DataError::NoImages { .. })));
     let text = scratch.path().join("notes.txt");
     fs::write(&text, "hello").unwrap();
-    assert!(matches!(
-        quiet(&text, Split::Train),
-        Err(DataError::Unrecognised { .. })
-    ));
+    assert!(matches!(quiet(&text, Split::Train), Err(DataError::Unrecognised { .. })));
     let empty = write_zip(scratch.path(), &Vec::new());
-    assert!(matches!(
-        quiet(&empty, Split::Train),
-        Err(DataError::NoImages { .. })
-    ));
+    assert!(matches!(quiet(&empty, Split::Train), Err(DataError::NoImages { .. })));
     let shape = ImageShape { channels: 2, ..SHAPE };
-    let refused = load(
-        scratch.path(),
-        shape,
-        Split::Train,
-        LoadOptions::default(),
-        &mut |_| {},
-    );
+    let refused = load(scratch.path(), shape, Split::Train, LoadOptions::default(), &mut |_| {});
     assert!(matches!(refused, Err(DataError::Shape { .. })));
 }

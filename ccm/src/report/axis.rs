@@ -50,11 +50,7 @@ impl Axis {
     pub(super) fn padded(scale: Scale, values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let Range { start, end } = extent(scale, values)?;
         let air = (end - start) * 0.06;
-        let below = if scale == Scale::Linear && start == 0.0 {
-            0.0
-        } else {
-            air
-        };
+        let below = if scale == Scale::Linear && start == 0.0 { 0.0 } else { air };
         Some(Self::new(scale, start - below..end + air))
     }
 
@@ -103,9 +99,8 @@ impl ValueFormatter<f64> for Axis {
 /// From the lowest to the highest place, widened where all values are the same.
 fn extent(scale: Scale, values: impl IntoIterator<Item = f64>) -> Option<Range<f64>> {
     let places = values.into_iter().filter_map(|value| scale.place(value));
-    let (low, high) = places.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), p| {
-        (low.min(p), high.max(p))
-    });
+    let (low, high) =
+        places.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), p| (low.min(p), high.max(p)));
     if low > high {
         return None;
     }
@@ -113,11 +108,7 @@ fn extent(scale: Scale, values: impl IntoIterator<Item = f64>) -> Option<Range<f
     if high - low > size * 1e-6 {
         return Some(low..high);
     }
-    let widen = if scale == Scale::Log {
-        0.2
-    } else {
-        (size * 0.1).max(0.5)
-    };
+    let widen = if scale == Scale::Log { 0.2 } else { (size * 0.1).max(0.5) };
     Some(low - widen..high + widen)
 }
 
@@ -133,10 +124,7 @@ fn linear_ticks(values: &Range<f64>) -> Vec<(f64, String)> {
     // A hair of slack, so that rounding does not lose a tick at the very end.
     let first = (values.start / step - 1e-6).ceil() as i64;
     let last = (values.end / step + 1e-6).floor() as i64;
-    (first..=last)
-        .map(|k| k as f64 * step)
-        .map(|value| (value, short(value, step)))
-        .collect()
+    (first..=last).map(|k| k as f64 * step).map(|value| (value, short(value, step))).collect()
 }
 
 /// Powers of ten where there are enough of them, otherwise 1, 2 and 5 in each decade, otherwise the round
@@ -148,11 +136,7 @@ fn log_ticks(places: &Range<f64>) -> Vec<(f64, String)> {
     let powers = places.start.floor() as i32..=places.end.ceil() as i32;
     let ticks: Vec<_> = powers
         .filter(|power| power.rem_euclid(every) == 0)
-        .flat_map(|power| {
-            factors
-                .iter()
-                .map(move |factor| (factor * 10f64.powi(power), 10f64.powi(power)))
-        })
+        .flat_map(|power| factors.iter().map(move |factor| (factor * 10f64.powi(power), 10f64.powi(power))))
         .filter(|(value, _)| places.contains(&value.log10()))
         .map(|(value, digit)| (value, short(value, digit)))
         .collect();
@@ -188,11 +172,7 @@ fn short(value: f64, digit: f64) -> String {
     };
     let places = (-(digit / unit * 1.000_001).log10().floor()).clamp(0.0, 9.0) as usize;
     let text = format!("{:.places$}", value / unit);
-    let text = if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        &text
-    };
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{text}{name}")
 }
 
@@ -207,61 +187,27 @@ mod tests {
     #[test]
     fn ticks_are_round_numbers() {
         let axis = |scale, values: [f64; 2]| Axis::tight(scale, values).unwrap();
-        assert_eq!(
-            labels(&axis(Scale::Linear, [0.0, 1.0])),
-            ["0", "0.2", "0.4", "0.6", "0.8", "1"]
-        );
+        assert_eq!(labels(&axis(Scale::Linear, [0.0, 1.0])), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
         let images = axis(Scale::Linear, [0.0, 1.25e6]);
-        assert_eq!(
-            labels(&images),
-            ["0", "200k", "400k", "600k", "800k", "1M", "1.2M"]
-        );
-        assert_eq!(
-            labels(&axis(Scale::Linear, [-3.0, 3.0])),
-            ["-3", "-2", "-1", "0", "1", "2", "3"]
-        );
-        assert_eq!(
-            labels(&axis(Scale::Log, [0.009, 0.6])),
-            ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]
-        );
-        assert_eq!(
-            labels(&axis(Scale::Log, [0.5e-5, 2.0])),
-            ["1e-5", "1e-4", "0.001", "0.01", "0.1", "1"]
-        );
-        assert_eq!(
-            labels(&axis(Scale::Log, [0.0205, 0.0245])),
-            ["0.021", "0.022", "0.023", "0.024"]
-        );
+        assert_eq!(labels(&images), ["0", "200k", "400k", "600k", "800k", "1M", "1.2M"]);
+        assert_eq!(labels(&axis(Scale::Linear, [-3.0, 3.0])), ["-3", "-2", "-1", "0", "1", "2", "3"]);
+        assert_eq!(labels(&axis(Scale::Log, [0.009, 0.6])), ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]);
+        assert_eq!(labels(&axis(Scale::Log, [0.5e-5, 2.0])), ["1e-5", "1e-4", "0.001", "0.01", "0.1", "1"]);
+        assert_eq!(labels(&axis(Scale::Log, [0.0205, 0.0245])), ["0.021", "0.022", "0.023", "0.024"]);
     }
 
     #[test]
     fn whatever_comes_the_axis_is_finite_and_has_few_ticks() {
-        let values = [
-            0.0,
-            -1e30,
-            1e30,
-            1e-30,
-            f64::MAX,
-            f64::MIN,
-            f64::NAN,
-            f64::INFINITY,
-            65.0,
-            65.000_001,
-        ];
+        let values = [0.0, -1e30, 1e30, 1e-30, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, 65.0, 65.000_001];
         for scale in [Scale::Linear, Scale::Log] {
             for a in values {
                 for b in values {
-                    for axis in [Axis::tight(scale, [a, b]), Axis::padded(scale, [a, b])]
-                        .into_iter()
-                        .flatten()
+                    for axis in
+                        [Axis::tight(scale, [a, b]), Axis::padded(scale, [a, b])].into_iter().flatten()
                     {
                         assert!(axis.places.start < axis.places.end, "{scale:?} {a} {b}");
                         assert!(axis.places.start.is_finite() && axis.places.end.is_finite());
-                        assert!(
-                            (1..=14).contains(&axis.ticks.len()),
-                            "{scale:?} {a} {b} {:?}",
-                            axis.ticks
-                        );
+                        assert!((1..=14).contains(&axis.ticks.len()), "{scale:?} {a} {b} {:?}", axis.ticks);
                     }
                 }
             }
@@ -272,13 +218,7 @@ mod tests {
 
     #[test]
     fn counts_read_as_people_say_them() {
-        let said = [
-            (0, "0"),
-            (950, "950"),
-            (20_000, "20k"),
-            (1_500_000, "1.5M"),
-            (51_234_567, "51.2M"),
-        ];
+        let said = [(0, "0"), (950, "950"), (20_000, "20k"), (1_500_000, "1.5M"), (51_234_567, "51.2M")];
         for (value, text) in said {
             assert_eq!(count(value), text);
         }

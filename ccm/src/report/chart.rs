@@ -80,10 +80,7 @@ pub(super) fn over_training(
         canvas.line(&smooth, Series::Main, 1.0, 2)?;
         canvas.threshold(threshold)
     })?;
-    Ok(Drawing {
-        svg: Some(svg),
-        left_out,
-    })
+    Ok(Drawing { svg: Some(svg), left_out })
 }
 
 /// A quantity over time `t` in [0, 1], the curriculum beside the fixed step.
@@ -102,10 +99,7 @@ pub(super) fn over_time(
     let left_out = curriculum.left_out + fixed.left_out;
     let [curriculum, fixed] = [curriculum, fixed].map(|series| series.points);
     let both = || curriculum.iter().chain(&fixed);
-    let ys = both()
-        .map(|p| p.1)
-        .chain(threshold)
-        .chain(from_zero.then_some(0.0));
+    let ys = both().map(|p| p.1).chain(threshold).chain(from_zero.then_some(0.0));
     let axes = Axis::tight(Scale::Linear, both().map(|p| p.0).chain([0.0, 1.0]))
         .zip(Axis::padded(Scale::Linear, ys));
     let Some((x, y)) = axes.filter(|_| both().next().is_some()) else {
@@ -119,10 +113,7 @@ pub(super) fn over_time(
         }
         Ok(())
     })?;
-    Ok(Drawing {
-        svg: Some(svg),
-        left_out,
-    })
+    Ok(Drawing { svg: Some(svg), left_out })
 }
 
 /// Keeps the points that have a place on a linear x axis and the given y axis, in ascending x. A resumed run
@@ -131,10 +122,7 @@ fn place(points: impl Iterator<Item = (f64, f64)>, scale: Scale) -> Placed {
     let usable = |p: &(f64, f64)| Scale::Linear.place(p.0).is_some() && scale.place(p.1).is_some();
     let (mut points, rest): (Points, Points) = points.partition(usable);
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    Placed {
-        points,
-        left_out: rest.len(),
-    }
+    Placed { points, left_out: rest.len() }
 }
 
 /// The inside of a chart whose axes stand.
@@ -155,8 +143,7 @@ impl Canvas<'_, '_> {
             return self.dots(points, series);
         }
         let style = series.color().mix(opacity).stroke_width(width * FINE);
-        self.chart
-            .draw_series(LineSeries::new(points.iter().copied(), style))?;
+        self.chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
         Ok(())
     }
 
@@ -172,8 +159,7 @@ impl Canvas<'_, '_> {
         let Some(height) = threshold else { return Ok(()) };
         let ends = [(self.x.start, height), (self.x.end, height)];
         let style = MARK.stroke_width(FINE * 3 / 2);
-        self.chart
-            .draw_series(DashedLineSeries::new(ends, 5 * FINE, 4 * FINE, style))?;
+        self.chart.draw_series(DashedLineSeries::new(ends, 5 * FINE, 4 * FINE, style))?;
         let right = font(LABEL).pos(Pos::new(HPos::Right, VPos::Bottom));
         let above =
             EmptyElement::at(ends[1]) + Text::new("T", (-(2 * FINE as i32), -(3 * FINE as i32)), right);
@@ -191,15 +177,11 @@ fn draw(
     fill: impl Fn(&mut Canvas) -> Drawn,
 ) -> Result<String, ReportError> {
     let mut svg = String::new();
-    onto(&mut svg, x, y, x_title, fill).map_err(|fault| ReportError::Chart {
-        chart: name.to_owned(),
-        reason: fault.to_string(),
-    })?;
+    onto(&mut svg, x, y, x_title, fill)
+        .map_err(|fault| ReportError::Chart { chart: name.to_owned(), reason: fault.to_string() })?;
     // Plotters' opening tag carries a fixed size, and a namespace that HTML implies.
     let body = svg.split_once('>').map_or("", |(_, body)| body);
-    Ok(format!(
-        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{name}\">{body}"
-    ))
+    Ok(format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{name}\">{body}"))
 }
 
 fn onto(svg: &mut String, x: Axis, y: Axis, x_title: &str, fill: impl Fn(&mut Canvas) -> Drawn) -> Drawn {

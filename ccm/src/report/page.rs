@@ -47,21 +47,10 @@ fn tiles(tiles: &[(String, String)]) -> String {
         return String::new();
     }
     let tile = |(label, value): &(String, String)| {
-        let wide = if value.chars().count() > WIDE {
-            " class=\"wide\""
-        } else {
-            ""
-        };
-        format!(
-            "<div{wide}><dt>{}</dt><dd>{}</dd></div>\n",
-            escape(label),
-            escape(value)
-        )
+        let wide = if value.chars().count() > WIDE { " class=\"wide\"" } else { "" };
+        format!("<div{wide}><dt>{}</dt><dd>{}</dd></div>\n", escape(label), escape(value))
     };
-    format!(
-        "<dl class=\"tiles\">\n{}</dl>\n",
-        tiles.iter().map(tile).collect::<String>()
-    )
+    format!("<dl class=\"tiles\">\n{}</dl>\n", tiles.iter().map(tile).collect::<String>())
 }
 
 /// Student and teacher side by side; the student first, because it is what the run is for.
@@ -84,29 +73,14 @@ fn pictures(pictures: &Pictures) -> Result<String, ReportError> {
 }
 
 fn grid_figure(name: &str, grid: &Grid, rows: &[String]) -> Result<String, ReportError> {
-    let steps = if grid.steps == 1 {
-        "1 step".to_owned()
-    } else {
-        format!("{} steps", grid.steps)
-    };
+    let steps = if grid.steps == 1 { "1 step".to_owned() } else { format!("{} steps", grid.steps) };
     let cost = match grid.ms_per_image {
         Some(ms) if ms.is_finite() => format!(" · {} ms an image", milliseconds(ms)),
         _ => String::new(),
     };
-    let rows: String = rows
-        .iter()
-        .map(|row| format!("<li>{}</li>", escape(row)))
-        .collect();
-    let rows = if rows.is_empty() {
-        rows
-    } else {
-        format!("<ol>{rows}</ol>")
-    };
-    let image = image(
-        name,
-        &format!("Samples of the {}, {steps}", name.to_lowercase()),
-        &grid.png,
-    )?;
+    let rows: String = rows.iter().map(|row| format!("<li>{}</li>", escape(row))).collect();
+    let rows = if rows.is_empty() { rows } else { format!("<ol>{rows}</ol>") };
+    let image = image(name, &format!("Samples of the {}, {steps}", name.to_lowercase()), &grid.png)?;
     Ok(format!(
         "<figure><div class=\"grid\">{rows}{image}</div>\n\
          <figcaption><strong>{name}, {steps}</strong>{cost}</figcaption></figure>\n"
@@ -115,11 +89,7 @@ fn grid_figure(name: &str, grid: &Grid, rows: &[String]) -> Result<String, Repor
 
 /// Three significant digits.
 fn milliseconds(ms: f64) -> String {
-    let places = if ms < 1.0 {
-        3
-    } else {
-        usize::from(ms < 100.0) + usize::from(ms < 10.0)
-    };
+    let places = if ms < 1.0 { 3 } else { usize::from(ms < 100.0) + usize::from(ms < 10.0) };
     format!("{ms:.places$}")
 }
 
@@ -130,24 +100,16 @@ fn growth(growth: &[Growth]) -> Result<String, ReportError> {
     let mut figures = String::new();
     for moment in growth {
         let images = count(moment.images);
-        let image = image(
-            &format!("growth at {images}"),
-            &format!("Samples after {images} images"),
-            &moment.png,
-        )?;
+        let image =
+            image(&format!("growth at {images}"), &format!("Samples after {images} images"), &moment.png)?;
         figures += &format!("<figure>{image}<figcaption>{images} images</figcaption></figure>\n");
     }
-    Ok(format!(
-        "<h3>How the samples grew while training</h3>\n<div class=\"growth\">\n{figures}</div>\n"
-    ))
+    Ok(format!("<h3>How the samples grew while training</h3>\n<div class=\"growth\">\n{figures}</div>\n"))
 }
 
 /// A PNG as a data URI. Its size is written down so that the page does not jump while it loads.
 fn image(picture: &str, alt: &str, png: &[u8]) -> Result<String, ReportError> {
-    let not_png = || ReportError::NotPng {
-        picture: picture.to_owned(),
-        length: png.len(),
-    };
+    let not_png = || ReportError::NotPng { picture: picture.to_owned(), length: png.len() };
     let (width, height) = png_size(png).ok_or_else(not_png)?;
     Ok(format!(
         "<img src=\"data:image/png;base64,{}\" width=\"{width}\" height=\"{height}\" alt=\"{alt}\">",
@@ -172,23 +134,13 @@ fn training(report: &Report) -> Result<String, ReportError> {
     let steps = distill.iter().map(|p| (p.images, p.teacher_steps));
     let mut charts = over_training("Teacher: loss", teacher, Scale::Log, None)?;
     if distill.is_empty() {
-        charts += &chart_figure(
-            "Distillation",
-            Drawing {
-                svg: None,
-                left_out: 0,
-            },
-        );
+        charts += &chart_figure("Distillation", Drawing { svg: None, left_out: 0 });
     } else {
         charts += &over_training("Distillation: loss", loss, Scale::Log, None)?;
         charts += &over_training("Distillation: mean KDC", kdc, Scale::Linear, threshold)?;
         charts += &over_training("Distillation: mean teacher steps", steps, Scale::Linear, None)?;
     }
-    let dashed = if threshold.is_some() {
-        " Dashed: the curriculum's threshold T."
-    } else {
-        ""
-    };
+    let dashed = if threshold.is_some() { " Dashed: the curriculum's threshold T." } else { "" };
     Ok(format!(
         "<p>Thin: every logged step, cut down to its extremes where there are many. Thick: a running mean. Losses \
          are on a logarithmic axis.{dashed}</p>\n<div class=\"pair\">\n{charts}</div>\n"
@@ -201,21 +153,14 @@ fn over_training(
     scale: Scale,
     threshold: Option<f64>,
 ) -> Result<String, ReportError> {
-    Ok(chart_figure(
-        name,
-        chart::over_training(name, points, scale, threshold)?,
-    ))
+    Ok(chart_figure(name, chart::over_training(name, points, scale, threshold)?))
 }
 
 fn chart_figure(name: &str, drawing: Drawing) -> String {
     let left_out = match drawing.left_out {
         0 => String::new(),
         count => {
-            let values = if count == 1 {
-                "1 value"
-            } else {
-                &format!("{count} values")
-            };
+            let values = if count == 1 { "1 value" } else { &format!("{count} values") };
             format!(
                 "<figcaption>{values} left out: not finite, or not positive on a logarithmic axis.</figcaption>"
             )
@@ -226,11 +171,7 @@ fn chart_figure(name: &str, drawing: Drawing) -> String {
 }
 
 fn no_data(why: &str) -> String {
-    let why = if why.is_empty() {
-        String::new()
-    } else {
-        format!(": {why}")
-    };
+    let why = if why.is_empty() { String::new() } else { format!(": {why}") };
     format!("<p class=\"empty\">no data yet{why}</p>\n")
 }
 
@@ -240,11 +181,8 @@ fn curriculum(curves: Option<&Curves>) -> Result<String, ReportError> {
     };
     let threshold = curves.threshold;
     let pairs = |value: fn(&KdcBin) -> f64| {
-        [&curves.curriculum, &curves.fixed].map(|bins| {
-            bins.iter()
-                .filter(|bin| bin.images > 0)
-                .map(move |bin| (bin.t, value(bin)))
-        })
+        [&curves.curriculum, &curves.fixed]
+            .map(|bins| bins.iter().filter(|bin| bin.images > 0).map(move |bin| (bin.t, value(bin))))
     };
     let [kdc, kdc_fixed] = pairs(|bin| bin.kdc);
     let [steps, steps_fixed] = pairs(|bin| bin.teacher_steps);
@@ -268,21 +206,13 @@ fn curriculum(curves: Option<&Curves>) -> Result<String, ReportError> {
 
 /// The same curves as a table, for whoever wants to read or copy the values.
 fn numbers(curves: &Curves) -> String {
-    let mut times: Vec<f64> = curves
-        .curriculum
-        .iter()
-        .chain(&curves.fixed)
-        .map(|bin| bin.t)
-        .collect();
+    let mut times: Vec<f64> = curves.curriculum.iter().chain(&curves.fixed).map(|bin| bin.t).collect();
     times.retain(|t| t.is_finite());
     times.sort_by(f64::total_cmp);
     times.dedup();
     let cells = |bins: &[KdcBin], t: f64| match bins.iter().find(|bin| bin.t == t && bin.images > 0) {
         Some(bin) => {
-            format!(
-                "<td>{:.1}</td><td>{:.2}</td><td>{}</td>",
-                bin.kdc, bin.teacher_steps, bin.images
-            )
+            format!("<td>{:.1}</td><td>{:.2}</td><td>{}</td>", bin.kdc, bin.teacher_steps, bin.images)
         }
         None => "<td>–</td><td>–</td><td>0</td>".to_owned(),
     };

@@ -44,9 +44,8 @@ fn level(window: &[(f64, f64)], x: f64) -> f64 {
         (rise + dx * (p.1 - centre.1), run + dx * dx)
     });
     let slope = if run > 0.0 { rise / run } else { 0.0 };
-    let (low, high) = window.iter().fold((centre.1, centre.1), |(low, high), p| {
-        (low.min(p.1), high.max(p.1))
-    });
+    let (low, high) =
+        window.iter().fold((centre.1, centre.1), |(low, high), p| (low.min(p.1), high.max(p.1)));
     (centre.1 + slope * (x - centre.0)).max(low).min(high)
 }
 
@@ -67,9 +66,7 @@ fn extremes(stretch: &[(f64, f64)]) -> Points {
 
 fn mean(points: &[(f64, f64)]) -> (f64, f64) {
     let count = points.len().max(1) as f64;
-    let (x, y) = points
-        .iter()
-        .fold((0.0, 0.0), |sum, p| (sum.0 + p.0 / count, sum.1 + p.1 / count));
+    let (x, y) = points.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.0 / count, sum.1 + p.1 / count));
     (x, y)
 }
 
@@ -101,9 +98,7 @@ mod tests {
 
     #[test]
     fn smoothing_takes_alternating_noise_away() {
-        let noisy: Points = (0..2_000)
-            .map(|i| (i as f64, if i % 2 == 0 { 4.0 } else { 6.0 }))
-            .collect();
+        let noisy: Points = (0..2_000).map(|i| (i as f64, if i % 2 == 0 { 4.0 } else { 6.0 })).collect();
         assert!(smooth(&noisy).iter().all(|p| (p.1 - 5.0).abs() < 1e-9));
     }
 

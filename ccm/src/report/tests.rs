@@ -12,22 +12,11 @@ fn pixel() -> Vec<u8> {
 }
 
 fn bins(kdc: f64) -> Vec<KdcBin> {
-    (0..4)
-        .map(|i| KdcBin {
-            t: 0.125 + 0.25 * f64::from(i),
-            kdc,
-            teacher_steps: 2.0,
-            images: 8,
-        })
-        .collect()
+    (0..4).map(|i| KdcBin { t: 0.125 + 0.25 * f64::from(i), kdc, teacher_steps: 2.0, images: 8 }).collect()
 }
 
 fn grid(steps: u32) -> Option<Grid> {
-    Some(Grid {
-        steps,
-        ms_per_image: Some(1.25),
-        png: pixel(),
-    })
+    Some(Grid { steps, ms_per_image: Some(1.25), png: pixel() })
 }
 
 /// A finished run of `count` logged steps.
@@ -46,29 +35,12 @@ fn run(count: u64) -> Report {
             rows: vec!["circle".into(), "square".into()],
             note: "Seeds 0 to 7.".into(),
         },
-        growth: vec![Growth {
-            images: 20_000,
-            png: pixel(),
-        }],
-        teacher: (0..count)
-            .map(|i| TeacherPoint {
-                images: i * 128,
-                loss: loss(i),
-            })
-            .collect(),
+        growth: vec![Growth { images: 20_000, png: pixel() }],
+        teacher: (0..count).map(|i| TeacherPoint { images: i * 128, loss: loss(i) }).collect(),
         distill: (0..count)
-            .map(|i| DistillPoint {
-                images: i * 128,
-                loss: loss(i),
-                kdc: 66.0 + loss(i),
-                teacher_steps: 3.0,
-            })
+            .map(|i| DistillPoint { images: i * 128, loss: loss(i), kdc: 66.0 + loss(i), teacher_steps: 3.0 })
             .collect(),
-        curriculum: Some(Curves {
-            threshold: 65.0,
-            curriculum: bins(66.0),
-            fixed: bins(50.0),
-        }),
+        curriculum: Some(Curves { threshold: 65.0, curriculum: bins(66.0), fixed: bins(50.0) }),
     }
 }
 
@@ -97,9 +69,8 @@ fn a_finished_run_shows_every_section_in_order() {
     ];
     let mut rest = html.as_str();
     for part in parts {
-        let (_, after) = rest
-            .split_once(part)
-            .unwrap_or_else(|| panic!("{part:?} is missing or out of order"));
+        let (_, after) =
+            rest.split_once(part).unwrap_or_else(|| panic!("{part:?} is missing or out of order"));
         rest = after;
     }
     assert_eq!(html.matches("<svg").count(), 6);
@@ -117,12 +88,7 @@ fn nothing_from_outside_becomes_markup() {
         version: evil(),
         tiles: vec![(evil(), evil())],
         config_toml: evil(),
-        pictures: Pictures {
-            student: grid(1),
-            teacher: None,
-            rows: vec![evil()],
-            note: evil(),
-        },
+        pictures: Pictures { student: grid(1), teacher: None, rows: vec![evil()], note: evil() },
         ..run(3)
     };
     let html = report.to_html().unwrap();
@@ -133,30 +99,17 @@ fn nothing_from_outside_becomes_markup() {
 
 #[test]
 fn braces_in_a_configuration_stay_braces() {
-    let report = Report {
-        config_toml: "a = { title = '{style}' }".into(),
-        ..run(3)
-    };
-    assert!(
-        report
-            .to_html()
-            .unwrap()
-            .contains("a = { title = &#39;{style}&#39; }")
-    );
+    let report = Report { config_toml: "a = { title = '{style}' }".into(), ..run(3) };
+    assert!(report.to_html().unwrap().contains("a = { title = &#39;{style}&#39; }"));
 }
 
 #[test]
 fn the_page_loads_nothing() {
     let html = run(100).to_html().unwrap();
-    for load in [
-        "http://", "https://", "href=", "url(", "@import", "<script", "<link", "src=\"/",
-    ] {
+    for load in ["http://", "https://", "href=", "url(", "@import", "<script", "<link", "src=\"/"] {
         assert!(!html.contains(load), "{load}");
     }
-    assert_eq!(
-        html.matches("src=\"").count(),
-        html.matches("src=\"data:image/png;base64,").count()
-    );
+    assert_eq!(html.matches("src=\"").count(), html.matches("src=\"data:image/png;base64,").count());
 }
 
 #[test]
@@ -168,17 +121,8 @@ fn a_run_without_anything_is_still_a_page() {
 
 #[test]
 fn a_run_with_only_a_teacher_is_still_a_page() {
-    let pictures = Pictures {
-        student: None,
-        ..run(0).pictures
-    };
-    let report = Report {
-        pictures,
-        growth: vec![],
-        distill: vec![],
-        curriculum: None,
-        ..run(100)
-    };
+    let pictures = Pictures { student: None, ..run(0).pictures };
+    let report = Report { pictures, growth: vec![], distill: vec![], curriculum: None, ..run(100) };
     let html = report.to_html().unwrap();
     assert_eq!(html.matches("<svg").count(), 1);
     assert!(html.contains("Teacher, 50 steps") && !html.contains("Student, "));
@@ -186,47 +130,17 @@ fn a_run_with_only_a_teacher_is_still_a_page() {
 
 #[test]
 fn numbers_that_are_no_numbers_are_left_out_and_counted() {
-    let strange = [
-        f64::NAN,
-        f64::INFINITY,
-        f64::NEG_INFINITY,
-        f64::MAX,
-        f64::MIN,
-        0.0,
-        -1.0,
-        5e-324,
-        0.5,
-    ];
+    let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, 0.0, -1.0, 5e-324, 0.5];
     let mut report = run(0);
     for (i, value) in strange.into_iter().enumerate() {
         let images = if i % 2 == 0 { u64::MAX } else { i as u64 };
         report.teacher.push(TeacherPoint { images, loss: value });
-        report.distill.push(DistillPoint {
-            images,
-            loss: value,
-            kdc: value,
-            teacher_steps: value,
-        });
-        let bin = KdcBin {
-            t: 0.5,
-            kdc: value,
-            teacher_steps: value,
-            images: 1,
-        };
-        report
-            .curriculum
-            .as_mut()
-            .unwrap()
-            .curriculum
-            .extend([bin, KdcBin { t: value, ..bin }]);
+        report.distill.push(DistillPoint { images, loss: value, kdc: value, teacher_steps: value });
+        let bin = KdcBin { t: 0.5, kdc: value, teacher_steps: value, images: 1 };
+        report.curriculum.as_mut().unwrap().curriculum.extend([bin, KdcBin { t: value, ..bin }]);
         report.curriculum.as_mut().unwrap().threshold = value;
         let html = report.to_html().unwrap();
-        assert!(
-            !html
-                .split("<svg")
-                .skip(1)
-                .any(|svg| svg.split("</svg>").next().unwrap().contains("NaN"))
-        );
+        assert!(!html.split("<svg").skip(1).any(|svg| svg.split("</svg>").next().unwrap().contains("NaN")));
     }
     // A logarithmic axis has a place for one of the nine.
     assert!(report.to_html().unwrap().contains("8 values left out"));
@@ -241,13 +155,7 @@ fn a_single_logged_step_is_a_dot() {
 
 #[test]
 fn a_long_run_makes_a_small_page() {
-    let html = Report {
-        pictures: Pictures::default(),
-        growth: vec![],
-        ..run(100_000)
-    }
-    .to_html()
-    .unwrap();
+    let html = Report { pictures: Pictures::default(), growth: vec![], ..run(100_000) }.to_html().unwrap();
     assert!(html.len() < 200_000, "{} bytes", html.len());
 }
 
@@ -257,23 +165,10 @@ fn a_picture_that_is_no_png_is_named() {
     empty[16..20].fill(0);
     for png in [Vec::new(), b"GIF89a".to_vec(), pixel()[..20].to_vec(), empty] {
         let length = png.len();
-        let student = Some(Grid {
-            steps: 1,
-            ms_per_image: None,
-            png,
-        });
-        let report = Report {
-            pictures: Pictures {
-                student,
-                ..Pictures::default()
-            },
-            ..run(3)
-        };
+        let student = Some(Grid { steps: 1, ms_per_image: None, png });
+        let report = Report { pictures: Pictures { student, ..Pictures::default() }, ..run(3) };
         let error = report.to_html().unwrap_err().to_string();
-        assert!(
-            error.contains("Student") && error.contains(&format!("{length} bytes")),
-            "{error}"
-        );
+        assert!(error.contains("Student") && error.contains(&format!("{length} bytes")), "{error}");
     }
 }
 
@@ -284,10 +179,7 @@ fn every_colour_of_a_chart_follows_the_theme() {
     let mut colours = 0;
     for attribute in ["fill=\"#", "stroke=\"#"] {
         for colour in body.split(attribute).skip(1).map(|rest| &rest[..6]) {
-            assert!(
-                style.contains(&format!("svg [{attribute}{colour}\"]")),
-                "{attribute}{colour}"
-            );
+            assert!(style.contains(&format!("svg [{attribute}{colour}\"]")), "{attribute}{colour}");
             colours += 1;
         }
     }

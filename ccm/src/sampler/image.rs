@@ -56,7 +56,8 @@ impl Picture {
     pub fn to_png(&self) -> Result<Vec<u8>, image::ImageError> {
         use image::ImageEncoder as _;
         let mut file = Vec::new();
-        let colour = if self.channels == 1 { image::ExtendedColorType::L8 } else { image::ExtendedColorType::Rgb8 };
+        let colour =
+            if self.channels == 1 { image::ExtendedColorType::L8 } else { image::ExtendedColorType::Rgb8 };
         image::codecs::png::PngEncoder::new(&mut file).write_image(
             &self.pixels,
             self.width as u32,

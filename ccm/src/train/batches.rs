@@ -97,8 +97,11 @@ impl Batches<'_> {
         let len = shape.channels * shape.height * shape.width;
         let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
         let indices = self.indices(step);
-        let flip: Vec<bool> =
-            if self.horizontal_flip { indices.iter().map(|_| noise.below(2) == 1).collect() } else { Vec::new() };
+        let flip: Vec<bool> = if self.horizontal_flip {
+            indices.iter().map(|_| noise.below(2) == 1).collect()
+        } else {
+            Vec::new()
+        };
         let x1 = self.data.batch(&indices, &flip);
         let uniform = indices.iter().map(|_| noise.uniform() as f32).collect();
         let x0 = noise.normals(x1.len());

@@ -100,7 +100,8 @@ impl Walkers {
     /// `f_theta-(x_u, u)`. At `u = 1` that is `x_u` itself, and the network is not asked.
     fn jump(&self, target: &UNet) -> Tensor<4> {
         let device = self.x_u.device();
-        let (there, short): (Vec<usize>, Vec<usize>) = (0..self.u.len()).partition(|&place| self.u[place] >= 1.0);
+        let (there, short): (Vec<usize>, Vec<usize>) =
+            (0..self.u.len()).partition(|&place| self.u[place] >= 1.0);
         if short.is_empty() {
             return self.x_u.clone();
         }

@@ -82,7 +82,11 @@ pub fn prepare(folder: &Path, needed: u64) -> Result<(), DiskError> {
     fs::remove_file(&probe).map_err(DiskError::of(&probe))?;
     let free = fs4::available_space(folder).map_err(DiskError::of(folder))?;
     if free < needed {
-        return Err(DiskError::Full { path: folder.to_owned(), needed: needed.div_ceil(1 << 20), free: free >> 20 });
+        return Err(DiskError::Full {
+            path: folder.to_owned(),
+            needed: needed.div_ceil(1 << 20),
+            free: free >> 20,
+        });
     }
     Ok(())
 }

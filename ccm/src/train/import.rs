@@ -67,7 +67,9 @@ pub fn read_checkpoint(path: &Path, key: Option<&str>) -> Result<BTreeMap<String
     let reader = PytorchReader::new(path)
         .map_err(|source| ImportError::Checkpoint { path: path.into(), source: Box::new(source) })?;
     let tensors = reader.into_tensors();
-    let under = |key: &str| tensors.keys().any(|name| name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')));
+    let under = |key: &str| {
+        tensors.keys().any(|name| name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    };
     let key = key.or_else(|| STATE_DICTS.into_iter().find(|key| under(key)));
     if let Some(key) = key.filter(|key| !under(key)) {
         let mut found: Vec<&str> = tensors.keys().filter_map(|name| Some(name.split_once('.')?.0)).collect();
@@ -178,18 +180,20 @@ impl TorchArguments {
             (None, 32) => vec![1.0, 2.0, 2.0, 2.0],
             (None, 28) => vec![1.0, 2.0, 2.0],
             (None, _) => {
-                return Err(ImportError::Spec(format!("channel_mult: torchcfm has no default for width {width}")));
+                return Err(ImportError::Spec(format!(
+                    "channel_mult: torchcfm has no default for width {width}"
+                )));
             }
         };
         let attention_resolutions = match self.attention_resolutions {
             None => vec![16],
             Some(Resolutions::One(one)) => vec![one],
             Some(Resolutions::Many(many)) => many,
-            Some(Resolutions::Text(text)) => text
-                .split(',')
-                .map(|part| part.trim().parse())
-                .collect::<Result<_, _>>()
-                .map_err(|_| ImportError::Spec(format!("attention_resolutions: expected numbers, found {text:?}")))?,
+            Some(Resolutions::Text(text)) => {
+                text.split(',').map(|part| part.trim().parse()).collect::<Result<_, _>>().map_err(|_| {
+                    ImportError::Spec(format!("attention_resolutions: expected numbers, found {text:?}"))
+                })?
+            }
         };
         // torchcfm asks at which downsampling factor `width / resolution` attention follows.
         let levels = (0..channel_mult.len()).map(|level| 1usize << level);
@@ -197,7 +201,8 @@ impl TorchArguments {
             .filter(|factor| attention_resolutions.iter().any(|&r| r > 0 && width / r == *factor))
             .map(|factor| width / factor)
             .collect();
-        let given = |value: Option<i64>| value.filter(|value| *value != -1).map(|value| value.max(0) as usize);
+        let given =
+            |value: Option<i64>| value.filter(|value| *value != -1).map(|value| value.max(0) as usize);
         Ok(UNetSpec {
             in_channels,
             height,

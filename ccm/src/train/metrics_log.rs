@@ -98,7 +98,9 @@ impl MetricsLog {
             loss: mean(|report| report.loss),
             gradient_norm: mean(|report| report.gradient_norm),
             kdc: report.kdc.map(|_| mean(|report| report.kdc.unwrap_or_default())),
-            teacher_steps: report.teacher_steps.map(|_| mean(|report| report.teacher_steps.unwrap_or_default())),
+            teacher_steps: report
+                .teacher_steps
+                .map(|_| mean(|report| report.teacher_steps.unwrap_or_default())),
             images_per_second: count * batch as f64 / self.seconds,
         };
         self.pending.clear();

@@ -1,4 +1,10 @@
-//! Everything that needs Burn.
+//! Everything that needs Burn: the network, the teacher's and the student's training, and a run from images to
+//! a report.
+//!
+//! To read the method, read [`distill`], then [`curriculum`] and [`kdc`] beside PAPER.md §4 and §5; [`teacher`],
+//! [`flow`] and [`coupling`] are §1 and §2. [`trainee`] is the step that both stages share, [`batches`] what they
+//! learn from, [`run`] the order in which all of it happens.
+
 pub mod batches;
 pub mod checkpoint;
 pub mod coupling;

@@ -156,7 +156,11 @@ fn normalize<B: Backend>(x: FloatTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) 
 }
 
 /// `gain * normal + offset`, with `[B, C, pixels]` and `[B, C]`.
-fn affine<B: Backend>(normal: FloatTensor<B>, gain: FloatTensor<B>, offset: FloatTensor<B>) -> FloatTensor<B> {
+fn affine<B: Backend>(
+    normal: FloatTensor<B>,
+    gain: FloatTensor<B>,
+    offset: FloatTensor<B>,
+) -> FloatTensor<B> {
     let [batch, channels] = gain.shape().dims();
     let column = Shape::new([batch, channels, 1]);
     B::float_add(
@@ -243,7 +247,8 @@ impl UNetOps for Flex {
         let (gain, offset) = (gain.to_contiguous(), offset.to_contiguous());
         let dims = x.shape().dims();
         let shape = norm_shape(dims, silu);
-        let (mut dgain, mut doffset) = (vec![0.0; shape.batch * shape.channels], vec![0.0; gain.shape().num_elements()]);
+        let (mut dgain, mut doffset) =
+            (vec![0.0; shape.batch * shape.channels], vec![0.0; gain.shape().num_elements()]);
         let dx = filled(dims, |dx| {
             cpu_norm::group_norm_gradient(
                 &shape,
@@ -258,7 +263,11 @@ impl UNetOps for Flex {
             );
         });
         let per_channel = [shape.batch, shape.channels];
-        (dx, filled(per_channel, |to| to.copy_from_slice(&dgain)), filled(per_channel, |to| to.copy_from_slice(&doffset)))
+        (
+            dx,
+            filled(per_channel, |to| to.copy_from_slice(&dgain)),
+            filled(per_channel, |to| to.copy_from_slice(&doffset)),
+        )
     }
 }
 
@@ -328,11 +337,17 @@ impl<B: UNetOps, C: CheckpointStrategy> UNetOps for Autodiff<B, C> {
         match ConvBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&weight), bias_images, stride);
-                prep.finish(state, B::unet_conv(x.into_primitive(), weight.into_primitive(), bias.into_primitive(), stride))
+                prep.finish(
+                    state,
+                    B::unet_conv(x.into_primitive(), weight.into_primitive(), bias.into_primitive(), stride),
+                )
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::unet_conv(x.into_primitive(), weight.into_primitive(), bias.into_primitive(), stride))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(B::unet_conv(
+                x.into_primitive(),
+                weight.into_primitive(),
+                bias.into_primitive(),
+                stride,
+            )),
         }
     }
 
@@ -346,11 +361,17 @@ impl<B: UNetOps, C: CheckpointStrategy> UNetOps for Autodiff<B, C> {
         match NormBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&gain), prep.checkpoint(&offset), silu);
-                prep.finish(state, B::unet_norm(x.into_primitive(), gain.into_primitive(), offset.into_primitive(), silu))
+                prep.finish(
+                    state,
+                    B::unet_norm(x.into_primitive(), gain.into_primitive(), offset.into_primitive(), silu),
+                )
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::unet_norm(x.into_primitive(), gain.into_primitive(), offset.into_primitive(), silu))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(B::unet_norm(
+                x.into_primitive(),
+                gain.into_primitive(),
+                offset.into_primitive(),
+                silu,
+            )),
         }
     }
 }
@@ -375,22 +396,30 @@ mod tests {
     fn assert_close<const D: usize>(what: &str, found: Tensor<D>, expected: Tensor<D>) {
         assert_eq!(found.dims(), expected.dims(), "{what}");
         let (found, expected) = (to_host(found), to_host(expected));
-        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let error = norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+        let norm =
+            |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let error =
+            norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
         assert!(error < 1e-5, "{what}: relative error {error:.2e}");
     }
 
     type Inputs = (Tensor<4>, Tensor<4>, Tensor<2>);
 
     /// Compares results, and the gradients of all three inputs.
-    fn compare(what: &str, inputs: &Inputs, ours: impl Fn(Inputs) -> Tensor<4>, theirs: impl Fn(Inputs) -> Tensor<4>) {
+    fn compare(
+        what: &str,
+        inputs: &Inputs,
+        ours: impl Fn(Inputs) -> Tensor<4>,
+        theirs: impl Fn(Inputs) -> Tensor<4>,
+    ) {
         let (y, expected) = (ours(inputs.clone()), theirs(inputs.clone()));
         assert_close(what, y.clone(), expected.clone());
         // A weight for every output, so that a misplaced one is noticed.
         let weight = random(y.dims(), 9).detach();
         let (found, expected) = ((y * weight.clone()).sum().backward(), (expected * weight).sum().backward());
         let (a, b, c) = inputs;
-        let gradient = |grads: &_, of: &Tensor<4>| of.grad(grads).unwrap_or_else(|| of.clone().inner().zeros_like());
+        let gradient =
+            |grads: &_, of: &Tensor<4>| of.grad(grads).unwrap_or_else(|| of.clone().inner().zeros_like());
         assert_close(&format!("{what}, first gradient"), gradient(&found, a), gradient(&expected, a));
         assert_close(&format!("{what}, second gradient"), gradient(&found, b), gradient(&expected, b));
         let gradient = |grads: &_| c.grad(grads).unwrap_or_else(|| c.clone().inner().zeros_like());
@@ -404,7 +433,8 @@ mod tests {
                 [(1, 1, 5, 5, 7), (3, 3, 17, 9, 6), (9, 33, 1, 6, 6), (2, 20, 40, 13, 11), (17, 8, 8, 4, 4)]
             {
                 for bias_images in [1, batch] {
-                    let what = format!("{batch}x{channels}x{height}x{width} to {out}, {kernel}x{kernel}/{stride}");
+                    let what =
+                        format!("{batch}x{channels}x{height}x{width} to {out}, {kernel}x{kernel}/{stride}");
                     let inputs = (
                         random([batch, channels, height, width], 1),
                         random([out, channels, kernel, kernel], 2),
@@ -413,9 +443,13 @@ mod tests {
                     let ours = |(x, weight, bias): Inputs| conv(x, weight, bias, stride);
                     let theirs = |(x, weight, bias): Inputs| {
                         let padding = kernel / 2;
-                        let options = ConvOptions { stride: [stride; 2], padding: [(padding, padding); 2], dilation: [1; 2], groups: 1 };
-                        conv2d(x, weight, None, options)
-                            + bias.reshape([bias_images, out, 1, 1])
+                        let options = ConvOptions {
+                            stride: [stride; 2],
+                            padding: [(padding, padding); 2],
+                            dilation: [1; 2],
+                            groups: 1,
+                        };
+                        conv2d(x, weight, None, options) + bias.reshape([bias_images, out, 1, 1])
                     };
                     compare(&what, &inputs, ours, theirs);
                 }
@@ -428,7 +462,8 @@ mod tests {
         for (batch, channels, height, width) in [(1, 32, 1, 3), (3, 64, 5, 7), (2, 96, 9, 4)] {
             for activation in [false, true] {
                 let gains = random([batch, channels, 1, 1], 2);
-                let inputs = (random([batch, channels, height, width], 1), gains, random([batch, channels], 3));
+                let inputs =
+                    (random([batch, channels, height, width], 1), gains, random([batch, channels], 3));
                 let ours = |(x, gain, offset): Inputs| {
                     group_norm(x, gain.reshape([batch, channels]), offset, activation)
                 };
@@ -441,7 +476,12 @@ mod tests {
                         + offset.reshape([batch, channels, 1, 1]);
                     if activation { silu(z) } else { z }
                 };
-                compare(&format!("{batch}x{channels}x{height}x{width}, SiLU {activation}"), &inputs, ours, theirs);
+                compare(
+                    &format!("{batch}x{channels}x{height}x{width}, SiLU {activation}"),
+                    &inputs,
+                    ours,
+                    theirs,
+                );
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Adam with warm-up and a limit on the norm of the whole gradient, and its state as plain tensors.
 
-use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, GradientsParams, Optimizer as _};
 use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, GradientsParams, Optimizer as _};
 use burn::tensor::Tensor;
 
 use super::unet::{UNet, to_host};
@@ -93,7 +93,8 @@ pub fn gradients(unet: &UNet, loss: &Tensor<1>) -> Vec<Tensor<1>> {
 
 /// Euclidean norm over all gradients.
 fn norm(gradients: &[Tensor<1>]) -> f64 {
-    let squares: Vec<Tensor<1>> = gradients.iter().map(|gradient| (gradient.clone() * gradient.clone()).sum()).collect();
+    let squares: Vec<Tensor<1>> =
+        gradients.iter().map(|gradient| (gradient.clone() * gradient.clone()).sum()).collect();
     if squares.is_empty() {
         return 0.0;
     }

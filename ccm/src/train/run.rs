@@ -210,7 +210,10 @@ impl Run {
             return Ok(Outcome::Interrupted);
         }
         let curves = self.curves(&teacher)?;
-        disk::write(&self.path(files::KDC), serde_json::to_string_pretty(&curves).unwrap_or_default().as_bytes())?;
+        disk::write(
+            &self.path(files::KDC),
+            serde_json::to_string_pretty(&curves).unwrap_or_default().as_bytes(),
+        )?;
         summary::write(self, &teacher, Some(curves))?;
         watch.note(&format!("report: {}", self.path(files::REPORT).display()));
         Ok(Outcome::Finished)
@@ -222,7 +225,8 @@ impl Run {
 
     fn prepare(&self, resume: bool) -> Result<(), RunError> {
         let path = self.path(files::CONFIG);
-        let config = self.config.to_toml().map_err(|source| RunError::Config { path: path.clone(), source })?;
+        let config =
+            self.config.to_toml().map_err(|source| RunError::Config { path: path.clone(), source })?;
         // Weights, averages and moments, in two checkpoints and one that is being written, and two models.
         let copies = 3 * (1 + 3 + 2) + 2;
         disk::prepare(&self.folder, (copies * 4 * self.config.network.parameters() + (32 << 20)) as u64)?;
@@ -242,7 +246,13 @@ impl Run {
         Ok(disk::write(&path, config.as_bytes())?)
     }
 
-    fn batches<'a>(&'a self, data: &'a Dataset, stage: StageKind, size: usize, coupling: Coupling) -> Batches<'a> {
+    fn batches<'a>(
+        &'a self,
+        data: &'a Dataset,
+        stage: StageKind,
+        size: usize,
+        coupling: Coupling,
+    ) -> Batches<'a> {
         Batches {
             data,
             stage,
@@ -359,8 +369,9 @@ impl Run {
     fn resumed(&self, stage: StageKind) -> Result<Option<Trainee>, RunError> {
         let found = checkpoint::list(&self.path(files::CHECKPOINTS));
         let newest = found.iter().rev().find(|checkpoint| checkpoint.stage == stage);
-        let trainee =
-            newest.map(|found| checkpoint::load(&found.path, &self.config.network, &self.device)).transpose()?;
+        let trainee = newest
+            .map(|found| checkpoint::load(&found.path, &self.config.network, &self.device))
+            .transpose()?;
         Ok(trainee)
     }
 
@@ -371,7 +382,11 @@ impl Run {
             role: role.into(),
             source: self.config.run.name.clone(),
             data: self.config.data.source.clone().unwrap_or_default(),
-            classes: if self.config.data.class_conditional { self.data.classes().to_vec() } else { Vec::new() },
+            classes: if self.config.data.class_conditional {
+                self.data.classes().to_vec()
+            } else {
+                Vec::new()
+            },
             steps: trainee.step,
             images: trainee.step * batch as u64,
             seed: self.config.run.seed,
@@ -449,8 +464,7 @@ impl Run {
             student: &UNet::new(&student, &self.device),
         };
         let size = self.config.distill.batch.min(self.held_out.len());
-        let batches =
-            self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
+        let batches = self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
         Ok(curves(&networks, &batches, &self.curriculum(), IMAGES.min(self.held_out.len())))
     }
 

@@ -32,7 +32,8 @@ pub struct Request {
 impl Request {
     /// Images from the seeds `seed, seed + 1, ...`, and the label that each is to have.
     pub fn from_seeds(spec: &UNetSpec, seed: u64, labels: &[u32], count: usize) -> Self {
-        let noise = (0..count as u64).flat_map(|i| image_noise(seed.wrapping_add(i), spec.image_len())).collect();
+        let noise =
+            (0..count as u64).flat_map(|i| image_noise(seed.wrapping_add(i), spec.image_len())).collect();
         let labels = if spec.num_classes.is_some() { labels.to_vec() } else { Vec::new() };
         Self { noise, labels, seed }
     }
@@ -76,7 +77,8 @@ pub fn sample(
             Solver::Jumps => multistep(unet, x0, label.as_ref(), steps, |step| {
                 // Each image's own further noise, whatever the batch.
                 let first = (part * batch) as u64;
-                let each = (0..count as u64).map(|i| Noise::new(request.seed.wrapping_add(first + i), step as u64));
+                let each =
+                    (0..count as u64).map(|i| Noise::new(request.seed.wrapping_add(first + i), step as u64));
                 tensor(each.flat_map(|mut noise| noise.normals(image)).collect())
             }),
         };

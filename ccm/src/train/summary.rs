@@ -90,10 +90,8 @@ fn growth(run: &Run) -> Result<Vec<Growth>, RunError> {
 }
 
 fn tiles<'a, I: Iterator<Item = &'a Line>>(run: &Run, of: impl Fn(StageKind) -> I) -> Vec<(String, String)> {
-    let mut tiles = vec![(
-        "parameters".to_owned(),
-        format!("{:.2} M", run.config.network.parameters() as f64 / 1e6),
-    )];
+    let mut tiles =
+        vec![("parameters".to_owned(), format!("{:.2} M", run.config.network.parameters() as f64 / 1e6))];
     for (stage, who) in [(StageKind::Teacher, "teacher"), (StageKind::Distill, "student")] {
         let (mut images, mut seconds, mut last) = (0, 0.0, 0);
         for line in of(stage) {

@@ -124,7 +124,8 @@ impl Workers {
     pub fn new(threads: usize, batch: usize, most: usize) -> Result<Self, ThreadPoolBuildError> {
         let part = most.min(batch.div_ceil(threads)).max(1);
         let pool = || ThreadPoolBuilder::new().num_threads(1).build();
-        let pools = if threads > 1 { (0..threads).map(|_| pool()).collect::<Result<_, _>>()? } else { Vec::new() };
+        let pools =
+            if threads > 1 { (0..threads).map(|_| pool()).collect::<Result<_, _>>()? } else { Vec::new() };
         Ok(Self { pools, part })
     }
 
@@ -169,7 +170,10 @@ mod tests {
     fn the_parts_come_back_in_order_whatever_the_threads() {
         for threads in 1..5 {
             let workers = Workers::new(threads, 64, 3).unwrap();
-            assert_eq!(workers.each((0..11).collect(), |i| i * i), (0..11).map(|i| i * i).collect::<Vec<_>>());
+            assert_eq!(
+                workers.each((0..11).collect(), |i| i * i),
+                (0..11).map(|i| i * i).collect::<Vec<_>>()
+            );
         }
     }
 }

@@ -405,7 +405,8 @@ impl Attention {
 fn timestep_embedding(t: Tensor<1>, channels: usize) -> Tensor<2> {
     const MAX_PERIOD: f32 = 10_000.0;
     let half = channels / 2;
-    let frequencies: Vec<f32> = (0..half).map(|i| (-MAX_PERIOD.ln() * i as f32 / half as f32).exp()).collect();
+    let frequencies: Vec<f32> =
+        (0..half).map(|i| (-MAX_PERIOD.ln() * i as f32 / half as f32).exp()).collect();
     let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &t.device());
     let angles = t.unsqueeze_dim::<2>(1) * frequencies;
     Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1)
@@ -422,8 +423,10 @@ fn upsample(x: Tensor<4>) -> Tensor<4> {
 /// 2x2 average pooling.
 fn downsample(x: Tensor<4>) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
-    x.reshape([batch, channels, height / 2, 2, width / 2, 2])
-        .mean_dim(5)
-        .mean_dim(3)
-        .reshape([batch, channels, height / 2, width / 2])
+    x.reshape([batch, channels, height / 2, 2, width / 2, 2]).mean_dim(5).mean_dim(3).reshape([
+        batch,
+        channels,
+        height / 2,
+        width / 2,
+    ])
 }

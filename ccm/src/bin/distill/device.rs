@@ -1,8 +1,8 @@
 //! `--device`: which processor trains and samples.
 
 use burn::tensor::{Device, DeviceKind};
-use burn_wgpu::wgpu::{AdapterInfo, Backends, DeviceType, Instance, InstanceDescriptor};
 use burn_wgpu::WgpuBackend;
+use burn_wgpu::wgpu::{AdapterInfo, Backends, DeviceType, Instance, InstanceDescriptor};
 
 use crate::Failure;
 
@@ -66,8 +66,12 @@ fn cpu() -> Opened {
 }
 
 fn adapters(backends: Backends) -> Vec<AdapterInfo> {
-    let instance = Instance::new(InstanceDescriptor { backends, ..InstanceDescriptor::new_without_display_handle() });
-    pollster::block_on(instance.enumerate_adapters(backends)).iter().map(|adapter| adapter.get_info()).collect()
+    let instance =
+        Instance::new(InstanceDescriptor { backends, ..InstanceDescriptor::new_without_display_handle() });
+    pollster::block_on(instance.enumerate_adapters(backends))
+        .iter()
+        .map(|adapter| adapter.get_info())
+        .collect()
 }
 
 /// Some drivers that draw on the CPU report themselves as something else.

@@ -45,7 +45,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let model = Model::new(spec, card, tensors)
         .map_err(|error| format!("{}: {error}", arguments.checkpoint.display()))?;
     disk::write(&arguments.out, &model.to_bytes())?;
-    println!("{}: {} tensors, {} parameters", arguments.out.display(), model.tensors.len(), model.spec.parameters());
+    println!(
+        "{}: {} tensors, {} parameters",
+        arguments.out.display(),
+        model.tensors.len(),
+        model.spec.parameters()
+    );
     Ok(())
 }
 

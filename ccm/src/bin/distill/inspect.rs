@@ -22,9 +22,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     println!("{}", arguments.model.display());
     println!("  file        {:.2} MB, {} tensors, f32", bytes as f64 / 1e6, model.tensors.len());
     println!("  parameters  {} ({:.2} M)", spec.parameters(), spec.parameters() as f64 / 1e6);
-    println!("  images      {} x {} x {} (channels, height, width)", spec.in_channels, spec.height, spec.width);
+    println!(
+        "  images      {} x {} x {} (channels, height, width)",
+        spec.in_channels, spec.height, spec.width
+    );
     match spec.num_classes {
-        Some(classes) if !card.classes.is_empty() => println!("  classes     {classes}: {}", card.classes.join(", ")),
+        Some(classes) if !card.classes.is_empty() => {
+            println!("  classes     {classes}: {}", card.classes.join(", "))
+        }
         Some(classes) => println!("  classes     {classes}"),
         None => println!("  classes     none"),
     }

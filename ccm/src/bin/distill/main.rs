@@ -54,7 +54,16 @@ enum Command {
     Kdc(kdc::Arguments),
 }
 
+/// Keeps memory that has been freed: the next step wants it again, and the kernel would clear it first.
+fn keep_memory() {
+    /// `mi_option_purge_delay`, which the bindings do not name.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: sets a number that the allocator reads; any value is valid, and -1 means never.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}
+
 fn main() -> ExitCode {
+    keep_memory();
     let done = match Arguments::parse().command.unwrap_or_else(|| Command::Run(run::Arguments::default())) {
         Command::Run(arguments) => run::run(arguments),
         Command::Sample(arguments) => sample::run(arguments),

@@ -50,7 +50,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         config.network.parameters() as f64 / 1e6,
         folder.display()
     );
-    let command = std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
+    let command =
+        std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
     let run = Run { config, folder, device, threads, data, held_out, command };
     match run.go(arguments.resume, &mut Progress::new()?)? {
         Outcome::Finished | Outcome::Interrupted => Ok(()),
@@ -82,7 +83,8 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
         }
     };
     if let Some(data) = &arguments.data {
-        let data = data.to_str().ok_or_else(|| format!("--data: {}: expected a name in UTF-8", data.display()))?;
+        let data =
+            data.to_str().ok_or_else(|| format!("--data: {}: expected a name in UTF-8", data.display()))?;
         config.data.source = Some(data.to_owned());
     }
     let mut config = config.with_overrides(&arguments.set).map_err(|error| format!("--set: {error}"))?;
@@ -102,7 +104,12 @@ pub(crate) fn load_data(config: &Config) -> Result<(Dataset, Dataset), Failure> 
         const HELD_OUT: usize = 1024;
         let count = config.data.count.unwrap_or(HELD_OUT);
         let train = data::shapes(count, shape, Split::Train, config.run.seed)?;
-        println!("data: {} shapes, {} classes, {} MB", train.len(), train.classes().len(), train.memory() >> 20);
+        println!(
+            "data: {} shapes, {} classes, {} MB",
+            train.len(),
+            train.classes().len(),
+            train.memory() >> 20
+        );
         return Ok((train, data::shapes(HELD_OUT, shape, Split::HeldOut, config.run.seed)?));
     }
     let load = |split, says: bool| {
@@ -120,7 +127,10 @@ fn describe(source: &str, event: Event<'_>) {
     match event {
         Event::Found { images, classes, left_out, bytes } => {
             let left_out = if left_out > 0 { format!(", {left_out} left out") } else { String::new() };
-            println!("data: {source}: {images} images, {classes} classes{left_out}; {} MB of memory", bytes >> 20);
+            println!(
+                "data: {source}: {images} images, {classes} classes{left_out}; {} MB of memory",
+                bytes >> 20
+            );
         }
         Event::Unreadable { name, reason } => eprintln!("data: {name}: {reason}; skipped"),
         Event::Skipped { unreadable, kept } => println!("data: {unreadable} images skipped, {kept} kept"),

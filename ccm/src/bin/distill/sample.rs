@@ -51,7 +51,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let as_tensor = match arguments.out.extension().and_then(|extension| extension.to_str()) {
         Some("png") => false,
         Some("safetensors") => true,
-        _ => return Err(format!("--out: {}: expected a name in .png or .safetensors", arguments.out.display()).into()),
+        _ => {
+            return Err(format!(
+                "--out: {}: expected a name in .png or .safetensors",
+                arguments.out.display()
+            )
+            .into());
+        }
     };
     let model = read_model(&arguments.model)?;
     let spec = &model.spec;
@@ -136,7 +142,10 @@ fn read_noise(path: &Path, spec: &UNetSpec) -> Result<Request, Failure> {
         (Some(_), Err(error)) => return Err(fail(error.to_string())),
         (Some(classes), Ok(label)) => {
             if label.shape != [x.shape[0]] {
-                return Err(fail(format!("tensor `label`: expected shape [{}], found {:?}", x.shape[0], label.shape)));
+                return Err(fail(format!(
+                    "tensor `label`: expected shape [{}], found {:?}",
+                    x.shape[0], label.shape
+                )));
             }
             if let Some(wrong) = label.values.iter().find(|value| !(0.0..classes as f32).contains(*value)) {
                 return Err(fail(format!("tensor `label`: expected 0 to {}, found {wrong}", classes - 1)));

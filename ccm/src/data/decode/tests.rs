@@ -7,29 +7,16 @@ use image::{ImageEncoder, ImageFormat, LumaA, Rgb};
 
 use super::*;
 
-const FORMATS: [ImageFormat; 5] = [
-    ImageFormat::Png,
-    ImageFormat::Jpeg,
-    ImageFormat::WebP,
-    ImageFormat::Gif,
-    ImageFormat::Bmp,
-];
+const FORMATS: [ImageFormat; 5] =
+    [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
 
 fn shape(channels: usize, height: usize, width: usize) -> ImageShape {
-    ImageShape {
-        channels,
-        height,
-        width,
-    }
+    ImageShape { channels, height, width }
 }
 
 fn textured(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
-        Rgb([
-            (x * 37 + y * 11) as u8,
-            (x * y) as u8,
-            255u32.wrapping_sub(x * 5 + y) as u8,
-        ])
+        Rgb([(x * 37 + y * 11) as u8, (x * y) as u8, 255u32.wrapping_sub(x * 5 + y) as u8])
     })
 }
 
@@ -54,19 +41,10 @@ fn an_image_of_the_right_size_is_taken_byte_for_byte() {
     let planes = fitted(image.clone(), shape(3, 7, 13));
     for (x, y, pixel) in image.enumerate_pixels() {
         for channel in 0..3 {
-            assert_eq!(
-                planes[channel * 91 + y as usize * 13 + x as usize],
-                pixel[channel]
-            );
+            assert_eq!(planes[channel * 91 + y as usize * 13 + x as usize], pixel[channel]);
         }
     }
-    let again = decoded(
-        Content::Planes {
-            shape: shape(3, 7, 13),
-            pixels: planes.clone(),
-        },
-        shape(3, 7, 13),
-    );
+    let again = decoded(Content::Planes { shape: shape(3, 7, 13), pixels: planes.clone() }, shape(3, 7, 13));
     assert_eq!(again.unwrap(), planes);
 }
 
@@ -74,34 +52,17 @@ fn an_image_of_the_right_size_is_taken_byte_for_byte() {
 fn planes_survive_the_way_through_an_image() {
     // 8x8 to 4x8 is a pure crop: rows 2 to 5 of each plane, untouched.
     let pixels: Vec<u8> = (0..192).collect();
-    let cropped = decoded(
-        Content::Planes {
-            shape: shape(3, 8, 8),
-            pixels,
-        },
-        shape(3, 4, 8),
-    )
-    .unwrap();
-    let expected: Vec<u8> = (0..3)
-        .flat_map(|plane| plane * 64 + 16..plane * 64 + 48)
-        .collect();
+    let cropped = decoded(Content::Planes { shape: shape(3, 8, 8), pixels }, shape(3, 4, 8)).unwrap();
+    let expected: Vec<u8> = (0..3).flat_map(|plane| plane * 64 + 16..plane * 64 + 48).collect();
     assert_eq!(cropped, expected);
 }
 
 #[test]
 fn a_constant_image_stays_constant_at_every_size() {
     for (width, height) in [(1, 1), (3, 50), (28, 28), (64, 64), (200, 17)] {
-        for target in [
-            shape(3, 32, 32),
-            shape(3, 16, 24),
-            shape(1, 5, 3),
-            shape(1, 40, 40),
-        ] {
+        for target in [shape(3, 32, 32), shape(3, 16, 24), shape(1, 5, 3), shape(1, 40, 40)] {
             let planes = fitted(RgbImage::from_pixel(width, height, Rgb([200, 200, 200])), target);
-            assert!(
-                planes.iter().all(|value| *value == 200),
-                "{width}x{height} to {target:?}"
-            );
+            assert!(planes.iter().all(|value| *value == 200), "{width}x{height} to {target:?}");
         }
     }
 }
@@ -148,23 +109,12 @@ fn shrinking_keeps_the_mean_and_growing_keeps_the_order() {
 #[test]
 fn colours_become_grey_by_their_luminance_and_grey_becomes_three_equal_planes() {
     // Rec. 709: 0.2126 R + 0.7152 G + 0.0722 B.
-    for (colour, grey) in [
-        ([255, 0, 0], 54),
-        ([0, 255, 0], 182),
-        ([0, 0, 255], 18),
-        ([9, 9, 9], 9),
-    ] {
+    for (colour, grey) in [([255, 0, 0], 54), ([0, 255, 0], 182), ([0, 0, 255], 18), ([9, 9, 9], 9)] {
         let value = fitted(RgbImage::from_pixel(2, 2, Rgb(colour)), shape(1, 2, 2))[0];
         assert!(value.abs_diff(grey) <= 1, "{colour:?}: {value}");
     }
-    let digits = Content::Planes {
-        shape: shape(1, 2, 2),
-        pixels: vec![1, 2, 3, 4],
-    };
-    assert_eq!(
-        decoded(digits, shape(3, 2, 2)).unwrap(),
-        [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4]
-    );
+    let digits = Content::Planes { shape: shape(1, 2, 2), pixels: vec![1, 2, 3, 4] };
+    assert_eq!(decoded(digits, shape(3, 2, 2)).unwrap(), [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4]);
 }
 
 #[test]
@@ -201,19 +151,12 @@ fn every_format_is_read_and_every_truncation_is_unreadable() {
         assert_eq!(planes.len(), target.bytes());
         for percent in [0, 1, 10, 50, 90] {
             let cut = whole[..whole.len() * percent / 100].to_vec();
-            assert!(
-                decoded(Content::Encoded(cut), target).is_err(),
-                "{format:?} cut to {percent}%"
-            );
+            assert!(decoded(Content::Encoded(cut), target).is_err(), "{format:?} cut to {percent}%");
         }
         let mut no_marker = whole;
         no_marker.truncate(no_marker.len() - 2);
         if format == ImageFormat::Jpeg {
-            assert!(
-                decoded(Content::Encoded(no_marker), target)
-                    .unwrap_err()
-                    .contains("ends before")
-            );
+            assert!(decoded(Content::Encoded(no_marker), target).unwrap_err().contains("ends before"));
         }
     }
 }
@@ -228,29 +171,15 @@ fn images_that_claim_to_be_enormous_are_refused_before_they_are_decoded() {
     assert!(decoded(Content::Encoded(bmp), shape(3, 2, 2)).is_err());
     let mut png = Vec::new();
     let encoder = image::codecs::png::PngEncoder::new(&mut png);
-    encoder
-        .write_image(&[0; 16385], 16385, 1, image::ExtendedColorType::L8)
-        .unwrap();
+    encoder.write_image(&[0; 16385], 16385, 1, image::ExtendedColorType::L8).unwrap();
     assert!(decoded(Content::Encoded(png), shape(3, 2, 2)).is_err());
 }
 
 #[test]
 fn what_is_not_an_image_is_unreadable_with_a_reason() {
-    for bytes in [
-        &b""[..],
-        b"hello",
-        &[0xff, 0xd8],
-        &[0xff, 0xd8, 0xff, 0xff, 0xff, 0xff],
-    ] {
-        assert!(
-            !decoded(Content::Encoded(bytes.to_vec()), shape(3, 2, 2))
-                .unwrap_err()
-                .is_empty()
-        );
+    for bytes in [&b""[..], b"hello", &[0xff, 0xd8], &[0xff, 0xd8, 0xff, 0xff, 0xff, 0xff]] {
+        assert!(!decoded(Content::Encoded(bytes.to_vec()), shape(3, 2, 2)).unwrap_err().is_empty());
     }
     assert!(decoded(Content::File("/no/such/file.png".into()), shape(3, 2, 2)).is_err());
-    assert_eq!(
-        decoded(Content::Refused("too big".into()), shape(3, 2, 2)).unwrap_err(),
-        "too big"
-    );
+    assert_eq!(decoded(Content::Refused("too big".into()), shape(3, 2, 2)).unwrap_err(), "too big");
 }

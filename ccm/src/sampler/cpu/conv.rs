@@ -79,7 +79,8 @@ pub fn conv(shape: &ConvShape, x: &[f32], weight: &[f32], bias: &[f32], y: &mut 
     let per_image = bias.len() == shape.batch * shape.out_channels;
     assert!(per_image || bias.len() == shape.out_channels, "bias of {shape:?}");
     let grid = Grid::new(shape.height, shape.width, shape.kernel, shape.stride);
-    let weight = PackedWeight::new(weight, shape, |co, ci, tap| (co * shape.in_channels + ci) * shape.taps() + tap);
+    let weight =
+        PackedWeight::new(weight, shape, |co, ci, tap| (co * shape.in_channels + ci) * shape.taps() + tap);
     y.par_chunks_mut(shape.out_image()).zip(x.par_chunks(shape.in_image())).enumerate().for_each(
         |(image, (y, x))| {
             let bias = if per_image { &bias[image * shape.out_channels..] } else { bias };
@@ -97,16 +98,13 @@ pub fn conv(shape: &ConvShape, x: &[f32], weight: &[f32], bias: &[f32], y: &mut 
 /// As in [`conv`]; `dx` is like `x`.
 pub fn conv_input_gradient(shape: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32]) {
     shape.check(dx.len(), weight.len(), dy.len());
-    let turned = ConvShape {
-        in_channels: shape.out_channels,
-        out_channels: shape.in_channels,
-        stride: 1,
-        ..*shape
-    };
+    let turned =
+        ConvShape { in_channels: shape.out_channels, out_channels: shape.in_channels, stride: 1, ..*shape };
     let taps = shape.taps();
     let grid = Grid::new(shape.height, shape.width, shape.kernel, 1);
-    let weight =
-        PackedWeight::new(weight, &turned, |ci, co, tap| (co * shape.in_channels + ci) * taps + taps - 1 - tap);
+    let weight = PackedWeight::new(weight, &turned, |ci, co, tap| {
+        (co * shape.in_channels + ci) * taps + taps - 1 - tap
+    });
     let bias = vec![0.0; shape.in_channels];
     dx.par_chunks_mut(shape.in_image()).zip(dy.par_chunks(shape.out_image())).for_each(|(dx, dy)| {
         SCRATCH.with_borrow_mut(|scratch| {
@@ -144,8 +142,14 @@ pub fn conv_weight_gradient(shape: &ConvShape, x: &[f32], dy: &[f32], dweight: &
                     grid.pad(x, shape.in_channels, input);
                     transpose(&input[..shape.in_channels * grid.plane], shape.in_channels, rows, x_pixels);
                     transpose(dy, shape.out_channels, columns, dy_pixels);
-                    let gradient =
-                        WeightGradient { grid: &grid, x: x_pixels, rows, dy: dy_pixels, columns, sum: &mut sum };
+                    let gradient = WeightGradient {
+                        grid: &grid,
+                        x: x_pixels,
+                        rows,
+                        dy: dy_pixels,
+                        columns,
+                        sum: &mut sum,
+                    };
                     Arch::new().dispatch(gradient);
                 }
             });
@@ -266,7 +270,14 @@ impl Grid {
     }
 
     /// `y = weight * padded + bias`, for one image.
-    fn multiply(&self, weight: &PackedWeight, padded: &[f32], bias: &[f32], tile: &mut Vec<f32>, y: &mut [f32]) {
+    fn multiply(
+        &self,
+        weight: &PackedWeight,
+        padded: &[f32],
+        bias: &[f32],
+        tile: &mut Vec<f32>,
+        y: &mut [f32],
+    ) {
         let block = self.rows_per_block(weight.in_channels);
         let out_plane = self.out_height * self.out_width;
         for first in (0..self.out_height).step_by(block) {
@@ -276,7 +287,15 @@ impl Grid {
             tile.resize(weight.tile * tile_pitch, 0.0);
             for co in (0..weight.out_channels).step_by(weight.tile) {
                 let input = &padded[first * self.pitch..];
-                Arch::new().dispatch(Strip { grid: self, weight, co, input, span, out: tile, out_pitch: tile_pitch });
+                Arch::new().dispatch(Strip {
+                    grid: self,
+                    weight,
+                    co,
+                    input,
+                    span,
+                    out: tile,
+                    out_pitch: tile_pitch,
+                });
                 for (row, channel) in (co..weight.out_channels.min(co + weight.tile)).enumerate() {
                     let start = channel * out_plane + first * self.out_width;
                     let y = &mut y[start..start + rows * self.out_width];
@@ -416,17 +435,50 @@ impl Strip<'_> {
 
 /// `[channels, positions]` to `[positions, columns]`, filled up with zeros.
 fn transpose(x: &[f32], channels: usize, columns: usize, out: &mut Vec<f32>) {
-    const BLOCK: usize = 16;
     let positions = x.len() / channels;
-    out.clear();
     out.resize(positions * columns, 0.0);
-    for first in (0..channels).step_by(BLOCK) {
-        let block = BLOCK.min(channels - first);
-        let rows = &x[first * positions..(first + block) * positions];
-        for (position, out) in out.chunks_exact_mut(columns).enumerate() {
-            for (c, place) in out[first..first + block].iter_mut().enumerate() {
-                *place = rows[c * positions + position];
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for first in (0..columns).step_by(BLOCK) {
+                let rows = &x[(first * positions).min(x.len())..((first + BLOCK) * positions).min(x.len())];
+                let width = BLOCK.min(columns - first);
+                for start in (0..positions).step_by(BLOCK) {
+                    let run = BLOCK.min(positions - start);
+                    transpose_block(
+                        rows,
+                        positions,
+                        start..start + run,
+                        width,
+                        &mut out[start * columns + first..],
+                        columns,
+                    );
+                }
             }
+        },
+    );
+}
+
+/// Side of the blocks that [`transpose`] turns at a time, in registers where there are enough.
+const BLOCK: usize = 16;
+
+/// Columns `range` of `rows`, which are `positions` long, become rows of `width` values, `pitch` apart.
+#[inline(always)]
+fn transpose_block(
+    rows: &[f32],
+    positions: usize,
+    range: std::ops::Range<usize>,
+    width: usize,
+    out: &mut [f32],
+    pitch: usize,
+) {
+    let mut block = [[0.0; BLOCK]; BLOCK];
+    for (row, block) in rows.chunks_exact(positions).zip(&mut block) {
+        block[..range.len()].copy_from_slice(&row[range.clone()]);
+    }
+    for (position, out) in out.chunks_mut(pitch).take(range.len()).enumerate() {
+        for (value, row) in out[..width].iter_mut().zip(&block) {
+            *value = row[position];
         }
     }
 }
@@ -475,7 +527,13 @@ impl WithSimd for WeightGradient<'_> {
 
 impl WeightGradient<'_> {
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, tap: usize, row: usize, column: usize) {
+    fn tile<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        tap: usize,
+        row: usize,
+        column: usize,
+    ) {
         let lanes = S::F32_LANES;
         let (height, width) = (self.grid.out_height, self.grid.out_width);
         let offset = self.grid.taps[tap];

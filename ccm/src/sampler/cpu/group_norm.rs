@@ -60,7 +60,14 @@ impl Moments {
 /// # Shapes
 /// - `x`, `y`: `[batch, channels, pixels]`
 /// - `gain`, `offset`: `[batch, channels]`
-pub fn group_norm(shape: &GroupNormShape, epsilon: f32, x: &[f32], gain: &[f32], offset: &[f32], y: &mut [f32]) {
+pub fn group_norm(
+    shape: &GroupNormShape,
+    epsilon: f32,
+    x: &[f32],
+    gain: &[f32],
+    offset: &[f32],
+    y: &mut [f32],
+) {
     shape.check(x.len(), y.len(), gain.len(), offset.len());
     let channels = shape.group_channels();
     y.par_chunks_mut(shape.group_len())
@@ -211,7 +218,11 @@ mod tests {
         for i in -8600..8600 {
             let x = i as f32 / 100.0;
             let expected = f64::from(x).exp();
-            assert!((f64::from(exp(x)) / expected - 1.0).abs() < 3e-7, "exp({x}) = {}, not {expected}", exp(x));
+            assert!(
+                (f64::from(exp(x)) / expected - 1.0).abs() < 3e-7,
+                "exp({x}) = {}, not {expected}",
+                exp(x)
+            );
         }
     }
 }
