@@ -6,8 +6,10 @@ pub mod program;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use ccm::noise::Noise;
 use ccm::spec::{ModelCard, UNetSpec};
 use ccm::train::import::{read_checkpoint, spec_from_json};
+use ccm::train::unet::random_model;
 use ccm::weights::{HostTensor, Model, TensorFile};
 
 /// The folder of reference numbers: `CCM_FIXTURES`, or `../shared/fixtures` beside the repository.
@@ -51,4 +53,16 @@ pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     difference / norm(&mut expected.iter().map(|value| f64::from(*value)))
+}
+
+/// Random weights of which none is zero, so that every layer has a say.
+pub fn lively_model(spec: &UNetSpec) -> Model {
+    let mut model = random_model(spec, 3);
+    for (i, tensor) in model.tensors.iter_mut().enumerate() {
+        let mut noise = Noise::new(4, i as u64);
+        for value in &mut tensor.values {
+            *value += 0.05 * noise.normal();
+        }
+    }
+    model
 }

@@ -8,8 +8,9 @@ use ccm::train::curriculum::times;
 use ccm::train::distance::Distance;
 use ccm::train::flow::jump;
 use ccm::train::optimizer::gradients;
-use ccm::train::unet::{UNet, random_model, to_host};
+use ccm::train::unet::{UNet, to_host};
 use ccm::weights::Model;
+use ccm_tests::lively_model;
 
 fn specs() -> [UNetSpec; 2] {
     let plain = UNetSpec {
@@ -39,18 +40,6 @@ fn specs() -> [UNetSpec; 2] {
     [plain, other]
 }
 
-/// Weights of which none is zero, so that every layer has a say.
-fn model(spec: &UNetSpec) -> Model {
-    let mut model = random_model(spec, 3);
-    for (i, tensor) in model.tensors.iter_mut().enumerate() {
-        let mut noise = Noise::new(4, i as u64);
-        for value in &mut tensor.values {
-            *value += 0.05 * noise.normal();
-        }
-    }
-    model
-}
-
 /// The student's loss of PAPER.md §5, with a given target.
 fn loss(model: &Model, device: &Device, distance: Distance) -> (UNet, Tensor<1>) {
     let spec = &model.spec;
@@ -72,7 +61,7 @@ fn the_gradient_of_the_students_loss_is_its_slope() {
     let device = Device::flex().autodiff();
     for spec in specs() {
         for distance in [Distance::PseudoHuber, Distance::L2, Distance::L1] {
-            let model = model(&spec);
+            let model = lively_model(&spec);
             let (unet, value) = loss(&model, &device, distance);
             let gradients: Vec<Vec<f32>> = gradients(&unet, &value).into_iter().map(to_host).collect();
             for (tensor, gradient) in model.tensors.iter().zip(&gradients) {

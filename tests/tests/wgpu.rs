@@ -12,8 +12,8 @@ use ccm::train::distance::Distance;
 use ccm::train::distill::Distillation;
 use ccm::train::optimizer::Schedule;
 use ccm::train::trainee::{Stage, StepReport, Trainee, Workers};
-use ccm::train::unet::{UNet, random_model, to_host};
-use ccm_tests::relative_error;
+use ccm::train::unet::{UNet, to_host};
+use ccm_tests::{lively_model, relative_error};
 
 /// The kind of the first adapter, a real one before a software one.
 fn adapter() -> Option<DeviceKind> {
@@ -51,7 +51,7 @@ fn step(device: &Device) -> (StepReport, Vec<f32>) {
         num_classes: Some(8),
     };
     let data = shapes(8, ImageShape { channels: 3, height: 8, width: 8 }, Split::Train, 1).unwrap();
-    let model = random_model(&spec, 1);
+    let model = lively_model(&spec);
     let mut distillation = Distillation {
         batches: Batches {
             data: &data,

@@ -39,11 +39,11 @@ impl Outline {
     pub(super) fn largest_turn(self) -> f32 {
         match self {
             Self::Circle | Self::Ring => 0.0,
-            Self::Heart => 0.3,
-            Self::Square | Self::Cross => 0.4,
-            Self::Triangle => 0.45,
-            Self::Crescent => 0.6,
-            Self::Star => TAU / 10.0,
+            Self::Heart => 0.15,
+            Self::Square | Self::Cross => 0.12,
+            Self::Triangle => 0.15,
+            Self::Crescent => 0.25,
+            Self::Star => 0.15,
         }
     }
 

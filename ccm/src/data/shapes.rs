@@ -83,7 +83,7 @@ struct Picture {
 impl Picture {
     fn compose(outline: Outline, shape: ImageShape, mut chance: Chance) -> Self {
         let (height, width) = (shape.height as f32, shape.width as f32);
-        let radius = height.min(width) * chance.between(0.32, 0.44);
+        let radius = height.min(width) * chance.between(0.36, 0.46);
         let room = |length: f32| (length / 2.0 - radius - 0.5).max(0.0);
         let centre = [
             width / 2.0 + room(width) * chance.between(-1.0, 1.0),

@@ -15,7 +15,9 @@ use burn::backend::{Autodiff, Backend, DType, Dispatch, Flex, Shape, TensorMetad
 use burn::tensor::Tensor;
 use burn_wgpu::CubeBackend;
 
-use crate::sampler::cpu::{conv as cpu_conv, group_norm as cpu_norm};
+use crate::sampler::cpu::{
+    conv as cpu_conv, conv_weight_gradient::conv_weight_gradient, group_norm as cpu_norm,
+};
 use crate::spec::{NORM_EPSILON, NORM_GROUPS};
 
 /// 3x3 (padding 1) or 1x1 convolution.
@@ -223,7 +225,7 @@ impl UNetOps for Flex {
         let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
         let shape = conv_shape(x.shape().dims(), &like.shape(), stride);
         filled::<4>(like.shape().dims(), |dweight| {
-            cpu_conv::conv_weight_gradient(&shape, values(&x), values(&dy), dweight);
+            conv_weight_gradient(&shape, values(&x), values(&dy), dweight);
         })
     }
 

@@ -453,7 +453,8 @@ impl Run {
     /// # Errors
     /// A run that has not begun to distil.
     pub fn curves(&self, teacher: &Model) -> Result<Curves, RunError> {
-        const IMAGES: usize = 512;
+        // Eight grids' worth: 50 images or so in each bin of t.
+        let images = 8 * self.config.run.report_images;
         let trainee = self.resumed(StageKind::Distill)?.ok_or_else(|| {
             RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
         })?;
@@ -465,7 +466,7 @@ impl Run {
         };
         let size = self.config.distill.batch.min(self.held_out.len());
         let batches = self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
-        Ok(curves(&networks, &batches, &self.curriculum(), IMAGES.min(self.held_out.len())))
+        Ok(curves(&networks, &batches, &self.curriculum(), images.min(self.held_out.len())))
     }
 
     /// The teacher of the run, given or trained.

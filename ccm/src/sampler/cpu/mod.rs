@@ -2,4 +2,5 @@
 //! calls them in training (`train::ops`).
 
 pub mod conv;
+pub mod conv_weight_gradient;
 pub mod group_norm;

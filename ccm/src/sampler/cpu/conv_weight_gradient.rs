@@ -1,0 +1,215 @@
+//! The gradient of a convolution's weight on the CPU.
+//!
+//! For each tap it is a matrix product over the pixels: input channels by output channels. Both images are
+//! turned, so that the channels of a pixel lie side by side; then one register tile takes `M` input channels by
+//! `N` vectors of output channels, and walks over the pixels.
+
+use std::cell::RefCell;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::conv::{ConvShape, Grid, LANES};
+
+#[derive(Default)]
+struct Scratch {
+    input: Vec<f32>,
+    x_pixels: Vec<f32>,
+    dy_pixels: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Images of a batch are summed in this many runs, whatever the number of threads, so that a sum is always
+/// taken in the same order.
+const RUNS: usize = 8;
+
+/// The gradient of the weight, given the gradient `dy` of the output.
+///
+/// # Shapes
+/// As in [`conv`]; `dweight` is like `weight`.
+pub fn conv_weight_gradient(shape: &ConvShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
+    shape.check(x.len(), dweight.len(), dy.len());
+    let grid = Grid::new(shape.height, shape.width, shape.kernel, shape.stride);
+    let rows = shape.in_channels.next_multiple_of(GRADIENT_ROWS);
+    let columns = shape.out_channels.next_multiple_of(LANES);
+    let images = shape.batch.div_ceil(RUNS);
+    let sums: Vec<Vec<f32>> = x
+        .par_chunks(shape.in_image() * images)
+        .zip(dy.par_chunks(shape.out_image() * images))
+        .map(|(x, dy)| {
+            let mut sum = vec![0.0; shape.taps() * rows * columns];
+            SCRATCH.with_borrow_mut(|Scratch { input, x_pixels, dy_pixels }| {
+                for (x, dy) in x.chunks(shape.in_image()).zip(dy.chunks(shape.out_image())) {
+                    grid.pad(x, shape.in_channels, input);
+                    transpose(&input[..shape.in_channels * grid.plane], shape.in_channels, rows, x_pixels);
+                    transpose(dy, shape.out_channels, columns, dy_pixels);
+                    let gradient = WeightGradient {
+                        grid: &grid,
+                        x: x_pixels,
+                        rows,
+                        dy: dy_pixels,
+                        columns,
+                        sum: &mut sum,
+                    };
+                    Arch::new().dispatch(gradient);
+                }
+            });
+            sum
+        })
+        .collect();
+    dweight.par_chunks_mut(shape.in_channels * shape.taps()).enumerate().for_each(|(co, dweight)| {
+        for (i, value) in dweight.iter_mut().enumerate() {
+            let (ci, tap) = (i / shape.taps(), i % shape.taps());
+            *value = sums.iter().map(|sum| sum[(tap * rows + ci) * columns + co]).sum();
+        }
+    });
+}
+
+/// Input channels of a register tile of the weight's gradient.
+const GRADIENT_ROWS: usize = 4;
+
+/// `[channels, positions]` to `[positions, columns]`, filled up with zeros.
+fn transpose(x: &[f32], channels: usize, columns: usize, out: &mut Vec<f32>) {
+    let positions = x.len() / channels;
+    out.resize(positions * columns, 0.0);
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for first in (0..columns).step_by(BLOCK) {
+                let rows = &x[(first * positions).min(x.len())..((first + BLOCK) * positions).min(x.len())];
+                let width = BLOCK.min(columns - first);
+                for start in (0..positions).step_by(BLOCK) {
+                    let run = BLOCK.min(positions - start);
+                    transpose_block(
+                        rows,
+                        positions,
+                        start..start + run,
+                        width,
+                        &mut out[start * columns + first..],
+                        columns,
+                    );
+                }
+            }
+        },
+    );
+}
+
+/// Side of the blocks that [`transpose`] turns at a time, in registers where there are enough.
+const BLOCK: usize = 16;
+
+/// Columns `range` of `rows`, which are `positions` long, become rows of `width` values, `pitch` apart.
+#[inline(always)]
+fn transpose_block(
+    rows: &[f32],
+    positions: usize,
+    range: std::ops::Range<usize>,
+    width: usize,
+    out: &mut [f32],
+    pitch: usize,
+) {
+    let mut block = [[0.0; BLOCK]; BLOCK];
+    for (row, block) in rows.chunks_exact(positions).zip(&mut block) {
+        block[..range.len()].copy_from_slice(&row[range.clone()]);
+    }
+    for (position, out) in out.chunks_mut(pitch).take(range.len()).enumerate() {
+        for (value, row) in out[..width].iter_mut().zip(&block) {
+            *value = row[position];
+        }
+    }
+}
+
+/// Adds one image's gradient of the weight to `sum`, `[taps, rows, columns]`.
+struct WeightGradient<'a> {
+    grid: &'a Grid,
+    /// The padded input, `[plane, rows]`.
+    x: &'a [f32],
+    /// Input channels, filled up to whole tiles.
+    rows: usize,
+    /// The gradient of the output, `[out_height * out_width, columns]`.
+    dy: &'a [f32],
+    /// Output channels, filled up to whole vectors.
+    columns: usize,
+    sum: &'a mut [f32],
+}
+
+impl WithSimd for WeightGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let lanes = S::F32_LANES;
+        for tap in 0..self.grid.taps.len() {
+            let mut row = 0;
+            while row < self.rows {
+                // The widest tile that the registers and the remaining channels allow.
+                let wide = S::REGISTER_COUNT >= 32 && self.rows - row >= 2 * GRADIENT_ROWS;
+                let mut column = 0;
+                while column < self.columns {
+                    let pair = self.columns - column >= 2 * lanes;
+                    match (wide, pair) {
+                        (true, true) => self.tile::<S, 8, 2>(simd, tap, row, column),
+                        (true, false) => self.tile::<S, 8, 1>(simd, tap, row, column),
+                        (false, true) => self.tile::<S, 4, 2>(simd, tap, row, column),
+                        (false, false) => self.tile::<S, 4, 1>(simd, tap, row, column),
+                    }
+                    column += if pair { 2 * lanes } else { lanes };
+                }
+                row += if wide { 8 } else { 4 };
+            }
+        }
+    }
+}
+
+impl WeightGradient<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        tap: usize,
+        row: usize,
+        column: usize,
+    ) {
+        let lanes = S::F32_LANES;
+        let (height, width) = (self.grid.out_height, self.grid.out_width);
+        let offset = self.grid.taps[tap];
+        assert!((offset + (height - 1) * self.grid.pitch + width) * self.rows <= self.x.len());
+        assert!(height * width * self.columns <= self.dy.len());
+        assert!(row + M <= self.rows && column + N * lanes <= self.columns);
+        let mut sums = [[simd.splat_f32s(0.0); N]; M];
+        for line in 0..height {
+            let mut x = self.x[(offset + line * self.grid.pitch) * self.rows + row..].as_ptr();
+            let mut dy = self.dy[line * width * self.columns + column..].as_ptr();
+            for _ in 0..width {
+                // SAFETY: the assertions above bound the last position and the widest tile in both matrices.
+                unsafe {
+                    let mut gradients = [simd.splat_f32s(0.0); N];
+                    for (n, vector) in gradients.iter_mut().enumerate() {
+                        *vector = dy.add(n * lanes).cast::<S::f32s>().read_unaligned();
+                    }
+                    for (m, sums) in sums.iter_mut().enumerate() {
+                        let factor = simd.splat_f32s(*x.add(m));
+                        for (sum, gradients) in sums.iter_mut().zip(&gradients) {
+                            *sum = simd.mul_add_e_f32s(factor, *gradients, *sum);
+                        }
+                    }
+                }
+                x = x.wrapping_add(self.rows);
+                dy = dy.wrapping_add(self.columns);
+            }
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            for (n, sum) in sums.iter().enumerate() {
+                let start = (tap * self.rows + row + m) * self.columns + column + n * lanes;
+                let place = &mut self.sum[start..start + lanes];
+                // SAFETY: the slice is as long as the vector.
+                unsafe {
+                    let place = place.as_mut_ptr().cast::<S::f32s>();
+                    place.write_unaligned(simd.add_f32s(place.read_unaligned(), *sum));
+                }
+            }
+        }
+    }
+}
