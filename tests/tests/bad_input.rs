@@ -251,3 +251,47 @@ fn noise_files_that_do_not_fit() {
     write(right, Some(1.0));
     succeed(&mut sample());
 }
+
+#[test]
+fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
+    let folder = tempdir().unwrap();
+    let diverging = [
+        "--set",
+        "data.count=64",
+        "--set",
+        "teacher.learning_rate=1e30",
+        "--set",
+        "teacher.warmup_steps=0",
+        "--set",
+        "run.checkpoint_every=1",
+    ];
+    fail(&mut run(&folder, &diverging), &["teacher", "diverged", "step 2", "teacher-000000001.safetensors"]);
+    assert!(folder.path().join("run/checkpoints/teacher-000000001.safetensors").exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_written() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "no folder").unwrap();
+    let mut command = distill();
+    command.args(["run", "--device", "cpu", "--out"]).arg(file.join("run")).args(TINY);
+    fail(command.args(["--set", "data.count=64"]), &["file/run"]);
+    // More than any disk holds.
+    let huge = [
+        "--set",
+        "data.count=64",
+        "--set",
+        "network.num_classes=100000",
+        "--set",
+        "network.model_channels=4096",
+    ];
+    let mut command = run(&folder, &[]);
+    command.args(huge).args([
+        "--set",
+        "network.channel_mult=[64, 64]",
+        "--set",
+        "network.num_head_channels=4096",
+    ]);
+    fail(&mut command, &["disk", "MB"]);
+}

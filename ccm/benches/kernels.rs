@@ -1,0 +1,62 @@
+//! The CPU's kernels beside Burn's own operations: forward and backward, batch 64, 32 channels at 28x28.
+#![allow(missing_docs, reason = "criterion's macros")]
+
+use burn::nn::GroupNormConfig;
+use burn::tensor::activation::silu;
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Tensor, TensorData};
+use ccm::noise::Noise;
+use ccm::spec::{NORM_EPSILON, NORM_GROUPS};
+use ccm::train::ops::{conv, group_norm};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const BATCH: usize = 64;
+const CHANNELS: usize = 32;
+const SIDE: usize = 28;
+
+fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
+    let values = Noise::new(seed, 0).normals(shape.iter().product());
+    Tensor::from_data(TensorData::new(values, shape), &Device::flex().autodiff()).require_grad()
+}
+
+fn kernels(c: &mut Criterion) {
+    let x = random([BATCH, CHANNELS, SIDE, SIDE], 1);
+    let weight = random([CHANNELS, CHANNELS, 3, 3], 2);
+    let bias = random([1, CHANNELS], 3);
+    let (gain, offset) = (random([BATCH, CHANNELS], 4), random([BATCH, CHANNELS], 5));
+    let norm = GroupNormConfig::new(NORM_GROUPS, CHANNELS)
+        .with_epsilon(f64::from(NORM_EPSILON))
+        .init(&Device::flex().autodiff());
+
+    // Two operations a product, three products: forward, gradient of the input, gradient of the weight.
+    let mut group = c.benchmark_group("3x3 convolution, forward and backward");
+    let operations = 3 * 2 * BATCH * CHANNELS * CHANNELS * 9 * SIDE * SIDE;
+    group.sample_size(10).throughput(Throughput::Elements(operations as u64));
+    group.bench_function("ccm", |b| {
+        b.iter(|| conv(x.clone(), weight.clone(), bias.clone(), 1).sum().backward());
+    });
+    group.bench_function("Burn", |b| {
+        b.iter(|| {
+            let options = ConvOptions { stride: [1; 2], padding: [(1, 1); 2], dilation: [1; 2], groups: 1 };
+            let bias = bias.clone().reshape([CHANNELS]);
+            conv2d(x.clone(), weight.clone(), Some(bias), options).sum().backward()
+        });
+    });
+    group.finish();
+
+    let mut group = c.benchmark_group("group norm and SiLU, forward and backward");
+    group.sample_size(10).throughput(Throughput::Elements((BATCH * CHANNELS * SIDE * SIDE) as u64));
+    group.bench_function("ccm", |b| {
+        b.iter(|| group_norm(x.clone(), gain.clone(), offset.clone(), true).sum().backward());
+    });
+    group.bench_function("Burn", |b| b.iter(|| silu(norm.forward(x.clone())).sum().backward()));
+    group.finish();
+}
+
+criterion_group!(benches, kernels);
+criterion_main!(benches);
