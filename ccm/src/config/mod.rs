@@ -95,8 +95,7 @@ pub struct TeacherConfig {
     pub steps: u64,
     /// Images an optimiser step, `1..=65536`.
     pub batch: usize,
-    /// Images a backward pass, a divisor of `batch`; gradients accumulate over the batch. All at once where
-    /// absent.
+    /// Images a backward pass, at most; gradients accumulate over the batch. All at once where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
     /// Step size of Adam after the warm-up, above 0.
@@ -119,8 +118,7 @@ pub struct DistillConfig {
     pub steps: u64,
     /// Images an optimiser step, `1..=65536`.
     pub batch: usize,
-    /// Images a backward pass, a divisor of `batch`; gradients accumulate over the batch. All at once where
-    /// absent.
+    /// Images a backward pass, at most; gradients accumulate over the batch. All at once where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
     /// Step size of Adam after the warm-up, above 0.

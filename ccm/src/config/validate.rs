@@ -59,7 +59,7 @@ impl TeacherConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         at_least_one("teacher.steps", self.steps)?;
         within("teacher.batch", self.batch, BATCH)?;
-        divides("teacher.micro_batch", self.micro_batch, self.batch)?;
+        some_images("teacher.micro_batch", self.micro_batch)?;
         positive("teacher.learning_rate", self.learning_rate)?;
         positive("teacher.gradient_clip", self.gradient_clip)?;
         decay("teacher.ema", self.ema)
@@ -70,7 +70,7 @@ impl DistillConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         at_least_one("distill.steps", self.steps)?;
         within("distill.batch", self.batch, BATCH)?;
-        divides("distill.micro_batch", self.micro_batch, self.batch)?;
+        some_images("distill.micro_batch", self.micro_batch)?;
         positive("distill.learning_rate", self.learning_rate)?;
         positive("distill.gradient_clip", self.gradient_clip)?;
         if !(0.0..=100.0).contains(&self.threshold) {
@@ -103,13 +103,8 @@ fn within(key: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), C
     if range.contains(&value) { Ok(()) } else { Err(wrong(key, format!("{least} to {most}"), value)) }
 }
 
-fn divides(key: &str, micro_batch: Option<usize>, batch: usize) -> Result<(), ConfigError> {
-    match micro_batch {
-        Some(images) if images == 0 || !batch.is_multiple_of(images) => {
-            Err(wrong(key, format!("a divisor of the batch of {batch}"), images))
-        }
-        _ => Ok(()),
-    }
+fn some_images(key: &str, micro_batch: Option<usize>) -> Result<(), ConfigError> {
+    if micro_batch == Some(0) { Err(wrong(key, "at least 1", 0)) } else { Ok(()) }
 }
 
 fn positive(key: &str, value: f64) -> Result<(), ConfigError> {
