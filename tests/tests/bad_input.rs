@@ -150,16 +150,18 @@ fn damaged_models() {
     claims[..8].copy_from_slice(&(u64::MAX / 2).to_le_bytes());
     fs::write(&damaged, claims).unwrap();
     fail(&mut sample(&damaged), &["damaged.safetensors", "claims"]);
-    // Another width of the network: every tensor has the wrong shape, and the first is named.
+    // Another network: a tensor is missing or one too many, and is named.
     let field = br#"\"num_res_blocks\":"#;
     let place = whole.windows(field.len()).position(|bytes| bytes == field).unwrap() + field.len();
     let mut other = whole.clone();
-    other[place] = b'3';
+    other[place] = if other[place] == b'3' { b'2' } else { b'3' };
     fs::write(&damaged, other).unwrap();
     fail(&mut sample(&damaged), &["damaged.safetensors", "tensor `"]);
     fail(&mut sample(&folder.path().join("none.safetensors")), &["none.safetensors"]);
 
-    fail(sample(&model).args(["--label", "3"]), &["--label"]);
+    fail(sample(&model).args(["--label", "1000000"]), &["--label"]);
+    fail(sample(&model).args(["--lable", "1"]), &["--lable"]);
+    fail(distill().args(["run", "--device", "abacus"]), &["--device", "abacus"]);
     fail(sample(&model).args(["--steps", "0"]), &["--steps"]);
     fail(distill().arg("sample").arg(&model).args(["--out", "x.jpg"]), &["--out", "x.jpg"]);
 }

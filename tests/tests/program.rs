@@ -143,8 +143,8 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     wait_for("a further checkpoint", &mut child, after("distill", 16));
     // Ctrl-C.
     assert!(
-        std::process::Command::new("kill")
-            .args(["-INT", &child.id().to_string()])
+        std::process::Command::new("sh")
+            .args(["-c", &format!("kill -INT {}", child.id())])
             .status()
             .unwrap()
             .success()

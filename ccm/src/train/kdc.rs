@@ -12,7 +12,9 @@ const PSNR_CAP: f64 = 100.0;
 
 /// `PSNR = 10 log10(peak^2 / MSE)`, in dB, at most 100.
 pub fn psnr(mse: f64) -> f64 {
-    (10.0 * (PEAK * PEAK / mse).log10()).min(PSNR_CAP)
+    let psnr = 10.0 * (PEAK * PEAK / mse).log10();
+    // Not `min`, which would make a good PSNR of what is no number.
+    if psnr > PSNR_CAP { PSNR_CAP } else { psnr }
 }
 
 /// `KDC = 100 - PSNR`, in dB, at least 0: how much the target holds that the student does not know yet.

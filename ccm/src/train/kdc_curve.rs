@@ -1,7 +1,7 @@
 //! KDC and teacher steps against t, over images that were not trained on (PAPER.md §7, claim 1).
 
 use super::batches::Batches;
-use super::curriculum::{Curriculum, Mode, Start, times};
+use super::curriculum::{Curriculum, Mode, Scope, Start, times};
 use super::flow::{jump, path};
 use super::unet::UNet;
 use crate::report::{Curves, KdcBin};
@@ -21,7 +21,11 @@ pub struct Networks<'a> {
 
 /// Measures the curriculum and, beside it, the fixed step, on `count` images, spread evenly over t.
 pub fn curves(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count: usize) -> Curves {
-    let fixed = Curriculum { mode: Mode::Fixed, ..*curriculum };
+    // What is shown is a matter of each image, and a curriculum, whatever the run was trained with.
+    let mode = if curriculum.mode == Mode::Fixed { Mode::Cd } else { curriculum.mode };
+    let curriculum = &Curriculum { mode, scope: Scope::Image, ..*curriculum };
+    // Any KDC is above this threshold, so the walk ends after one step.
+    let fixed = Curriculum { threshold: f64::NEG_INFINITY, ..*curriculum };
     Curves {
         threshold: curriculum.threshold,
         curriculum: curve(networks, batches, curriculum, count),

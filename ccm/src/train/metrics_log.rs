@@ -38,6 +38,7 @@ pub struct MetricsLog {
     path: PathBuf,
     file: File,
     every: u64,
+    last: u64,
     pending: Vec<StepReport>,
     seconds: f64,
 }
@@ -54,11 +55,12 @@ pub fn read(path: &Path) -> Result<Vec<Line>, DiskError> {
 }
 
 impl MetricsLog {
-    /// Opens the file to go on after `step` steps of `stage`; lines of later steps are dropped.
+    /// Opens the file to go on after `step` steps of `stage`; lines of later steps are dropped. There
+    /// will be a line for the first step, for every `every`-th, and for the step `last`.
     ///
     /// # Errors
     /// A file that cannot be read or written.
-    pub fn open(path: &Path, stage: StageKind, step: u64, every: u64) -> Result<Self, DiskError> {
+    pub fn open(path: &Path, stage: StageKind, step: u64, every: u64, last: u64) -> Result<Self, DiskError> {
         let earlier = |line: &Line| match stage {
             StageKind::Teacher => line.stage == stage.name() && line.step <= step,
             StageKind::Distill => line.stage != stage.name() || line.step <= step,
@@ -70,7 +72,7 @@ impl MetricsLog {
         }
         disk::write(path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).map_err(DiskError::of(path))?;
-        Ok(Self { path: path.to_owned(), file, every, pending: Vec::new(), seconds: 0.0 })
+        Ok(Self { path: path.to_owned(), file, every, last, pending: Vec::new(), seconds: 0.0 })
     }
 
     /// Adds a step that took so many seconds; gives back the line if it completes one.
@@ -86,7 +88,8 @@ impl MetricsLog {
     ) -> Result<Option<Line>, DiskError> {
         self.pending.push(report);
         self.seconds += seconds;
-        if !report.step.is_multiple_of(self.every) {
+        let due = report.step == 1 || report.step == self.last || report.step.is_multiple_of(self.every);
+        if !due {
             return Ok(None);
         }
         let count = self.pending.len() as f64;

@@ -406,7 +406,7 @@ impl Run {
         let every = &self.config.run;
         let checkpoints = self.path(files::CHECKPOINTS);
         let mut log =
-            MetricsLog::open(&self.path(files::METRICS), kind, stage.trainee().step, every.log_every)?;
+            MetricsLog::open(&self.path(files::METRICS), kind, stage.trainee().step, every.log_every, steps)?;
         watch.stage(kind, stage.trainee().step, steps, batch);
         while stage.trainee().step < steps {
             let begin = Instant::now();

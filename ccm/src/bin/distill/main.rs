@@ -64,7 +64,17 @@ fn keep_memory() {
 
 fn main() -> ExitCode {
     keep_memory();
-    let done = match Arguments::parse().command.unwrap_or_else(|| Command::Run(run::Arguments::default())) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // Help and the version, which were asked for.
+        Err(asked) if !asked.use_stderr() => asked.exit(),
+        Err(wrong) => {
+            let text = wrong.to_string();
+            eprintln!("{}", one_line(text.split("\n\n").next().unwrap_or_default()));
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = match arguments.command.unwrap_or_else(|| Command::Run(run::Arguments::default())) {
         Command::Run(arguments) => run::run(arguments),
         Command::Sample(arguments) => sample::run(arguments),
         Command::Import(arguments) => import::run(arguments),
@@ -74,9 +84,12 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let line = failure.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            eprintln!("error: {line}");
+            eprintln!("error: {}", one_line(&failure.to_string()));
             ExitCode::FAILURE
         }
     }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
