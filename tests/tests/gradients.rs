@@ -89,8 +89,9 @@ fn the_gradient_of_the_students_loss_is_its_slope() {
                     f64::from(to_host(loss(&moved, &device, distance).1)[0])
                 };
                 let slope = (at(1.0) - at(-1.0)) / (2.0 * f64::from(STEP));
-                // Rounding of the loss, about 1e-7, is divided by the step.
-                let tolerance = 2e-4 + 0.03 * expected.abs();
+                // Rounding of the loss, about 1e-7, is divided by the step; L1 has kinks between the two points.
+                let share = if distance == Distance::L1 { 0.08 } else { 0.03 };
+                let tolerance = 2e-4 + share * expected.abs();
                 assert!(
                     (slope - expected).abs() < tolerance,
                     "{distance:?}, {}: slope {slope:.6}, gradient {expected:.6}",
