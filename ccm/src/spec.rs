@@ -23,7 +23,7 @@ pub struct UNetSpec {
     pub height: usize,
     /// Width of the image in pixels.
     pub width: usize,
-    /// Base width of the network, a multiple of 32.
+    /// Base width of the network, even; every level must come out at a multiple of 32.
     pub model_channels: usize,
     /// Residual blocks a level on the way down; one more on the way up.
     pub num_res_blocks: usize,

@@ -13,7 +13,7 @@ use super::unet::UNet;
 pub enum Mode {
     /// Consistency distillation: the teacher's velocity.
     Cd,
-    /// Consistency training, without a teacher: the direction from noise to image.
+    /// Consistency training, the direction from noise to image instead of a teacher; a run trains one all the same.
     Ct,
     /// Consistency distillation with exactly one step, whatever the KDC: the baseline.
     Fixed,
