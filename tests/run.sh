@@ -23,6 +23,8 @@ if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
         # shellcheck disable=SC2086
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
     fi
+else
+    echo "not root on Debian or Ubuntu: a C compiler and, for one test, a Vulkan driver are expected to be there"
 fi
 
 if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; fi

@@ -13,7 +13,8 @@ use super::unet::UNet;
 pub enum Mode {
     /// Consistency distillation: the teacher's velocity.
     Cd,
-    /// Consistency training, the direction from noise to image instead of a teacher; a run trains one all the same.
+    /// Consistency training: the direction from noise to image instead of a teacher. A run trains one all the
+    /// same, for the student to start from.
     Ct,
     /// Consistency distillation with exactly one step, whatever the KDC: the baseline.
     Fixed,
