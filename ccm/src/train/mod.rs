@@ -17,6 +17,7 @@ pub mod flow;
 pub mod import;
 pub mod kdc;
 pub mod kdc_curve;
+pub mod kernels;
 pub mod metrics_log;
 pub mod ops;
 pub mod optimizer;

@@ -1,6 +1,6 @@
 //! The two operations that a U-Net spends its time in, convolution and group norm, as an extension of Burn.
 //!
-//! On the CPU they run the kernels of [`crate::sampler::cpu`] and their gradients; on a GPU, Burn's own
+//! On the CPU they run the kernels of [`super::kernels`] and their gradients; on a GPU, Burn's own
 //! operations, which its fusion joins. The gradients are written out here, so that a norm with its activation
 //! keeps its input alone for the backward pass, instead of every intermediate map.
 
@@ -15,9 +15,7 @@ use burn::backend::{Autodiff, Backend, DType, Dispatch, Flex, Shape, TensorMetad
 use burn::tensor::Tensor;
 use burn_wgpu::CubeBackend;
 
-use crate::sampler::cpu::{
-    conv as cpu_conv, conv_weight_gradient::conv_weight_gradient, group_norm as cpu_norm,
-};
+use super::kernels::{conv as cpu_conv, conv_weight_gradient::conv_weight_gradient, group_norm as cpu_norm};
 use crate::spec::{NORM_EPSILON, NORM_GROUPS};
 
 /// 3x3 (padding 1) or 1x1 convolution.

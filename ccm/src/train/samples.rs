@@ -5,39 +5,11 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use super::batches::labels_tensor;
 use super::flow::{euler, multistep};
 use super::unet::{UNet, to_host};
-use crate::noise::{Noise, image_noise};
 use crate::sampler::image::{Picture, grid};
+pub use crate::sampler::schedule::{Request, Solver};
 use crate::spec::UNetSpec;
 
-/// How a network is sampled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Solver {
-    /// A teacher: Euler steps from noise to data.
-    Euler,
-    /// A student: jumps, with fresh noise between them.
-    Jumps,
-}
-
-/// The noise and the labels of a series of images.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Request {
-    /// `[N, C, H, W]`, flat.
-    pub noise: Vec<f32>,
-    /// One label an image; empty for a model without classes.
-    pub labels: Vec<u32>,
-    /// Seed of the noise that further jumps mix in.
-    pub seed: u64,
-}
-
 impl Request {
-    /// Images from the seeds `seed, seed + 1, ...`, and the label that each is to have.
-    pub fn from_seeds(spec: &UNetSpec, seed: u64, labels: &[u32], count: usize) -> Self {
-        let noise =
-            (0..count as u64).flat_map(|i| image_noise(seed.wrapping_add(i), spec.image_len())).collect();
-        let labels = if spec.num_classes.is_some() { labels.to_vec() } else { Vec::new() };
-        Self { noise, labels, seed }
-    }
-
     /// About `count` images to look at, and how many stand in a row: one row a class where there are classes.
     pub fn to_look_at(spec: &UNetSpec, count: usize) -> (Self, usize) {
         const ROWS: usize = 10;
@@ -75,11 +47,8 @@ pub fn sample(
         let x1 = match solver {
             Solver::Euler => euler(unet, x0, label.as_ref(), steps),
             Solver::Jumps => multistep(unet, x0, label.as_ref(), steps, |step| {
-                // Each image's own further noise, whatever the batch.
-                let first = (part * batch) as u64;
-                let each =
-                    (0..count as u64).map(|i| Noise::new(request.seed.wrapping_add(first + i), step as u64));
-                tensor(each.flat_map(|mut noise| noise.normals(image)).collect())
+                let images = (part * batch) as u64..(part * batch + count) as u64;
+                tensor(images.flat_map(|i| request.fresh(i, step, image)).collect())
             }),
         };
         images.extend(to_host(x1));

@@ -1,313 +1,117 @@
-//! 3x3 and 1x1 convolutions on the CPU, and the gradient of their input.
+//! `y = conv(x) + bias + residual`, as `shaders/src/conv.wgsl`.
 //!
-//! Nothing is unrolled into columns. An image is copied once, with its zero border, and then every tap of the
-//! kernel is the same plane read at another offset, so that a convolution is a matrix product whose right-hand
-//! rows overlap in memory. One register tile does all the work: `M` output channels by `N` vectors of pixels,
-//! weights broadcast. Rows of the padded plane are computed through, border and all, and the border is
-//! dropped when the tile is written back. A stride of 2 reads four planes, one for each parity of row and
-//! column; the gradient of the input is a convolution again, with the kernel turned and transposed.
-
-use std::cell::RefCell;
+//! A convolution is a matrix product whose left rows are pixels, found through pointers: for every output pixel
+//! and tap there is the pixel it reads, or zeros outside the map (the indirect convolution algorithm, Dukhan,
+//! arXiv 1907.02129). Nothing is copied or padded, and stride, upsampling and a second input only change where
+//! the pointers go.
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
-/// Sizes of a convolution with bias over a batch; zero padding of `kernel / 2`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConvShape {
-    /// Images.
-    pub batch: usize,
-    /// Channels in.
-    pub in_channels: usize,
-    /// Channels out.
-    pub out_channels: usize,
-    /// Height of the input.
-    pub height: usize,
-    /// Width of the input.
-    pub width: usize,
-    /// Side of the kernel: 1 or 3.
-    pub kernel: usize,
-    /// Step between outputs: 1 or 2.
-    pub stride: usize,
-}
+use super::multiply::{MAX_ROWS, Part, multiply, panel_vectors};
+use super::shared::{Member, Shared};
+use crate::sampler::plan::{Conv, ConvWeight};
 
-impl ConvShape {
-    /// Height of the output.
-    pub fn out_height(&self) -> usize {
-        (self.height - 1) / self.stride + 1
-    }
-
-    /// Width of the output.
-    pub fn out_width(&self) -> usize {
-        (self.width - 1) / self.stride + 1
-    }
-
-    pub(super) fn in_image(&self) -> usize {
-        self.in_channels * self.height * self.width
-    }
-
-    pub(super) fn out_image(&self) -> usize {
-        self.out_channels * self.out_height() * self.out_width()
-    }
-
-    pub(super) fn taps(&self) -> usize {
-        self.kernel * self.kernel
-    }
-
-    /// Values of the kernel, `[out_channels, in_channels, kernel, kernel]`.
-    pub fn weight_len(&self) -> usize {
-        self.out_channels * self.in_channels * self.taps()
-    }
-
-    pub(super) fn check(&self, x: usize, weight: usize, y: usize) {
-        assert!(matches!((self.kernel, self.stride), (1 | 3, 1) | (3, 2)), "no such convolution: {self:?}");
-        assert_eq!(x, self.batch * self.in_image(), "input of {self:?}");
-        assert_eq!(weight, self.weight_len(), "weight of {self:?}");
-        assert_eq!(y, self.batch * self.out_image(), "output of {self:?}");
-    }
-}
-
-/// `y = conv(x, weight) + bias`.
-///
-/// # Shapes
-/// - `x`: `[batch, in_channels, height, width]`
-/// - `weight`: `[out_channels, in_channels, kernel, kernel]`
-/// - `bias`: `[out_channels]`, or `[batch, out_channels]` for one bias an image
-/// - `y`: `[batch, out_channels, out_height, out_width]`
-pub fn conv(shape: &ConvShape, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
-    shape.check(x.len(), weight.len(), y.len());
-    let per_image = bias.len() == shape.batch * shape.out_channels;
-    assert!(per_image || bias.len() == shape.out_channels, "bias of {shape:?}");
-    let grid = Grid::new(shape.height, shape.width, shape.kernel, shape.stride);
-    let weight =
-        PackedWeight::new(weight, shape, |co, ci, tap| (co * shape.in_channels + ci) * shape.taps() + tap);
-    y.par_chunks_mut(shape.out_image()).zip(x.par_chunks(shape.in_image())).enumerate().for_each(
-        |(image, (y, x))| {
-            let bias = if per_image { &bias[image * shape.out_channels..] } else { bias };
-            SCRATCH.with_borrow_mut(|scratch| {
-                grid.pad(x, shape.in_channels, &mut scratch.input);
-                grid.multiply(&weight, &scratch.input, bias, &mut scratch.tile, y);
-            });
-        },
-    );
-}
-
-/// The gradient of the input, given the gradient `dy` of the output.
-///
-/// # Shapes
-/// As in [`conv`]; `dx` is like `x`.
-pub fn conv_input_gradient(shape: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32]) {
-    shape.check(dx.len(), weight.len(), dy.len());
-    let turned =
-        ConvShape { in_channels: shape.out_channels, out_channels: shape.in_channels, stride: 1, ..*shape };
-    let taps = shape.taps();
-    let grid = Grid::new(shape.height, shape.width, shape.kernel, 1);
-    let weight = PackedWeight::new(weight, &turned, |ci, co, tap| {
-        (co * shape.in_channels + ci) * taps + taps - 1 - tap
-    });
-    let bias = vec![0.0; shape.in_channels];
-    dx.par_chunks_mut(shape.in_image()).zip(dy.par_chunks(shape.out_image())).for_each(|(dx, dy)| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            if shape.stride == 1 {
-                grid.pad(dy, shape.out_channels, &mut scratch.input);
-            } else {
-                grid.pad_spread(dy, shape, &mut scratch.input);
-            }
-            grid.multiply(&weight, &scratch.input, &bias, &mut scratch.tile, dx);
-        });
-    });
-}
-
-/// Widest vector of any instruction set, in values; buffers are padded to it.
-pub(super) const LANES: usize = 16;
-
-#[derive(Default)]
-struct Scratch {
-    input: Vec<f32>,
-    tile: Vec<f32>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Where the values of a padded image stand, and where each tap of the kernel reads them.
-pub(super) struct Grid {
-    in_height: usize,
-    in_width: usize,
-    pub(super) out_height: usize,
-    pub(super) out_width: usize,
-    border: usize,
-    stride: usize,
-    /// Values from one row to the next.
-    pub(super) pitch: usize,
-    /// Values from one parity of rows and columns to the next; the whole channel where the stride is 1.
-    phase: usize,
-    /// Values from one channel to the next.
-    pub(super) plane: usize,
-    /// Offset of each tap, from the position of the output.
-    pub(super) taps: Vec<usize>,
-}
-
-impl Grid {
-    pub(super) fn new(in_height: usize, in_width: usize, kernel: usize, stride: usize) -> Self {
-        let border = kernel / 2;
-        let pitch = (in_width + 2 * border).div_ceil(stride);
-        let phase = pitch * (in_height + 2 * border).div_ceil(stride);
-        let tap = |ky: usize, kx: usize| {
-            (ky % stride * stride + kx % stride) * phase + ky / stride * pitch + kx / stride
-        };
-        Self {
-            in_height,
-            in_width,
-            out_height: (in_height - 1) / stride + 1,
-            out_width: (in_width - 1) / stride + 1,
-            border,
-            stride,
-            pitch,
-            phase,
-            plane: phase * stride * stride,
-            taps: (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| tap(ky, kx))).collect(),
-        }
-    }
-
-    fn clear(&self, channels: usize, padded: &mut Vec<f32>) {
-        padded.clear();
-        // A tile reads whole vectors, past the end of the last plane.
-        padded.resize(channels * self.plane + 4 * LANES, 0.0);
-    }
-
-    /// Copies an image `[channels, height, width]` into its planes.
-    pub(super) fn pad(&self, x: &[f32], channels: usize, padded: &mut Vec<f32>) {
-        self.clear(channels, padded);
-        let image = self.in_height * self.in_width;
-        for (x, plane) in x.chunks(image).zip(padded.chunks_mut(self.plane)) {
-            for (y, row) in x.chunks(self.in_width).enumerate() {
-                let y = y + self.border;
-                if self.stride == 1 {
-                    let start = y * self.pitch + self.border;
-                    plane[start..start + self.in_width].copy_from_slice(row);
-                } else {
-                    let start = (y % 2 * 2) * self.phase + y / 2 * self.pitch;
-                    for (x, &value) in row.iter().enumerate() {
-                        let x = x + self.border;
-                        plane[start + x % 2 * self.phase + x / 2] = value;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Copies a gradient at half resolution onto the even positions of its planes.
-    fn pad_spread(&self, dy: &[f32], shape: &ConvShape, padded: &mut Vec<f32>) {
-        self.clear(shape.out_channels, padded);
-        let (height, width) = (shape.out_height(), shape.out_width());
-        for (dy, plane) in dy.chunks(height * width).zip(padded.chunks_mut(self.plane)) {
-            for (y, row) in dy.chunks(width).enumerate() {
-                let start = (2 * y + self.border) * self.pitch + self.border;
-                for (value, place) in row.iter().zip(plane[start..].iter_mut().step_by(2)) {
-                    *place = *value;
-                }
-            }
-        }
-    }
-
-    /// Output rows computed at a time, so that what a block reads stays in the second-level cache.
-    fn rows_per_block(&self, channels: usize) -> usize {
-        const BLOCK_VALUES: usize = 96 * 1024;
-        (BLOCK_VALUES / (channels * self.pitch * self.stride * self.stride)).clamp(1, self.out_height)
-    }
-
-    /// `y = weight * padded + bias`, for one image.
-    fn multiply(
-        &self,
-        weight: &PackedWeight,
-        padded: &[f32],
-        bias: &[f32],
-        tile: &mut Vec<f32>,
-        y: &mut [f32],
-    ) {
-        let block = self.rows_per_block(weight.in_channels);
-        let out_plane = self.out_height * self.out_width;
-        for first in (0..self.out_height).step_by(block) {
-            let rows = block.min(self.out_height - first);
-            let span = (rows - 1) * self.pitch + self.out_width;
-            let tile_pitch = span.next_multiple_of(LANES) + 2 * LANES;
-            tile.resize(weight.tile * tile_pitch, 0.0);
-            for co in (0..weight.out_channels).step_by(weight.tile) {
-                let input = &padded[first * self.pitch..];
-                Arch::new().dispatch(Strip {
-                    grid: self,
-                    weight,
-                    co,
-                    input,
-                    span,
-                    out: tile,
-                    out_pitch: tile_pitch,
-                });
-                for (row, channel) in (co..weight.out_channels.min(co + weight.tile)).enumerate() {
-                    let start = channel * out_plane + first * self.out_width;
-                    let y = &mut y[start..start + rows * self.out_width];
-                    for (line, y) in y.chunks_mut(self.out_width).enumerate() {
-                        let start = row * tile_pitch + line * self.pitch;
-                        for (y, value) in y.iter_mut().zip(&tile[start..]) {
-                            *y = value + bias[channel];
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Output channels of a register tile: as many as leave the vector registers a few to spare.
-fn tile_channels() -> usize {
-    struct Registers;
-    impl WithSimd for Registers {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
-        }
-    }
-    Arch::new().dispatch(Registers)
-}
-
-/// A kernel as tiles of output channels, each `[in_channels * taps, tile]`; the last filled up with zeros.
-struct PackedWeight {
+/// A weight as panels of output channels, each `[taps, in_channels, width]`.
+pub(super) struct PackedWeight {
+    panels: Vec<Panel>,
     values: Vec<f32>,
-    tile: usize,
-    in_channels: usize,
-    out_channels: usize,
-    rows: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Panel {
+    /// The first output channel.
+    channel: usize,
+    /// Vectors of output channels.
+    vectors: usize,
+    /// Where it begins.
+    start: usize,
+    /// Values for each input channel of each tap.
+    width: usize,
+}
+
+/// Vectors of a panel, and values of a vector, on this machine.
+fn panel_shape() -> (usize, usize) {
+    struct Shape;
+    impl WithSimd for Shape {
+        type Output = (usize, usize);
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> (usize, usize) {
+            (panel_vectors::<S>(), S::F32_LANES)
+        }
+    }
+    Arch::new().dispatch(Shape)
 }
 
 impl PackedWeight {
-    fn new(weight: &[f32], shape: &ConvShape, index: impl Fn(usize, usize, usize) -> usize) -> Self {
-        let tile = tile_channels();
-        let (taps, rows) = (shape.taps(), shape.in_channels * shape.taps());
-        let mut values = vec![0.0; shape.out_channels.next_multiple_of(tile) * rows];
-        for co in 0..shape.out_channels {
-            let start = co / tile * tile * rows + co % tile;
-            for ci in 0..shape.in_channels {
-                for tap in 0..taps {
-                    values[start + (ci * taps + tap) * tile] = weight[index(co, ci, tap)];
-                }
+    pub(super) fn new(weight: &ConvWeight) -> Self {
+        let (widest, lanes) = panel_shape();
+        let rows = weight.kernel * weight.kernel * weight.in_channels;
+        let (mut panels, mut values) = (Vec::new(), Vec::new());
+        let mut channel = 0;
+        while channel < weight.out_channels {
+            let left = (weight.out_channels - channel).div_ceil(lanes);
+            // 4, 2 or 1, so that few sizes of tile are enough.
+            let vectors = widest.min(1 << left.ilog2());
+            let width = vectors * lanes;
+            panels.push(Panel { channel, vectors, start: values.len(), width });
+            for row in 0..rows {
+                let row = &weight.values[row * weight.out_channels..(row + 1) * weight.out_channels];
+                let row = &row[channel..row.len().min(channel + width)];
+                values.extend_from_slice(row);
+                values.resize(values.len() + width - row.len(), 0.0);
             }
+            channel += width;
         }
-        Self { values, tile, in_channels: shape.in_channels, out_channels: shape.out_channels, rows }
+        Self { panels, values }
+    }
+
+    /// Values held.
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
     }
 }
 
-/// One tile of output channels over a run of positions.
+/// What a convolution reads and writes, for one image.
+pub(super) struct Operands<'a> {
+    /// One or two maps.
+    pub(super) x: [&'a [f32]; 2],
+    /// Its weight.
+    pub(super) weight: &'a PackedWeight,
+    /// `[out_channels]`.
+    pub(super) bias: &'a [f32],
+    /// A map like `y`, or of half its size.
+    pub(super) residual: Option<&'a [f32]>,
+    /// The output.
+    pub(super) y: Shared<'a>,
+    /// Zeros, as many as either input has channels.
+    pub(super) zeros: &'a [f32],
+}
+
+/// This member's share of the convolution.
+pub(super) fn conv(op: &Conv, operands: &Operands, member: &Member) {
+    // Members share panels, so that each reads its own weights, and where there are too few of those, pixels.
+    let panels = operands.weight.panels.len();
+    let (mut groups, mut rest) = (panels, member.count);
+    while rest > 0 {
+        (groups, rest) = (rest, groups % rest);
+    }
+    let of_group = |count: usize, index: usize| index * count / groups..(index + 1) * count / groups;
+    let columns = of_group(panels, member.index % groups);
+    let sharers = member.count / groups;
+    let place = member.index / groups;
+    let pixels = op.y.pixels();
+    let pixels = pixels * place / sharers..pixels * (place + 1) / sharers;
+    for panel in &operands.weight.panels[columns] {
+        Arch::new().dispatch(Strip { op, operands, panel, pixels: pixels.clone() });
+    }
+}
+
+/// A run of pixels in one panel of output channels.
 struct Strip<'a> {
-    grid: &'a Grid,
-    weight: &'a PackedWeight,
-    co: usize,
-    input: &'a [f32],
-    span: usize,
-    out: &'a mut [f32],
-    out_pitch: usize,
+    op: &'a Conv,
+    operands: &'a Operands<'a>,
+    panel: &'a Panel,
+    pixels: std::ops::Range<usize>,
 }
 
 impl WithSimd for Strip<'_> {
@@ -315,69 +119,120 @@ impl WithSimd for Strip<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let channels = self.weight.out_channels - self.co;
-        match (S::REGISTER_COUNT >= 32, channels) {
-            (true, 1) => self.run::<S, 8, 1>(simd),
-            (true, 2..=4) => self.run::<S, 8, 4>(simd),
-            (true, _) => self.run::<S, 8, 8>(simd),
-            (false, 1) => self.run::<S, 4, 1>(simd),
-            (false, _) => self.run::<S, 4, 4>(simd),
+        match self.panel.vectors {
+            1 => self.run::<S, 1>(simd),
+            2 => self.run::<S, 2>(simd),
+            _ => self.run::<S, 4>(simd),
         }
     }
 }
 
 impl Strip<'_> {
-    /// `TILE` channels are packed together, of which the first `M` are computed.
     #[inline(always)]
-    fn run<S: Simd, const TILE: usize, const M: usize>(self, simd: S) {
-        let lanes = S::F32_LANES;
-        let mut position = 0;
-        while position < self.span {
-            match (self.span - position).div_ceil(lanes) {
-                1 => self.tile::<S, TILE, M, 1>(simd, position),
-                2 => self.tile::<S, TILE, M, 2>(simd, position),
-                _ => self.tile::<S, TILE, M, 3>(simd, position),
-            };
-            position += 3 * lanes;
+    fn run<S: Simd, const N: usize>(self, simd: S) {
+        /// Values of a panel that stay in the second-level cache while pixel after pixel meets them.
+        const CACHED: usize = 128 * 1024;
+        let taps = self.op.kernel * self.op.kernel;
+        let pass = (CACHED / (self.op.x.channels() * self.panel.width)).clamp(1, taps);
+        for first in (0..taps).step_by(pass) {
+            let taps = first..taps.min(first + pass);
+            let mut pixel = self.pixels.start;
+            while pixel < self.pixels.end {
+                match self.pixels.end - pixel {
+                    MAX_ROWS.. => self.tile::<S, MAX_ROWS, N>(simd, pixel, taps.clone()),
+                    4.. => self.tile::<S, 4, N>(simd, pixel, taps.clone()),
+                    _ => self.tile::<S, 1, N>(simd, pixel, taps.clone()),
+                }
+                pixel += match self.pixels.end - pixel {
+                    MAX_ROWS.. => MAX_ROWS,
+                    4.. => 4,
+                    _ => 1,
+                };
+            }
         }
     }
 
+    /// Adds taps of `M` pixels to what stands there, or, from the first tap on, to bias and residual.
     #[inline(always)]
-    fn tile<S: Simd, const TILE: usize, const M: usize, const N: usize>(&self, simd: S, position: usize) {
-        let lanes = S::F32_LANES;
-        let last_tap = self.grid.taps.iter().max().copied().unwrap_or(0);
-        let last_read = (self.weight.in_channels - 1) * self.grid.plane + last_tap + position + N * lanes;
-        let weight = &self.weight.values[self.co * self.weight.rows..];
-        assert!(last_read <= self.input.len());
-        assert!(weight.len() >= self.weight.rows * TILE && M <= TILE);
-        assert!((M - 1) * self.out_pitch + position + N * lanes <= self.out.len());
+    fn tile<S: Simd, const M: usize, const N: usize>(
+        &self,
+        simd: S,
+        pixel: usize,
+        taps: std::ops::Range<usize>,
+    ) {
+        let Conv { x, kernel, stride, upsample, y, .. } = *self.op;
+        let Operands { weight, bias, residual, zeros, .. } = *self.operands;
+        let (channel, lanes) = (self.panel.channel, S::F32_LANES);
+        let width = self.panel.width.min(y.channels - channel);
+        let position: [(usize, usize); M] =
+            std::array::from_fn(|m| ((pixel + m) / y.width, (pixel + m) % y.width));
+        // SAFETY: these pixels and channels are this member's own.
+        let output = |m: usize| unsafe { self.operands.y.write((pixel + m) * y.channels + channel, width) };
+
         let mut sums = [[simd.splat_f32s(0.0); N]; M];
-        let mut weight = weight.as_ptr();
-        for ci in 0..self.weight.in_channels {
-            for &tap in &self.grid.taps {
-                // SAFETY: the assertions above bound the last value that is read through each pointer.
-                unsafe {
-                    let row = self.input.as_ptr().add(ci * self.grid.plane + tap + position);
-                    let mut pixels = [simd.splat_f32s(0.0); N];
-                    for (n, vector) in pixels.iter_mut().enumerate() {
-                        *vector = row.add(n * lanes).cast::<S::f32s>().read_unaligned();
-                    }
-                    for (m, sums) in sums.iter_mut().enumerate() {
-                        let factor = simd.splat_f32s(*weight.add(m));
-                        for (sum, pixels) in sums.iter_mut().zip(&pixels) {
-                            *sum = simd.mul_add_e_f32s(factor, *pixels, *sum);
-                        }
-                    }
-                    weight = weight.add(TILE);
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let mut start = [0.0; 64];
+            let start = &mut start[..N * lanes];
+            if taps.start > 0 {
+                start[..width].copy_from_slice(output(m));
+            } else {
+                start[..width].copy_from_slice(&bias[channel..channel + width]);
+                if let (Some(map), Some(read)) = (residual, self.op.residual) {
+                    let (row, column) = position[m];
+                    let place = match read.upsample {
+                        true => row / 2 * (y.width / 2) + column / 2,
+                        false => pixel + m,
+                    };
+                    let map = &map[place * y.channels + channel..];
+                    start.iter_mut().zip(&map[..width]).for_each(|(sum, value)| *sum += value);
                 }
             }
-        }
-        for (m, sums) in sums.iter().enumerate() {
-            for (n, sum) in sums.iter().enumerate() {
-                let place = m * self.out_pitch + position + n * lanes;
-                // SAFETY: bounded by the third assertion; the tile is this thread's own.
-                unsafe { self.out.as_ptr().add(place).cast_mut().cast::<S::f32s>().write_unaligned(*sum) };
+            for (sum, start) in sums.iter_mut().zip(start.chunks_exact(lanes)) {
+                // SAFETY: the chunk is as long as a vector.
+                *sum = unsafe { start.as_ptr().cast::<S::f32s>().read_unaligned() };
             }
+        }
+
+        let (height, width_in) = match upsample {
+            true => (2 * x.first.height, 2 * x.first.width),
+            false => (x.first.height, x.first.width),
+        };
+        let border = kernel / 2;
+        let channels = x.channels();
+        let panel = &weight.values[self.panel.start..];
+        for tap in taps {
+            let source: [Option<usize>; M] = std::array::from_fn(|m| {
+                // Below zero wraps to far outside.
+                let row = (position[m].0 * stride + tap / kernel).wrapping_sub(border);
+                let column = (position[m].1 * stride + tap % kernel).wrapping_sub(border);
+                let inside = row < height && column < width_in;
+                let pixel = match upsample {
+                    true => row / 2 * (width_in / 2) + column / 2,
+                    false => row.wrapping_mul(width_in).wrapping_add(column),
+                };
+                inside.then_some(pixel)
+            });
+            let mut before = 0;
+            for (map, values) in x.maps().zip(self.operands.x) {
+                let rows = source.map(|pixel| match pixel {
+                    Some(pixel) => values[pixel * map.channels..][..map.channels].as_ptr(),
+                    None => zeros[..map.channels].as_ptr(),
+                });
+                let panel = &panel[(tap * channels + before) * self.panel.width..];
+                // SAFETY: every row is a whole pixel of its map, or zeros.
+                sums = unsafe { multiply(simd, Part { rows, depth: map.channels, panel }, sums) };
+                before += map.channels;
+            }
+        }
+
+        for (m, sums) in sums.iter().enumerate() {
+            let mut end = [0.0; 64];
+            let end = &mut end[..N * lanes];
+            for (end, sum) in end.chunks_exact_mut(lanes).zip(sums) {
+                // SAFETY: the chunk is as long as a vector.
+                unsafe { end.as_mut_ptr().cast::<S::f32s>().write_unaligned(*sum) };
+            }
+            output(m).copy_from_slice(&end[..width]);
         }
     }
 }

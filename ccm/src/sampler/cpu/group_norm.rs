@@ -1,189 +1,120 @@
-//! Group norm with a gain and an offset for every image and channel, and SiLU, on the CPU, and its gradients.
+//! `y = act(gain * (x - mean) / deviation + offset)`, as `shaders/src/group_norm.wgsl`.
 //!
-//! `y = act(gain * (x - mean) / std + offset)` with one mean and deviation an image and group. Gain and offset
-//! are given per image, so that the learned affine map and the scale and shift of a conditional norm are one
-//! and the same thing here.
+//! Members share groups. Each walks through the map three times, channels side by side: for the mean of every
+//! channel, for the squares about it, and to write the result. Means and squares of a group's channels are then
+//! put together (Chan, Golub and LeVeque, 1979), which never subtracts two large sums.
 
 use pulp::Arch;
-use rayon::prelude::*;
 
-/// Sizes of a group norm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GroupNormShape {
-    /// Images.
-    pub batch: usize,
-    /// Channels, a multiple of `groups`.
-    pub channels: usize,
-    /// Groups that share a mean and a deviation.
-    pub groups: usize,
-    /// Height times width.
-    pub pixels: usize,
-    /// Whether SiLU follows.
-    pub silu: bool,
-}
+use super::shared::{Member, Shared};
+use crate::sampler::plan::GroupNorm;
+use crate::spec::{NORM_EPSILON, NORM_GROUPS};
 
-impl GroupNormShape {
-    fn group_channels(&self) -> usize {
-        self.channels / self.groups
-    }
-
-    fn group_len(&self) -> usize {
-        self.group_channels() * self.pixels
-    }
-
-    fn check(&self, x: usize, y: usize, gain: usize, offset: usize) {
-        assert!(self.groups > 0 && self.channels.is_multiple_of(self.groups), "groups of {self:?}");
-        assert_eq!((x, y), (self.batch * self.channels * self.pixels, x), "input and output of {self:?}");
-        assert_eq!((gain, offset), (self.batch * self.channels, gain), "gain and offset of {self:?}");
-    }
-}
-
-/// Mean and inverse deviation of a group of values.
-#[derive(Clone, Copy)]
-struct Moments {
-    mean: f32,
-    inverse: f32,
-}
-
-impl Moments {
-    #[inline(always)]
-    fn of(x: &[f32], epsilon: f32) -> Self {
-        let count = x.len() as f32;
-        let mean = sum(x, |value| value) / count;
-        let variance = sum(x, |value| (value - mean) * (value - mean)) / count;
-        Self { mean, inverse: 1.0 / (variance + epsilon).sqrt() }
-    }
-}
-
-/// The norm itself.
+/// This member's share of the norm of one image.
 ///
-/// # Shapes
-/// - `x`, `y`: `[batch, channels, pixels]`
-/// - `gain`, `offset`: `[batch, channels]`
-pub fn group_norm(
-    shape: &GroupNormShape,
-    epsilon: f32,
-    x: &[f32],
+/// `x` are one or two maps; `gain` and `offset` hold one number a channel.
+pub(super) fn group_norm(
+    op: &GroupNorm,
+    x: [&[f32]; 2],
     gain: &[f32],
     offset: &[f32],
-    y: &mut [f32],
+    y: Shared,
+    member: &Member,
 ) {
-    shape.check(x.len(), y.len(), gain.len(), offset.len());
-    let channels = shape.group_channels();
-    y.par_chunks_mut(shape.group_len())
-        .zip(x.par_chunks(shape.group_len()))
-        .zip(gain.par_chunks(channels).zip(offset.par_chunks(channels)))
-        .for_each(|((y, x), (gain, offset))| {
-            Arch::new().dispatch(|| {
-                let Moments { mean, inverse } = Moments::of(x, epsilon);
-                let planes = y.chunks_exact_mut(shape.pixels).zip(x.chunks_exact(shape.pixels));
-                for ((y, x), (gain, offset)) in planes.zip(gain.iter().zip(offset)) {
-                    let slope = gain * inverse;
-                    let offset = offset - mean * slope;
-                    for (y, x) in y.iter_mut().zip(x) {
-                        let z = x * slope + offset;
-                        *y = if shape.silu { z * sigmoid(z) } else { z };
-                    }
-                }
-            });
+    let channels = op.x.channels();
+    let of_group = channels / NORM_GROUPS;
+    let groups = member.share(NORM_GROUPS);
+    let own = groups.start * of_group..groups.end * of_group;
+    if own.is_empty() {
+        return;
+    }
+    let (mut slope, mut shift) = (vec![0.0; own.len()], vec![0.0; own.len()]);
+    // The part of each map that is this member's, and where it stands among this member's channels.
+    let mut before = 0;
+    let parts = op.x.maps().zip(x).filter_map(|(map, values)| {
+        let first = own.start.max(before);
+        let last = own.end.min(before + map.channels);
+        let part = (first < last).then(|| Part {
+            values,
+            channels: map.channels,
+            first: first - before,
+            len: last - first,
+            own: first - own.start,
         });
-}
-
-/// Gradients of [`group_norm`], given the gradient `dy` of its output.
-///
-/// # Shapes
-/// - `dy`, `dx`: like `x`, `[batch, channels, pixels]`
-/// - `dgain`, `doffset`: like `gain`, `[batch, channels]`
-#[expect(clippy::too_many_arguments, reason = "the inputs and outputs of one equation")]
-pub fn group_norm_gradient(
-    shape: &GroupNormShape,
-    epsilon: f32,
-    x: &[f32],
-    gain: &[f32],
-    offset: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
-    dgain: &mut [f32],
-    doffset: &mut [f32],
-) {
-    shape.check(x.len(), dx.len(), gain.len(), offset.len());
-    shape.check(dy.len(), dx.len(), dgain.len(), doffset.len());
-    let (channels, len) = (shape.group_channels(), shape.group_len());
-    let inputs = x.par_chunks(len).zip(dy.par_chunks(len));
-    let affine = gain.par_chunks(channels).zip(offset.par_chunks(channels));
-    let gradients = dgain.par_chunks_mut(channels).zip(doffset.par_chunks_mut(channels));
-    dx.par_chunks_mut(len).zip(inputs).zip(affine.zip(gradients)).for_each(
-        |((dx, (x, dy)), ((gain, offset), (dgain, doffset)))| {
-            Arch::new().dispatch(|| {
-                let moments = Moments::of(x, epsilon);
-                // First `dx` holds the gradient before the activation; gain and offset collect its sums.
-                for (c, dz) in dx.chunks_exact_mut(shape.pixels).enumerate() {
-                    let plane = c * shape.pixels..(c + 1) * shape.pixels;
-                    let (x, dy) = (&x[plane.clone()], &dy[plane]);
-                    if shape.silu {
-                        let slope = gain[c] * moments.inverse;
-                        let shift = offset[c] - moments.mean * slope;
-                        for ((dz, x), dy) in dz.iter_mut().zip(x).zip(dy) {
-                            let z = x * slope + shift;
-                            let s = sigmoid(z);
-                            *dz = dy * s * (1.0 + z * (1.0 - s));
-                        }
+        before += map.channels;
+        part
+    });
+    let parts: Vec<Part> = parts.collect();
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for part in &parts {
+                let (mean, square) = (&mut slope[part.own..][..part.len], &mut shift[part.own..][..part.len]);
+                part.moments(mean, square);
+            }
+        },
+    );
+    for (group, (means, squares)) in
+        slope.chunks_exact_mut(of_group).zip(shift.chunks_exact_mut(of_group)).enumerate()
+    {
+        let mean = means.iter().sum::<f32>() / of_group as f32;
+        let spread = means.iter().map(|m| (m - mean) * (m - mean)).sum::<f32>();
+        let variance = (squares.iter().sum::<f32>() + spread) / of_group as f32;
+        let inverse = 1.0 / (variance + NORM_EPSILON).sqrt();
+        let first = own.start + group * of_group;
+        for (i, (slope, shift)) in means.iter_mut().zip(squares).enumerate() {
+            *slope = gain[first + i] * inverse;
+            *shift = offset[first + i] - mean * *slope;
+        }
+    }
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for part in &parts {
+                let (slope, shift) = (&slope[part.own..][..part.len], &shift[part.own..][..part.len]);
+                for (pixel, x) in part.rows().enumerate() {
+                    // SAFETY: these channels are this member's own.
+                    let y = unsafe { y.write(pixel * channels + own.start + part.own, part.len) };
+                    let affine = x.iter().zip(slope).zip(shift).map(|((x, slope), shift)| x * slope + shift);
+                    if op.silu {
+                        y.iter_mut().zip(affine).for_each(|(y, z)| *y = z / (1.0 + exp(-z)));
                     } else {
-                        dz.copy_from_slice(dy);
-                    }
-                    doffset[c] = sum(dz, |dz| dz);
-                    dgain[c] = sum2(dz, x, |dz, x| dz * (x - moments.mean) * moments.inverse);
-                }
-                // Then the part of it that changes mean and deviation is taken out.
-                let mean = gain.iter().zip(&*doffset).map(|(gain, sum)| gain * sum).sum::<f32>() / len as f32;
-                let slope = gain.iter().zip(&*dgain).map(|(gain, sum)| gain * sum).sum::<f32>() / len as f32;
-                for (c, dx) in dx.chunks_exact_mut(shape.pixels).enumerate() {
-                    let x = &x[c * shape.pixels..(c + 1) * shape.pixels];
-                    let gain = gain[c];
-                    for (dx, x) in dx.iter_mut().zip(x) {
-                        let normal = (x - moments.mean) * moments.inverse;
-                        *dx = moments.inverse * (*dx * gain - mean - normal * slope);
+                        y.iter_mut().zip(affine).for_each(|(y, z)| *y = z);
                     }
                 }
-            });
+            }
         },
     );
 }
 
-/// Partial sums kept, so that a sum is a vector operation and rounds less than a running total.
-const PARTIAL_SUMS: usize = 64;
-
-#[inline(always)]
-fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0.0; PARTIAL_SUMS];
-    let chunks = values.chunks_exact(PARTIAL_SUMS);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (sum, value) in sums.iter_mut().zip(chunk) {
-            *sum += term(*value);
-        }
-    }
-    sums.iter().sum::<f32>() + rest.iter().map(|value| term(*value)).sum::<f32>()
+/// Channels `first..first + len` of a map.
+struct Part<'a> {
+    values: &'a [f32],
+    channels: usize,
+    first: usize,
+    len: usize,
+    own: usize,
 }
 
-#[inline(always)]
-fn sum2(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut sums = [0.0; PARTIAL_SUMS];
-    let (chunks_a, chunks_b) = (a.chunks_exact(PARTIAL_SUMS), b.chunks_exact(PARTIAL_SUMS));
-    let rest = chunks_a.remainder().iter().zip(chunks_b.remainder());
-    let rest = rest.map(|(a, b)| term(*a, *b)).sum::<f32>();
-    for (a, b) in chunks_a.zip(chunks_b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += term(*a, *b);
-        }
+impl Part<'_> {
+    #[inline(always)]
+    fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.channels).map(|pixel| &pixel[self.first..][..self.len])
     }
-    sums.iter().sum::<f32>() + rest
-}
 
-/// `1 / (1 + exp(-x))`.
-#[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    /// Mean of each channel, and mean square about it.
+    #[inline(always)]
+    fn moments(&self, mean: &mut [f32], square: &mut [f32]) {
+        let scale = 1.0 / (self.values.len() / self.channels) as f32;
+        for x in self.rows() {
+            mean.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+        }
+        mean.iter_mut().for_each(|sum| *sum *= scale);
+        for x in self.rows() {
+            square.iter_mut().zip(x).zip(&*mean).for_each(|((sum, x), mean)| *sum += (x - mean) * (x - mean));
+        }
+        square.iter_mut().for_each(|sum| *sum *= scale);
+    }
 }
 
 /// `exp(x)` to two units in the last place, without a branch, so that a loop over it is vector code. Arguments

@@ -1,6 +1,183 @@
-//! The kernels of the network on the CPU, one file each, with their gradients. They know nothing of Burn, which
-//! calls them in training (`train::ops`).
+//! Runs a [`Plan`] on the CPU; one file for each kernel, named as its shader.
+//!
+//! Threads go through a plan side by side, each with its share of every operation, and meet at a barrier between
+//! one and the next. Where there are images enough, each thread takes whole images instead and meets nobody.
 
-pub mod conv;
-pub mod conv_weight_gradient;
-pub mod group_norm;
+mod advance;
+mod attention;
+mod conv;
+mod group_norm;
+mod multiply;
+mod pool;
+mod shared;
+
+use conv::{Operands, PackedWeight};
+use shared::{Barrier, Member, Shared};
+
+use super::plan::{Map, Op, Plan, Vector};
+use super::schedule::Work;
+
+/// A network's weights as the kernels want them, and the threads and buffers to run it with.
+pub(super) struct Executor {
+    weights: Vec<PackedWeight>,
+    zeros: Vec<f32>,
+    threads: usize,
+    #[cfg(not(target_arch = "wasm32"))]
+    pool: rayon::ThreadPool,
+    /// For each team of threads the buffers of the plan.
+    buffers: Vec<Vec<Vec<f32>>>,
+}
+
+/// Buffers that a team shares.
+struct Arena<'a> {
+    buffers: Vec<Shared<'a>>,
+    vectors: &'a [f32],
+    zeros: &'a [f32],
+}
+
+impl Arena<'_> {
+    /// # Safety
+    /// Nobody writes the map's buffer meanwhile.
+    unsafe fn read(&self, map: Map) -> &[f32] {
+        // SAFETY: the caller's promise.
+        unsafe { self.buffers[map.buffer].read(map.len()) }
+    }
+
+    fn vector<'a>(&'a self, vector: Vector, row: &'a [f32], len: usize) -> &'a [f32] {
+        match vector {
+            Vector::Fixed(place) => &self.vectors[place..place + len],
+            Vector::Conditioned(place) => &row[place..place + len],
+        }
+    }
+}
+
+impl Executor {
+    /// Packs the weights for this machine. `threads` is at least 1.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn new(plan: &Plan, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        Ok(Self {
+            weights: plan.weights.iter().map(PackedWeight::new).collect(),
+            zeros: zeros(plan),
+            threads,
+            pool,
+            buffers: Vec::new(),
+        })
+    }
+
+    /// Packs the weights.
+    #[cfg(target_arch = "wasm32")]
+    pub(super) fn new(plan: &Plan) -> Self {
+        Self {
+            weights: plan.weights.iter().map(PackedWeight::new).collect(),
+            zeros: zeros(plan),
+            threads: 1,
+            buffers: Vec::new(),
+        }
+    }
+
+    /// Threads that share the work.
+    pub(super) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Bytes of weights and buffers.
+    pub(super) fn memory(&self) -> usize {
+        let weights: usize = self.weights.iter().map(PackedWeight::len).sum();
+        4 * (weights + self.buffers.iter().flatten().map(Vec::len).sum::<usize>())
+    }
+
+    /// Samples the images of `work`: `[N, height, width, 4]`.
+    pub(super) fn sample(&mut self, plan: &Plan, work: &Work) -> Vec<f32> {
+        let image = plan.x.len();
+        let members = if work.images() < self.threads { self.threads } else { 1 };
+        let teams = self.threads / members;
+        self.buffers.resize(teams, Vec::new());
+        let mut images = work.noise[0].clone();
+        let output = Shared::new(&mut images);
+        let barriers: Vec<Barrier> = (0..teams).map(|_| Barrier::default()).collect();
+        let arenas = self.buffers.iter_mut().map(|buffers| Arena {
+            buffers: fitted(buffers, plan).iter_mut().map(|buffer| Shared::new(buffer)).collect(),
+            vectors: &plan.vectors,
+            zeros: &self.zeros,
+        });
+        let arenas: Vec<Arena> = arenas.collect();
+        let weights = &self.weights;
+        let run = |thread: usize| {
+            let team = thread / members;
+            let member = Member { index: thread % members, count: members, barrier: &barriers[team] };
+            let arena = &arenas[team];
+            for i in (team..work.images()).step_by(teams) {
+                for (number, step) in work.steps.iter().enumerate() {
+                    let own = member.share(image);
+                    // SAFETY: members copy and advance their own shares, with barriers before and after the
+                    // evaluation, which reads only the arena.
+                    let x = unsafe { output.write(i * image + own.start, own.len()) };
+                    let place = arena.buffers[plan.x.buffer];
+                    // SAFETY: as above.
+                    unsafe { place.write(own.start, own.len()) }.copy_from_slice(x);
+                    member.wait();
+                    evaluate(plan, weights, arena, &work.rows[number][i], &member);
+                    // SAFETY: as above.
+                    let velocity = &unsafe { arena.read(plan.velocity) }[own.clone()];
+                    let fresh = work.noise.get(number + 1).map(|noise| &noise[i * image..][own]);
+                    advance::advance(step, x, velocity, fresh);
+                    member.wait();
+                }
+            }
+        };
+        #[cfg(not(target_arch = "wasm32"))]
+        if self.threads > 1 {
+            self.pool.broadcast(|context| run(context.index()));
+            return images;
+        }
+        run(0);
+        images
+    }
+}
+
+/// Zeros, as many as any map has channels.
+fn zeros(plan: &Plan) -> Vec<f32> {
+    let inputs = plan.ops.iter().flat_map(Op::inputs);
+    vec![0.0; inputs.map(|map| map.channels).max().unwrap_or_default()]
+}
+
+/// The buffers, as large as the plan wants them.
+fn fitted<'a>(buffers: &'a mut Vec<Vec<f32>>, plan: &Plan) -> &'a mut [Vec<f32>] {
+    buffers.resize(plan.buffers.len(), Vec::new());
+    for (buffer, len) in buffers.iter_mut().zip(&plan.buffers) {
+        buffer.resize(*len, 0.0);
+    }
+    buffers
+}
+
+/// Goes through the operations of the plan, for one image, with this member's share of each.
+fn evaluate(plan: &Plan, weights: &[PackedWeight], arena: &Arena, row: &[f32], member: &Member) {
+    for op in &plan.ops {
+        // SAFETY: no operation reads a buffer that it writes, and between operations all members wait.
+        let read = |map: Map| unsafe { arena.read(map) };
+        let y = arena.buffers[op.output().buffer];
+        match op {
+            Op::Conv(op) => {
+                let operands = Operands {
+                    x: [read(op.x.first), op.x.second.map_or(&[], read)],
+                    weight: &weights[op.weight],
+                    bias: arena.vector(op.bias, row, op.y.channels),
+                    residual: op.residual.map(|residual| read(residual.map)),
+                    y,
+                    zeros: arena.zeros,
+                };
+                conv::conv(op, &operands, member);
+            }
+            Op::GroupNorm(op) => {
+                let x = [read(op.x.first), op.x.second.map_or(&[], read)];
+                let gain = arena.vector(op.gain, row, op.y.channels);
+                let offset = arena.vector(op.offset, row, op.y.channels);
+                group_norm::group_norm(op, x, gain, offset, y, member);
+            }
+            Op::Attention(op) => attention::attention(op, read(op.qkv), y, member),
+            Op::Pool(op) => pool::pool(op, read(op.x), y, member),
+        }
+        member.wait();
+    }
+}

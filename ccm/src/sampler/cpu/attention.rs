@@ -1,0 +1,153 @@
+//! `y = softmax(q^T k / sqrt(head_channels)) v` in every head, as `shaders/src/attention.wgsl`.
+//!
+//! Members share heads, and where there are too few, the queries of a head. A few queries at a time meet all keys;
+//! their scores stay in the cache.
+
+use std::cell::RefCell;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::group_norm::exp;
+use super::multiply::{MAX_ROWS, Part, multiply, panel_vectors};
+use super::shared::{Member, Shared};
+use crate::sampler::plan::Attention;
+
+#[derive(Default)]
+struct Scratch {
+    /// Keys as panels of positions, `[head_channels, width]` each.
+    keys: Vec<f32>,
+    /// Values as panels of channels, `[positions, width]` each.
+    values: Vec<f32>,
+    /// `[MAX_ROWS, positions]`, filled up.
+    scores: Vec<f32>,
+    /// `[MAX_ROWS, head_channels]`, filled up.
+    sums: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// This member's share of the attention of one image.
+pub(super) fn attention(op: &Attention, qkv: &[f32], y: Shared, member: &Member) {
+    let positions = op.y.pixels();
+    let parts = member.count.div_ceil(op.heads);
+    for item in member.share(op.heads * parts) {
+        let (head, part) = (item / parts, item % parts);
+        let queries = positions * part / parts..positions * (part + 1) / parts;
+        SCRATCH.with_borrow_mut(|scratch| {
+            Arch::new().dispatch(Head { op, qkv, y, head, queries, scratch });
+        });
+    }
+}
+
+struct Head<'a> {
+    op: &'a Attention,
+    qkv: &'a [f32],
+    y: Shared<'a>,
+    head: usize,
+    queries: std::ops::Range<usize>,
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for Head<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if panel_vectors::<S>() == 4 { self.run::<S, 4>(simd) } else { self.run::<S, 2>(simd) }
+    }
+}
+
+/// A matrix of `rows` by `columns` as panels of `width` columns, the last filled up with zeros.
+#[inline(always)]
+fn pack(panels: &mut Vec<f32>, [rows, columns, width]: [usize; 3], value: impl Fn(usize, usize) -> f32) {
+    panels.clear();
+    for first in (0..columns).step_by(width) {
+        for row in 0..rows {
+            let own = (first..columns.min(first + width)).map(|column| value(row, column));
+            panels.extend(own);
+            panels.resize(panels.len().next_multiple_of(width), 0.0);
+        }
+    }
+}
+
+impl Head<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const N: usize>(self, simd: S) {
+        let width = N * S::F32_LANES;
+        let (positions, depth, channels) =
+            (self.op.y.pixels(), self.op.padded_channels(), self.op.qkv.channels);
+        let scratch = self.scratch;
+        let of = |kind: usize, position: usize, channel: usize| {
+            self.qkv[position * channels + (kind * self.op.heads + self.head) * depth + channel]
+        };
+        pack(&mut scratch.keys, [depth, positions, width], |channel, position| of(1, position, channel));
+        pack(&mut scratch.values, [positions, depth, width], |position, channel| of(2, position, channel));
+        let (score_len, sum_len) = (positions.next_multiple_of(width), depth.next_multiple_of(width));
+        scratch.scores.resize(MAX_ROWS * score_len, 0.0);
+        scratch.sums.resize(MAX_ROWS * sum_len, 0.0);
+
+        let scale = 1.0 / (self.op.head_channels as f32).sqrt();
+        for first in self.queries.clone().step_by(MAX_ROWS) {
+            // Rows past the last query are the last one again.
+            let query = |m: usize| (first + m).min(self.queries.end - 1);
+            let rows = std::array::from_fn(|m| {
+                self.qkv[query(m) * channels + self.head * depth..][..depth].as_ptr()
+            });
+            product::<S, N>(simd, rows, depth, &scratch.keys, &mut scratch.scores, score_len);
+            let mut totals = [0.0; MAX_ROWS];
+            for (total, scores) in totals.iter_mut().zip(scratch.scores.chunks_exact_mut(score_len)) {
+                *total = soften(&mut scores[..positions], scale);
+            }
+            let rows = std::array::from_fn(|m| scratch.scores[m * score_len..][..positions].as_ptr());
+            product::<S, N>(simd, rows, positions, &scratch.values, &mut scratch.sums, sum_len);
+            for m in 0..MAX_ROWS.min(self.queries.end - first) {
+                let place = (first + m) * self.op.y.channels + self.head * depth;
+                // SAFETY: these queries of this head are this member's own.
+                let y = unsafe { self.y.write(place, depth) };
+                let sums = &scratch.sums[m * sum_len..][..depth];
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / totals[m]);
+            }
+        }
+    }
+}
+
+/// Rows of `depth` values by panels: `out` is `[MAX_ROWS, pitch]`.
+#[inline(always)]
+fn product<S: Simd, const N: usize>(
+    simd: S,
+    rows: [*const f32; MAX_ROWS],
+    depth: usize,
+    panels: &[f32],
+    out: &mut [f32],
+    pitch: usize,
+) {
+    let width = N * S::F32_LANES;
+    for (panel, values) in panels.chunks_exact(depth * width).enumerate() {
+        let part = Part { rows, depth, panel: values };
+        // SAFETY: the callers take every row as a slice of this depth.
+        let sums = unsafe { multiply(simd, part, [[simd.splat_f32s(0.0); N]; MAX_ROWS]) };
+        for (m, sums) in sums.iter().enumerate() {
+            let out = &mut out[m * pitch + panel * width..][..width];
+            for (out, sum) in out.chunks_exact_mut(S::F32_LANES).zip(sums) {
+                // SAFETY: the chunk is as long as a vector.
+                unsafe { out.as_mut_ptr().cast::<S::f32s>().write_unaligned(*sum) };
+            }
+        }
+    }
+}
+
+/// Scores become `exp(scale * (score - largest))`; their sum is given back.
+#[inline(always)]
+fn soften(scores: &mut [f32], scale: f32) -> f32 {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut total = [0.0; 16];
+    for scores in scores.chunks_mut(total.len()) {
+        for (score, total) in scores.iter_mut().zip(&mut total) {
+            *score = exp(scale * (*score - largest));
+            *total += *score;
+        }
+    }
+    total.iter().sum()
+}

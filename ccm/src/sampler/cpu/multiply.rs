@@ -1,0 +1,62 @@
+//! The register tile that convolution and attention are made of: rows of the left matrix by a panel of the right.
+//!
+//! `M` rows, each anywhere in memory, times `N` vectors of columns: the sums stay in registers while values of the
+//! rows are broadcast. `M` and `N` are chosen for the number of registers.
+
+use pulp::Simd;
+
+/// Rows of the largest tile.
+pub(super) const MAX_ROWS: usize = 6;
+
+/// Vectors of columns of the widest tile that leaves some registers to spare.
+#[inline(always)]
+pub(super) fn panel_vectors<S: Simd>() -> usize {
+    // pulp counts 32 registers for wasm, whose engines have 16 to give on most machines.
+    if S::REGISTER_COUNT >= 32 && !cfg!(target_arch = "wasm32") { 4 } else { 2 }
+}
+
+/// A part of the sum: rows of the left matrix, each `depth` values long, and the panel that they meet.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a, const M: usize> {
+    /// Start of each row.
+    pub(super) rows: [*const f32; M],
+    /// Values in each row.
+    pub(super) depth: usize,
+    /// `[depth, N]` vectors.
+    pub(super) panel: &'a [f32],
+}
+
+/// The sums of a tile with the products of `part` added.
+///
+/// They go in and out by value: of a borrowed array the compiler stores every sum at every step.
+///
+/// # Safety
+/// Every row is `depth` values long.
+#[inline(always)]
+pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    part: Part<M>,
+    mut sums: [[S::f32s; N]; M],
+) -> [[S::f32s; N]; M] {
+    let width = N * S::F32_LANES;
+    let Part { rows, depth, panel } = part;
+    assert!(panel.len() >= depth * width);
+    let mut panel = panel.as_ptr();
+    for k in 0..depth {
+        // SAFETY: the assertion bounds the panel; the caller vouches for the rows.
+        unsafe {
+            let mut columns = [simd.splat_f32s(0.0); N];
+            for (n, column) in columns.iter_mut().enumerate() {
+                *column = panel.add(n * S::F32_LANES).cast::<S::f32s>().read_unaligned();
+            }
+            for (row, sums) in rows.iter().zip(sums.iter_mut()) {
+                let factor = simd.splat_f32s(*row.add(k));
+                for (sum, column) in sums.iter_mut().zip(&columns) {
+                    *sum = simd.mul_add_e_f32s(factor, *column, *sum);
+                }
+            }
+            panel = panel.add(width);
+        }
+    }
+    sums
+}
