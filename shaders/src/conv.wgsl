@@ -169,44 +169,99 @@ fn tiled(
     }
 }
 
-@compute @workgroup_size(1, 32)
+// Where a pixel's blocks begin in a map that has so many blocks a pixel; somewhere harmless for OUTSIDE.
+fn begin(pixel: u32, blocks: u32) -> u32 {
+    return select(pixel, 0u, pixel == OUTSIDE) * blocks;
+}
+
+// Four pixels by eight output channels. Everything is spelled out: such adapters leave loops as they are, and keep
+// what is indexed by a loop's variable in memory.
+@compute @workgroup_size(1, 16)
 fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
-    let first_pixel = invocation.y * PIXELS;
-    let first_block = invocation.x * BLOCKS;
-    if first_pixel >= conv.pixels {
+    let pixel = invocation.y * 4u;
+    let block = invocation.x * 2u;
+    if pixel >= conv.pixels {
         return;
     }
-    let in_blocks = conv.first_blocks + conv.second_blocks;
-    var sums: array<vec4<f32>, PIXELS * BLOCKS>;
+    // A last block of its own is computed twice.
+    let other = min(block + 1u, conv.out_blocks - 1u);
+    var a0 = vec4<f32>();
+    var a1 = vec4<f32>();
+    var a2 = vec4<f32>();
+    var a3 = vec4<f32>();
+    var b0 = vec4<f32>();
+    var b1 = vec4<f32>();
+    var b2 = vec4<f32>();
+    var b3 = vec4<f32>();
+    var row = 0u;
     for (var tap = 0u; tap < conv.kernel * conv.kernel; tap++) {
-        var sources: array<u32, PIXELS>;
-        for (var p = 0u; p < PIXELS; p++) {
-            sources[p] = source(first_pixel + p, tap);
-        }
-        for (var d = 0u; d < in_blocks; d++) {
-            var columns: array<real4, 4u * BLOCKS>;
-            let row = (tap * in_blocks + d) * 4u;
-            for (var i = 0u; i < 4u; i++) {
-                for (var b = 0u; b < BLOCKS; b++) {
-                    columns[i * BLOCKS + b] = weight((row + i) * conv.out_blocks + first_block + b);
+        let source0 = source(pixel, tap);
+        let source1 = source(pixel + 1u, tap);
+        let source2 = source(pixel + 2u, tap);
+        let source3 = source(pixel + 3u, tap);
+        let inside = vec4<f32>(vec4<u32>(source0, source1, source2, source3) != vec4<u32>(OUTSIDE));
+        for (var part = 0u; part < 2u; part++) {
+            let blocks = select(conv.first_blocks, conv.second_blocks, part == 1u);
+            var place0 = begin(source0, blocks);
+            var place1 = begin(source1, blocks);
+            var place2 = begin(source2, blocks);
+            var place3 = begin(source3, blocks);
+            for (var d = 0u; d < blocks; d++) {
+                var x0: real4;
+                var x1: real4;
+                var x2: real4;
+                var x3: real4;
+                if part == 0u {
+                    x0 = first[place0];
+                    x1 = first[place1];
+                    x2 = first[place2];
+                    x3 = first[place3];
+                } else {
+                    x0 = second[place0];
+                    x1 = second[place1];
+                    x2 = second[place2];
+                    x3 = second[place3];
                 }
-            }
-            for (var p = 0u; p < PIXELS; p++) {
-                if sources[p] != OUTSIDE {
-                    let x = input(sources[p], d);
-                    for (var b = 0u; b < BLOCKS; b++) {
-                        sums[p * BLOCKS + b] += vec4<f32>(x.x * columns[b] + x.y * columns[BLOCKS + b]
-                            + x.z * columns[2u * BLOCKS + b] + x.w * columns[3u * BLOCKS + b]);
-                    }
-                }
+                let v0 = vec4<f32>(x0) * inside.x;
+                let v1 = vec4<f32>(x1) * inside.y;
+                let v2 = vec4<f32>(x2) * inside.z;
+                let v3 = vec4<f32>(x3) * inside.w;
+                let a = mat4x4<f32>(column(row, block), column(row + 1u, block),
+                    column(row + 2u, block), column(row + 3u, block));
+                a0 += a * v0;
+                a1 += a * v1;
+                a2 += a * v2;
+                a3 += a * v3;
+                let b = mat4x4<f32>(column(row, other), column(row + 1u, other),
+                    column(row + 2u, other), column(row + 3u, other));
+                b0 += b * v0;
+                b1 += b * v1;
+                b2 += b * v2;
+                b3 += b * v3;
+                place0++;
+                place1++;
+                place2++;
+                place3++;
+                row += 4u;
             }
         }
     }
-    for (var p = 0u; p < PIXELS; p++) {
-        for (var b = 0u; b < BLOCKS; b++) {
-            if first_pixel + p < conv.pixels && first_block + b < conv.out_blocks {
-                store(first_pixel + p, first_block + b, sums[p * BLOCKS + b]);
-            }
-        }
+    store(pixel, block, a0);
+    store(pixel, other, b0);
+    if pixel + 1u < conv.pixels {
+        store(pixel + 1u, block, a1);
+        store(pixel + 1u, other, b1);
     }
+    if pixel + 2u < conv.pixels {
+        store(pixel + 2u, block, a2);
+        store(pixel + 2u, other, b2);
+    }
+    if pixel + 3u < conv.pixels {
+        store(pixel + 3u, block, a3);
+        store(pixel + 3u, other, b3);
+    }
+}
+
+fn column(row: u32, block: u32) -> vec4<f32> {
+    return vec4<f32>(weight(row * conv.out_blocks + block));
 }

@@ -40,7 +40,7 @@ impl Tile {
         match self {
             Self::Wide => 64,
             Self::Narrow => 32,
-            Self::Direct => 32 * 8,
+            Self::Direct => 16 * 4,
         }
     }
 

@@ -10,6 +10,7 @@ mod cpu;
 pub(crate) mod gpu;
 pub mod image;
 pub mod plan;
+pub mod rounding;
 pub mod schedule;
 
 pub use gpu::Surface;
@@ -187,9 +188,14 @@ impl Sampler {
         }
     }
 
-    /// How this model is sampled: jumps for a student, Euler steps for everything else.
+    /// How this model is sampled.
     pub fn solver(&self) -> Solver {
-        if self.card.role == "student" { Solver::Jumps } else { Solver::Euler }
+        Solver::of(&self.card)
+    }
+
+    /// What its weights are stored as.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Whether the GPU has gone away; the next call opens it again.

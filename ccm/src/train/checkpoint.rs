@@ -17,7 +17,7 @@ use super::optimizer::Optimizer;
 use super::trainee::Trainee;
 use super::unet::{UNet, to_host};
 use crate::spec::{ModelCard, UNetSpec};
-use crate::weights::{HostTensor, Model, TensorFile, WeightsError};
+use crate::weights::{HostTensor, Model, Precision, TensorFile, WeightsError};
 
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
@@ -128,7 +128,12 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
         expected.collect()
     };
     let mut unet = |prefix: &str, device: &Device| -> Result<UNet, WeightsError> {
-        let model = Model { spec: spec.clone(), card: ModelCard::default(), tensors: take(prefix)? };
+        let model = Model {
+            spec: spec.clone(),
+            card: ModelCard::default(),
+            precision: Precision::F32,
+            tensors: take(prefix)?,
+        };
         Ok(UNet::new(&model, device))
     };
     let plain = device.clone().without_autodiff();

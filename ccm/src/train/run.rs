@@ -391,6 +391,7 @@ impl Run {
             images: trainee.step * batch as u64,
             seed: self.config.run.seed,
             ema: Some(ema.decay),
+            rounding: None,
             version: env!("CARGO_PKG_VERSION").into(),
         })
     }
