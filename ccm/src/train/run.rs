@@ -1,7 +1,5 @@
-//! A run: from a configuration and images to a teacher, a student and a report, in one folder.
-//!
-//! The folder holds `config.toml`, `metrics.jsonl`, `checkpoints/`, `samples/`, `report.html`,
-//! `teacher.safetensors` and `student.safetensors`. It can be stopped at any moment and resumed.
+//! A run: from a configuration and images to a teacher, a student and a report, in one folder (see
+//! [`super::folder`]). It can be stopped at any moment and resumed.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,92 +7,26 @@ use std::time::Instant;
 use burn::tensor::Device;
 
 use super::batches::{Batches, StageKind};
-use super::checkpoint::{self, CheckpointError};
+use super::checkpoint;
 use super::coupling::Coupling;
 use super::curriculum::{Curriculum, Scope};
-use super::disk::{self, DiskError, ModelFileError};
+use super::disk;
 use super::distill::{self, Distillation};
+use super::error::RunError;
+use super::folder::{files, read_config};
 use super::kdc_curve::{Networks, curves};
 use super::metrics_log::{Line, MetricsLog};
 use super::optimizer::Schedule;
 use super::samples::{Request, Solver, sample_grid};
-use super::summary;
+use super::summary::{self, Sources};
 use super::teacher::Teacher;
 use super::trainee::{Stage, Trainee, Workers};
 use super::unet::{UNet, random_model};
-use crate::config::{Config, ConfigError};
-use crate::data::{DataError, Dataset};
-use crate::report::{Curves, ReportError};
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::report::Curves;
 use crate::spec::ModelCard;
 use crate::weights::Model;
-
-/// Why a run ends early.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The configuration cannot be used.
-    #[error("{path}: {source}")]
-    Config {
-        /// The file that it stands in.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: ConfigError,
-    },
-    /// The images cannot be used.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// A file cannot be read or written.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// A model file cannot be used.
-    #[error(transparent)]
-    Model(#[from] ModelFileError),
-    /// A checkpoint cannot be written or read.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The report cannot be made.
-    #[error("report.html: {0}")]
-    Report(#[from] ReportError),
-    /// A grid of samples cannot be made.
-    #[error("samples: {0}")]
-    Picture(#[from] image::ImageError),
-    /// The system gives no threads.
-    #[error("threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
-    /// There is a run already.
-    #[error("{0}: holds a run already; `--resume` goes on with it, another `--out` starts a new one")]
-    Exists(PathBuf),
-    /// There is no run to go on with.
-    #[error("--resume: {0}: no run there (no config.toml)")]
-    NothingToResume(PathBuf),
-    /// The run was started with another configuration.
-    #[error("--resume: the configuration differs from that of {path}: {}", differences.join("; "))]
-    Differs {
-        /// The configuration of the run.
-        path: PathBuf,
-        /// What differs, setting by setting.
-        differences: Vec<String>,
-    },
-    /// The data do not suit the configuration.
-    #[error("{0}")]
-    Unsuitable(String),
-    /// Training has diverged.
-    #[error(
-        "{stage}: the loss at step {step} is {loss}, the gradient's norm {norm}; training has diverged \
-         (a smaller learning rate or clip may help); {kept}"
-    )]
-    Diverged {
-        /// The stage.
-        stage: &'static str,
-        /// The step, counted from 1.
-        step: u64,
-        /// Its loss.
-        loss: f64,
-        /// The norm of its gradient.
-        norm: f64,
-        /// Which checkpoint is there to go back to.
-        kept: String,
-    },
-}
 
 /// Whoever watches a run: draws the bars, and may ask it to stop.
 pub trait Watch {
@@ -133,38 +65,6 @@ pub struct Run {
     pub held_out: Dataset,
     /// The command that started it, for the report.
     pub command: String,
-}
-
-/// The files of a run.
-pub mod files {
-    /// The resolved configuration.
-    pub const CONFIG: &str = "config.toml";
-    /// A line of figures every few steps.
-    pub const METRICS: &str = "metrics.jsonl";
-    /// Folder of the checkpoints.
-    pub const CHECKPOINTS: &str = "checkpoints";
-    /// Folder of the grids of samples.
-    pub const SAMPLES: &str = "samples";
-    /// The trained teacher.
-    pub const TEACHER: &str = "teacher.safetensors";
-    /// The distilled student.
-    pub const STUDENT: &str = "student.safetensors";
-    /// The page for a person to look at.
-    pub const REPORT: &str = "report.html";
-    /// KDC and teacher steps against t.
-    pub const KDC: &str = "kdc.json";
-}
-
-/// Reads the configuration of a run.
-///
-/// # Errors
-/// A folder without a run, or a configuration that cannot be read.
-pub fn read_config(folder: &Path) -> Result<Config, RunError> {
-    let path = folder.join(files::CONFIG);
-    if !path.exists() {
-        return Err(RunError::NothingToResume(folder.to_owned()));
-    }
-    Config::from_toml(&disk::read_text(&path)?).map_err(|source| RunError::Config { path, source })
 }
 
 /// Fills in what only the data know, and checks that configuration and data suit each other.
@@ -214,12 +114,19 @@ impl Run {
             &self.path(files::KDC),
             serde_json::to_string_pretty(&curves).unwrap_or_default().as_bytes(),
         )?;
-        summary::write(self, &teacher, Some(curves))?;
+        let sources = Sources {
+            config: &self.config,
+            folder: &self.folder,
+            device: &self.device,
+            classes: self.data.classes(),
+            command: &self.command,
+        };
+        summary::write(&sources, &teacher, Some(curves))?;
         watch.note(&format!("report: {}", self.path(files::REPORT).display()));
         Ok(Outcome::Finished)
     }
 
-    pub(super) fn path(&self, file: &str) -> PathBuf {
+    fn path(&self, file: &str) -> PathBuf {
         self.folder.join(file)
     }
 

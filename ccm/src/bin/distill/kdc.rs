@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use ccm::data::Dataset;
 use ccm::train::disk;
-use ccm::train::run::{Run, files, read_config};
+use ccm::train::folder::{files, read_config};
+use ccm::train::run::Run;
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};

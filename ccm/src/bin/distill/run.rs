@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ccm::config::{Config, PRESETS, SHAPES};
 use ccm::data::{self, Dataset, Event, ImageShape, LoadOptions, Split};
-use ccm::train::run::{Outcome, Run, read_config, suit};
+use ccm::train::folder::read_config;
+use ccm::train::run::{Outcome, Run, suit};
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
