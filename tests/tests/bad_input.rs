@@ -269,6 +269,13 @@ fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
     ];
     fail(&mut run(&folder, &diverging), &["teacher", "diverged", "step 2", "teacher-000000001.safetensors"]);
     assert!(folder.path().join("run/checkpoints/teacher-000000001.safetensors").exists());
+
+    // The first step's loss is finite, its update is not: no number of such a step is kept.
+    let other = tempdir().unwrap();
+    let mut overflowing = diverging;
+    overflowing[3] = "teacher.learning_rate=1e39";
+    fail(&mut run(&other, &overflowing), &["teacher", "diverged", "step 1", "`model.", "no checkpoint yet"]);
+    assert_eq!(fs::read_dir(other.path().join("run/checkpoints")).unwrap().count(), 0);
 }
 
 #[test]

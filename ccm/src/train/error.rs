@@ -59,18 +59,16 @@ pub enum RunError {
     Unsuitable(String),
     /// Training has diverged.
     #[error(
-        "{stage}: the loss at step {step} is {loss}, the gradient's norm {norm}; training has diverged \
-         (a smaller learning rate or clip may help); {kept}"
+        "{stage}: after step {step} {what}; training has diverged (a smaller learning rate or clip may help); \
+         {kept}"
     )]
     Diverged {
         /// The stage.
         stage: &'static str,
         /// The step, counted from 1.
         step: u64,
-        /// Its loss.
-        loss: f64,
-        /// The norm of its gradient.
-        norm: f64,
+        /// What is no finite number any more.
+        what: String,
         /// Which checkpoint is there to go back to.
         kept: String,
     },

@@ -7,7 +7,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 
 use super::batches::{Batches, StageKind};
-use super::checkpoint;
+use super::checkpoint::{self, CheckpointError};
 use super::coupling::Coupling;
 use super::curriculum::{Curriculum, Scope};
 use super::disk;
@@ -109,7 +109,7 @@ impl Run {
         if self.distill(&teacher, watch)? == Outcome::Interrupted {
             return Ok(Outcome::Interrupted);
         }
-        let curves = self.curves(&teacher)?;
+        let curves = self.curves(&teacher, &mut |text| watch.note(text))?;
         disk::write(
             &self.path(files::KDC),
             serde_json::to_string_pretty(&curves).unwrap_or_default().as_bytes(),
@@ -188,7 +188,7 @@ impl Run {
             return Ok(Some(disk::read_model(&path)?));
         }
         let config = &self.config.teacher;
-        let trainee = match self.resumed(StageKind::Teacher)? {
+        let trainee = match self.resumed(StageKind::Teacher, &mut |text| watch.note(text))? {
             Some(trainee) => trainee,
             None => {
                 let model = random_model(&self.config.network, self.config.run.seed);
@@ -222,7 +222,7 @@ impl Run {
             return Ok(Outcome::Finished);
         }
         let config = &self.config.distill;
-        let trainee = match self.resumed(StageKind::Distill)? {
+        let trainee = match self.resumed(StageKind::Distill, &mut |text| watch.note(text))? {
             Some(trainee) => trainee,
             None => {
                 let decays = [config.target_ema, config.middle_ema, config.sample_ema];
@@ -273,13 +273,9 @@ impl Run {
         }
     }
 
-    fn resumed(&self, stage: StageKind) -> Result<Option<Trainee>, RunError> {
-        let found = checkpoint::list(&self.path(files::CHECKPOINTS));
-        let newest = found.iter().rev().find(|checkpoint| checkpoint.stage == stage);
-        let trainee = newest
-            .map(|found| checkpoint::load(&found.path, &self.config.network, &self.device))
-            .transpose()?;
-        Ok(trainee)
+    fn resumed(&self, stage: StageKind, note: &mut dyn FnMut(&str)) -> Result<Option<Trainee>, RunError> {
+        let folder = self.path(files::CHECKPOINTS);
+        Ok(checkpoint::resume(&folder, stage, &self.config.network, &self.device, note)?)
     }
 
     fn finished(&self, role: &str, stage: &dyn Stage, batch: usize) -> Model {
@@ -319,23 +315,22 @@ impl Run {
             let begin = Instant::now();
             let report = stage.step();
             if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
-                let last = checkpoint::list(&checkpoints).pop();
-                return Err(RunError::Diverged {
-                    stage: kind.name(),
-                    step: report.step,
-                    loss: report.loss,
-                    norm: report.gradient_norm,
-                    kept: last.map_or("there is no checkpoint yet".into(), |last| {
-                        format!("the last good checkpoint is {}", last.path.display())
-                    }),
-                });
+                let (loss, norm) = (report.loss, report.gradient_norm);
+                let what = format!("the loss is {loss}, the norm of its gradient {norm}");
+                return Err(self.diverged(kind, report.step, what));
             }
             if let Some(line) = log.add(kind, report, batch, begin.elapsed().as_secs_f64())? {
                 watch.line(&line);
             }
             let stop = watch.should_stop() && report.step < steps;
             if report.step.is_multiple_of(every.checkpoint_every) || report.step == steps || stop {
-                let path = checkpoint::save(&checkpoints, kind, stage.trainee())?;
+                let path = match checkpoint::save(&checkpoints, kind, stage.trainee()) {
+                    // The loss of a step can be finite where its update is not.
+                    Err(CheckpointError::NotFinite { tensor }) => {
+                        return Err(self.diverged(kind, report.step, format!("`{tensor}` is not finite")));
+                    }
+                    saved => saved?,
+                };
                 if stop {
                     watch.note(&format!("stopped; `--resume` goes on from {}", path.display()));
                     return Ok(Outcome::Interrupted);
@@ -355,14 +350,23 @@ impl Run {
         Ok(Outcome::Finished)
     }
 
-    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint.
+    fn diverged(&self, stage: StageKind, step: u64, what: String) -> RunError {
+        let kept = match checkpoint::list(&self.path(files::CHECKPOINTS)).pop() {
+            Some(last) => format!("the last good checkpoint is {}", last.path.display()),
+            None => "there is no checkpoint yet".into(),
+        };
+        RunError::Diverged { stage: stage.name(), step, what, kept }
+    }
+
+    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint; `note` is
+    /// told of one that cannot be read.
     ///
     /// # Errors
     /// A run that has not begun to distil.
-    pub fn curves(&self, teacher: &Model) -> Result<Curves, RunError> {
+    pub fn curves(&self, teacher: &Model, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
         // Eight grids' worth: 50 images or so in each bin of t.
         let images = 8 * self.config.run.report_images;
-        let trainee = self.resumed(StageKind::Distill)?.ok_or_else(|| {
+        let trainee = self.resumed(StageKind::Distill, note)?.ok_or_else(|| {
             RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
         })?;
         let student = trainee.unet.to_model(ModelCard::default());

@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let (data, held_out): (Dataset, Dataset) = load_data(&config)?;
     let Opened { device, threads, .. } = device::open(arguments.device)?;
     let run = Run { config, folder: arguments.run, device, threads, data, held_out, command: String::new() };
-    let curves = run.curves(&run.trained_teacher()?)?;
+    let curves = run.curves(&run.trained_teacher()?, &mut |text| println!("{text}"))?;
     println!("T = {} dB    curriculum               fixed step", curves.threshold);
     println!("      t    KDC/dB  teacher steps    KDC/dB  teacher steps");
     for (curriculum, fixed) in curves.curriculum.iter().zip(&curves.fixed) {
