@@ -75,12 +75,8 @@ impl Batch {
         self.uniform.is_empty()
     }
 
-    /// The batch cut into parts of at most `size` images.
-    pub fn parts(&self, size: usize) -> impl Iterator<Item = Batch> {
-        (0..self.len()).step_by(size).map(move |start| self.part(start..self.len().min(start + size)))
-    }
-
-    fn part(&self, rows: Range<usize>) -> Batch {
+    /// Some of its rows.
+    pub fn part(&self, rows: Range<usize>) -> Batch {
         Batch {
             x0: self.x0.clone().narrow(0, rows.start, rows.len()),
             x1: self.x1.clone().narrow(0, rows.start, rows.len()),

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use super::batches::{Batches, StageKind};
 use super::checkpoint::{self, CheckpointError};
 use super::coupling::Coupling;
-use super::curriculum::{Curriculum, Scope};
+use super::curriculum::Curriculum;
 use super::disk;
 use super::distill::{self, Distillation};
 use super::error::RunError;
@@ -236,11 +236,7 @@ impl Run {
                 warmup_steps: config.warmup_steps,
                 gradient_clip: config.gradient_clip,
             },
-            workers: match config.scope {
-                Scope::Image => self.workers(config.batch, config.micro_batch)?,
-                // One KDC over the whole batch wants the batch in one piece.
-                Scope::Batch => Workers::new(1, config.batch, config.batch)?,
-            },
+            workers: self.workers(config.batch, config.micro_batch)?,
             curriculum: self.curriculum(),
             distance: config.distance,
             time_alpha: config.time_alpha as f32,
