@@ -76,8 +76,8 @@ impl Trainee {
         workers: &Workers,
         loss: impl Fn(&UNet, Batch, Range<usize>) -> (Tensor<1>, R) + Sync,
     ) -> (f64, f64, Vec<R>) {
-        // Dropout draws from the device's own generator.
-        batch.x0.device().seed(self.step);
+        // Dropout draws from the device's own generator, which would otherwise go on from wherever it was.
+        batch.x0.device().seed(batch.seed);
         let student = &self.unet;
         let one = |rows: Range<usize>| {
             let share = rows.len() as f32 / batch.len() as f32;
