@@ -189,6 +189,27 @@ fn a_killed_run_with_dropout_resumes_to_the_same_bytes() {
 }
 
 #[test]
+fn a_run_goes_on_with_the_threads_that_it_began_with() {
+    let folder = tempdir().unwrap();
+    let [whole, stopped, other] = ["whole", "stopped", "other"].map(|name| folder.path().join(name));
+    // More than this machine has, so that its own number would not do.
+    let own = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = format!("run.threads={}", own + 1);
+    let begin = ["--set", &threads];
+    succeed(&mut slow(&whole, &begin));
+    kill_after(&mut slow(&stopped, &begin), &stopped, StageKind::Teacher, 8);
+    let said = succeed(&mut slow(&stopped, &["--resume"]));
+    assert!(said.contains(&format!("--resume: {} threads", own + 1)), "{said}");
+    assert_same_models(&whole, &stopped);
+
+    succeed(&mut slow(&other, &[]));
+    let config = fs::read_to_string(other.join("config.toml")).unwrap();
+    assert!(config.contains(&format!("threads = {own}\n")), "{config}");
+    let read = |run: &Path| fs::read(run.join("teacher.safetensors")).unwrap();
+    assert!(read(&whole) != read(&other), "sums depend on the number of threads");
+}
+
+#[test]
 fn import_inspect_and_sample_agree_with_pytorch() {
     let folder = tempdir().unwrap();
     for (name, spec) in configurations() {

@@ -22,8 +22,8 @@ pub(crate) struct Opened {
     pub(crate) device: Device,
     /// What a person calls it.
     pub(crate) name: String,
-    /// Threads that share a batch on it.
-    pub(crate) threads: usize,
+    /// Threads of a CPU, which share a batch; a GPU takes it from one.
+    pub(crate) threads: Option<usize>,
 }
 
 /// Opens a device.
@@ -57,12 +57,12 @@ pub(crate) fn open(choice: Choice) -> Result<Opened, Failure> {
         None => options,
     };
     let device = options.init().map_err(|error| format!("--device {flag}: {}: {error}", info.name))?;
-    Ok(Opened { device, name: format!("{} ({:?})", info.name, info.backend), threads: 1 })
+    Ok(Opened { device, name: format!("{} ({:?})", info.name, info.backend), threads: None })
 }
 
 fn cpu() -> Opened {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Opened { device: Device::flex(), name: format!("CPU, {threads} threads"), threads }
+    Opened { device: Device::flex(), name: format!("CPU, {threads} threads"), threads: Some(threads) }
 }
 
 fn adapters(backends: Backends) -> Vec<AdapterInfo> {

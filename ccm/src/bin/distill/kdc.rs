@@ -23,8 +23,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = read_config(&arguments.run)?;
     config.validate()?;
     let (data, held_out): (Dataset, Dataset) = load_data(&config)?;
-    let Opened { device, threads, .. } = device::open(arguments.device)?;
-    let run = Run { config, folder: arguments.run, device, threads, data, held_out, command: String::new() };
+    let Opened { device, .. } = device::open(arguments.device)?;
+    let run =
+        Run { config, folder: arguments.run, device, threads: 1, data, held_out, command: String::new() };
     let curves = run.curves(&run.trained_teacher()?, &mut |text| println!("{text}"))?;
     println!("T = {} dB    curriculum               fixed step", curves.threshold);
     println!("      t    KDC/dB  teacher steps    KDC/dB  teacher steps");

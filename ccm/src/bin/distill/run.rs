@@ -51,12 +51,28 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         config.network.parameters() as f64 / 1e6,
         folder.display()
     );
+    let threads = share(&mut config, threads, arguments.resume);
     let command =
         std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
     let run = Run { config, folder, device, threads, data, held_out, command };
     match run.go(arguments.resume, &mut Progress::new()?)? {
         Outcome::Finished | Outcome::Interrupted => Ok(()),
     }
+}
+
+/// Threads that share a batch: those of the configuration or of the machine, `own`, which a new run writes down. A
+/// run that goes on keeps to what it began with, on whatever machine.
+fn share(config: &mut Config, own: Option<usize>, resume: bool) -> usize {
+    let Some(own) = own else { return 1 };
+    let threads = config.run.threads.unwrap_or(own);
+    if !resume {
+        config.run.threads = Some(threads);
+    } else if threads != own {
+        println!(
+            "--resume: {threads} threads share a batch, as when the run began, so that its sums stay the same"
+        );
+    }
+    threads
 }
 
 /// The folder asked for, or `runs/PRESET`, with a number added if that is taken by an earlier run.
@@ -89,9 +105,11 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
         config.data.source = Some(data.to_owned());
     }
     let mut config = config.with_overrides(&arguments.set).map_err(|error| format!("--set: {error}"))?;
-    if arguments.resume && arguments.preset.is_some() && config.network.num_classes.is_none() {
-        // What the data had filled in when the run began.
-        config.network.num_classes = read_config(folder)?.network.num_classes;
+    if arguments.resume && arguments.preset.is_some() {
+        // What the data and the machine had filled in when the run began.
+        let before = read_config(folder)?;
+        config.network.num_classes = config.network.num_classes.or(before.network.num_classes);
+        config.run.threads = config.run.threads.or(before.run.threads);
     }
     config.validate()?;
     Ok(config)
