@@ -57,7 +57,7 @@ fn truncated_archives() {
     };
     let tgz = folder.path().join("pictures.tgz");
     tar(&tgz);
-    succeed(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&tgz));
+    succeed(run(&tempdir().unwrap(), &["--preset", "cifar10"]).arg("--data").arg(&tgz));
     cut(&tgz, fs::read(&tgz).unwrap().len() / 2);
     fail(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&tgz), &["pictures.tgz", "truncated"]);
 
@@ -125,6 +125,13 @@ fn resuming_where_there_is_nothing_or_something_else() {
         ["--preset", "shapes", "--resume", "--set", "data.count=64", "--set", "distill.threshold=55"];
     fail(&mut run(&folder, &changed), &["--resume", "distill.threshold: 60", "55"]);
     fail(&mut run(&folder, &["--set", "data.count=64"]), &["--resume", "run"]);
+    // What is known before any image is read is said before: the images are not there either.
+    fail(&mut mnist(&folder, &folder.path().join("nowhere")), &["holds a run already"]);
+    fail(mnist(&folder, &folder.path().join("nowhere")).arg("--resume"), &["configuration differs"]);
+    let teacher = ["--set", "teacher.model=nobody.safetensors", "--preset", "mnist", "--data", "nowhere"];
+    let mut command = distill();
+    command.args(["run", "--device", "cpu", "--out"]).arg(folder.path().join("new")).args(teacher);
+    fail(&mut command, &["nobody.safetensors"]);
 }
 
 #[test]
@@ -285,7 +292,7 @@ fn a_folder_that_cannot_be_written() {
     fs::write(&file, "no folder").unwrap();
     let mut command = distill();
     command.args(["run", "--device", "cpu", "--out"]).arg(file.join("run")).args(TINY);
-    fail(command.args(["--set", "data.count=64"]), &["file/run"]);
+    fail(command.args(["--preset", "mnist", "--data", "nowhere"]), &["file/run"]);
     // More than any disk holds.
     let huge = [
         "--set",

@@ -210,6 +210,31 @@ fn a_run_goes_on_with_the_threads_that_it_began_with() {
 }
 
 #[test]
+fn without_a_folder_the_newest_run_of_the_preset_goes_on() {
+    let folder = tempdir().unwrap();
+    let run = |more: &[&str]| {
+        let mut command = distill();
+        command.current_dir(folder.path()).args(["run", "--device", "cpu"]).args(TINY).args(more);
+        succeed(command.args(["--set", "data.count=64"]))
+    };
+    for name in ["shapes", "shapes-2"] {
+        let said = run(&[]);
+        assert!(said.contains(&format!("runs/{name}\n")), "{said}");
+        assert!(said.contains("held-out: 1024 shapes"), "{said}");
+    }
+    // No run has begun here, and those of other presets are no business of this one.
+    fs::create_dir_all(folder.path().join("runs/shapes-9")).unwrap();
+    fs::create_dir_all(folder.path().join("runs/mnist-12")).unwrap();
+    fs::remove_file(folder.path().join("runs/shapes-2/report.html")).unwrap();
+    let said = run(&["--resume", "--preset", "shapes"]);
+    assert!(said.contains("--resume: runs/shapes-2"), "{said}");
+    assert!(folder.path().join("runs/shapes-2/report.html").exists());
+    // A number is not used twice, so the highest is the newest.
+    fs::remove_dir_all(folder.path().join("runs/shapes")).unwrap();
+    assert!(run(&[]).contains("runs/shapes-10"));
+}
+
+#[test]
 fn import_inspect_and_sample_agree_with_pytorch() {
     let folder = tempdir().unwrap();
     for (name, spec) in configurations() {

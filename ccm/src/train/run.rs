@@ -13,7 +13,7 @@ use super::curriculum::Curriculum;
 use super::disk;
 use super::distill::{self, Distillation};
 use super::error::RunError;
-use super::folder::{files, read_config};
+use super::folder::{self, files};
 use super::kdc_curve::{Networks, curves};
 use super::metrics_log::{Line, MetricsLog};
 use super::optimizer::Schedule;
@@ -95,13 +95,40 @@ pub fn suit(config: &mut Config, data: &Dataset) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Checks what can be checked before images are read: the folder, the disk, and the teacher if one is given.
+///
+/// # Errors
+/// As [`folder::check`]; a teacher that cannot be read or is another network.
+pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunError> {
+    folder::check(config, folder, resume)?;
+    given_teacher(config)?;
+    Ok(())
+}
+
+/// The teacher that the configuration names, if it does.
+fn given_teacher(config: &Config) -> Result<Option<Model>, RunError> {
+    let Some(given) = &config.teacher.model else { return Ok(None) };
+    let model = disk::read_model(Path::new(given))?;
+    let mut network = config.network.clone();
+    if config.data.class_conditional && network.num_classes.is_none() {
+        // The data, which may not be read yet, will say.
+        network.num_classes = model.spec.num_classes;
+    }
+    if model.spec != network {
+        return Err(RunError::Unsuitable(format!(
+            "teacher.model: {given}: its network differs from the configuration's"
+        )));
+    }
+    Ok(Some(model))
+}
+
 impl Run {
     /// Does whatever of the run is not done yet.
     ///
     /// # Errors
     /// See [`RunError`]; what was done before is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
-        self.prepare(resume)?;
+        folder::prepare(&self.config, &self.folder, resume)?;
         let teacher = match self.teacher(watch)? {
             Some(teacher) => teacher,
             None => return Ok(Outcome::Interrupted),
@@ -130,29 +157,6 @@ impl Run {
         self.folder.join(file)
     }
 
-    fn prepare(&self, resume: bool) -> Result<(), RunError> {
-        let path = self.path(files::CONFIG);
-        let config =
-            self.config.to_toml().map_err(|source| RunError::Config { path: path.clone(), source })?;
-        // Weights, averages and moments, in two checkpoints and one that is being written, and two models.
-        let copies = 3 * (1 + 3 + 2) + 2;
-        disk::prepare(&self.folder, (copies * 4 * self.config.network.parameters() + (32 << 20)) as u64)?;
-        if resume {
-            let differences = read_config(&self.folder)?.differences(&self.config);
-            return match differences.is_empty() {
-                true => Ok(()),
-                false => Err(RunError::Differs { path, differences }),
-            };
-        }
-        if path.exists() {
-            return Err(RunError::Exists(self.folder.clone()));
-        }
-        for folder in [files::CHECKPOINTS, files::SAMPLES] {
-            disk::prepare(&self.path(folder), 0)?;
-        }
-        Ok(disk::write(&path, config.as_bytes())?)
-    }
-
     fn batches<'a>(
         &'a self,
         data: &'a Dataset,
@@ -174,14 +178,8 @@ impl Run {
 
     /// The teacher: the one given, the one trained before, or one trained now; `None` if interrupted.
     fn teacher(&self, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
-        if let Some(given) = &self.config.teacher.model {
-            let model = disk::read_model(Path::new(given))?;
-            if model.spec != self.config.network {
-                return Err(RunError::Unsuitable(format!(
-                    "teacher.model: {given}: its network differs from the configuration's"
-                )));
-            }
-            return Ok(Some(model));
+        if let Some(given) = given_teacher(&self.config)? {
+            return Ok(Some(given));
         }
         let path = self.path(files::TEACHER);
         if path.exists() {
