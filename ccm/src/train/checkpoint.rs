@@ -196,6 +196,9 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
         let (first, second) = (take("adam.0").map_err(wrong)?, take("adam.1").map_err(wrong)?);
         moments = first.into_iter().zip(second).map(|(first, second)| [flat(first), flat(second)]).collect();
     }
+    if let Some(name) = file.tensors.into_keys().next() {
+        return Err(wrong(WeightsError::Unexpected(name)));
+    }
     Ok(Trainee { unet: student, emas, optimizer: Optimizer::from_moments(moments), step: description.step })
 }
 
