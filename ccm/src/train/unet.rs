@@ -150,6 +150,11 @@ impl UNet {
         }
     }
 
+    /// The same network, recording no gradients and without dropout.
+    pub fn without_gradients(&self) -> Self {
+        self.valid()
+    }
+
     /// The weights, in the order of the spec.
     pub fn to_model(&self, card: ModelCard) -> Model {
         let tensors = self
