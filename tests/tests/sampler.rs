@@ -117,7 +117,10 @@ fn a_rounded_model_is_smaller_and_says_how_far_off_it_is() {
             let rms = (squares.sum::<f64>() / before.len() as f64).sqrt();
             let info = sampler.info();
             println!("{precision} on {}, computed in {}: {rms:.3}/255", info.backend, info.precision);
-            assert!((rms / rounding.rms - 1.0).abs() < 0.25, "{precision}: {rms} and {rounding}");
+            // The card was measured with f32 arithmetic, where adapters that have f16 add an error of their own.
+            let also = if info.precision == "f16" { 0.2 } else { 0.0 };
+            assert!(rms > 0.75 * rounding.rms, "{precision}: {rms} and {rounding}");
+            assert!(rms < 1.25 * rounding.rms + also, "{precision}: {rms} and {rounding}");
         }
     }
 }
