@@ -177,6 +177,7 @@ fn short(value: f64, digit: f64) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -1,4 +1,5 @@
 //! What the page promises, whatever a run hands in.
+#![allow(clippy::unwrap_used)]
 
 use super::*;
 

@@ -100,8 +100,7 @@ fn growth(run: &Sources) -> Result<Vec<Growth>, RunError> {
     let mut pictures: Vec<Growth> = Vec::new();
     for step in shown {
         let images = step * run.config.distill.batch as u64;
-        let path =
-            run.folder.join(&format!("{}/{}-{step:09}.png", files::SAMPLES, StageKind::Distill.name()));
+        let path = run.folder.join(format!("{}/{}-{step:09}.png", files::SAMPLES, StageKind::Distill.name()));
         if path.exists() && pictures.last().is_none_or(|last| last.images != images) {
             pictures.push(Growth { images, png: disk::read(&path)? });
         }
