@@ -79,7 +79,7 @@ pub(super) struct Barrier {
 impl Barrier {
     fn wait(&self, count: usize) {
         /// Where there are fewer cores than threads, the others have to be let through.
-        const SPINS: usize = 10_000;
+        const SPINS: usize = 2_000;
         let round = self.round.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
             self.arrived.store(0, Ordering::Relaxed);
