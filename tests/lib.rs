@@ -6,10 +6,19 @@ pub mod program;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use burn::tensor::Device;
+use ccm::data::{Dataset, ImageShape, Split, shapes};
 use ccm::noise::Noise;
 use ccm::spec::{ModelCard, UNetSpec};
+use ccm::train::batches::{Batches, StageKind};
+use ccm::train::coupling::Coupling;
+use ccm::train::curriculum::{Curriculum, Mode, Scope};
+use ccm::train::distance::Distance;
+use ccm::train::distill::Distillation;
 use ccm::train::import::{read_checkpoint, spec_from_json};
-use ccm::train::unet::random_model;
+use ccm::train::optimizer::Schedule;
+use ccm::train::trainee::{Trainee, Workers};
+use ccm::train::unet::{UNet, random_model};
 use ccm::weights::{HostTensor, Model, TensorFile};
 
 /// The folder of reference numbers: `CCM_FIXTURES`, or `../shared/fixtures` beside the repository.
@@ -53,6 +62,64 @@ pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     difference / norm(&mut expected.iter().map(|value| f64::from(*value)))
+}
+
+/// A network of 8x8 RGB images of eight classes that computes something in a moment: two levels, attention at the
+/// lower one.
+pub fn small_spec() -> UNetSpec {
+    UNetSpec {
+        in_channels: 3,
+        height: 8,
+        width: 8,
+        model_channels: 32,
+        num_res_blocks: 1,
+        channel_mult: vec![1.0, 2.0],
+        attention_resolutions: vec![4],
+        num_heads: 2,
+        num_head_channels: None,
+        num_heads_upsample: None,
+        use_scale_shift_norm: false,
+        resblock_updown: false,
+        use_new_attention_order: false,
+        dropout: 0.0,
+        num_classes: Some(8),
+    }
+}
+
+/// Eight images for [`small_spec`].
+pub fn small_data() -> Dataset {
+    shapes(8, ImageShape { channels: 3, height: 8, width: 8 }, Split::Train, 1).expect("shapes")
+}
+
+/// A distillation of a network like [`small_spec`], before its first step: `batch` images a step.
+pub fn small_distillation<'a>(
+    spec: &UNetSpec,
+    data: &'a Dataset,
+    batch: usize,
+    scope: Scope,
+    workers: Workers,
+    device: &Device,
+) -> Distillation<'a> {
+    let model = lively_model(spec);
+    Distillation {
+        batches: Batches {
+            data,
+            stage: StageKind::Distill,
+            seed: 1,
+            size: batch,
+            coupling: Coupling::OptimalTransport,
+            horizontal_flip: true,
+            class_conditional: true,
+            device: device.clone(),
+        },
+        schedule: Schedule { learning_rate: 1e-3, warmup_steps: 1, gradient_clip: 1.0 },
+        workers,
+        curriculum: Curriculum { mode: Mode::Cd, scope, threshold: 60.0, step_size: 0.5 },
+        distance: Distance::PseudoHuber,
+        time_alpha: 1.0,
+        teacher: UNet::new(&model, device),
+        trainee: Trainee::new(&model, &[0.9, 0.99, 0.999], device),
+    }
 }
 
 /// Random weights of which none is zero, so that every layer has a say.

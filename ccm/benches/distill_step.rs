@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::Device;
+use ccm::config::Config;
 use ccm::data::{ImageShape, Split, shapes};
 use ccm::spec::UNetSpec;
 use ccm::train::batches::{Batches, StageKind};
@@ -25,23 +26,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const BATCH: usize = 64;
 
+/// The network of the `mnist` preset, on larger images in colour.
 fn small() -> UNetSpec {
+    let digits = Config::preset("mnist").unwrap().network;
     UNetSpec {
         in_channels: 3,
         height: 32,
         width: 32,
-        model_channels: 32,
-        num_res_blocks: 1,
-        channel_mult: vec![1.0, 2.0, 2.0],
         attention_resolutions: vec![8],
-        num_heads: 4,
-        num_head_channels: None,
-        num_heads_upsample: None,
-        use_scale_shift_norm: false,
-        resblock_updown: false,
-        use_new_attention_order: false,
-        dropout: 0.0,
         num_classes: Some(10),
+        ..digits
     }
 }
 
@@ -79,7 +73,7 @@ fn steps(c: &mut Criterion) {
 
     // From t = 0 the threshold is never reached, and steps of 0.4 arrive with the third: three evaluations of
     // the teacher and two of the target network an image, where two iterations are two of each.
-    let curriculum = Curriculum { mode: Mode::Cd, scope: Scope::Batch, threshold: 1000.0, step_size: 0.4 };
+    let curriculum = Curriculum { mode: Mode::Cd, scope: Scope::Image, threshold: 1000.0, step_size: 0.4 };
     let mut distillation = Distillation {
         batches: batches(StageKind::Distill),
         schedule,

@@ -1,7 +1,8 @@
 //! Reading and writing tensor files and model files (safetensors), in memory. Nothing here touches the disk.
 //!
 //! A model file holds the tensors of [`UNetSpec::tensors`] under torchcfm's names, and the spec and the card as
-//! JSON under the metadata key `ccm`. PyTorch reads it with `safetensors.torch.load_file`.
+//! JSON under the metadata key `ccm`. PyTorch reads it with `safetensors.torch.load_file`. Matrices and kernels may
+//! be stored rounded ([`Precision`]); in memory all values are `f32`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -47,6 +48,33 @@ pub enum WeightsError {
     #[error("the model's description is invalid: {0}")]
     Spec(#[from] SpecError),
 }
+
+/// What matrices and kernels of a model file are stored as. Vectors are always `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Half precision.
+    F16,
+    /// Signed bytes; each row (output channel) has a scale, `value = byte * scale`. The scales of tensor `NAME` are
+    /// tensor `NAME_scale`, `[rows]`.
+    Q8,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
+        })
+    }
+}
+
+/// Behind the name of a tensor of bytes: the tensor of its scales.
+const SCALE_SUFFIX: &str = "_scale";
 
 /// A tensor in memory: row-major values.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -118,13 +146,11 @@ impl TensorFile {
 
     /// Writes a safetensors file; the same contents always give the same bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let views = self.tensors.iter().filter_map(|(name, tensor)| {
-            let bytes = bytemuck::cast_slice(&tensor.values);
-            Some((name.as_str(), TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).ok()?))
+        let stored = self.tensors.iter().map(|(name, tensor)| {
+            let bytes = bytemuck::cast_slice(&tensor.values).to_vec();
+            Stored { name: name.clone(), kind: Dtype::F32, shape: tensor.shape.clone(), bytes }
         });
-        let metadata = (!self.description.is_empty())
-            .then(|| HashMap::from([(METADATA_KEY.to_owned(), self.description.clone())]));
-        safetensors::serialize(views, metadata).unwrap_or_default()
+        serialize(&stored.collect::<Vec<_>>(), &self.description)
     }
 
     /// Takes a tensor out.
@@ -149,9 +175,78 @@ fn host_tensor(name: &str, view: &TensorView) -> Result<HostTensor, WeightsError
         Dtype::I64 => read(bytes, |b| i64::from_le_bytes(b) as f32),
         Dtype::I32 => read(bytes, |b| i32::from_le_bytes(b) as f32),
         Dtype::U8 => read(bytes, |[b]: [u8; 1]| f32::from(b)),
+        Dtype::I8 => read(bytes, |b| f32::from(i8::from_le_bytes(b))),
         other => return Err(WeightsError::Kind { name: name.to_owned(), found: format!("{other:?}") }),
     };
     Ok(HostTensor { shape: view.shape().to_vec(), values })
+}
+
+/// A tensor as it stands in a file.
+struct Stored {
+    name: String,
+    kind: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+fn serialize(tensors: &[Stored], description: &str) -> Vec<u8> {
+    let views = tensors.iter().filter_map(|tensor| {
+        let view = TensorView::new(tensor.kind, tensor.shape.clone(), &tensor.bytes).ok()?;
+        Some((tensor.name.as_str(), view))
+    });
+    let metadata =
+        (!description.is_empty()).then(|| HashMap::from([(METADATA_KEY.to_owned(), description.to_owned())]));
+    safetensors::serialize(views, metadata).unwrap_or_default()
+}
+
+/// A tensor in the given precision; as bytes it is followed by its scales.
+fn store(name: String, tensor: &HostTensor, precision: Precision) -> Vec<Stored> {
+    let HostTensor { shape, values } = tensor;
+    let rows = shape[0].max(1);
+    let stored = |kind, bytes| Stored { name: name.clone(), kind, shape: shape.clone(), bytes };
+    match precision {
+        Precision::F16 if shape.len() > 1 => {
+            let bytes = values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes());
+            vec![stored(Dtype::F16, bytes.collect())]
+        }
+        Precision::Q8 if shape.len() > 1 => {
+            let rows_of_values = || values.chunks_exact(values.len() / rows);
+            let scale = |row: &[f32]| row.iter().fold(0f32, |most, value| most.max(value.abs())) / 127.0;
+            let scales: Vec<f32> = rows_of_values().map(scale).collect();
+            let byte = |value: f32, scale: f32| if scale > 0.0 { (value / scale).round() as i8 } else { 0 };
+            let bytes = rows_of_values()
+                .zip(&scales)
+                .flat_map(|(row, &scale)| row.iter().map(move |&value| byte(value, scale) as u8));
+            let scales = Stored {
+                name: name.clone() + SCALE_SUFFIX,
+                kind: Dtype::F32,
+                shape: vec![rows],
+                bytes: bytemuck::cast_slice(&scales).to_vec(),
+            };
+            vec![stored(Dtype::I8, bytes.collect()), scales]
+        }
+        _ => vec![stored(Dtype::F32, bytemuck::cast_slice(values).to_vec())],
+    }
+}
+
+/// Multiplies every tensor that has scales by them.
+fn apply_scales(tensors: &mut BTreeMap<String, HostTensor>) -> Result<(), WeightsError> {
+    let scaled: Vec<String> =
+        tensors.keys().filter_map(|name| name.strip_suffix(SCALE_SUFFIX)).map(str::to_owned).collect();
+    for name in &scaled {
+        let scale_name = format!("{name}{SCALE_SUFFIX}");
+        let Some(scales) = tensors.remove(&scale_name) else { continue };
+        let tensor = tensors.get_mut(name).ok_or_else(|| WeightsError::Missing(name.clone()))?;
+        let expected = tensor.shape.iter().take(1).copied().collect::<Vec<_>>();
+        if scales.shape != expected || scales.values.is_empty() {
+            return Err(WeightsError::Shape { name: scale_name, expected, found: scales.shape });
+        }
+        let row = (tensor.values.len() / scales.values.len()).max(1);
+        for (values, scale) in tensor.values.chunks_mut(row).zip(&scales.values) {
+            values.iter_mut().for_each(|value| *value *= scale);
+        }
+    }
+    Ok(())
 }
 
 /// A network's weights with what they are: the contents of a model file.
@@ -161,6 +256,8 @@ pub struct Model {
     pub spec: UNetSpec,
     /// Where it comes from.
     pub card: ModelCard,
+    /// What its file stores it as; the values below are those of the file.
+    pub precision: Precision,
     /// One tensor for each of [`UNetSpec::tensors`], in that order.
     pub tensors: Vec<HostTensor>,
 }
@@ -169,6 +266,8 @@ pub struct Model {
 struct Description {
     spec: UNetSpec,
     card: ModelCard,
+    #[serde(default)]
+    precision: Precision,
 }
 
 impl Model {
@@ -196,7 +295,7 @@ impl Model {
         }
         match named.into_keys().next() {
             Some(name) => Err(WeightsError::Unexpected(name)),
-            None => Ok(Self { spec, card, tensors }),
+            None => Ok(Self { spec, card, precision: Precision::F32, tensors }),
         }
     }
 
@@ -205,24 +304,32 @@ impl Model {
     /// # Errors
     /// As [`TensorFile::from_bytes`] and [`Model::new`], or a file without a model's description.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
-        let file = TensorFile::from_bytes(bytes)?;
+        let mut file = TensorFile::from_bytes(bytes)?;
         if file.description.is_empty() {
             return Err(WeightsError::NoModel("there is none".into()));
         }
-        let Description { spec, card } = serde_json::from_str(&file.description)
+        let Description { spec, card, precision } = serde_json::from_str(&file.description)
             .map_err(|error| WeightsError::NoModel(error.to_string()))?;
-        Self::new(spec, card, file.tensors)
+        apply_scales(&mut file.tensors)?;
+        Ok(Self { precision, ..Self::new(spec, card, file.tensors)? })
     }
 
-    /// Writes a model file; the same model always gives the same bytes.
+    /// Writes a model file in its precision; the same model always gives the same bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let description = Description { spec: self.spec.clone(), card: self.card.clone() };
-        let names = self.spec.tensors().into_iter().map(|tensor| tensor.name);
-        let file = TensorFile {
-            tensors: names.zip(self.tensors.iter().cloned()).collect(),
-            description: serde_json::to_string(&description).unwrap_or_default(),
-        };
-        file.to_bytes()
+        let Self { spec, card, precision, tensors } = self;
+        let description = Description { spec: spec.clone(), card: card.clone(), precision: *precision };
+        let names = spec.tensors().into_iter().map(|tensor| tensor.name);
+        let stored = names.zip(tensors).flat_map(|(name, tensor)| store(name, tensor, *precision));
+        serialize(&stored.collect::<Vec<_>>(), &serde_json::to_string(&description).unwrap_or_default())
+    }
+
+    /// The model rounded to a precision, as its file will hold it.
+    ///
+    /// # Errors
+    /// None in practice: what is written here is read here.
+    pub fn rounded(mut self, precision: Precision) -> Result<Self, WeightsError> {
+        self.precision = precision;
+        Self::from_bytes(&self.to_bytes())
     }
 }
 

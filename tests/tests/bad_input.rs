@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
+use ccm::weights::{HostTensor, TensorFile};
 use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed, write_idx};
 use ccm_tests::{configurations, fixtures};
 use tempfile::{TempDir, tempdir};
@@ -57,7 +58,7 @@ fn truncated_archives() {
     };
     let tgz = folder.path().join("pictures.tgz");
     tar(&tgz);
-    succeed(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&tgz));
+    succeed(run(&tempdir().unwrap(), &["--preset", "cifar10"]).arg("--data").arg(&tgz));
     cut(&tgz, fs::read(&tgz).unwrap().len() / 2);
     fail(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&tgz), &["pictures.tgz", "truncated"]);
 
@@ -125,6 +126,13 @@ fn resuming_where_there_is_nothing_or_something_else() {
         ["--preset", "shapes", "--resume", "--set", "data.count=64", "--set", "distill.threshold=55"];
     fail(&mut run(&folder, &changed), &["--resume", "distill.threshold: 60", "55"]);
     fail(&mut run(&folder, &["--set", "data.count=64"]), &["--resume", "run"]);
+    // What is known before any image is read is said before: the images are not there either.
+    fail(&mut mnist(&folder, &folder.path().join("nowhere")), &["holds a run already"]);
+    fail(mnist(&folder, &folder.path().join("nowhere")).arg("--resume"), &["configuration differs"]);
+    let teacher = ["--set", "teacher.model=nobody.safetensors", "--preset", "mnist", "--data", "nowhere"];
+    let mut command = distill();
+    command.args(["run", "--device", "cpu", "--out"]).arg(folder.path().join("new")).args(teacher);
+    fail(&mut command, &["nobody.safetensors"]);
 }
 
 #[test]
@@ -209,6 +217,75 @@ fn checkpoints_that_do_not_fit() {
 }
 
 #[test]
+fn tensors_that_are_misshapen_or_do_not_belong_are_named() {
+    let folder = tempdir().unwrap();
+    let (name, _) = configurations().remove(0);
+    let checkpoint = fixtures().join(format!("{name}.pt"));
+    let spec = description(&folder, &name);
+    let model = folder.path().join("model.safetensors");
+    let import = |checkpoint: &Path, spec: &Path, out: &Path| {
+        let mut command = distill();
+        command.arg("import").arg(checkpoint).arg("--spec").arg(spec).arg("--out").arg(out);
+        command
+    };
+    succeed(&mut import(&checkpoint, &spec, &model));
+
+    // A checkpoint against the description of a network with another number of channels, or without classes.
+    let mut value: serde_json::Value = serde_json::from_str(&fs::read_to_string(&spec).unwrap()).unwrap();
+    let channels = value["num_channels"].as_u64().unwrap();
+    value["num_channels"] = (2 * channels).into();
+    let other = folder.path().join("other.json");
+    fs::write(&other, value.to_string()).unwrap();
+    let out = folder.path().join("out.safetensors");
+    let found = format!("found [{}, {channels}]", 4 * channels);
+    fail(&mut import(&checkpoint, &other, &out), &[&format!("{name}.pt"), "`time_embed.0.weight`", &found]);
+    let configurations = configurations();
+    if let Some((conditional, _)) = configurations.iter().find(|(_, spec)| spec.num_classes.is_some()) {
+        let text = fs::read_to_string(description(&folder, conditional)).unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value["class_cond"] = false.into();
+        fs::write(&other, value.to_string()).unwrap();
+        let checkpoint = fixtures().join(format!("{conditional}.pt"));
+        fail(&mut import(&checkpoint, &other, &out), &["`label_emb.weight`", "not part of the network"]);
+    }
+    assert!(!out.exists(), "nothing is left behind");
+
+    // A model file, changed.
+    let changed = folder.path().join("changed.safetensors");
+    let change = |from: &Path, to: &Path, change: &dyn Fn(&mut TensorFile)| {
+        let mut file = TensorFile::from_bytes(&fs::read(from).unwrap()).unwrap();
+        change(&mut file);
+        fs::write(to, file.to_bytes()).unwrap();
+    };
+    let inspect = || {
+        let mut command = distill();
+        command.arg("inspect").arg(&changed);
+        command
+    };
+    let extra = |file: &mut TensorFile| {
+        file.tensors.insert("middle_block.9.weight".into(), HostTensor::new([2], vec![0.0; 2]));
+    };
+    change(&model, &changed, &extra);
+    fail(&mut inspect(), &["changed.safetensors", "`middle_block.9.weight`", "not part of the network"]);
+    change(&model, &changed, &|file| {
+        let bias = file.tensors.get_mut("out.2.bias").unwrap();
+        *bias = HostTensor::new([bias.values.len() + 1], vec![0.0; bias.values.len() + 1]);
+    });
+    fail(&mut inspect(), &["changed.safetensors", "`out.2.bias`", "expected shape", "found"]);
+
+    // Both checkpoints of a run that still has to write its student.
+    succeed(&mut run(&folder, &["--set", "data.count=64"]));
+    let checkpoints = folder.path().join("run/checkpoints");
+    for found in ccm::train::checkpoint::list(&checkpoints) {
+        change(&found.path, &found.path, &extra);
+    }
+    fs::remove_file(folder.path().join("run/student.safetensors")).unwrap();
+    let resume = ["--set", "data.count=64", "--resume"];
+    let newest = "distill-000000004.safetensors";
+    fail(&mut run(&folder, &resume), &[newest, "`middle_block.9.weight`", "no older checkpoint"]);
+}
+
+#[test]
 fn noise_files_that_do_not_fit() {
     let folder = tempdir().unwrap();
     let configurations = configurations();
@@ -223,7 +300,6 @@ fn noise_files_that_do_not_fit() {
     succeed(import.arg("--out").arg(&model));
     let noise = folder.path().join("noise.safetensors");
     let write = |shape: [usize; 4], label: Option<f32>| {
-        use ccm::weights::{HostTensor, TensorFile};
         let mut file = TensorFile::default();
         file.tensors.insert("x".into(), HostTensor::new(shape, vec![0.0; shape.iter().product()]));
         if let Some(label) = label {
@@ -269,6 +345,13 @@ fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
     ];
     fail(&mut run(&folder, &diverging), &["teacher", "diverged", "step 2", "teacher-000000001.safetensors"]);
     assert!(folder.path().join("run/checkpoints/teacher-000000001.safetensors").exists());
+
+    // The first step's loss is finite, its update is not: no number of such a step is kept.
+    let other = tempdir().unwrap();
+    let mut overflowing = diverging;
+    overflowing[3] = "teacher.learning_rate=1e39";
+    fail(&mut run(&other, &overflowing), &["teacher", "diverged", "step 1", "`model.", "no checkpoint yet"]);
+    assert_eq!(fs::read_dir(other.path().join("run/checkpoints")).unwrap().count(), 0);
 }
 
 #[test]
@@ -278,7 +361,7 @@ fn a_folder_that_cannot_be_written() {
     fs::write(&file, "no folder").unwrap();
     let mut command = distill();
     command.args(["run", "--device", "cpu", "--out"]).arg(file.join("run")).args(TINY);
-    fail(command.args(["--set", "data.count=64"]), &["file/run"]);
+    fail(command.args(["--preset", "mnist", "--data", "nowhere"]), &["file/run"]);
     // More than any disk holds.
     let huge = [
         "--set",

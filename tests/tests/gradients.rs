@@ -10,26 +10,10 @@ use ccm::train::flow::jump;
 use ccm::train::optimizer::gradients;
 use ccm::train::unet::{UNet, to_host};
 use ccm::weights::Model;
-use ccm_tests::lively_model;
+use ccm_tests::{lively_model, small_spec};
 
 fn specs() -> [UNetSpec; 2] {
-    let plain = UNetSpec {
-        in_channels: 3,
-        height: 8,
-        width: 8,
-        model_channels: 32,
-        num_res_blocks: 1,
-        channel_mult: vec![1.0, 2.0],
-        attention_resolutions: vec![4],
-        num_heads: 2,
-        num_head_channels: None,
-        num_heads_upsample: None,
-        use_scale_shift_norm: false,
-        resblock_updown: false,
-        use_new_attention_order: false,
-        dropout: 0.0,
-        num_classes: Some(3),
-    };
+    let plain = small_spec();
     let other = UNetSpec {
         use_scale_shift_norm: true,
         resblock_updown: true,

@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ccm::train::checkpoint;
+use ccm::train::batches::StageKind;
+use ccm::train::checkpoint::{self, Checkpoint};
 use ccm::weights::{Model, TensorFile};
 use ccm_tests::program::{TINY, distill, picture_folder, succeed, write_idx};
 use ccm_tests::{configurations, fixtures, relative_error, tensors};
@@ -87,8 +88,8 @@ fn consistency_training_fixed_steps_and_the_published_scope() {
     }
 }
 
-/// Arguments of a run that lasts long enough to be stopped.
-fn slow(out: &Path) -> std::process::Command {
+/// A run that lasts long enough to be stopped.
+fn slow(out: &Path, more: &[&str]) -> Command {
     let mut command = distill();
     command.args(["run", "--device", "cpu", "--preset", "shapes", "--out"]).arg(out).args(TINY).args([
         "--set",
@@ -100,15 +101,34 @@ fn slow(out: &Path) -> std::process::Command {
         "--set",
         "run.checkpoint_every=4",
     ]);
+    command.args(more);
     command
 }
 
-fn wait_for(what: &str, child: &mut Child, reached: impl Fn() -> bool) {
+/// Starts a run and waits until there is a checkpoint of so many steps.
+fn start(command: &mut Command, out: &Path, stage: StageKind, step: u64) -> Child {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
-    while !reached() {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended before {what}");
-        assert!(begin.elapsed() < Duration::from_secs(120), "no {what} after two minutes");
+    let reached = |found: &Checkpoint| found.stage == stage && found.step >= step;
+    while !checkpoint::list(&out.join("checkpoints")).iter().any(reached) {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before step {step}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "no step {step} after two minutes");
         std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+/// Runs until there is a checkpoint of so many steps, and kills.
+fn kill_after(command: &mut Command, out: &Path, stage: StageKind, step: u64) {
+    let mut child = start(command, out, stage, step);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn assert_same_models(whole: &Path, resumed: &Path) {
+    for file in ["teacher.safetensors", "student.safetensors"] {
+        let read = |run: &Path| fs::read(run.join(file)).unwrap();
+        assert!(read(whole) == read(resumed), "{file} differs");
     }
 }
 
@@ -116,49 +136,29 @@ fn wait_for(what: &str, child: &mut Child, reached: impl Fn() -> bool) {
 fn a_killed_run_resumes_to_the_same_bytes() {
     let folder = tempdir().unwrap();
     let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
-    succeed(&mut slow(&whole));
-
-    // Killed in the teacher, killed in the distillation, interrupted in the distillation.
-    let checkpoints = stopped.join("checkpoints");
-    let after = |stage: &str, step: u64| {
-        let (checkpoints, stage) = (checkpoints.clone(), stage.to_owned());
-        move || {
-            checkpoint::list(&checkpoints)
-                .iter()
-                .any(|found| found.stage.name() == stage && found.step >= step)
-        }
-    };
-    let mut child = slow(&stopped).stdout(Stdio::null()).spawn().unwrap();
-    wait_for("a teacher's checkpoint", &mut child, after("teacher", 8));
-    child.kill().unwrap();
-    child.wait().unwrap();
-
-    let mut child = slow(&stopped).arg("--resume").stdout(Stdio::null()).spawn().unwrap();
-    wait_for("a student's checkpoint", &mut child, after("distill", 8));
-    child.kill().unwrap();
-    child.wait().unwrap();
-
-    let child = slow(&stopped).arg("--resume").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut child = child;
-    wait_for("a further checkpoint", &mut child, after("distill", 16));
+    succeed(&mut slow(&whole, &[]));
+    kill_after(&mut slow(&stopped, &[]), &stopped, StageKind::Teacher, 8);
+    kill_after(&mut slow(&stopped, &["--resume"]), &stopped, StageKind::Distill, 8);
     // Ctrl-C.
-    assert!(
-        std::process::Command::new("sh")
-            .args(["-c", &format!("kill -INT {}", child.id())])
-            .status()
-            .unwrap()
-            .success()
-    );
+    let child = start(&mut slow(&stopped, &["--resume"]), &stopped, StageKind::Distill, 16);
+    let interrupt = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("--resume"), "{output:?}");
 
-    succeed(slow(&stopped).arg("--resume"));
-    for file in ["teacher.safetensors", "student.safetensors"] {
-        let read = |run: &Path| fs::read(run.join(file)).unwrap();
-        assert!(read(&whole) == read(&stopped), "{file} differs");
+    // The disk has damaged the newest checkpoint.
+    let checkpoints = checkpoint::list(&stopped.join("checkpoints"));
+    let newest = &checkpoints.last().unwrap().path;
+    let bytes = fs::read(newest).unwrap();
+    fs::write(newest, &bytes[..bytes.len() - 1]).unwrap();
+    let said = succeed(&mut slow(&stopped, &["--resume"]));
+    for found in &checkpoints {
+        let name = found.path.file_name().unwrap().to_str().unwrap();
+        assert!(said.contains(name), "{name} expected in: {said}");
     }
-    assert_eq!(checkpoint::list(&checkpoints).len(), 2, "the last two checkpoints are kept");
+    assert_same_models(&whole, &stopped);
+    assert_eq!(checkpoint::list(&stopped.join("checkpoints")).len(), 2, "the last two checkpoints are kept");
     let steps = |run: &Path| -> Vec<(String, u64)> {
         let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
         let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
@@ -168,11 +168,70 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     assert_run_is_whole(&stopped);
 
     // A run that is finished has nothing left to do.
-    succeed(slow(&stopped).arg("--resume"));
+    succeed(&mut slow(&stopped, &["--resume"]));
     // Its own configuration is enough.
     succeed(distill().args(["run", "--device", "cpu", "--resume", "--out"]).arg(&stopped));
     let kdc = succeed(distill().args(["kdc", "--device", "cpu"]).arg(&stopped));
     assert!(kdc.contains("curriculum") && kdc.contains("fixed step"), "{kdc}");
+}
+
+#[test]
+fn a_killed_run_with_dropout_resumes_to_the_same_bytes() {
+    let folder = tempdir().unwrap();
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let dropout = ["--set", "network.dropout=0.3", "--set", "teacher.micro_batch=3"];
+    succeed(&mut slow(&whole, &dropout));
+    kill_after(&mut slow(&stopped, &dropout), &stopped, StageKind::Teacher, 8);
+    let resumed = [&dropout[..], &["--resume"]].concat();
+    kill_after(&mut slow(&stopped, &resumed), &stopped, StageKind::Distill, 8);
+    succeed(&mut slow(&stopped, &resumed));
+    assert_same_models(&whole, &stopped);
+}
+
+#[test]
+fn a_run_goes_on_with_the_threads_that_it_began_with() {
+    let folder = tempdir().unwrap();
+    let [whole, stopped, other] = ["whole", "stopped", "other"].map(|name| folder.path().join(name));
+    // More than this machine has, so that its own number would not do.
+    let own = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = format!("run.threads={}", own + 1);
+    let begin = ["--set", &threads];
+    succeed(&mut slow(&whole, &begin));
+    kill_after(&mut slow(&stopped, &begin), &stopped, StageKind::Teacher, 8);
+    let said = succeed(&mut slow(&stopped, &["--resume"]));
+    assert!(said.contains(&format!("--resume: {} threads", own + 1)), "{said}");
+    assert_same_models(&whole, &stopped);
+
+    succeed(&mut slow(&other, &[]));
+    let config = fs::read_to_string(other.join("config.toml")).unwrap();
+    assert!(config.contains(&format!("threads = {own}\n")), "{config}");
+    let read = |run: &Path| fs::read(run.join("teacher.safetensors")).unwrap();
+    assert!(read(&whole) != read(&other), "sums depend on the number of threads");
+}
+
+#[test]
+fn without_a_folder_the_newest_run_of_the_preset_goes_on() {
+    let folder = tempdir().unwrap();
+    let run = |more: &[&str]| {
+        let mut command = distill();
+        command.current_dir(folder.path()).args(["run", "--device", "cpu"]).args(TINY).args(more);
+        succeed(command.args(["--set", "data.count=64"]))
+    };
+    for name in ["shapes", "shapes-2"] {
+        let said = run(&[]);
+        assert!(said.contains(&format!("runs/{name}\n")), "{said}");
+        assert!(said.contains("held-out: 1024 shapes"), "{said}");
+    }
+    // No run has begun here, and those of other presets are no business of this one.
+    fs::create_dir_all(folder.path().join("runs/shapes-9")).unwrap();
+    fs::create_dir_all(folder.path().join("runs/mnist-12")).unwrap();
+    fs::remove_file(folder.path().join("runs/shapes-2/report.html")).unwrap();
+    let said = run(&["--resume", "--preset", "shapes"]);
+    assert!(said.contains("--resume: runs/shapes-2"), "{said}");
+    assert!(folder.path().join("runs/shapes-2/report.html").exists());
+    // A number is not used twice, so the highest is the newest.
+    fs::remove_dir_all(folder.path().join("runs/shapes")).unwrap();
+    assert!(run(&[]).contains("runs/shapes-10"));
 }
 
 #[test]

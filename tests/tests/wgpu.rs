@@ -3,17 +3,11 @@
 
 use burn::tensor::{Device, DeviceKind};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
-use ccm::data::{ImageShape, Split, shapes};
 use ccm::spec::UNetSpec;
-use ccm::train::batches::{Batches, StageKind};
-use ccm::train::coupling::Coupling;
-use ccm::train::curriculum::{Curriculum, Mode, Scope};
-use ccm::train::distance::Distance;
-use ccm::train::distill::Distillation;
-use ccm::train::optimizer::Schedule;
-use ccm::train::trainee::{Stage, StepReport, Trainee, Workers};
-use ccm::train::unet::{UNet, to_host};
-use ccm_tests::{lively_model, relative_error};
+use ccm::train::curriculum::Scope;
+use ccm::train::trainee::{Stage, StepReport, Workers};
+use ccm::train::unet::to_host;
+use ccm_tests::{relative_error, small_data, small_distillation, small_spec};
 
 /// The kind of the first adapter, a real one before a software one.
 fn adapter() -> Option<DeviceKind> {
@@ -33,44 +27,11 @@ fn adapter() -> Option<DeviceKind> {
 
 /// One step of distillation, and the weights after it.
 fn step(device: &Device) -> (StepReport, Vec<f32>) {
-    let spec = UNetSpec {
-        in_channels: 3,
-        height: 8,
-        width: 8,
-        model_channels: 32,
-        num_res_blocks: 1,
-        channel_mult: vec![1.0, 1.0],
-        attention_resolutions: vec![4],
-        num_heads: 2,
-        num_head_channels: None,
-        num_heads_upsample: None,
-        use_scale_shift_norm: false,
-        resblock_updown: false,
-        use_new_attention_order: false,
-        dropout: 0.0,
-        num_classes: Some(8),
-    };
-    let data = shapes(8, ImageShape { channels: 3, height: 8, width: 8 }, Split::Train, 1).unwrap();
-    let model = lively_model(&spec);
-    let mut distillation = Distillation {
-        batches: Batches {
-            data: &data,
-            stage: StageKind::Distill,
-            seed: 1,
-            size: 4,
-            coupling: Coupling::OptimalTransport,
-            horizontal_flip: true,
-            class_conditional: true,
-            device: device.clone(),
-        },
-        schedule: Schedule { learning_rate: 1e-3, warmup_steps: 1, gradient_clip: 1.0 },
-        workers: Workers::new(1, 4, 4).unwrap(),
-        curriculum: Curriculum { mode: Mode::Cd, scope: Scope::Image, threshold: 60.0, step_size: 0.5 },
-        distance: Distance::PseudoHuber,
-        time_alpha: 1.0,
-        teacher: UNet::new(&model, device),
-        trainee: Trainee::new(&model, &[0.9, 0.99, 0.999], device),
-    };
+    let data = small_data();
+    // Kernels of every new shape are tuned first, which on the CPU takes most of the time.
+    let spec = UNetSpec { channel_mult: vec![1.0, 1.0], ..small_spec() };
+    let workers = Workers::new(1, 4, 4).unwrap();
+    let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
     let report = distillation.step();
     (report, distillation.trainee().unet.parameters().into_iter().flat_map(to_host).collect())
 }

@@ -59,7 +59,7 @@ function labelOf(value, { numClasses, classes }) {
   throw new RequestError(`label: expected 0 to ${numClasses - 1}${names}, found ${value}`);
 }
 
-/** Where a model comes from: `read(options)` gives its bytes, again where it must be. */
+/** Where a model comes from: a function that gives its bytes. */
 function sourceOf(model) {
   const held = (read) => async ({ signal } = {}) => {
     check(signal);
@@ -100,17 +100,13 @@ export class Sampler {
   static #key = Symbol();
   #engine;
   #info;
-  #source;
-  #backend;
   #surfaces = new WeakMap();
   #last = Promise.resolve();
 
-  constructor(key, engine, source, backend) {
+  constructor(key, engine) {
     if (key !== Sampler.#key) throw new TypeError("use Sampler.load()");
     this.#engine = engine;
     this.#info = engine.describe();
-    this.#source = source;
-    this.#backend = backend;
   }
 
   /** Loads a model from a URL, bytes or a file. */
@@ -122,7 +118,7 @@ export class Sampler {
     const opened = await open(source, backend, { onProgress, signal, cache });
     if (signal?.aborted) opened.free();
     check(signal);
-    return new Sampler(Sampler.#key, opened, source, backend);
+    return new Sampler(Sampler.#key, opened);
   }
 
   /** What the model is and what it runs on. */
@@ -167,6 +163,11 @@ export class Sampler {
     return this.#paint(canvas, from, to, weight, label, steps, signal);
   }
 
+  /** Takes the GPU away, as the browser may at any time: for tests of what a page does then. */
+  loseDevice() {
+    this.#open().loseDevice();
+  }
+
   /** Gives the memory back. Calls that have begun are finished, others fail. */
   free() {
     const engine = this.#engine;
@@ -184,8 +185,9 @@ export class Sampler {
     const result = this.#last.then(async () => {
       check(signal);
       try {
-        if (this.#open().isLost()) await this.#restart(signal);
         const engine = this.#open();
+        // The engine opens a lost device anew; the canvases are to be told so.
+        if (engine.isLost()) this.#surfaces = new WeakMap();
         const made = await task(engine);
         // The engine cannot be asked while it works, so it is asked now; its memory may have changed.
         this.#info = engine.describe();
@@ -196,15 +198,6 @@ export class Sampler {
     });
     this.#last = result.catch(() => {});
     return result;
-  }
-
-  async #restart(signal) {
-    const fresh = await open(this.#source, this.#backend, { signal });
-    if (!this.#engine) fresh.free();
-    this.#open().free();
-    this.#engine = fresh;
-    this.#info = fresh.describe();
-    this.#surfaces = new WeakMap();
   }
 
   async #paint(canvas, from, to, weight, label, steps, signal) {

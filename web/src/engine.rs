@@ -3,12 +3,13 @@
 
 use ccm::sampler::image::to_byte;
 use ccm::sampler::schedule::Request;
-use ccm::sampler::{Backend, Sampler};
+use ccm::sampler::{Backend, Sampler, SurfaceTarget};
 use ccm::spec::UNetSpec;
 use ccm::weights::Model;
 use gloo_utils::format::JsValueSerdeExt;
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
+use web_sys::{HtmlCanvasElement, OffscreenCanvas};
 
 use crate::error::{coded, from_sampler};
 
@@ -17,6 +18,10 @@ use crate::error::{coded, from_sampler};
 pub struct Engine {
     sampler: Sampler,
 }
+
+/// A canvas that the GPU draws to.
+#[wasm_bindgen]
+pub struct Surface(ccm::sampler::Surface);
 
 /// What the page may know of a model and of what runs it.
 #[derive(Serialize)]
@@ -27,7 +32,7 @@ struct Description<'a> {
     software: bool,
     precision: String,
     parameters: usize,
-    memory: usize,
+    memory: u64,
     width: usize,
     height: usize,
     channels: usize,
@@ -51,7 +56,8 @@ impl Engine {
         let backend = match backend.as_str() {
             "auto" => Backend::Auto,
             "cpu" => Backend::Cpu,
-            "webgpu" | "webgpu-software" => return Err(coded("no-webgpu", "this build has no WebGPU")),
+            "webgpu" => Backend::Gpu { api: None, software: false },
+            "webgpu-software" => Backend::Gpu { api: None, software: true },
             _ => {
                 let expected = "expected auto, webgpu, webgpu-software or cpu";
                 return Err(coded("request", &format!("backend: {expected}, found {backend}")));
@@ -89,7 +95,37 @@ impl Engine {
     /// Whether the GPU is gone, and the engine with it.
     #[wasm_bindgen(js_name = isLost)]
     pub fn is_lost(&self) -> bool {
-        false
+        self.sampler.is_lost()
+    }
+
+    /// Gives the GPU back, as the browser may at any time; for tests of what happens then.
+    #[wasm_bindgen(js_name = loseDevice)]
+    pub fn lose_device(&self) {
+        self.sampler.lose_device();
+    }
+
+    /// Prepares a canvas (`HTMLCanvasElement` or `OffscreenCanvas`) to be drawn to by the GPU.
+    pub fn surface(&self, canvas: JsValue) -> Result<Surface, JsValue> {
+        let target = match canvas.dyn_into::<HtmlCanvasElement>() {
+            Ok(canvas) => SurfaceTarget::Canvas(canvas),
+            Err(other) => SurfaceTarget::OffscreenCanvas(other.dyn_into::<OffscreenCanvas>()?),
+        };
+        let surface = self.sampler.surface(target).map_err(from_sampler)?;
+        surface.map(Surface).ok_or_else(|| coded("no-webgpu", "this sampler runs on the CPU"))
+    }
+
+    /// Draws the image at `weight` of the way between two seeds over the whole of a canvas.
+    pub async fn draw(
+        &mut self,
+        surface: &mut Surface,
+        from: u64,
+        to: u64,
+        weight: f32,
+        label: u32,
+        steps: usize,
+    ) -> Result<(), JsValue> {
+        let request = Request::between(self.sampler.spec(), [from, to], Some(label), &[weight]);
+        self.sampler.draw(&mut surface.0, &request, steps).await.map_err(from_sampler)
     }
 
     /// Images from the seeds `seed, seed + 1, ...`: `[count, height, width, 4]` bytes.

@@ -15,7 +15,11 @@ pub(crate) fn coded(code: &str, message: &str) -> JsValue {
 pub(crate) fn from_sampler(error: SamplerError) -> JsValue {
     let code = match &error {
         SamplerError::Model(_) => "corrupt",
-        _ => "request",
+        SamplerError::NoGpu(_) => "no-webgpu",
+        SamplerError::TooLarge { .. } => "too-large",
+        SamplerError::DeviceLost => "device-lost",
+        SamplerError::Request(_) => "request",
+        SamplerError::Device(_) | SamplerError::Threads(_) => "internal",
     };
     coded(code, &error.to_string())
 }

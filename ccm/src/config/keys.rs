@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// Every setting that may be absent.
-pub(super) const OPTIONAL: [&str; 8] = [
+pub(super) const OPTIONAL: [&str; 9] = [
     "data.count",
     "data.source",
     "distill.micro_batch",
     "network.num_classes",
     "network.num_head_channels",
     "network.num_heads_upsample",
+    "run.threads",
     "teacher.micro_batch",
     "teacher.model",
 ];

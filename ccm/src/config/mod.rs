@@ -53,6 +53,10 @@ pub struct RunConfig {
     pub name: String,
     /// Seed of everything random, `0..2^63` (TOML's integers are signed).
     pub seed: u64,
+    /// CPU threads that share a batch, `1..=1024`; those of the machine where absent. Sums depend on their
+    /// number, so a run writes down what it began with, and goes on with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
     /// Optimiser steps between two grids of samples, at least 1.
     pub sample_every: u64,
     /// Optimiser steps between two checkpoints, at least 1.

@@ -265,6 +265,8 @@ fn a_value_of_the_wrong_type_names_key_expected_and_found() {
 #[test]
 fn each_setting_out_of_range_is_named_with_what_was_found() {
     for (text, found) in [
+        ("run.threads=0", "0"),
+        ("run.threads=1025", "1025"),
         ("run.sample_every=0", "0"),
         ("run.checkpoint_every=0", "0"),
         ("run.log_every=0", "0"),

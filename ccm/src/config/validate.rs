@@ -7,6 +7,9 @@ use std::ops::RangeInclusive;
 /// Images of one optimiser step.
 const BATCH: RangeInclusive<usize> = 1..=65_536;
 
+/// CPU threads that share a batch.
+const THREADS: RangeInclusive<usize> = 1..=1024;
+
 /// Images that `shapes` draws.
 const COUNT: RangeInclusive<usize> = 1..=10_000_000;
 
@@ -33,6 +36,9 @@ impl RunConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         if i64::try_from(self.seed).is_err() {
             return Err(wrong("run.seed", "a whole number from 0 to 9223372036854775807", self.seed));
+        }
+        if let Some(threads) = self.threads {
+            within("run.threads", threads, THREADS)?;
         }
         at_least_one("run.sample_every", self.sample_every)?;
         at_least_one("run.checkpoint_every", self.checkpoint_every)?;

@@ -10,8 +10,8 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::DataError;
-use super::decode::Content;
-use super::files::{Found, LARGEST_FILE, name_of_interest, open_maybe_gzip, read_bounded, too_large};
+use super::content::{Content, Found, LARGEST_FILE, read_bounded, too_large};
+use super::files::{name_of_interest, open_maybe_gzip};
 
 /// The first bytes of a zip archive that has entries.
 const ZIP_MAGIC: [u8; 2] = *b"PK";

@@ -5,8 +5,7 @@
 
 use std::path::Path;
 
-use super::decode::Content;
-use super::files::Found;
+use super::content::{Content, Found};
 use super::{DataError, Entry, ImageShape, Listing, Split};
 
 /// The shape of every image.

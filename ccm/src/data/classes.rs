@@ -8,8 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::decode::Content;
-use super::files::Found;
+use super::content::{Content, Found};
 use super::{DataError, Entry, Listing, Split};
 
 /// One in this many pictures of a class is held out where the source does not say which.

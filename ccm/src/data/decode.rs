@@ -3,63 +3,19 @@
 //! Decoding is bounded in size and memory. A failure is a sentence about that image, not an error of the data
 //! set.
 
-use std::fs::File;
 use std::io::Cursor;
-use std::path::PathBuf;
 
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageReader, Limits, Pixel, RgbImage, Rgba};
 
 use super::ImageShape;
-use super::files::read_bounded;
+use super::content::Content;
 
 /// The longest side of an encoded image, in pixels.
 const LARGEST_SIDE: u32 = 16384;
 
 /// Memory that decoding one image may take, in bytes.
 const LARGEST_ALLOCATION: u64 = 512 << 20;
-
-/// An image that is not decoded yet.
-#[derive(Debug)]
-pub(super) enum Content {
-    /// A file to be read.
-    File(PathBuf),
-    /// A whole encoded file.
-    Encoded(Vec<u8>),
-    /// Plain pixels, `[C, H, W]` with `C` 1 or 3; there are as many as `shape` says.
-    Planes { shape: ImageShape, pixels: Vec<u8> },
-    /// Nothing, and why.
-    Refused(String),
-}
-
-impl Default for Content {
-    fn default() -> Self {
-        Self::Refused("it is already decoded".to_owned())
-    }
-}
-
-impl From<Result<Vec<u8>, String>> for Content {
-    fn from(bytes: Result<Vec<u8>, String>) -> Self {
-        match bytes {
-            Ok(bytes) => Self::Encoded(bytes),
-            Err(reason) => Self::Refused(reason),
-        }
-    }
-}
-
-impl Content {
-    /// The bytes of a file or of an archive's entry, or why there are none.
-    pub(super) fn into_bytes(self) -> Result<Vec<u8>, String> {
-        match self {
-            Self::File(path) => {
-                let read = File::open(path).and_then(read_bounded);
-                read.map_err(|error| error.to_string()).flatten()
-            }
-            Self::Encoded(bytes) | Self::Planes { pixels: bytes, .. } => Ok(bytes),
-            Self::Refused(reason) => Err(reason),
-        }
-    }
-}
 
 /// Decodes `content` into `out`, `[C, H, W]` of `shape`, or says why it cannot.
 pub(super) fn decode(content: Content, shape: ImageShape, out: &mut [u8]) -> Result<(), String> {

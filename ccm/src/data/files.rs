@@ -1,26 +1,20 @@
-//! Finding the files of a data set: which names count, and how they are read without trusting their size.
+//! Finding the files of a data set: which names count, and how a folder is searched.
 //!
 //! What a file's name means for classes and splits is `classes`' business; archives are `archive`'s.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
 use super::DataError;
 use super::cifar;
-use super::decode::Content;
-
-/// The largest encoded image or CIFAR-10 batch that is read, in bytes.
-pub(super) const LARGEST_FILE: u64 = 64 << 20;
+use super::content::{Content, Found};
 
 /// File name endings of the image formats that can be decoded, in lower case.
 const IMAGE_EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
-
-/// The files of a source by their path within it, `/` between its parts: sorted, and each path once.
-pub(super) type Found = BTreeMap<String, Content>;
 
 /// `path` within a source with `/` between its parts, or nothing if the file is of no interest.
 ///
@@ -83,18 +77,6 @@ fn search(
     Ok(())
 }
 
-/// The bytes of `reader`, or why there are too many of them, whatever any header claims.
-pub(super) fn read_bounded(reader: impl Read) -> io::Result<Result<Vec<u8>, String>> {
-    let mut bytes = Vec::new();
-    reader.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
-    Ok(if bytes.len() as u64 > LARGEST_FILE { Err(too_large()) } else { Ok(bytes) })
-}
-
-/// Why a file above [`LARGEST_FILE`] is refused.
-pub(super) fn too_large() -> String {
-    format!("it is larger than {} MiB", LARGEST_FILE >> 20)
-}
-
 /// Opens `path` and decompresses it if its first bytes say that it is gzip.
 ///
 /// # Errors
@@ -132,12 +114,5 @@ mod tests {
         fs::write(folder.path().join("a/x.png"), "").unwrap();
         std::os::unix::fs::symlink(folder.path(), folder.path().join("a/top")).unwrap();
         assert_eq!(in_folder(folder.path()).unwrap().into_keys().collect::<Vec<_>>(), ["a/x.png"]);
-    }
-
-    #[test]
-    fn reading_stops_at_the_limit() {
-        let endless = io::repeat(7);
-        assert!(read_bounded(endless).unwrap().unwrap_err().contains("64 MiB"));
-        assert_eq!(read_bounded(&[1u8, 2][..]).unwrap(), Ok(vec![1, 2]));
     }
 }

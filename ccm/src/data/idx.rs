@@ -7,7 +7,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::decode::Content;
+use super::content::Content;
 use super::files::open_maybe_gzip;
 use super::{DataError, Entry, ImageShape, Listing, Split};
 

@@ -15,6 +15,7 @@ mod archive;
 mod cifar;
 mod classes;
 mod colour;
+mod content;
 mod dataset;
 mod decode;
 mod error;
@@ -127,7 +128,7 @@ struct Entry {
     name: String,
     /// Below the number of classes.
     label: u32,
-    content: decode::Content,
+    content: content::Content,
 }
 
 /// Loads one split of `source`, which is a folder or an archive, as images of `shape`.

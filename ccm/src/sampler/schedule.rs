@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{BLOCK, Plan};
 use crate::noise::{Noise, image_noise};
-use crate::spec::UNetSpec;
+use crate::spec::{ModelCard, UNetSpec};
 
 /// How a network is sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,19 @@ pub struct Step {
 }
 
 impl Solver {
+    /// Jumps for a student, Euler steps for everything else.
+    pub fn of(card: &ModelCard) -> Self {
+        if card.role == "student" { Self::Jumps } else { Self::Euler }
+    }
+
+    /// Evaluations that give a good image: one jump, or fifty Euler steps.
+    pub fn usual_steps(self) -> usize {
+        match self {
+            Self::Euler => 50,
+            Self::Jumps => 1,
+        }
+    }
+
     /// The steps of a sample with `count` evaluations.
     pub fn steps(self, count: usize) -> Vec<Step> {
         let t = |i: usize| i as f32 / count as f32;

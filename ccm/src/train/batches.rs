@@ -1,6 +1,6 @@
 //! Batches for training: images, the noise that goes with them, labels and random times.
 //!
-//! Every random number of a batch is a function of the run's seed, the stage and the number of the step, so a
+//! Every random number of a step, dropout's included, is a function of the run's seed, the stage and the number of the step, so a
 //! run that is resumed sees exactly what it would have seen.
 
 use std::ops::Range;
@@ -62,6 +62,8 @@ pub struct Batch {
     pub uniform: Vec<f32>,
     /// Labels, `[B]`, for a conditional model.
     pub label: Option<Tensor<1, Int>>,
+    /// Seed of what the step draws on the device: dropout.
+    pub seed: u64,
 }
 
 impl Batch {
@@ -75,17 +77,14 @@ impl Batch {
         self.uniform.is_empty()
     }
 
-    /// The batch cut into parts of at most `size` images.
-    pub fn parts(&self, size: usize) -> impl Iterator<Item = Batch> {
-        (0..self.len()).step_by(size).map(move |start| self.part(start..self.len().min(start + size)))
-    }
-
-    fn part(&self, rows: Range<usize>) -> Batch {
+    /// Some of its rows.
+    pub fn part(&self, rows: Range<usize>) -> Batch {
         Batch {
             x0: self.x0.clone().narrow(0, rows.start, rows.len()),
             x1: self.x1.clone().narrow(0, rows.start, rows.len()),
             uniform: self.uniform[rows.clone()].to_vec(),
             label: self.label.clone().map(|label| label.narrow(0, rows.start, rows.len())),
+            seed: self.seed,
         }
     }
 }
@@ -114,7 +113,8 @@ impl Batches<'_> {
         let dims = [indices.len(), shape.channels, shape.height, shape.width];
         let images = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, dims), &self.device);
         let label = (!labels.is_empty()).then(|| labels_tensor(&labels, &self.device));
-        Batch { x0: images(x0), x1: images(x1), uniform, label }
+        let seed = Noise::new(self.seed, self.stream(Purpose::Device, step)).below(SEEDS) as u64;
+        Batch { x0: images(x0), x1: images(x1), uniform, label, seed }
     }
 
     fn indices(&self, step: u64) -> Vec<usize> {
@@ -140,7 +140,11 @@ impl Batches<'_> {
 enum Purpose {
     Step,
     Epoch,
+    Device,
 }
+
+/// Seeds that a device is given one of.
+const SEEDS: usize = 1 << 31;
 
 /// Labels as a tensor, `[B]`.
 pub fn labels_tensor(labels: &[u32], device: &Device) -> Tensor<1, Int> {

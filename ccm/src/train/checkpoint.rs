@@ -17,7 +17,7 @@ use super::optimizer::Optimizer;
 use super::trainee::Trainee;
 use super::unet::{UNet, to_host};
 use crate::spec::{ModelCard, UNetSpec};
-use crate::weights::{HostTensor, Model, TensorFile, WeightsError};
+use crate::weights::{HostTensor, Model, Precision, TensorFile, WeightsError};
 
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
@@ -35,6 +35,20 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What is wrong with it.
         source: WeightsError,
+    },
+    /// A step left numbers behind that nothing can go on from.
+    #[error("tensor `{tensor}` is not finite")]
+    NotFinite {
+        /// Name of the tensor in the checkpoint that was not written.
+        tensor: String,
+    },
+    /// There are checkpoints, and none can be read.
+    #[error(
+        "{newest}; no older checkpoint of the stage can be read (with none there, the stage starts anew)"
+    )]
+    NoneReadable {
+        /// What is wrong with the newest.
+        newest: Box<CheckpointError>,
     },
 }
 
@@ -73,23 +87,28 @@ fn parse(path: &Path) -> Option<Checkpoint> {
 /// Writes a checkpoint and removes all but the last two.
 ///
 /// # Errors
-/// A folder that cannot be written, or a full disk; older checkpoints are then still there.
+/// Weights, averages or moments that are not finite, a folder that cannot be written, or a full disk; older
+/// checkpoints are then still there.
 pub fn save(folder: &Path, stage: StageKind, trainee: &Trainee) -> Result<PathBuf, CheckpointError> {
     let names: Vec<String> = trainee.unet.spec().tensors().into_iter().map(|tensor| tensor.name).collect();
     let mut tensors = BTreeMap::new();
     let mut add = |prefix: &str, values: Vec<Tensor<1>>| {
         for (name, values) in names.iter().zip(values) {
-            let values = to_host(values);
-            tensors.insert(format!("{prefix}.{name}"), HostTensor::new([values.len()], values));
+            let (tensor, values) = (format!("{prefix}.{name}"), to_host(values));
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(CheckpointError::NotFinite { tensor });
+            }
+            tensors.insert(tensor, HostTensor::new([values.len()], values));
         }
+        Ok(())
     };
-    add("model", trainee.unet.parameters());
+    add("model", trainee.unet.parameters())?;
     for (i, ema) in trainee.emas.iter().enumerate() {
-        add(&format!("ema.{i}"), ema.unet.parameters());
+        add(&format!("ema.{i}"), ema.unet.parameters())?;
     }
     for moment in [0, 1] {
         let values = trainee.optimizer.moments().iter().map(|moments| moments[moment].clone()).collect();
-        add(&format!("adam.{moment}"), values);
+        add(&format!("adam.{moment}"), values)?;
     }
     let description = Description {
         stage: stage.name().into(),
@@ -99,10 +118,44 @@ pub fn save(folder: &Path, stage: StageKind, trainee: &Trainee) -> Result<PathBu
     let description = serde_json::to_string(&description).unwrap_or_default();
     let path = folder.join(format!("{}-{:09}.safetensors", stage.name(), trainee.step));
     disk::write(&path, &TensorFile { tensors, description }.to_bytes())?;
-    for old in list(folder).iter().rev().skip(KEPT) {
-        fs::remove_file(&old.path).map_err(DiskError::of(&old.path))?;
+    // A checkpoint of a later step is one that could not be resumed from.
+    let is_later = |found: &Checkpoint| found.stage == stage && found.step > trainee.step;
+    let (later, mut old): (Vec<_>, Vec<_>) = list(folder).into_iter().partition(is_later);
+    old.truncate(old.len().saturating_sub(KEPT));
+    for found in later.into_iter().chain(old) {
+        fs::remove_file(&found.path).map_err(DiskError::of(&found.path))?;
     }
     Ok(path)
+}
+
+/// Reads the newest checkpoint of a stage that is whole; `None` if the stage has none yet. `note` is told which
+/// were passed over.
+///
+/// # Errors
+/// Checkpoints of which none can be read.
+pub fn resume(
+    folder: &Path,
+    stage: StageKind,
+    spec: &UNetSpec,
+    device: &Device,
+    note: &mut dyn FnMut(&str),
+) -> Result<Option<Trainee>, CheckpointError> {
+    let mut damaged = Vec::new();
+    for found in list(folder).into_iter().rev().filter(|found| found.stage == stage) {
+        match load(&found.path, spec, device) {
+            Ok(trainee) => {
+                for error in &damaged {
+                    note(&format!("{error}; going on from {} instead", found.path.display()));
+                }
+                return Ok(Some(trainee));
+            }
+            Err(error) => damaged.push(error),
+        }
+    }
+    match damaged.into_iter().next() {
+        Some(newest) => Err(CheckpointError::NoneReadable { newest: Box::new(newest) }),
+        None => Ok(None),
+    }
 }
 
 /// Reads a checkpoint of a network.
@@ -128,7 +181,12 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
         expected.collect()
     };
     let mut unet = |prefix: &str, device: &Device| -> Result<UNet, WeightsError> {
-        let model = Model { spec: spec.clone(), card: ModelCard::default(), tensors: take(prefix)? };
+        let model = Model {
+            spec: spec.clone(),
+            card: ModelCard::default(),
+            precision: Precision::F32,
+            tensors: take(prefix)?,
+        };
         Ok(UNet::new(&model, device))
     };
     let plain = device.clone().without_autodiff();
@@ -143,5 +201,73 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
         let (first, second) = (take("adam.0").map_err(wrong)?, take("adam.1").map_err(wrong)?);
         moments = first.into_iter().zip(second).map(|(first, second)| [flat(first), flat(second)]).collect();
     }
+    if let Some(name) = file.tensors.into_keys().next() {
+        return Err(wrong(WeightsError::Unexpected(name)));
+    }
     Ok(Trainee { unet: student, emas, optimizer: Optimizer::from_moments(moments), step: description.step })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::Config;
+    use crate::train::unet::random_model;
+
+    fn trainee(step: u64) -> Trainee {
+        let mut spec = Config::preset("shapes").unwrap().network;
+        (spec.height, spec.width, spec.channel_mult, spec.attention_resolutions) = (8, 8, vec![1.0], vec![]);
+        let trainee = Trainee::new(&random_model(&spec, 1), &[0.9], &Device::flex());
+        // As after a step: moments of every parameter.
+        let moments = trainee.unet.parameters().into_iter().map(|weight| [weight.clone(), weight]).collect();
+        Trainee { optimizer: Optimizer::from_moments(moments), step, ..trainee }
+    }
+
+    fn steps(folder: &Path) -> Vec<u64> {
+        list(folder).iter().map(|found| found.step).collect()
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        save(folder.path(), StageKind::Teacher, &trainee(1)).unwrap();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut broken = trainee(2);
+            let weights = broken.unet.parameters();
+            broken.unet = broken.unet.zip_map(weights, |weight, _| weight * bad);
+            let error = save(folder.path(), StageKind::Teacher, &broken).unwrap_err().to_string();
+            assert!(error.contains("tensor `model.") && error.contains("not finite"), "{error}");
+        }
+        assert_eq!(steps(folder.path()), [1]);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_passed_over_and_does_not_outlive_a_good_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = trainee(0).unet.spec().clone();
+        let mut notes = Vec::new();
+        let mut resume = |stage| {
+            resume(folder.path(), stage, &spec, &Device::flex(), &mut |note| notes.push(note.to_owned()))
+        };
+        assert!(resume(StageKind::Teacher).unwrap().is_none());
+        save(folder.path(), StageKind::Teacher, &trainee(4)).unwrap();
+        let newest = save(folder.path(), StageKind::Teacher, &trainee(8)).unwrap();
+        assert_eq!(resume(StageKind::Teacher).unwrap().unwrap().step, 8);
+
+        let whole = fs::read(&newest).unwrap();
+        fs::write(&newest, &whole[..whole.len() / 2]).unwrap();
+        assert_eq!(resume(StageKind::Teacher).unwrap().unwrap().step, 4);
+        assert!(resume(StageKind::Distill).unwrap().is_none());
+        save(folder.path(), StageKind::Teacher, &trainee(6)).unwrap();
+        assert_eq!(steps(folder.path()), [4, 6]);
+        assert_eq!(resume(StageKind::Teacher).unwrap().unwrap().step, 6);
+
+        for found in list(folder.path()) {
+            fs::write(&found.path, "no checkpoint").unwrap();
+        }
+        let error = resume(StageKind::Teacher).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("teacher-000000006.safetensors"), "{error}");
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].contains("000000008") && notes[0].contains("000000004"), "{}", notes[0]);
+    }
 }

@@ -1,5 +1,7 @@
 //! The curriculum's target (PAPER.md §5): let the teacher walk on until the target is far enough ahead.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +28,8 @@ pub enum Mode {
 pub enum Scope {
     /// Every image's own KDC; images that have reached their target leave the batch.
     Image,
-    /// One KDC over the whole batch, ended by the first image's time: the published code.
+    /// One KDC over the whole batch, ended by the first image's time: the published code. The walk then comes
+    /// before the loss, with an estimate of its own, to which dropout is not applied.
     Batch,
 }
 
@@ -69,6 +72,18 @@ pub struct Goal {
     pub steps: Vec<usize>,
     /// KDC of every image's estimate and target, in dB.
     pub kdc: Vec<f64>,
+}
+
+impl Goal {
+    /// That of some of the images.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        Self {
+            target: self.target.clone().narrow(0, rows.start, rows.len()),
+            u: self.u[rows.clone()].to_vec(),
+            steps: self.steps[rows.clone()].to_vec(),
+            kdc: self.kdc[rows].to_vec(),
+        }
+    }
 }
 
 /// Images that are still walking: their rows in the batch and what they carry.

@@ -17,7 +17,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// The disk cannot hold what a run will write.
-    #[error("{path}: the run needs {needed} MB of disk, {free} MB are free")]
+    #[error("{path}: the run needs {needed} MB more of disk, {free} MB are free")]
     Full {
         /// The folder of the run.
         path: PathBuf,
@@ -71,16 +71,17 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Makes a folder and checks that `needed` bytes can be written there.
+/// Checks that `needed` bytes can be written in a folder, which need not be there yet. Leaves nothing behind.
 ///
 /// # Errors
 /// A folder that cannot be made or written, or too little space.
-pub fn prepare(folder: &Path, needed: u64) -> Result<(), DiskError> {
-    fs::create_dir_all(folder).map_err(DiskError::of(folder))?;
-    let probe = folder.join(".probe");
-    write(&probe, b"probe")?;
-    fs::remove_file(&probe).map_err(DiskError::of(&probe))?;
-    let free = fs4::available_space(folder).map_err(DiskError::of(folder))?;
+pub fn check(folder: &Path, needed: u64) -> Result<(), DiskError> {
+    let above = folder.ancestors().find(|above| above.exists());
+    // Above a relative path is the current folder, which has no name.
+    let there = above.unwrap_or(Path::new("."));
+    let probe = there.join(format!(".ccm-probe-{}", std::process::id()));
+    File::create_new(&probe).and_then(|_| fs::remove_file(&probe)).map_err(DiskError::of(folder))?;
+    let free = fs4::available_space(there).map_err(DiskError::of(folder))?;
     if free < needed {
         return Err(DiskError::Full {
             path: folder.to_owned(),
@@ -89,6 +90,25 @@ pub fn prepare(folder: &Path, needed: u64) -> Result<(), DiskError> {
         });
     }
     Ok(())
+}
+
+/// Makes a folder, and those above it.
+///
+/// # Errors
+/// A folder that cannot be made.
+pub fn make(folder: &Path) -> Result<(), DiskError> {
+    fs::create_dir_all(folder).map_err(DiskError::of(folder))
+}
+
+/// Bytes of the files in a folder and in those below it; 0 where there is none.
+pub fn size(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => size(&entry.path()),
+        Ok(found) => found.len(),
+        Err(_) => 0,
+    });
+    sizes.sum()
 }
 
 /// Reads a model file.

@@ -28,8 +28,8 @@ impl Distance {
                 let square = (difference.clone() * difference).mean_dim(1);
                 ((square + C * C).sqrt() - C).mean()
             }
-            Self::L2 => (difference.clone() * difference).mean(),
-            Self::L1 => difference.abs().mean(),
+            Self::L2 => (difference.clone() * difference).mean_dim(1).mean(),
+            Self::L1 => difference.abs().mean_dim(1).mean(),
         }
     }
 }

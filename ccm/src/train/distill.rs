@@ -1,7 +1,11 @@
 //! Distils a student: one straight line, to be read beside PAPER.md §5.
 
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
 use super::batches::{Batch, Batches};
-use super::curriculum::{Curriculum, Goal, Mode, Start, times};
+use super::curriculum::{Curriculum, Goal, Mode, Scope, Start, times};
 use super::distance::Distance;
 use super::ema::Ema;
 use super::flow::{jump, path};
@@ -44,21 +48,38 @@ impl Stage for Distillation<'_> {
         let Self { batches, schedule, workers, curriculum, distance, time_alpha, teacher, trainee } = self;
         let target = trainee.emas[TARGET].unet.clone();
 
-        let loss = |student: &UNet, Batch { x0, x1, uniform, label }: Batch| {
-            let t = sample_times(&uniform, curriculum.step_size, *time_alpha);
+        // `x_t` and `t` of the paper.
+        let begin = |Batch { x0, x1, uniform, .. }: &Batch| {
+            let t = sample_times(uniform, curriculum.step_size, *time_alpha);
             let times = times(&t, &x0.device());
-            let x_t = path(&x0, &x1, &times);
-            let v = student.forward(x_t.clone().autodiff(), times.clone(), label.clone());
-            let estimate = jump(x_t.clone().autodiff(), &times, v);
-            let direction = (curriculum.mode == Mode::Ct).then(|| x1 - x0);
-            let start = Start { estimate: estimate.clone().inner(), x_t, t, label, direction };
-            let goal: Goal = curriculum.goal(start, teacher, &target);
-            let walked = (goal.kdc.iter().sum::<f64>(), goal.steps.iter().sum::<usize>() as f64);
-            (distance.mean(estimate, goal.target.autodiff()), walked)
+            (path(x0, x1, &times), t, times)
+        };
+        let goal = |estimate: Tensor<4>, batch: Batch| -> Goal {
+            let (x_t, t, _) = begin(&batch);
+            let direction = (curriculum.mode == Mode::Ct).then(|| batch.x1 - batch.x0);
+            curriculum.goal(Start { estimate, x_t, t, label: batch.label, direction }, teacher, &target)
         };
 
         let batch = batches.batch(trainee.step);
+        // One KDC over the whole batch wants all of it at once, whatever a backward pass holds.
+        let together = (curriculum.scope == Scope::Batch).then(|| {
+            let (x_t, _, times) = begin(&batch);
+            let v = trainee.unet.without_gradients().forward(x_t.clone(), times.clone(), batch.label.clone());
+            goal(jump(x_t, &times, v), batch.clone())
+        });
+        let loss = |student: &UNet, part: Batch, rows: Range<usize>| {
+            let (x_t, _, times) = begin(&part);
+            let v = student.forward(x_t.clone().autodiff(), times.clone(), part.label.clone());
+            let estimate = jump(x_t.autodiff(), &times, v);
+            let goal = match &together {
+                Some(goal) => goal.part(rows),
+                None => goal(estimate.clone().inner(), part),
+            };
+            let walked = (goal.kdc.iter().sum::<f64>(), goal.steps.iter().sum::<usize>() as f64);
+            (distance.mean(estimate, goal.target.autodiff()), walked)
+        };
         let (loss, gradient_norm, walked) = trainee.learn(schedule, &batch, workers, loss);
+
         let step = trainee.step;
         let mean = |sum: f64| Some(sum / batch.len() as f64);
         StepReport {

@@ -1,7 +1,5 @@
-//! A run: from a configuration and images to a teacher, a student and a report, in one folder.
-//!
-//! The folder holds `config.toml`, `metrics.jsonl`, `checkpoints/`, `samples/`, `report.html`,
-//! `teacher.safetensors` and `student.safetensors`. It can be stopped at any moment and resumed.
+//! A run: from a configuration and images to a teacher, a student and a report, in one folder (see
+//! [`super::folder`]). It can be stopped at any moment and resumed.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -11,90 +9,24 @@ use burn::tensor::Device;
 use super::batches::{Batches, StageKind};
 use super::checkpoint::{self, CheckpointError};
 use super::coupling::Coupling;
-use super::curriculum::{Curriculum, Scope};
-use super::disk::{self, DiskError, ModelFileError};
+use super::curriculum::Curriculum;
+use super::disk;
 use super::distill::{self, Distillation};
+use super::error::RunError;
+use super::folder::{self, files};
 use super::kdc_curve::{Networks, curves};
 use super::metrics_log::{Line, MetricsLog};
 use super::optimizer::Schedule;
 use super::samples::{Request, Solver, sample_grid};
-use super::summary;
+use super::summary::{self, Sources};
 use super::teacher::Teacher;
 use super::trainee::{Stage, Trainee, Workers};
 use super::unet::{UNet, random_model};
-use crate::config::{Config, ConfigError};
-use crate::data::{DataError, Dataset};
-use crate::report::{Curves, ReportError};
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::report::Curves;
 use crate::spec::ModelCard;
 use crate::weights::Model;
-
-/// Why a run ends early.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The configuration cannot be used.
-    #[error("{path}: {source}")]
-    Config {
-        /// The file that it stands in.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: ConfigError,
-    },
-    /// The images cannot be used.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// A file cannot be read or written.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// A model file cannot be used.
-    #[error(transparent)]
-    Model(#[from] ModelFileError),
-    /// A checkpoint cannot be written or read.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The report cannot be made.
-    #[error("report.html: {0}")]
-    Report(#[from] ReportError),
-    /// A grid of samples cannot be made.
-    #[error("samples: {0}")]
-    Picture(#[from] image::ImageError),
-    /// The system gives no threads.
-    #[error("threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
-    /// There is a run already.
-    #[error("{0}: holds a run already; `--resume` goes on with it, another `--out` starts a new one")]
-    Exists(PathBuf),
-    /// There is no run to go on with.
-    #[error("--resume: {0}: no run there (no config.toml)")]
-    NothingToResume(PathBuf),
-    /// The run was started with another configuration.
-    #[error("--resume: the configuration differs from that of {path}: {}", differences.join("; "))]
-    Differs {
-        /// The configuration of the run.
-        path: PathBuf,
-        /// What differs, setting by setting.
-        differences: Vec<String>,
-    },
-    /// The data do not suit the configuration.
-    #[error("{0}")]
-    Unsuitable(String),
-    /// Training has diverged.
-    #[error(
-        "{stage}: the loss at step {step} is {loss}, the gradient's norm {norm}; training has diverged \
-         (a smaller learning rate or clip may help); {kept}"
-    )]
-    Diverged {
-        /// The stage.
-        stage: &'static str,
-        /// The step, counted from 1.
-        step: u64,
-        /// Its loss.
-        loss: f64,
-        /// The norm of its gradient.
-        norm: f64,
-        /// Which checkpoint is there to go back to.
-        kept: String,
-    },
-}
 
 /// Whoever watches a run: draws the bars, and may ask it to stop.
 pub trait Watch {
@@ -135,38 +67,6 @@ pub struct Run {
     pub command: String,
 }
 
-/// The files of a run.
-pub mod files {
-    /// The resolved configuration.
-    pub const CONFIG: &str = "config.toml";
-    /// A line of figures every few steps.
-    pub const METRICS: &str = "metrics.jsonl";
-    /// Folder of the checkpoints.
-    pub const CHECKPOINTS: &str = "checkpoints";
-    /// Folder of the grids of samples.
-    pub const SAMPLES: &str = "samples";
-    /// The trained teacher.
-    pub const TEACHER: &str = "teacher.safetensors";
-    /// The distilled student.
-    pub const STUDENT: &str = "student.safetensors";
-    /// The page for a person to look at.
-    pub const REPORT: &str = "report.html";
-    /// KDC and teacher steps against t.
-    pub const KDC: &str = "kdc.json";
-}
-
-/// Reads the configuration of a run.
-///
-/// # Errors
-/// A folder without a run, or a configuration that cannot be read.
-pub fn read_config(folder: &Path) -> Result<Config, RunError> {
-    let path = folder.join(files::CONFIG);
-    if !path.exists() {
-        return Err(RunError::NothingToResume(folder.to_owned()));
-    }
-    Config::from_toml(&disk::read_text(&path)?).map_err(|source| RunError::Config { path, source })
-}
-
 /// Fills in what only the data know, and checks that configuration and data suit each other.
 ///
 /// # Errors
@@ -195,13 +95,40 @@ pub fn suit(config: &mut Config, data: &Dataset) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Checks what can be checked before images are read: the folder, the disk, and the teacher if one is given.
+///
+/// # Errors
+/// As [`folder::check`]; a teacher that cannot be read or is another network.
+pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunError> {
+    folder::check(config, folder, resume)?;
+    given_teacher(config)?;
+    Ok(())
+}
+
+/// The teacher that the configuration names, if it does.
+fn given_teacher(config: &Config) -> Result<Option<Model>, RunError> {
+    let Some(given) = &config.teacher.model else { return Ok(None) };
+    let model = disk::read_model(Path::new(given))?;
+    let mut network = config.network.clone();
+    if config.data.class_conditional && network.num_classes.is_none() {
+        // The data, which may not be read yet, will say.
+        network.num_classes = model.spec.num_classes;
+    }
+    if model.spec != network {
+        return Err(RunError::Unsuitable(format!(
+            "teacher.model: {given}: its network differs from the configuration's"
+        )));
+    }
+    Ok(Some(model))
+}
+
 impl Run {
     /// Does whatever of the run is not done yet.
     ///
     /// # Errors
     /// See [`RunError`]; what was done before is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
-        self.prepare(resume)?;
+        folder::prepare(&self.config, &self.folder, resume)?;
         let teacher = match self.teacher(watch)? {
             Some(teacher) => teacher,
             None => return Ok(Outcome::Interrupted),
@@ -209,41 +136,25 @@ impl Run {
         if self.distill(&teacher, watch)? == Outcome::Interrupted {
             return Ok(Outcome::Interrupted);
         }
-        let curves = self.curves(&teacher)?;
+        let curves = self.curves(&teacher, &mut |text| watch.note(text))?;
         disk::write(
             &self.path(files::KDC),
             serde_json::to_string_pretty(&curves).unwrap_or_default().as_bytes(),
         )?;
-        summary::write(self, &teacher, Some(curves))?;
+        let sources = Sources {
+            config: &self.config,
+            folder: &self.folder,
+            device: &self.device,
+            classes: self.data.classes(),
+            command: &self.command,
+        };
+        summary::write(&sources, &teacher, Some(curves))?;
         watch.note(&format!("report: {}", self.path(files::REPORT).display()));
         Ok(Outcome::Finished)
     }
 
-    pub(super) fn path(&self, file: &str) -> PathBuf {
+    fn path(&self, file: &str) -> PathBuf {
         self.folder.join(file)
-    }
-
-    fn prepare(&self, resume: bool) -> Result<(), RunError> {
-        let path = self.path(files::CONFIG);
-        let config =
-            self.config.to_toml().map_err(|source| RunError::Config { path: path.clone(), source })?;
-        // Weights, averages and moments, in two checkpoints and one that is being written, and two models.
-        let copies = 3 * (1 + 3 + 2) + 2;
-        disk::prepare(&self.folder, (copies * 4 * self.config.network.parameters() + (32 << 20)) as u64)?;
-        if resume {
-            let differences = read_config(&self.folder)?.differences(&self.config);
-            return match differences.is_empty() {
-                true => Ok(()),
-                false => Err(RunError::Differs { path, differences }),
-            };
-        }
-        if path.exists() {
-            return Err(RunError::Exists(self.folder.clone()));
-        }
-        for folder in [files::CHECKPOINTS, files::SAMPLES] {
-            disk::prepare(&self.path(folder), 0)?;
-        }
-        Ok(disk::write(&path, config.as_bytes())?)
     }
 
     fn batches<'a>(
@@ -267,21 +178,15 @@ impl Run {
 
     /// The teacher: the one given, the one trained before, or one trained now; `None` if interrupted.
     fn teacher(&self, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
-        if let Some(given) = &self.config.teacher.model {
-            let model = disk::read_model(Path::new(given))?;
-            if model.spec != self.config.network {
-                return Err(RunError::Unsuitable(format!(
-                    "teacher.model: {given}: its network differs from the configuration's"
-                )));
-            }
-            return Ok(Some(model));
+        if let Some(given) = given_teacher(&self.config)? {
+            return Ok(Some(given));
         }
         let path = self.path(files::TEACHER);
         if path.exists() {
             return Ok(Some(disk::read_model(&path)?));
         }
         let config = &self.config.teacher;
-        let trainee = match self.resumed(StageKind::Teacher)? {
+        let trainee = match self.resumed(StageKind::Teacher, &mut |text| watch.note(text))? {
             Some(trainee) => trainee,
             None => {
                 let model = random_model(&self.config.network, self.config.run.seed);
@@ -315,7 +220,7 @@ impl Run {
             return Ok(Outcome::Finished);
         }
         let config = &self.config.distill;
-        let trainee = match self.resumed(StageKind::Distill)? {
+        let trainee = match self.resumed(StageKind::Distill, &mut |text| watch.note(text))? {
             Some(trainee) => trainee,
             None => {
                 let decays = [config.target_ema, config.middle_ema, config.sample_ema];
@@ -329,11 +234,7 @@ impl Run {
                 warmup_steps: config.warmup_steps,
                 gradient_clip: config.gradient_clip,
             },
-            workers: match config.scope {
-                Scope::Image => self.workers(config.batch, config.micro_batch)?,
-                // One KDC over the whole batch wants the batch in one piece.
-                Scope::Batch => Workers::new(1, config.batch, config.batch)?,
-            },
+            workers: self.workers(config.batch, config.micro_batch)?,
             curriculum: self.curriculum(),
             distance: config.distance,
             time_alpha: config.time_alpha as f32,
@@ -366,13 +267,9 @@ impl Run {
         }
     }
 
-    fn resumed(&self, stage: StageKind) -> Result<Option<Trainee>, RunError> {
-        let found = checkpoint::list(&self.path(files::CHECKPOINTS));
-        let newest = found.iter().rev().find(|checkpoint| checkpoint.stage == stage);
-        let trainee = newest
-            .map(|found| checkpoint::load(&found.path, &self.config.network, &self.device))
-            .transpose()?;
-        Ok(trainee)
+    fn resumed(&self, stage: StageKind, note: &mut dyn FnMut(&str)) -> Result<Option<Trainee>, RunError> {
+        let folder = self.path(files::CHECKPOINTS);
+        Ok(checkpoint::resume(&folder, stage, &self.config.network, &self.device, note)?)
     }
 
     fn finished(&self, role: &str, stage: &dyn Stage, batch: usize) -> Model {
@@ -391,6 +288,7 @@ impl Run {
             images: trainee.step * batch as u64,
             seed: self.config.run.seed,
             ema: Some(ema.decay),
+            rounding: None,
             version: env!("CARGO_PKG_VERSION").into(),
         })
     }
@@ -412,23 +310,22 @@ impl Run {
             let begin = Instant::now();
             let report = stage.step();
             if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
-                let last = checkpoint::list(&checkpoints).pop();
-                return Err(RunError::Diverged {
-                    stage: kind.name(),
-                    step: report.step,
-                    loss: report.loss,
-                    norm: report.gradient_norm,
-                    kept: last.map_or("there is no checkpoint yet".into(), |last| {
-                        format!("the last good checkpoint is {}", last.path.display())
-                    }),
-                });
+                let (loss, norm) = (report.loss, report.gradient_norm);
+                let what = format!("the loss is {loss}, the norm of its gradient {norm}");
+                return Err(self.diverged(kind, report.step, what));
             }
             if let Some(line) = log.add(kind, report, batch, begin.elapsed().as_secs_f64())? {
                 watch.line(&line);
             }
             let stop = watch.should_stop() && report.step < steps;
             if report.step.is_multiple_of(every.checkpoint_every) || report.step == steps || stop {
-                let path = checkpoint::save(&checkpoints, kind, stage.trainee())?;
+                let path = match checkpoint::save(&checkpoints, kind, stage.trainee()) {
+                    // The loss of a step can be finite where its update is not.
+                    Err(CheckpointError::NotFinite { tensor }) => {
+                        return Err(self.diverged(kind, report.step, format!("`{tensor}` is not finite")));
+                    }
+                    saved => saved?,
+                };
                 if stop {
                     watch.note(&format!("stopped; `--resume` goes on from {}", path.display()));
                     return Ok(Outcome::Interrupted);
@@ -448,14 +345,23 @@ impl Run {
         Ok(Outcome::Finished)
     }
 
-    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint.
+    fn diverged(&self, stage: StageKind, step: u64, what: String) -> RunError {
+        let kept = match checkpoint::list(&self.path(files::CHECKPOINTS)).pop() {
+            Some(last) => format!("the last good checkpoint is {}", last.path.display()),
+            None => "there is no checkpoint yet".into(),
+        };
+        RunError::Diverged { stage: stage.name(), step, what, kept }
+    }
+
+    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint; `note` is
+    /// told of one that cannot be read.
     ///
     /// # Errors
     /// A run that has not begun to distil.
-    pub fn curves(&self, teacher: &Model) -> Result<Curves, RunError> {
+    pub fn curves(&self, teacher: &Model, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
         // Eight grids' worth: 50 images or so in each bin of t.
         let images = 8 * self.config.run.report_images;
-        let trainee = self.resumed(StageKind::Distill)?.ok_or_else(|| {
+        let trainee = self.resumed(StageKind::Distill, note)?.ok_or_else(|| {
             RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
         })?;
         let student = trainee.unet.to_model(ModelCard::default());

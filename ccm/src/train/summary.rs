@@ -1,28 +1,47 @@
 //! Gathers what a run has made into its report.
 
+use std::path::Path;
 use std::time::Instant;
+
+use burn::tensor::Device;
 
 use super::batches::StageKind;
 use super::disk;
+use super::error::RunError;
+use super::folder::files;
 use super::metrics_log::{self, Line};
-use super::run::{Run, RunError, files};
 use super::samples::{Request, Solver, sample_grid};
 use super::unet::UNet;
+use crate::config::Config;
 use crate::report::{Curves, DistillPoint, Grid, Growth, Pictures, Report, TeacherPoint};
 use crate::weights::Model;
 
 /// Pictures of the student's growth that the report shows.
 const GROWTH: usize = 6;
 
+/// What of a run the report is made from.
+pub(super) struct Sources<'a> {
+    /// The whole configuration.
+    pub(super) config: &'a Config,
+    /// The folder of the run.
+    pub(super) folder: &'a Path,
+    /// Where samples are computed.
+    pub(super) device: &'a Device,
+    /// The class names; a label is an index into them.
+    pub(super) classes: &'a [String],
+    /// The command that started the run.
+    pub(super) command: &'a str,
+}
+
 /// Writes `report.html`.
-pub(super) fn write(run: &Run, teacher: &Model, curves: Option<Curves>) -> Result<(), RunError> {
-    let lines = metrics_log::read(&run.path(files::METRICS))?;
+pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> Result<(), RunError> {
+    let lines = metrics_log::read(&run.folder.join(files::METRICS))?;
     let of = |stage: StageKind| lines.iter().filter(move |line| line.stage == stage.name());
-    let student = disk::read_model(&run.path(files::STUDENT))?;
+    let student = disk::read_model(&run.folder.join(files::STUDENT))?;
     let spec = &run.config.network;
     let (request, columns) = Request::to_look_at(spec, run.config.run.report_images);
     let rows = request.labels.iter().step_by(columns.max(1));
-    let class = |&label: &u32| run.data.classes().get(label as usize).cloned().unwrap_or_default();
+    let class = |&label: &u32| run.classes.get(label as usize).cloned().unwrap_or_default();
     let report = Report {
         title: run.config.run.name.clone(),
         summary: format!(
@@ -32,7 +51,7 @@ pub(super) fn write(run: &Run, teacher: &Model, curves: Option<Curves>) -> Resul
             spec.height,
             run.config.data.source.as_deref().unwrap_or("the data"),
         ),
-        command: run.command.clone(),
+        command: run.command.to_owned(),
         version: env!("CARGO_PKG_VERSION").into(),
         tiles: tiles(run, of),
         config_toml: run.config.to_toml().unwrap_or_default(),
@@ -56,21 +75,21 @@ pub(super) fn write(run: &Run, teacher: &Model, curves: Option<Curves>) -> Resul
             .collect(),
         curriculum: curves,
     };
-    Ok(disk::write(&run.path(files::REPORT), report.to_html()?.as_bytes())?)
+    Ok(disk::write(&run.folder.join(files::REPORT), report.to_html()?.as_bytes())?)
 }
 
-fn grid(run: &Run, model: &Model, solver: Solver, steps: usize) -> Result<Grid, RunError> {
-    let unet = UNet::new(model, &run.device);
+fn grid(run: &Sources, model: &Model, solver: Solver, steps: usize) -> Result<Grid, RunError> {
+    let unet = UNet::new(model, run.device);
     let request = Request::to_look_at(&run.config.network, run.config.run.report_images);
     let begin = Instant::now();
-    let picture = sample_grid(&unet, solver, &request, steps, &run.device);
+    let picture = sample_grid(&unet, solver, &request, steps, run.device);
     let images = request.0.noise.len() / run.config.network.image_len();
     let ms_per_image = Some(begin.elapsed().as_secs_f64() * 1e3 / images.max(1) as f64);
     Ok(Grid { steps: steps as u32, ms_per_image, png: picture.to_png()? })
 }
 
 /// Some of the student's grids, evenly spread over the distillation.
-fn growth(run: &Run) -> Result<Vec<Growth>, RunError> {
+fn growth(run: &Sources) -> Result<Vec<Growth>, RunError> {
     let every = run.config.run.sample_every;
     let steps = run.config.distill.steps;
     let mut taken: Vec<u64> = (1..=steps / every).map(|i| i * every).collect();
@@ -81,7 +100,8 @@ fn growth(run: &Run) -> Result<Vec<Growth>, RunError> {
     let mut pictures: Vec<Growth> = Vec::new();
     for step in shown {
         let images = step * run.config.distill.batch as u64;
-        let path = run.path(&format!("{}/{}-{step:09}.png", files::SAMPLES, StageKind::Distill.name()));
+        let path =
+            run.folder.join(&format!("{}/{}-{step:09}.png", files::SAMPLES, StageKind::Distill.name()));
         if path.exists() && pictures.last().is_none_or(|last| last.images != images) {
             pictures.push(Growth { images, png: disk::read(&path)? });
         }
@@ -89,7 +109,10 @@ fn growth(run: &Run) -> Result<Vec<Growth>, RunError> {
     Ok(pictures)
 }
 
-fn tiles<'a, I: Iterator<Item = &'a Line>>(run: &Run, of: impl Fn(StageKind) -> I) -> Vec<(String, String)> {
+fn tiles<'a, I: Iterator<Item = &'a Line>>(
+    run: &Sources,
+    of: impl Fn(StageKind) -> I,
+) -> Vec<(String, String)> {
     let mut tiles =
         vec![("parameters".to_owned(), format!("{:.2} M", run.config.network.parameters() as f64 / 1e6))];
     for (stage, who) in [(StageKind::Teacher, "teacher"), (StageKind::Distill, "student")] {

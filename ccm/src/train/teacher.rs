@@ -1,5 +1,7 @@
 //! Trains a teacher by conditional flow matching (PAPER.md §2).
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 use super::batches::{Batch, Batches};
@@ -24,7 +26,7 @@ pub struct Teacher<'a> {
 }
 
 /// Regresses `v(x_t, t)` onto `x1 - x0`, with `t` uniform in [0, 1).
-fn flow_matching(unet: &UNet, batch: Batch) -> (Tensor<1>, ()) {
+fn flow_matching(unet: &UNet, batch: Batch, _: Range<usize>) -> (Tensor<1>, ()) {
     let t = times(&batch.uniform, &batch.x0.device());
     let x_t = path(&batch.x0, &batch.x1, &t);
     let v = unet.forward(x_t.autodiff(), t, batch.label);

@@ -1,5 +1,7 @@
 //! A network in training: its weights, their averages and the optimiser's state.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
@@ -63,47 +65,61 @@ impl Trainee {
         }
     }
 
-    /// Takes a step down the gradient of the mean `loss` of a batch, which `workers` share.
+    /// Takes a step down the gradient of the mean `loss` of a batch, which `workers` share. The loss is told which
+    /// rows of the batch its part is.
     ///
-    /// Gives back the loss, the norm of the gradient, and what else the loss had to say of each part, in order.
+    /// Gives back the loss, the norm of the gradient, and what else the loss had to say of each part.
     pub fn learn<R: Send>(
         &mut self,
         schedule: &Schedule,
         batch: &Batch,
         workers: &Workers,
-        loss: impl Fn(&UNet, Batch) -> (Tensor<1>, R) + Sync,
+        loss: impl Fn(&UNet, Batch, Range<usize>) -> (Tensor<1>, R) + Sync,
     ) -> (f64, f64, Vec<R>) {
-        // Dropout draws from the device's own generator.
-        batch.x0.device().seed(self.step);
-        let parts: Vec<Batch> = batch.parts(workers.part).collect();
+        // Dropout draws from the device's own generator, which would otherwise go on from wherever it was.
+        batch.x0.device().seed(batch.seed);
         let student = &self.unet;
-        let done = workers.each(parts, |part| {
-            let share = part.len() as f32 / batch.len() as f32;
+        let one = |rows: Range<usize>| {
+            let share = rows.len() as f32 / batch.len() as f32;
             // Parameters of its own, so that the graphs of two parts have nothing in common.
             let student = student.clone().zip_map(student.parameters(), |_, parameter| parameter);
-            let (loss, said) = loss(&student, part);
+            let (loss, said) = loss(&student, batch.part(rows.clone()), rows);
             let loss = loss * share;
             let gradients = gradients(&student, &loss);
-            (loss, gradients, said)
-        });
-        let mut total = 0.0;
-        let mut sum: Vec<Tensor<1>> = Vec::new();
-        let mut all_said = Vec::new();
-        for (loss, gradients, said) in done {
-            total += to_host(loss).into_iter().map(f64::from).sum::<f64>();
-            sum = match sum.is_empty() {
-                true => gradients,
-                false => sum.into_iter().zip(gradients).map(|(sum, gradient)| sum + gradient).collect(),
-            };
-            all_said.push(said);
-        }
-        let (unet, norm) = self.optimizer.step(schedule, self.step, self.unet.clone(), sum);
+            Sum { loss: loss.inner(), gradients, said: vec![said] }
+        };
+        let rows = (0..batch.len()).step_by(workers.part);
+        let parts = rows.map(|start| start..batch.len().min(start + workers.part)).collect();
+        let Some(sum) = workers.fold(parts, one, Sum::join) else { return (0.0, 0.0, Vec::new()) };
+        let loss = to_host(sum.loss).into_iter().map(f64::from).sum();
+        let (unet, norm) = self.optimizer.step(schedule, self.step, self.unet.clone(), sum.gradients);
         self.unet = unet;
         for ema in &mut self.emas {
             ema.update(&self.unet);
         }
         self.step += 1;
-        (total, norm, all_said)
+        (loss, norm, sum.said)
+    }
+}
+
+/// What parts of a batch add up to.
+struct Sum<R> {
+    /// Share of the mean loss, `[1]`, without gradient.
+    loss: Tensor<1>,
+    /// Share of the gradient of each parameter, flat.
+    gradients: Vec<Tensor<1>>,
+    said: Vec<R>,
+}
+
+impl<R> Sum<R> {
+    fn join(mut self, other: Self) -> Self {
+        let gradients = self.gradients.into_iter().zip(other.gradients);
+        self.said.extend(other.said);
+        Self {
+            loss: self.loss + other.loss,
+            gradients: gradients.map(|(sum, gradient)| sum + gradient).collect(),
+            said: self.said,
+        }
     }
 }
 
@@ -129,51 +145,77 @@ impl Workers {
         Ok(Self { pools, part })
     }
 
-    /// Applies `f` to every part; part `i` goes to thread `i` modulo their number, so that the result does not
-    /// depend on which is faster.
-    fn each<T: Send, R: Send>(&self, parts: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
+    /// Applies `f` to every part and joins the results. No more than two results a thread are held at a time,
+    /// however many parts there are. Part `i` goes to thread `i` modulo their number, and every thread joins its own
+    /// before they are joined with each other, so that sums depend on the number of threads but not on which is
+    /// faster. `None` if there are no parts.
+    fn fold<T: Send, R: Send>(
+        &self,
+        parts: Vec<T>,
+        f: impl Fn(T) -> R + Sync,
+        join: impl Fn(R, R) -> R + Sync,
+    ) -> Option<R> {
         if self.pools.is_empty() {
-            return parts.into_iter().map(f).collect();
+            return parts.into_iter().map(f).reduce(join);
         }
         let mut shares: Vec<Vec<T>> = self.pools.iter().map(|_| Vec::new()).collect();
         for (i, part) in parts.into_iter().enumerate() {
             shares[i % self.pools.len()].push(part);
         }
-        let f = &f;
-        let mut done: Vec<std::vec::IntoIter<R>> = std::thread::scope(|scope| {
-            let mut threads = Vec::new();
-            for (pool, share) in self.pools.iter().zip(shares) {
-                let work = move || share.into_iter().map(f).collect::<Vec<R>>().into_iter();
-                threads.push(scope.spawn(move || pool.install(work)));
-            }
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
+        let (f, join) = (&f, &join);
+        std::thread::scope(|scope| {
+            let start = |(pool, share): (_, Vec<T>)| {
+                let pool: &ThreadPool = pool;
+                scope.spawn(move || pool.install(move || share.into_iter().map(f).reduce(join)))
+            };
+            let threads: Vec<_> = self.pools.iter().zip(shares).map(start).collect();
+            let wait = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
                 Ok(done) => done,
                 Err(panic) => std::panic::resume_unwind(panic),
             };
-            threads.into_iter().map(join).collect()
-        });
-        let threads = done.len();
-        let mut results = Vec::new();
-        while let Some(result) = done[results.len() % threads].next() {
-            results.push(result);
-        }
-        results
+            threads.into_iter().filter_map(wait).reduce(join)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
-    fn the_parts_come_back_in_order_whatever_the_threads() {
+    fn the_parts_are_joined_in_one_order_whatever_thread_is_faster() {
         for threads in 1..5 {
             let workers = Workers::new(threads, 64, 3).unwrap();
-            assert_eq!(
-                workers.each((0..11).collect(), |i| i * i),
-                (0..11).map(|i| i * i).collect::<Vec<_>>()
-            );
+            let joined = workers.fold((0..11).collect(), |i| vec![i], |a, b| [a, b].concat()).unwrap();
+            let expected: Vec<usize> =
+                (0..threads).flat_map(|thread| (thread..11).step_by(threads)).collect();
+            assert_eq!(joined, expected);
+            assert!(workers.fold(Vec::<usize>::new(), |i| i, |a, b| a + b).is_none());
+        }
+    }
+
+    #[test]
+    fn no_more_results_are_held_than_two_a_thread() {
+        /// Counts how many of its kind there are.
+        struct Held(Arc<AtomicUsize>);
+        impl Drop for Held {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        for threads in 1..4 {
+            let (now, most) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+            let result = |_: usize| {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                Held(Arc::clone(&now))
+            };
+            let workers = Workers::new(threads, 64, 1).unwrap();
+            workers.fold((0..64).collect(), result, |sum, _| sum);
+            assert!(most.into_inner() <= 2 * threads, "{threads} threads");
         }
     }
 }

@@ -12,7 +12,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use super::ops::{conv, group_norm};
 use crate::noise::Noise;
 use crate::spec::{LayerSpec, ModelCard, Resample, UNetSpec};
-use crate::weights::{HostTensor, Model};
+use crate::weights::{HostTensor, Model, Precision};
 
 /// `v(x, t[, label])`, the velocity of PAPER.md §1.
 #[derive(Module, Debug)]
@@ -150,6 +150,11 @@ impl UNet {
         }
     }
 
+    /// The same network, recording no gradients and without dropout.
+    pub fn without_gradients(&self) -> Self {
+        self.valid()
+    }
+
     /// The weights, in the order of the spec.
     pub fn to_model(&self, card: ModelCard) -> Model {
         let tensors = self
@@ -158,7 +163,7 @@ impl UNet {
             .zip(self.spec.tensors())
             .map(|(values, tensor)| HostTensor { shape: tensor.shape, values: to_host(values) })
             .collect();
-        Model { spec: self.spec.clone(), card, tensors }
+        Model { spec: self.spec.clone(), card, precision: Precision::F32, tensors }
     }
 
     /// The parameters, flat, without gradients, in the order of the spec.
@@ -232,7 +237,12 @@ pub fn random_model(spec: &UNetSpec, seed: u64) -> Model {
         };
         HostTensor { shape: tensor.shape.clone(), values }
     });
-    Model { spec: spec.clone(), card: ModelCard::default(), tensors: values.collect() }
+    Model {
+        spec: spec.clone(),
+        card: ModelCard::default(),
+        precision: Precision::F32,
+        tensors: values.collect(),
+    }
 }
 
 /// Takes the tensors of a model in order, and numbers the parameters, so that an optimiser's state can be

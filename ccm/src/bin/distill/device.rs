@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, DeviceKind};
 use burn_wgpu::WgpuBackend;
-use burn_wgpu::wgpu::{AdapterInfo, Backends, DeviceType, Instance, InstanceDescriptor};
+use burn_wgpu::wgpu::{AdapterInfo, Backend, Backends, DeviceType, Instance, InstanceDescriptor};
 
 use crate::Failure;
 
@@ -22,47 +22,36 @@ pub(crate) struct Opened {
     pub(crate) device: Device,
     /// What a person calls it.
     pub(crate) name: String,
-    /// Threads that share a batch on it.
-    pub(crate) threads: usize,
+    /// Threads of a CPU, which share a batch; a GPU takes it from one.
+    pub(crate) threads: Option<usize>,
 }
 
 /// Opens a device.
 pub(crate) fn open(choice: Choice) -> Result<Opened, Failure> {
-    let (flag, backends, api) = match choice {
+    let (flag, backends) = match choice {
         Choice::Cpu => return Ok(cpu()),
-        Choice::Auto => ("auto", Backends::PRIMARY, None),
-        Choice::Vulkan => ("vulkan", Backends::VULKAN, Some(WgpuBackend::Vulkan)),
-        Choice::Metal => ("metal", Backends::METAL, Some(WgpuBackend::Metal)),
-        Choice::Dx12 => ("dx12", Backends::DX12, Some(WgpuBackend::Dx12)),
+        Choice::Auto => ("auto", Backends::PRIMARY),
+        Choice::Vulkan => ("vulkan", Backends::VULKAN),
+        Choice::Metal => ("metal", Backends::METAL),
+        Choice::Dx12 => ("dx12", Backends::DX12),
     };
-    let adapters = adapters(backends);
-    let real = adapters.iter().position(|info| info.device_type != DeviceType::Cpu && !is_software(info));
-    let Some(adapter) = real.or((choice != Choice::Auto && !adapters.is_empty()).then_some(0)) else {
+    let Some(chosen) = choose(&adapters(backends), choice != Choice::Auto) else {
         return match choice {
             Choice::Auto => Ok(cpu()),
             _ => Err(format!("--device {flag}: no adapter found; `--device cpu` always works").into()),
         };
     };
-    let info = &adapters[adapter];
-    let kind = match info.device_type {
-        DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(0),
-        DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(0),
-        DeviceType::VirtualGpu => DeviceKind::VirtualGpu(0),
-        DeviceType::Cpu => DeviceKind::Cpu,
-        DeviceType::Other => DeviceKind::DefaultDevice,
-    };
-    let options = Device::wgpu_options().device_kind(kind);
-    let options = match api {
-        Some(api) => options.graphics_api(api),
-        None => options,
-    };
-    let device = options.init().map_err(|error| format!("--device {flag}: {}: {error}", info.name))?;
-    Ok(Opened { device, name: format!("{} ({:?})", info.name, info.backend), threads: 1 })
+    let options = Device::wgpu_options().device_kind(chosen.kind).graphics_api(chosen.api);
+    let (device, setup) =
+        options.init_with_setup().map_err(|error| format!("--device {flag}: {}: {error}", chosen.name))?;
+    // Whatever was asked for, this is what was opened.
+    let info = setup.adapter.get_info();
+    Ok(Opened { device, name: format!("{} ({:?})", info.name, info.backend), threads: None })
 }
 
 fn cpu() -> Opened {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Opened { device: Device::flex(), name: format!("CPU, {threads} threads"), threads }
+    Opened { device: Device::flex(), name: format!("CPU, {threads} threads"), threads: Some(threads) }
 }
 
 fn adapters(backends: Backends) -> Vec<AdapterInfo> {
@@ -74,8 +63,108 @@ fn adapters(backends: Backends) -> Vec<AdapterInfo> {
         .collect()
 }
 
+/// An adapter, in the words in which Burn is asked for it.
+#[derive(Debug, PartialEq)]
+struct Chosen {
+    name: String,
+    kind: DeviceKind,
+    api: WgpuBackend,
+}
+
+/// The best real GPU of a list in the order of enumeration: a discrete one before an integrated before a virtual
+/// one, the first of its kind. Where there is none, the first software adapter if that will do.
+fn choose(adapters: &[AdapterInfo], software: bool) -> Option<Chosen> {
+    let rank = |info: &AdapterInfo| match info.device_type {
+        _ if is_software(info) => 4,
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other | DeviceType::Cpu => 3,
+    };
+    let usable = adapters.iter().enumerate().filter(|(_, info)| software || !is_software(info));
+    let usable = usable.filter_map(|(place, info)| Some((place, info, api(info.backend)?)));
+    let (place, info, api) = usable.min_by_key(|(_, info, _)| rank(info))?;
+    // Burn counts the adapters of one kind that one API lists, software ones among them.
+    let alike = |other: &&AdapterInfo| (other.device_type, other.backend) == (info.device_type, info.backend);
+    let index = adapters[..place].iter().filter(alike).count();
+    let kind = match info.device_type {
+        DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(index),
+        DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(index),
+        DeviceType::VirtualGpu => DeviceKind::VirtualGpu(index),
+        // These two Burn does not count.
+        DeviceType::Cpu => DeviceKind::Cpu,
+        DeviceType::Other => DeviceKind::DefaultDevice,
+    };
+    Some(Chosen { name: info.name.clone(), kind, api })
+}
+
+fn api(backend: Backend) -> Option<WgpuBackend> {
+    match backend {
+        Backend::Vulkan => Some(WgpuBackend::Vulkan),
+        Backend::Metal => Some(WgpuBackend::Metal),
+        Backend::Dx12 => Some(WgpuBackend::Dx12),
+        _ => None,
+    }
+}
+
 /// Some drivers that draw on the CPU report themselves as something else.
 fn is_software(info: &AdapterInfo) -> bool {
     let name = info.name.to_lowercase();
-    ["llvmpipe", "lavapipe", "swiftshader", "softpipe", "basic render"].iter().any(|part| name.contains(part))
+    info.device_type == DeviceType::Cpu
+        || ["llvmpipe", "lavapipe", "swiftshader", "softpipe", "basic render"]
+            .iter()
+            .any(|part| name.contains(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(name: &str, device_type: DeviceType, backend: Backend) -> AdapterInfo {
+        AdapterInfo { name: name.into(), ..AdapterInfo::new(device_type, backend) }
+    }
+
+    fn chosen(adapters: &[AdapterInfo], software: bool) -> Option<(String, DeviceKind, WgpuBackend)> {
+        choose(adapters, software).map(|chosen| (chosen.name, chosen.kind, chosen.api))
+    }
+
+    #[test]
+    fn the_adapter_that_is_named_is_the_one_that_is_asked_for() {
+        let list = [
+            adapter("Intel", DeviceType::IntegratedGpu, Backend::Vulkan),
+            // Counted by Burn, and not taken.
+            adapter("SwiftShader", DeviceType::DiscreteGpu, Backend::Vulkan),
+            adapter("NVIDIA", DeviceType::DiscreteGpu, Backend::Vulkan),
+            adapter("AMD", DeviceType::DiscreteGpu, Backend::Vulkan),
+        ];
+        let expected = ("NVIDIA".to_owned(), DeviceKind::DiscreteGpu(1), WgpuBackend::Vulkan);
+        assert_eq!(chosen(&list, false), Some(expected.clone()));
+        assert_eq!(chosen(&list, true), Some(expected));
+        let expected = ("Intel".to_owned(), DeviceKind::IntegratedGpu(0), WgpuBackend::Vulkan);
+        assert_eq!(chosen(&list[..2], false), Some(expected));
+    }
+
+    #[test]
+    fn adapters_are_counted_within_their_graphics_api() {
+        let list = [
+            adapter("llvmpipe", DeviceType::VirtualGpu, Backend::Vulkan),
+            adapter("GPU", DeviceType::VirtualGpu, Backend::Dx12),
+            adapter("GPU", DeviceType::VirtualGpu, Backend::Gl),
+        ];
+        let expected = ("GPU".to_owned(), DeviceKind::VirtualGpu(0), WgpuBackend::Dx12);
+        assert_eq!(chosen(&list, false), Some(expected));
+        assert_eq!(chosen(&list[2..], true), None, "an API that Burn does not train with");
+    }
+
+    #[test]
+    fn a_software_adapter_is_taken_only_where_it_will_do() {
+        let list = [
+            adapter("llvmpipe (LLVM 19)", DeviceType::Cpu, Backend::Vulkan),
+            adapter("Microsoft Basic Render Driver", DeviceType::Other, Backend::Dx12),
+        ];
+        assert_eq!(chosen(&list, false), None);
+        let expected = ("llvmpipe (LLVM 19)".to_owned(), DeviceKind::Cpu, WgpuBackend::Vulkan);
+        assert_eq!(chosen(&list, true), Some(expected));
+        assert_eq!(chosen(&[], true), None);
+    }
 }

@@ -20,7 +20,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let (spec, card) = (&model.spec, &model.card);
     let bytes = std::fs::metadata(&arguments.model)?.len();
     println!("{}", arguments.model.display());
-    println!("  file        {:.2} MB, {} tensors, f32", bytes as f64 / 1e6, model.tensors.len());
+    println!(
+        "  file        {:.2} MB, {} tensors, {}",
+        bytes as f64 / 1e6,
+        model.tensors.len(),
+        model.precision
+    );
+    if let Some(rounding) = card.rounding {
+        println!("  rounding    {rounding}");
+    }
     println!("  parameters  {} ({:.2} M)", spec.parameters(), spec.parameters() as f64 / 1e6);
     println!(
         "  images      {} x {} x {} (channels, height, width)",

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use ccm::data::Dataset;
 use ccm::train::disk;
-use ccm::train::run::{Run, files, read_config};
+use ccm::train::folder::{files, read_config};
+use ccm::train::run::Run;
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
@@ -22,9 +23,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let config = read_config(&arguments.run)?;
     config.validate()?;
     let (data, held_out): (Dataset, Dataset) = load_data(&config)?;
-    let Opened { device, threads, .. } = device::open(arguments.device)?;
-    let run = Run { config, folder: arguments.run, device, threads, data, held_out, command: String::new() };
-    let curves = run.curves(&run.trained_teacher()?)?;
+    let Opened { device, .. } = device::open(arguments.device)?;
+    let run =
+        Run { config, folder: arguments.run, device, threads: 1, data, held_out, command: String::new() };
+    let curves = run.curves(&run.trained_teacher()?, &mut |text| println!("{text}"))?;
     println!("T = {} dB    curriculum               fixed step", curves.threshold);
     println!("      t    KDC/dB  teacher steps    KDC/dB  teacher steps");
     for (curriculum, fixed) in curves.curriculum.iter().zip(&curves.fixed) {

@@ -1,6 +1,7 @@
 //! `distill`: from images to a one-step generator. Every subcommand is a file; the work is the library's.
 
 mod device;
+mod export;
 mod import;
 mod inspect;
 mod kdc;
@@ -37,6 +38,7 @@ Examples:
   distill run --preset cifar10 --data photos.zip      your own pictures; class = name of the folder
   distill run --preset mnist --data mnist/ --resume   go on after Ctrl-C, a crash or a power cut
   distill sample runs/shapes/student.safetensors --count 64 --out grid.png
+  distill export runs/shapes/student.safetensors --precision q8 --out small.safetensors
   distill import unet.pt --preset cifar10 --out teacher.safetensors
   distill run --preset cifar10 --data cifar10.tgz --set teacher.model=teacher.safetensors";
 
@@ -50,6 +52,8 @@ enum Command {
     Import(import::Arguments),
     /// Say what a model file holds
     Inspect(inspect::Arguments),
+    /// Write a model file with weights in f32, f16 or bytes
+    Export(export::Arguments),
     /// Measure KDC and teacher steps against t for a run
     Kdc(kdc::Arguments),
 }
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Command::Sample(arguments) => sample::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
         Command::Kdc(arguments) => kdc::run(arguments),
     };
     match done {

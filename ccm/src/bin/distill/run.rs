@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ccm::config::{Config, PRESETS, SHAPES};
 use ccm::data::{self, Dataset, Event, ImageShape, LoadOptions, Split};
-use ccm::train::run::{Outcome, Run, read_config, suit};
+use ccm::train::folder::{files, read_config};
+use ccm::train::run::{Outcome, Run, check, suit};
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
@@ -19,10 +20,10 @@ pub(crate) struct Arguments {
     /// class is the name of their folder
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// Folder of the run; by default runs/PRESET
+    /// Folder of the run; by default runs/PRESET, or with a number after it if that is taken
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with a run that was stopped
+    /// Go on with a run that was stopped: that in --out, else the newest of the preset
     #[arg(long)]
     resume: bool,
     #[arg(long, default_value = "auto")]
@@ -42,14 +43,19 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         print!("{}", config.to_toml()?);
         return Ok(());
     }
+    if arguments.resume && arguments.out.is_none() {
+        println!("--resume: {}, the newest run of its preset", folder.display());
+    }
+    check(&config, &folder, arguments.resume)?;
+    let Opened { device, name, threads } = device::open(arguments.device)?;
     let (data, held_out) = load_data(&config)?;
     suit(&mut config, &data)?;
-    let Opened { device, name, threads } = device::open(arguments.device)?;
     println!(
         "network: {:.2} M parameters; device: {name}; run: {}",
         config.network.parameters() as f64 / 1e6,
         folder.display()
     );
+    let threads = share(&mut config, threads, arguments.resume);
     let command =
         std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
     let run = Run { config, folder, device, threads, data, held_out, command };
@@ -58,20 +64,51 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The folder asked for, or `runs/PRESET`, with a number added if that is taken by an earlier run.
+/// Threads that share a batch: those of the configuration or of the machine, `own`, which a new run writes down. A
+/// run that goes on keeps to what it began with, on whatever machine.
+fn share(config: &mut Config, own: Option<usize>, resume: bool) -> usize {
+    let Some(own) = own else { return 1 };
+    let threads = config.run.threads.unwrap_or(own);
+    if !resume {
+        config.run.threads = Some(threads);
+    } else if threads != own {
+        println!(
+            "--resume: {threads} threads share a batch, as when the run began, so that its sums stay the same"
+        );
+    }
+    threads
+}
+
+/// The folder asked for, or one of `runs`: the newest of the preset to go on with, one after it to begin in.
 fn folder(arguments: &Arguments) -> PathBuf {
     if let Some(out) = &arguments.out {
         return out.clone();
     }
     let preset = arguments.preset.as_deref().unwrap_or(PRESETS[0]);
-    let base = Path::new("runs").join(preset);
-    if arguments.resume || !base.exists() {
-        return base;
+    let of_number = |number| match number {
+        1 => Path::new(RUNS).join(preset),
+        _ => Path::new(RUNS).join(format!("{preset}-{number}")),
+    };
+    let numbers = numbers(preset);
+    if arguments.resume {
+        let is_run = |&number: &u64| of_number(number).join(files::CONFIG).exists();
+        of_number(numbers.into_iter().filter(is_run).max().unwrap_or(1))
+    } else {
+        of_number(1 + numbers.into_iter().max().unwrap_or(0))
     }
-    (2..)
-        .map(|number| Path::new("runs").join(format!("{preset}-{number}")))
-        .find(|folder| !folder.exists())
-        .unwrap_or(base)
+}
+
+/// Where runs are that were given no folder: `runs/PRESET`, `runs/PRESET-2`, and so on.
+const RUNS: &str = "runs";
+
+/// The numbers of the preset's folders.
+fn numbers(preset: &str) -> Vec<u64> {
+    let number = |name: &str| match name.strip_prefix(preset)? {
+        "" => Some(1),
+        rest => rest.strip_prefix('-')?.parse().ok(),
+    };
+    let entries = std::fs::read_dir(RUNS).into_iter().flatten().flatten();
+    entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect()
 }
 
 fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure> {
@@ -88,9 +125,11 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
         config.data.source = Some(data.to_owned());
     }
     let mut config = config.with_overrides(&arguments.set).map_err(|error| format!("--set: {error}"))?;
-    if arguments.resume && arguments.preset.is_some() && config.network.num_classes.is_none() {
-        // What the data had filled in when the run began.
-        config.network.num_classes = read_config(folder)?.network.num_classes;
+    if arguments.resume && arguments.preset.is_some() {
+        // What the data and the machine had filled in when the run began.
+        let before = read_config(folder)?;
+        config.network.num_classes = config.network.num_classes.or(before.network.num_classes);
+        config.run.threads = config.run.threads.or(before.run.threads);
     }
     config.validate()?;
     Ok(config)
@@ -104,36 +143,42 @@ pub(crate) fn load_data(config: &Config) -> Result<(Dataset, Dataset), Failure> 
         const HELD_OUT: usize = 1024;
         let count = config.data.count.unwrap_or(HELD_OUT);
         let train = data::shapes(count, shape, Split::Train, config.run.seed)?;
-        println!(
-            "data: {} shapes, {} classes, {} MB",
-            train.len(),
-            train.classes().len(),
-            train.memory() >> 20
-        );
-        return Ok((train, data::shapes(HELD_OUT, shape, Split::HeldOut, config.run.seed)?));
+        let held_out = data::shapes(HELD_OUT, shape, Split::HeldOut, config.run.seed)?;
+        for data in [&train, &held_out] {
+            println!(
+                "data: {}: {} shapes, {} classes; {:.1} MB of memory",
+                data.split(),
+                data.len(),
+                data.classes().len(),
+                megabytes(data.memory() as u64)
+            );
+        }
+        return Ok((train, held_out));
     }
-    let load = |split, says: bool| {
-        let mut say = |event: Event<'_>| {
-            if says {
-                describe(source, event);
-            }
-        };
-        data::load(Path::new(source), shape, split, LoadOptions::default(), &mut say)
+    let load = |split| {
+        let say = &mut |event: Event<'_>| describe(source, split, event);
+        data::load(Path::new(source), shape, split, LoadOptions::default(), say)
     };
-    Ok((load(Split::Train, true)?, load(Split::HeldOut, false)?))
+    Ok((load(Split::Train)?, load(Split::HeldOut)?))
 }
 
-fn describe(source: &str, event: Event<'_>) {
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+fn describe(source: &str, split: Split, event: Event<'_>) {
     match event {
         Event::Found { images, classes, left_out, bytes } => {
             let left_out = if left_out > 0 { format!(", {left_out} left out") } else { String::new() };
             println!(
-                "data: {source}: {images} images, {classes} classes{left_out}; {} MB of memory",
-                bytes >> 20
+                "data: {source}: {split}: {images} images, {classes} classes{left_out}; {:.1} MB of memory",
+                megabytes(bytes)
             );
         }
         Event::Unreadable { name, reason } => eprintln!("data: {name}: {reason}; skipped"),
-        Event::Skipped { unreadable, kept } => println!("data: {unreadable} images skipped, {kept} kept"),
+        Event::Skipped { unreadable, kept } => {
+            println!("data: {split}: {unreadable} images skipped, {kept} kept");
+        }
         Event::Reading { .. } | Event::Progress { .. } => {}
     }
 }

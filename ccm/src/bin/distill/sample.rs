@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ccm::sampler::image::grid;
+use ccm::sampler::schedule::{Request, Solver};
+use ccm::sampler::{Api, Backend, Sampler};
 use ccm::spec::UNetSpec;
 use ccm::train::disk::{self, read_model};
-use ccm::train::samples::{Request, Solver, sample};
-use ccm::train::unet::UNet;
 use ccm::weights::{HostTensor, TensorFile};
 
 use crate::Failure;
-use crate::device::{self, Choice, Opened};
+use crate::device::Choice;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -44,8 +44,18 @@ pub(crate) struct Arguments {
     device: Choice,
 }
 
-/// Images that go through the network together.
-const BATCH: usize = 64;
+/// The sampler's backend for a `--device`.
+pub(crate) fn backend(choice: Choice) -> Backend {
+    // Who names an API takes the adapter that has it, a software one too.
+    let gpu = |api| Backend::Gpu { api: Some(api), software: true };
+    match choice {
+        Choice::Auto => Backend::Auto,
+        Choice::Cpu => Backend::Cpu,
+        Choice::Vulkan => gpu(Api::Vulkan),
+        Choice::Metal => gpu(Api::Metal),
+        Choice::Dx12 => gpu(Api::Dx12),
+    }
+}
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let as_tensor = match arguments.out.extension().and_then(|extension| extension.to_str()) {
@@ -61,8 +71,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let model = read_model(&arguments.model)?;
     let spec = &model.spec;
-    let solver = if model.card.role == "student" { Solver::Jumps } else { Solver::Euler };
-    let steps = arguments.steps.unwrap_or(if solver == Solver::Jumps { 1 } else { 50 });
+    let steps = arguments.steps.unwrap_or(Solver::of(&model.card).usual_steps());
     for (flag, value, most) in [("--steps", steps, 10_000), ("--count", arguments.count, 100_000)] {
         if !(1..=most).contains(&value) {
             return Err(format!("{flag}: expected 1 to {most}, found {value}").into());
@@ -75,10 +84,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             Request::from_seeds(spec, arguments.seed, &labels, arguments.count)
         }
     };
-    let Opened { device, name, .. } = device::open(arguments.device)?;
-    let unet = UNet::new(&model, &device);
+    let spec = spec.clone();
+    let at_fault = |error| format!("{}: {error}", arguments.model.display());
+    let sampler = pollster::block_on(Sampler::new(model, backend(arguments.device)));
+    let mut sampler = sampler.map_err(at_fault)?;
     let begin = Instant::now();
-    let images = sample(&unet, solver, &request, steps, BATCH, &device);
+    let images = pollster::block_on(sampler.sample(&request, steps)).map_err(at_fault)?;
     let seconds = begin.elapsed().as_secs_f64();
 
     let count = images.len() / spec.image_len();
@@ -92,10 +103,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         grid(&images, dims, columns).to_png()?
     };
     disk::write(&arguments.out, &file)?;
+    let info = sampler.info();
     println!(
-        "{}: {count} images, {steps} evaluations each, {:.1} ms an image on {name}",
+        "{}: {count} images, {steps} evaluations each, {:.1} ms an image on {} ({})",
         arguments.out.display(),
-        seconds * 1e3 / count.max(1) as f64
+        seconds * 1e3 / count.max(1) as f64,
+        info.adapter,
+        info.backend
     );
     Ok(())
 }

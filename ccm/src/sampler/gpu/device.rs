@@ -1,0 +1,117 @@
+//! Finding an adapter and opening a device on it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use wgpu::{Adapter, AdapterInfo, Backends, DeviceType, Instance, InstanceDescriptor};
+
+use crate::sampler::{Api, SamplerError};
+
+/// An open device.
+pub(super) struct Device {
+    pub(super) instance: Instance,
+    pub(super) adapter: Adapter,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    /// Whether the adapter computes on the CPU.
+    pub(super) software: bool,
+    lost: Arc<AtomicBool>,
+    fault: Arc<Mutex<Option<String>>>,
+}
+
+impl Device {
+    /// Opens the first real GPU of an API, or, if `software` is set and there is none, a software adapter.
+    pub(super) async fn open(api: Option<Api>, software: bool) -> Result<Self, SamplerError> {
+        let backends = backends(api);
+        let descriptor = InstanceDescriptor { backends, ..InstanceDescriptor::new_without_display_handle() };
+        let instance = Instance::new(descriptor);
+        let adapters = adapters(&instance, backends).await;
+        let is_software: Vec<bool> =
+            adapters.iter().map(|adapter| is_software(&adapter.get_info())).collect();
+        let real = is_software.iter().position(|software| !software);
+        let chosen = real.or((software && !adapters.is_empty()).then_some(0));
+        let Some(chosen) = chosen else {
+            let found: Vec<String> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
+            let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+            return Err(SamplerError::NoGpu(format!("adapters found: {found}")));
+        };
+        let adapter = adapters.into_iter().nth(chosen).ok_or(SamplerError::NoGpu("none".into()))?;
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("ccm"),
+                required_features: adapter.features() & wgpu::Features::SHADER_F16,
+                required_limits: adapter.limits(),
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| SamplerError::NoGpu(error.to_string()))?;
+        let (lost, fault) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
+        let flag = Arc::clone(&lost);
+        device.set_device_lost_callback(move |_, _| flag.store(true, Ordering::Relaxed));
+        let first = Arc::clone(&fault);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            if let Ok(mut first) = first.lock() {
+                first.get_or_insert(error.to_string());
+            }
+        }));
+        Ok(Self { instance, adapter, device, queue, software: is_software[chosen], lost, fault })
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Whether it computes in half precision.
+    pub(super) fn has_f16(&self) -> bool {
+        self.device.features().contains(wgpu::Features::SHADER_F16)
+    }
+
+    /// An error that the device has reported since the last call.
+    pub(super) fn check(&self) -> Result<(), SamplerError> {
+        if self.is_lost() {
+            return Err(SamplerError::DeviceLost);
+        }
+        match self.fault.lock().ok().and_then(|mut fault| fault.take()) {
+            Some(fault) => Err(SamplerError::Device(fault)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn backends(api: Option<Api>) -> Backends {
+    match api {
+        None => Backends::PRIMARY,
+        Some(Api::Vulkan) => Backends::VULKAN,
+        Some(Api::Metal) => Backends::METAL,
+        Some(Api::Dx12) => Backends::DX12,
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+async fn adapters(instance: &Instance, backends: Backends) -> Vec<Adapter> {
+    let mut adapters = instance.enumerate_adapters(backends).await;
+    adapters.sort_by_key(|adapter| match adapter.get_info().device_type {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+#[cfg(target_arch = "wasm32")]
+async fn adapters(instance: &Instance, _: Backends) -> Vec<Adapter> {
+    let options = wgpu::RequestAdapterOptions {
+        power_preference: wgpu::PowerPreference::HighPerformance,
+        ..Default::default()
+    };
+    instance.request_adapter(&options).await.into_iter().collect()
+}
+
+/// Some drivers that draw on the CPU report themselves as something else.
+pub(crate) fn is_software(info: &AdapterInfo) -> bool {
+    let name = info.name.to_lowercase();
+    let software = ["llvmpipe", "lavapipe", "swiftshader", "softpipe", "basic render"];
+    info.device_type == DeviceType::Cpu || software.iter().any(|part| name.contains(part))
+}

@@ -1,0 +1,337 @@
+//! A plan for a number of images: buffers, bind groups and dispatches, made once and used again.
+
+use std::collections::HashMap;
+
+use ccm_shaders::{ATTENTION_QUERIES, ATTENTION_WIDTH, Kernel, LINE, NORM_BLOCKS, NORMALIZE_RUN, Real, Tile};
+use wgpu::util::{BufferInitDescriptor, DeviceExt};
+use wgpu::{BindGroup, Buffer, BufferUsages, ComputePipeline};
+
+use super::device::Device;
+use super::weights::StoredWeight;
+use crate::sampler::plan::{BLOCK, Conv, Map, Op, Plan, Vector};
+
+/// Sizes of a dispatch stand so many bytes apart, which every adapter allows.
+const SIZES_PITCH: u64 = 256;
+
+/// What does not depend on the number of images.
+pub(super) struct Fixed {
+    pub(super) real: Real,
+    pub(super) kind: ccm_shaders::Weights,
+    pub(super) weights: Vec<StoredWeight>,
+    pub(super) vectors: Buffer,
+    pub(super) pipelines: HashMap<Kernel, ComputePipeline>,
+}
+
+/// Everything for a number of images.
+pub(super) struct Prepared {
+    pub(super) images: usize,
+    /// The images, `[N, height, width, 4]` in single precision.
+    pub(super) image: Buffer,
+    /// Noise that comes in, of the same size.
+    pub(super) noise: Buffer,
+    /// Each image's row of conditions.
+    pub(super) rows: Buffer,
+    /// What [`Kernel::Advance`] reads: step, keep, fresh, count.
+    pub(super) step: Buffer,
+    pub(super) evaluate: Vec<Dispatch>,
+    pub(super) advance: Dispatch,
+    pub(super) bytes: u64,
+}
+
+/// One kernel on its operands.
+pub(super) struct Dispatch {
+    pub(super) kernel: Kernel,
+    pub(super) operands: BindGroup,
+    pub(super) workgroups: [u32; 3],
+}
+
+/// A dispatch before its operands are bound.
+struct Draft<'a> {
+    kernel: Kernel,
+    sizes: Vec<u32>,
+    buffers: Vec<&'a Buffer>,
+    workgroups: [u32; 3],
+}
+
+/// Bytes of four values of a feature map.
+pub(super) fn block_bytes(real: Real) -> u64 {
+    match real {
+        Real::F32 => 16,
+        Real::F16 => 8,
+    }
+}
+
+impl Prepared {
+    pub(super) fn new(device: &Device, plan: &Plan, fixed: &mut Fixed, images: usize) -> Self {
+        let gpu = &device.device;
+        let count = images as u64;
+        let mut bytes = 0;
+        let mut buffer = |label: &str, size: u64, usage: BufferUsages| {
+            bytes += size;
+            let size = size.max(16);
+            gpu.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let storage = BufferUsages::STORAGE;
+        let maps: Vec<Buffer> = plan
+            .buffers
+            .iter()
+            .map(|values| buffer("map", count * (values / BLOCK) as u64 * block_bytes(fixed.real), storage))
+            .collect();
+        let pixels = plan.x.pixels() as u64;
+        let (source, target) = (storage | BufferUsages::COPY_SRC, storage | BufferUsages::COPY_DST);
+        let image = buffer("image", count * pixels * 16, source);
+        let noise = buffer("noise", count * pixels * 16, target);
+        let rows = buffer("conditions", count * 4 * plan.conditioner.row_len() as u64, target);
+        let channels = plan.ops.iter().filter_map(|op| match op {
+            Op::GroupNorm(op) => Some(op.x.channels()),
+            _ => None,
+        });
+        let statistics = buffer("statistics", count * 8 * channels.max().unwrap_or_default() as u64, storage);
+        let step = buffer("step", 16, BufferUsages::UNIFORM | BufferUsages::COPY_DST);
+
+        let build = Build { plan, fixed, maps: &maps, rows: &rows, statistics: &statistics, device, images };
+        let drafts: Vec<Draft> = plan.ops.iter().flat_map(|op| build.drafts(op)).collect();
+        let missing: Vec<Kernel> = drafts.iter().map(|draft| draft.kernel).chain([Kernel::Advance]).collect();
+        let created = create_pipelines(gpu, fixed.real, &fixed.pipelines, missing);
+
+        let mut sizes = Vec::new();
+        for draft in &drafts {
+            sizes.extend(draft.sizes.iter().flat_map(|size| size.to_le_bytes()));
+            sizes.resize(sizes.len().next_multiple_of(SIZES_PITCH as usize), 0);
+        }
+        let sizes = gpu.create_buffer_init(&BufferInitDescriptor {
+            label: Some("sizes"),
+            contents: &sizes,
+            usage: BufferUsages::UNIFORM,
+        });
+        let pipeline = |kernel| created.get(&kernel).or(fixed.pipelines.get(&kernel));
+        let evaluate = drafts.iter().enumerate().filter_map(|(i, draft)| {
+            let uniform = wgpu::BufferBinding {
+                buffer: &sizes,
+                offset: i as u64 * SIZES_PITCH,
+                size: wgpu::BufferSize::new(4 * draft.sizes.len().next_multiple_of(4) as u64),
+            };
+            let operands = bind(gpu, pipeline(draft.kernel)?, uniform, &draft.buffers);
+            Some(Dispatch { kernel: draft.kernel, operands, workgroups: draft.workgroups })
+        });
+        let evaluate = evaluate.collect();
+        let all = images as u32 * plan.x.pixels() as u32;
+        let operands = [&maps[plan.velocity.buffer], &noise, &image, &maps[plan.x.buffer]];
+        let uniform = wgpu::BufferBinding { buffer: &step, offset: 0, size: None };
+        let advance = &created.get(&Kernel::Advance).unwrap_or_else(|| &fixed.pipelines[&Kernel::Advance]);
+        let advance = Dispatch {
+            kernel: Kernel::Advance,
+            operands: bind(gpu, advance, uniform, &operands),
+            workgroups: line(all),
+        };
+        fixed.pipelines.extend(created);
+        Self { images, image, noise, rows, step, evaluate, advance, bytes }
+    }
+}
+
+/// Binds a uniform and then the buffers, numbered from 0.
+fn bind(
+    gpu: &wgpu::Device,
+    pipeline: &ComputePipeline,
+    uniform: wgpu::BufferBinding,
+    buffers: &[&Buffer],
+) -> BindGroup {
+    let buffers = buffers.iter().map(|buffer| buffer.as_entire_binding());
+    let resources = std::iter::once(wgpu::BindingResource::Buffer(uniform)).chain(buffers);
+    let entries: Vec<wgpu::BindGroupEntry> =
+        resources.zip(0..).map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource }).collect();
+    let layout = &pipeline.get_bind_group_layout(0);
+    gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
+}
+
+/// Creates the pipelines that are not there yet, side by side where the platform has threads.
+fn create_pipelines(
+    gpu: &wgpu::Device,
+    real: Real,
+    existing: &HashMap<Kernel, ComputePipeline>,
+    mut kernels: Vec<Kernel>,
+) -> HashMap<Kernel, ComputePipeline> {
+    let mut seen = std::collections::HashSet::new();
+    kernels.retain(|kernel| !existing.contains_key(kernel) && seen.insert(*kernel));
+    let create = |kernel: Kernel| {
+        let source = wgpu::ShaderSource::Wgsl(kernel.source(real).into());
+        let name = Some(kernel.entry_point());
+        let module = gpu.create_shader_module(wgpu::ShaderModuleDescriptor { label: name, source });
+        let descriptor = wgpu::ComputePipelineDescriptor {
+            label: name,
+            layout: None,
+            module: &module,
+            entry_point: name,
+            compilation_options: wgpu::PipelineCompilationOptions {
+                // Every kernel writes what it shares before it reads it.
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        };
+        (kernel, gpu.create_compute_pipeline(&descriptor))
+    };
+    #[cfg(not(target_arch = "wasm32"))]
+    {
+        use rayon::prelude::*;
+        kernels.into_par_iter().map(create).collect()
+    }
+    #[cfg(target_arch = "wasm32")]
+    kernels.into_iter().map(create).collect()
+}
+
+/// Workgroups of [`LINE`] invocations for `count` of them, in two dimensions where one is too short.
+fn line(count: u32) -> [u32; 3] {
+    const MOST: u32 = 65_535;
+    let workgroups = count.div_ceil(LINE);
+    [workgroups.min(MOST), workgroups.div_ceil(MOST), 1]
+}
+
+struct Build<'a> {
+    plan: &'a Plan,
+    fixed: &'a Fixed,
+    maps: &'a [Buffer],
+    rows: &'a Buffer,
+    statistics: &'a Buffer,
+    device: &'a Device,
+    images: usize,
+}
+
+impl<'a> Build<'a> {
+    fn map(&self, map: Map) -> &'a Buffer {
+        &self.maps[map.buffer]
+    }
+
+    /// The buffer of a vector, where it begins, and how far it is from one image to the next.
+    fn vector(&self, vector: Vector) -> (&'a Buffer, u32, u32) {
+        match vector {
+            Vector::Fixed(place) => (&self.fixed.vectors, place as u32, 0),
+            Vector::Conditioned(place) => (self.rows, place as u32, self.plan.conditioner.row_len() as u32),
+        }
+    }
+
+    fn drafts(&self, op: &Op) -> Vec<Draft<'a>> {
+        let images = self.images as u32;
+        let blocks = |map: Map| (map.channels / BLOCK) as u32;
+        match op {
+            Op::Conv(op) => vec![self.conv(op)],
+            Op::GroupNorm(op) => {
+                let (gain, gain_start, pitch) = self.vector(op.gain);
+                let (offset, offset_start, _) = self.vector(op.offset);
+                let (first, second) = (op.x.first, op.x.second);
+                let pixels = first.pixels() as u32;
+                let sizes = vec![
+                    pixels,
+                    blocks(first),
+                    second.map_or(0, blocks),
+                    gain_start,
+                    offset_start,
+                    pitch,
+                    u32::from(op.silu),
+                ];
+                let x = [self.map(first), self.map(second.unwrap_or(first)), self.statistics];
+                let columns = blocks(op.y) / NORM_BLOCKS;
+                let moments = Draft {
+                    kernel: Kernel::Moments,
+                    sizes: sizes.clone(),
+                    buffers: x.to_vec(),
+                    workgroups: [columns, images, 1],
+                };
+                let normalize = Draft {
+                    kernel: Kernel::Normalize,
+                    sizes,
+                    buffers: [&x[..], &[gain, offset, self.map(op.y)]].concat(),
+                    workgroups: [columns, pixels.div_ceil(NORMALIZE_RUN), images],
+                };
+                vec![moments, normalize]
+            }
+            Op::Attention(op) => {
+                let positions = op.y.pixels() as u32;
+                let of_head = (op.padded_channels() / BLOCK) as u32;
+                let scale = 1.0 / (op.head_channels as f32).sqrt();
+                vec![Draft {
+                    kernel: Kernel::Attention,
+                    sizes: vec![positions, op.heads as u32, of_head, scale.to_bits()],
+                    buffers: vec![self.map(op.qkv), self.map(op.y)],
+                    workgroups: [
+                        positions.div_ceil(ATTENTION_QUERIES),
+                        op.heads as u32 * of_head.div_ceil(ATTENTION_WIDTH),
+                        images,
+                    ],
+                }]
+            }
+            Op::Pool(op) => {
+                let count = images * (op.y.len() / BLOCK) as u32;
+                vec![Draft {
+                    kernel: Kernel::Pool,
+                    sizes: vec![op.y.height as u32, op.y.width as u32, blocks(op.y), count],
+                    buffers: vec![self.map(op.x), self.map(op.y)],
+                    workgroups: line(count),
+                }]
+            }
+        }
+    }
+
+    fn conv(&self, op: &Conv) -> Draft<'a> {
+        let (first, second) = (op.x.first, op.x.second);
+        let (bias, bias_start, bias_pitch) = self.vector(op.bias);
+        let pixels = (self.images * op.y.pixels()) as u32;
+        let blocks = (op.y.channels / BLOCK) as u32;
+        let (residual, residual_kind) = match op.residual {
+            None => (first, 0),
+            Some(residual) => (residual.map, if residual.upsample { 2 } else { 1 }),
+        };
+        let tile = self.tile(pixels, blocks);
+        let weight = &self.fixed.weights[op.weight];
+        let mut buffers = vec![
+            self.map(first),
+            self.map(second.unwrap_or(first)),
+            bias,
+            self.map(residual),
+            self.map(op.y),
+            &weight.values,
+        ];
+        buffers.extend(&weight.scales);
+        let block = BLOCK as u32;
+        Draft {
+            kernel: Kernel::Conv(self.fixed.kind, tile),
+            sizes: vec![
+                first.height as u32,
+                first.width as u32,
+                op.y.height as u32,
+                op.y.width as u32,
+                first.channels as u32 / block,
+                second.map_or(0, |map| map.channels as u32 / block),
+                blocks,
+                op.kernel as u32,
+                op.stride as u32,
+                u32::from(op.upsample),
+                bias_start / block,
+                bias_pitch / block,
+                residual_kind,
+                pixels,
+            ],
+            buffers,
+            workgroups: match tile {
+                Tile::Direct => [blocks.div_ceil(tile.blocks()), pixels.div_ceil(tile.pixels()), 1],
+                _ => [pixels.div_ceil(tile.pixels()), blocks.div_ceil(tile.blocks()), 1],
+            },
+        }
+    }
+
+    fn tile(&self, pixels: u32, blocks: u32) -> Tile {
+        /// Workgroups that keep a GPU of middling size busy.
+        const BUSY: u32 = 96;
+        let wide = pixels.div_ceil(Tile::Wide.pixels()) * blocks.div_ceil(Tile::Wide.blocks());
+        match (self.device.software, wide >= BUSY) {
+            (true, _) => Tile::Direct,
+            (false, true) => Tile::Wide,
+            (false, false) => Tile::Narrow,
+        }
+    }
+}

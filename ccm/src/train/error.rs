@@ -1,0 +1,75 @@
+//! Why a run ends early. Every message is one line that names the file, setting or flag at fault.
+
+use std::path::PathBuf;
+
+use super::checkpoint::CheckpointError;
+use super::disk::{DiskError, ModelFileError};
+use crate::config::ConfigError;
+use crate::data::DataError;
+use crate::report::ReportError;
+
+/// Why a run ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration cannot be used.
+    #[error("{path}: {source}")]
+    Config {
+        /// The file that it stands in.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ConfigError,
+    },
+    /// The images cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A model file cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelFileError),
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The report cannot be made.
+    #[error("report.html: {0}")]
+    Report(#[from] ReportError),
+    /// A grid of samples cannot be made.
+    #[error("samples: {0}")]
+    Picture(#[from] image::ImageError),
+    /// The system gives no threads.
+    #[error("threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+    /// There is a run already.
+    #[error("{0}: holds a run already; `--resume` goes on with it, another `--out` starts a new one")]
+    Exists(PathBuf),
+    /// There is no run to go on with.
+    #[error("--resume: {0}: no run there (no config.toml)")]
+    NothingToResume(PathBuf),
+    /// The run was started with another configuration.
+    #[error("--resume: the configuration differs from that of {path}: {}", differences.join("; "))]
+    Differs {
+        /// The configuration of the run.
+        path: PathBuf,
+        /// What differs, setting by setting.
+        differences: Vec<String>,
+    },
+    /// The data do not suit the configuration.
+    #[error("{0}")]
+    Unsuitable(String),
+    /// Training has diverged.
+    #[error(
+        "{stage}: after step {step} {what}; training has diverged (a smaller learning rate or clip may help); \
+         {kept}"
+    )]
+    Diverged {
+        /// The stage.
+        stage: &'static str,
+        /// The step, counted from 1.
+        step: u64,
+        /// What is no finite number any more.
+        what: String,
+        /// Which checkpoint is there to go back to.
+        kept: String,
+    },
+}

@@ -1,0 +1,113 @@
+// y = softmax(q^T k / sqrt(head_channels)) v in every head.
+//
+// A workgroup has 16 queries of one head and meets 16 keys at a time; the softmax is kept up as they come (Milakov
+// and Gimelshein, arXiv 1805.02867), so that scores never leave workgroup memory. Four invocations share a query:
+// each finds the scores of four keys, and sums four of the blocks of four channels that the workgroup writes. A
+// head of more than 64 channels is written by several workgroups, each of which finds the scores anew.
+
+struct Attention {
+    positions: u32,
+    heads: u32,
+    // Blocks of four channels of a head.
+    blocks: u32,
+    // 1 / sqrt(head_channels).
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> attention: Attention;
+// [image, position, 3, head, block]
+@group(0) @binding(1) var<storage, read> qkv: array<real4>;
+// [image, position, head, block]
+@group(0) @binding(2) var<storage, read_write> y: array<real4>;
+
+const QUERIES: u32 = 16u;
+const KEYS: u32 = 16u;
+const LANES: u32 = 4u;
+// Blocks that a workgroup writes, and blocks of queries and keys staged at a time.
+const WIDTH: u32 = 16u;
+const DEPTH: u32 = 4u;
+
+var<workgroup> queries: array<vec4<f32>, QUERIES * DEPTH>;
+var<workgroup> keys: array<vec4<f32>, KEYS * DEPTH>;
+var<workgroup> scores: array<vec4<f32>, QUERIES * LANES>;
+var<workgroup> values: array<vec4<f32>, KEYS * WIDTH>;
+
+fn load(image: u32, position: u32, kind: u32, head: u32, block: u32) -> vec4<f32> {
+    if position >= attention.positions || block >= attention.blocks {
+        return vec4<f32>();
+    }
+    let row = ((image * attention.positions + position) * 3u + kind) * attention.heads + head;
+    return vec4<f32>(qkv[row * attention.blocks + block]);
+}
+
+@compute @workgroup_size(LANES, QUERIES)
+fn attend(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let first_query = workgroup.x * QUERIES;
+    let runs = (attention.blocks + WIDTH - 1u) / WIDTH;
+    let head = workgroup.y / runs;
+    let first_block = workgroup.y % runs * WIDTH;
+    let image = workgroup.z;
+    var largest = -3.0e38;
+    var sum = 0.0;
+    var sums: array<vec4<f32>, 4>;
+
+    for (var first_key = 0u; first_key < attention.positions; first_key += KEYS) {
+        // Scores of this invocation's four keys.
+        var score = vec4<f32>();
+        for (var depth = 0u; depth < attention.blocks; depth += DEPTH) {
+            queries[index] = load(image, first_query + index / DEPTH, 0u, head, depth + index % DEPTH);
+            keys[index] = load(image, first_key + index / DEPTH, 1u, head, depth + index % DEPTH);
+            workgroupBarrier();
+            for (var d = 0u; d < DEPTH; d++) {
+                let query = queries[local.y * DEPTH + d];
+                let key = 4u * local.x * DEPTH + d;
+                score += vec4<f32>(dot(query, keys[key]), dot(query, keys[key + DEPTH]),
+                    dot(query, keys[key + 2u * DEPTH]), dot(query, keys[key + 3u * DEPTH]));
+            }
+            workgroupBarrier();
+        }
+        let last = attention.positions - first_key;
+        let place = vec4<u32>(0u, 1u, 2u, 3u) + 4u * local.x;
+        scores[local.y * LANES + local.x] =
+            select(vec4<f32>(-3.0e38), score * attention.scale, place < vec4<u32>(last));
+        for (var i = 0u; i < KEYS * WIDTH / (LANES * QUERIES); i++) {
+            let place = index + i * LANES * QUERIES;
+            values[place] = load(image, first_key + place / WIDTH, 2u, head, first_block + place % WIDTH);
+        }
+        workgroupBarrier();
+        // Every invocation of a query finds the same new maximum.
+        var larger = largest;
+        for (var i = 0u; i < LANES; i++) {
+            let s = scores[local.y * LANES + i];
+            larger = max(larger, max(max(s.x, s.y), max(s.z, s.w)));
+        }
+        let shrink = exp(largest - larger);
+        largest = larger;
+        sum *= shrink;
+        for (var j = 0u; j < 4u; j++) {
+            sums[j] *= shrink;
+        }
+        for (var i = 0u; i < LANES; i++) {
+            let weight = exp(scores[local.y * LANES + i] - larger);
+            sum += weight.x + weight.y + weight.z + weight.w;
+            for (var j = 0u; j < 4u; j++) {
+                let value = 4u * i * WIDTH + j * LANES + local.x;
+                sums[j] += weight.x * values[value] + weight.y * values[value + WIDTH]
+                    + weight.z * values[value + 2u * WIDTH] + weight.w * values[value + 3u * WIDTH];
+            }
+        }
+        workgroupBarrier();
+    }
+    let query = first_query + local.y;
+    for (var j = 0u; j < 4u; j++) {
+        let block = first_block + j * LANES + local.x;
+        if query < attention.positions && block < attention.blocks {
+            let row = (image * attention.positions + query) * attention.heads + head;
+            y[row * attention.blocks + block] = real4(sums[j] / sum);
+        }
+    }
+}

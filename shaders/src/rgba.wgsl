@@ -1,0 +1,28 @@
+// Draws one image, values in [-1, 1], over the whole target.
+
+struct Picture {
+    height: u32,
+    width: u32,
+    // 1 (grey) or 3 (RGB).
+    channels: u32,
+}
+
+@group(0) @binding(0) var<uniform> picture: Picture;
+@group(0) @binding(1) var<storage, read> image: array<vec4<f32>>;
+
+@vertex
+fn corner(@builtin(vertex_index) index: u32) -> @builtin(position) vec4<f32> {
+    // One triangle that holds the whole target.
+    return vec4<f32>(f32(index & 1u) * 4.0 - 1.0, f32(index >> 1u) * 4.0 - 1.0, 0.0, 1.0);
+}
+
+@fragment
+fn colour(@builtin(position) position: vec4<f32>) -> @location(0) vec4<f32> {
+    let column = min(u32(position.x), picture.width - 1u);
+    let row = min(u32(position.y), picture.height - 1u);
+    let value = clamp(image[row * picture.width + column] * 0.5 + 0.5, vec4<f32>(), vec4<f32>(1.0));
+    if picture.channels == 1u {
+        return vec4<f32>(value.xxx, 1.0);
+    }
+    return vec4<f32>(value.xyz, 1.0);
+}
