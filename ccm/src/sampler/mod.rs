@@ -12,6 +12,8 @@ pub mod image;
 pub mod plan;
 pub mod rounding;
 pub mod schedule;
+#[cfg(test)]
+mod tests;
 
 pub use gpu::Surface;
 use plan::Plan;

@@ -70,9 +70,16 @@ impl Executor {
             contents: bytemuck::cast_slice(&plan.vectors),
             usage: BufferUsages::STORAGE,
         });
-        let fixed = Fixed { real, kind, weights, vectors, pipelines: HashMap::new() };
+        let fixed = Fixed { real, kind, tile: None, weights, vectors, pipelines: HashMap::new() };
         device.check()?;
         Ok(Self { device, fixed, prepared: None, most_images, picture: None })
+    }
+
+    /// Cuts every convolution up in the same way, whatever its size and the adapter.
+    #[cfg(test)]
+    pub(super) fn with_tile(mut self, tile: ccm_shaders::Tile) -> Self {
+        self.fixed.tile = Some(tile);
+        self
     }
 
     /// What wgpu says of the adapter.

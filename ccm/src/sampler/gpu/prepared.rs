@@ -17,6 +17,8 @@ const SIZES_PITCH: u64 = 256;
 pub(super) struct Fixed {
     pub(super) real: Real,
     pub(super) kind: ccm_shaders::Weights,
+    /// How every convolution is cut up; as suits its size and the adapter where not given.
+    pub(super) tile: Option<Tile>,
     pub(super) weights: Vec<StoredWeight>,
     pub(super) vectors: Buffer,
     pub(super) pipelines: HashMap<Kernel, ComputePipeline>,
@@ -328,10 +330,10 @@ impl<'a> Build<'a> {
         /// Workgroups that keep a GPU of middling size busy.
         const BUSY: u32 = 96;
         let wide = pixels.div_ceil(Tile::Wide.pixels()) * blocks.div_ceil(Tile::Wide.blocks());
-        match (self.device.software, wide >= BUSY) {
+        self.fixed.tile.unwrap_or(match (self.device.software, wide >= BUSY) {
             (true, _) => Tile::Direct,
             (false, true) => Tile::Wide,
             (false, false) => Tile::Narrow,
-        }
+        })
     }
 }

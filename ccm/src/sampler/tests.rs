@@ -1,0 +1,257 @@
+//! Every operation on both executors, on shapes that are multiples of nothing, and on any number of threads.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use ccm_shaders::Tile;
+
+use super::condition::Conditioner;
+use super::plan::{
+    Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector,
+};
+use super::schedule::{Step, Work};
+use super::{cpu, gpu};
+use crate::noise::Noise;
+use crate::spec::UNetSpec;
+use crate::weights::Precision;
+
+/// A plan in the making: random weights, every map in a buffer of its own.
+struct Sketch {
+    plan: Plan,
+    noise: Noise,
+}
+
+impl Sketch {
+    fn new(height: usize, width: usize) -> Self {
+        let mut sketch = Self {
+            plan: Plan {
+                spec: serde_json::from_str::<UNetSpec>(
+                    r#"{"in_channels": 3, "height": 32, "width": 32, "model_channels": 32,
+                        "num_res_blocks": 1, "channel_mult": [1]}"#,
+                )
+                .unwrap(),
+                ops: Vec::new(),
+                buffers: Vec::new(),
+                x: Map { buffer: 0, height, width, channels: BLOCK },
+                velocity: Map { buffer: 0, height, width, channels: BLOCK },
+                weights: Vec::new(),
+                vectors: Vec::new(),
+                conditioner: Conditioner::new(32),
+            },
+            noise: Noise::new(11, 0),
+        };
+        sketch.plan.x = sketch.map(height, width, BLOCK);
+        sketch
+    }
+
+    fn map(&mut self, height: usize, width: usize, channels: usize) -> Map {
+        let map = Map { buffer: self.plan.buffers.len(), height, width, channels };
+        self.plan.buffers.push(map.len());
+        map
+    }
+
+    fn vector(&mut self, channels: usize) -> Vector {
+        let place = self.plan.vectors.len();
+        self.plan.vectors.extend(self.noise.normals(channels));
+        Vector::Fixed(place)
+    }
+
+    /// A convolution with a weight that keeps the scale of what goes through.
+    fn conv(&mut self, x: Input, channels: usize, kernel: usize, stride: usize, upsample: bool) -> Conv {
+        let in_channels = x.channels();
+        let count = kernel * kernel * in_channels * channels;
+        let scale = 1.0 / ((kernel * kernel * in_channels) as f32).sqrt();
+        let values = self.noise.normals(count).iter().map(|value| value * scale).collect();
+        self.plan.weights.push(ConvWeight { kernel, in_channels, out_channels: channels, values });
+        let size = |size: usize| if upsample { 2 * size } else { size.div_ceil(stride) };
+        let y = self.map(size(x.first.height), size(x.first.width), channels);
+        let (weight, bias) = (self.plan.weights.len() - 1, self.vector(channels));
+        Conv { x, kernel, stride, upsample, weight, bias, residual: None, y }
+    }
+
+    fn push(&mut self, op: Op) -> Map {
+        self.plan.ops.push(op);
+        op.output()
+    }
+
+    /// The image as a map of so many channels, by a 1x1 convolution.
+    fn widened(&mut self, channels: usize) -> Map {
+        let conv = self.conv(self.plan.x.into(), channels, 1, 1, false);
+        self.push(Op::Conv(conv))
+    }
+
+    /// A map of the image's size as the velocity.
+    fn finish(mut self, map: Map) -> Plan {
+        let conv = self.conv(map.into(), BLOCK, 1, 1, false);
+        self.plan.velocity = self.push(Op::Conv(conv));
+        self.plan
+    }
+}
+
+const IMAGES: usize = 3;
+
+fn work(plan: &Plan) -> Work {
+    Work {
+        steps: vec![
+            Step { t: 0.0, step: 1.0, keep: 0.25, fresh: 0.75 },
+            Step { t: 0.5, step: 0.5, keep: 1.0, fresh: 0.0 },
+        ],
+        noise: (0..2).map(|i| Noise::new(3, i).normals(IMAGES * plan.x.len())).collect(),
+        rows: vec![vec![Vec::new().into(); IMAGES]; 2],
+    }
+}
+
+fn on_cpu(plan: &Plan, threads: usize) -> Vec<f32> {
+    cpu::Executor::new(plan, threads).unwrap().sample(plan, &work(plan))
+}
+
+/// The same from an adapter that computes on the CPU or a real one; `None` where there is none.
+fn on_gpu(plan: &Plan, precision: Precision, tile: Tile) -> Option<Vec<f32>> {
+    match pollster::block_on(gpu::Executor::new(plan, precision, None, true)) {
+        Ok(executor) => Some(pollster::block_on(executor.with_tile(tile).sample(plan, &work(plan))).unwrap()),
+        Err(error) => {
+            println!("not compared with a GPU: {error}");
+            None
+        }
+    }
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn assert_executors_agree(what: &str, plan: &Plan) {
+    let expected = on_cpu(plan, 1);
+    assert!(expected.iter().all(|value| value.is_finite()), "{what}");
+    for threads in [2, 3, 5] {
+        assert_eq!(on_cpu(plan, threads), expected, "{what} on {threads} threads");
+    }
+    for tile in [Tile::Direct, Tile::Wide, Tile::Narrow] {
+        let Some(found) = on_gpu(plan, Precision::F32, tile) else { return };
+        let difference = largest_difference(&found, &expected);
+        assert!(difference < 1e-4, "{what}, {tile:?}: {difference:e} apart");
+    }
+}
+
+#[test]
+fn convolutions_agree() {
+    for (kernel, upsample) in [(3, false), (1, false), (3, true), (1, true)] {
+        // An odd map of two inputs with 20 and 12 channels; 44 come out.
+        let mut sketch = Sketch::new(7, 13);
+        let (first, second) = (sketch.widened(20), sketch.widened(12));
+        let conv = sketch.conv(Input { first, second: Some(second) }, 44, kernel, 1, upsample);
+        let mut y = sketch.push(Op::Conv(conv));
+        if upsample {
+            let back = sketch.conv(y.into(), 8, 3, 2, false);
+            y = sketch.push(Op::Conv(back));
+        }
+        assert_executors_agree(&format!("{kernel}x{kernel}, upsample: {upsample}"), &sketch.finish(y));
+    }
+}
+
+#[test]
+fn residuals_are_added_at_their_own_size_and_upsampled() {
+    let mut sketch = Sketch::new(6, 10);
+    let x = sketch.widened(36);
+    let pooled = sketch.map(3, 5, 36);
+    sketch.push(Op::Pool(Pool { x, y: pooled }));
+    let up = sketch.conv(pooled.into(), 36, 3, 1, true);
+    let residual = Some(Residual { map: pooled, upsample: true });
+    let large = sketch.push(Op::Conv(Conv { residual, ..up }));
+    let same = sketch.conv(large.into(), 36, 3, 1, false);
+    let residual = Some(Residual { map: x, upsample: false });
+    let y = sketch.push(Op::Conv(Conv { residual, ..same }));
+    assert_executors_agree("residuals", &sketch.finish(y));
+}
+
+#[test]
+fn norms_agree_whatever_the_size_of_a_group() {
+    // Groups of 1 to 5 channels; the second input begins in the middle of one.
+    for (first, second, silu) in
+        [(32, 0, true), (32, 32, false), (64, 32, true), (32, 96, true), (96, 64, true)]
+    {
+        let mut sketch = Sketch::new(5, 7);
+        let x = sketch.widened(first);
+        let second = (second > 0).then(|| sketch.widened(second));
+        let x = Input { first: x, second };
+        let channels = x.channels();
+        let (gain, offset) = (sketch.vector(channels), sketch.vector(channels));
+        let y = sketch.map(5, 7, channels);
+        sketch.push(Op::GroupNorm(GroupNorm { x, gain, offset, silu, y }));
+        assert_executors_agree(&format!("norm of {channels} channels"), &sketch.finish(y));
+    }
+}
+
+#[test]
+fn attentions_agree_whatever_the_width_of_a_head() {
+    for (heads, head_channels) in [(1, 32), (3, 6), (2, 17), (1, 70), (2, 132usize)] {
+        let mut sketch = Sketch::new(5, 7);
+        let padded = head_channels.next_multiple_of(BLOCK) * heads;
+        let qkv = sketch.widened(3 * padded);
+        let y = sketch.map(5, 7, padded);
+        sketch.push(Op::Attention(Attention { qkv, heads, head_channels, y }));
+        assert_executors_agree(&format!("{heads} heads of {head_channels}"), &sketch.finish(y));
+    }
+}
+
+#[test]
+fn attention_is_that_of_its_formula() {
+    let mut sketch = Sketch::new(3, 5);
+    let qkv = sketch.widened(12);
+    let y = sketch.map(3, 5, 4);
+    sketch.push(Op::Attention(Attention { qkv, heads: 1, head_channels: 3, y }));
+    let plan = sketch.finish(y);
+    let image = &work(&plan).noise[0][..plan.x.len()];
+    let Vector::Fixed(bias) = (match plan.ops[0] {
+        Op::Conv(conv) => conv.bias,
+        _ => unreachable!("the first operation widens"),
+    }) else {
+        unreachable!("a fixed bias")
+    };
+    let row = |pixel: usize| -> Vec<f64> {
+        let channel = |c: usize| {
+            let products =
+                (0..4).map(|i| f64::from(image[pixel * 4 + i] * plan.weights[0].values[i * 12 + c]));
+            products.sum::<f64>() + f64::from(plan.vectors[bias + c])
+        };
+        (0..12).map(channel).collect()
+    };
+    let rows: Vec<Vec<f64>> = (0..15).map(row).collect();
+    let mut expected = Vec::new();
+    for query in &rows {
+        // A head of three channels is filled up to four, and the fourth counts like the others.
+        let score = |key: &Vec<f64>| (0..4).map(|c| query[c] * key[4 + c]).sum::<f64>() / 3f64.sqrt();
+        let weights: Vec<f64> = rows.iter().map(|key| score(key).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        expected.extend((0..4).map(|c| {
+            rows.iter().zip(&weights).map(|(key, weight)| weight * key[8 + c]).sum::<f64>() / total
+        }));
+    }
+    // The attention alone: its map is read as the velocity, which one step of 1 adds to the image.
+    let mut alone = plan.clone();
+    alone.ops.truncate(2);
+    alone.velocity = y;
+    let step = Step { t: 0.0, step: 1.0, keep: 1.0, fresh: 0.0 };
+    let one = Work { steps: vec![step], noise: vec![image.to_vec()], rows: vec![vec![Vec::new().into()]] };
+    let found = cpu::Executor::new(&alone, 2).unwrap().sample(&alone, &one);
+    for ((found, x), expected) in found.iter().zip(image).zip(expected) {
+        assert!((f64::from(found - x) - expected).abs() < 1e-5, "{} is not {expected}", found - x);
+    }
+}
+
+#[test]
+fn rounded_weights_differ_by_no_more_than_their_steps() {
+    let mut sketch = Sketch::new(7, 13);
+    let x = sketch.widened(36);
+    let conv = sketch.conv(x.into(), 44, 3, 1, false);
+    let y = sketch.push(Op::Conv(conv));
+    let plan = sketch.finish(y);
+    let expected = on_cpu(&plan, 1);
+    for (precision, most) in [(Precision::F16, 0.03), (Precision::Q8, 0.2)] {
+        for tile in [Tile::Direct, Tile::Wide] {
+            let Some(found) = on_gpu(&plan, precision, tile) else { return };
+            let difference = largest_difference(&found, &expected);
+            println!("{precision}, {tile:?}: {difference:e} apart");
+            assert!(difference > 0.0 && difference < most, "{precision}, {tile:?}: {difference:e} apart");
+        }
+    }
+}
