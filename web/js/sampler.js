@@ -33,6 +33,13 @@ const pause = () =>
     port2.postMessage(null);
   });
 
+/** After a crash of its GPU process a browser has no adapter for a moment. */
+async function adapterIsBack() {
+  for (let tries = 0; tries < 20 && !(await navigator.gpu?.requestAdapter()); tries++) {
+    await new Promise((resolve) => setTimeout(resolve, 250));
+  }
+}
+
 function seedOf(value, name = "seed") {
   const whole = typeof value === "bigint" || Number.isSafeInteger(value);
   if (!whole || value < 0 || BigInt(value) > LARGEST_SEED) {
@@ -186,8 +193,11 @@ export class Sampler {
       check(signal);
       try {
         const engine = this.#open();
-        // The engine opens a lost device anew; the canvases are to be told so.
-        if (engine.isLost()) this.#surfaces = new WeakMap();
+        if (engine.isLost()) {
+          // The engine opens the device anew; the canvases are to be told so.
+          this.#surfaces = new WeakMap();
+          await adapterIsBack();
+        }
         const made = await task(engine);
         // The engine cannot be asked while it works, so it is asked now; its memory may have changed.
         this.#info = engine.describe();

@@ -52,7 +52,10 @@ pub fn build(out: &Path) -> Result<(), BuildError> {
         ])
         .arg(&target)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", "-C target-feature=+simd128");
+        .env(
+            "RUSTFLAGS",
+            format!("-C target-feature=+simd128 --remap-path-prefix={}=", registry().display()),
+        );
     run(&mut compile)?;
     let mut bindgen = Command::new(cargo());
     bindgen
@@ -73,6 +76,13 @@ pub fn build(out: &Path) -> Result<(), BuildError> {
         .arg(target.join(TARGET).join("web/ccm_web.wasm"))
         .arg(out);
     run(&mut bindgen)
+}
+
+/// Where Cargo keeps the sources of crates; their messages need not say so.
+fn registry() -> PathBuf {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo"))).unwrap_or_default();
+    home.join("registry/src/")
 }
 
 /// The Cargo that runs this program, or the one on the path.
