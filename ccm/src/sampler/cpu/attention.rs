@@ -5,8 +5,9 @@
 
 use std::cell::RefCell;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
+use super::arch::Arch;
 use super::group_norm::exp;
 use super::multiply::{MAX_ROWS, Part, multiply, panel_vectors};
 use super::shared::{Member, Shared};

@@ -5,8 +5,9 @@
 //! arXiv 1907.02129). Nothing is copied or padded, and stride, upsampling and a second input only change where
 //! the pointers go.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
+use super::arch::Arch;
 use super::multiply::{MAX_ROWS, Part, multiply, panel_vectors};
 use super::shared::{Member, Shared};
 use crate::sampler::plan::{Conv, ConvWeight};

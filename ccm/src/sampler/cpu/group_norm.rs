@@ -4,8 +4,7 @@
 //! channel, for the squares about it, and to write the result. Means and squares of a group's channels are then
 //! put together (Chan, Golub and LeVeque, 1979), which never subtracts two large sums.
 
-use pulp::Arch;
-
+use super::arch::Arch;
 use super::shared::{Member, Shared};
 use crate::sampler::plan::GroupNorm;
 use crate::spec::{NORM_EPSILON, NORM_GROUPS};

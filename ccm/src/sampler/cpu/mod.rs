@@ -4,6 +4,7 @@
 //! one and the next. Where there are images enough, each thread takes whole images instead and meets nobody.
 
 mod advance;
+mod arch;
 mod attention;
 mod conv;
 mod group_norm;

@@ -1,0 +1,204 @@
+//! Chromium, driven over its DevTools protocol: as much of it as the tests of the page need.
+
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tungstenite::{Message, WebSocket};
+
+/// Names that the program goes by; the first that starts is taken.
+const PROGRAMS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "chrome"];
+
+const QUIET: [&str; 8] = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+];
+
+/// WebGPU on the CPU (SwiftShader), for machines without a GPU.
+const SOFTWARE_WEBGPU: [&str; 5] = [
+    "--enable-unsafe-webgpu",
+    "--enable-features=Vulkan,WebGPU",
+    "--use-webgpu-adapter=swiftshader",
+    "--use-angle=swiftshader",
+    "--ignore-gpu-blocklist",
+];
+
+/// The longest that any one thing may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Whether the browser has WebGPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebGpu {
+    /// On a software adapter.
+    Software,
+    /// Not at all.
+    Absent,
+}
+
+/// A browser with one page.
+pub struct Browser {
+    program: Child,
+    socket: WebSocket<TcpStream>,
+    session: String,
+    sent: u64,
+    loaded: bool,
+    /// What the page has complained about: errors on the console, exceptions, requests that failed.
+    pub complaints: Vec<String>,
+    profile: TempDir,
+}
+
+impl Browser {
+    /// Starts a browser with a profile of its own.
+    ///
+    /// # Panics
+    /// If there is none: the browser is part of what the tests test.
+    pub fn start(webgpu: WebGpu) -> Self {
+        let profile = tempfile::tempdir().expect("a folder for the browser's profile");
+        let mut flags = QUIET.map(String::from).to_vec();
+        flags.push(format!("--user-data-dir={}", profile.path().display()));
+        match webgpu {
+            WebGpu::Software => flags.extend(SOFTWARE_WEBGPU.map(String::from)),
+            WebGpu::Absent => flags.push("--disable-features=WebGPU,WebGPUService".into()),
+        }
+        flags.push("about:blank".into());
+        let named = std::env::var("CHROMIUM").ok();
+        let candidates = named.iter().map(String::as_str).chain(PROGRAMS);
+        let program = candidates.into_iter().find_map(|name| {
+            Command::new(name).args(&flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+        });
+        let program = program.unwrap_or_else(|| {
+            panic!("no Chromium found: install it (Debian: apt-get install chromium), or name it in CHROMIUM")
+        });
+        let address = debugging_address(&profile);
+        let stream = TcpStream::connect(address.trim_start_matches("ws://").split('/').next().unwrap_or_default())
+            .expect("the browser's debugging port");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+        let (socket, _) = tungstenite::client(address, stream).expect("the browser's debugging socket");
+        let mut browser = Self {
+            program,
+            socket,
+            session: String::new(),
+            sent: 0,
+            loaded: false,
+            complaints: Vec::new(),
+            profile,
+        };
+        let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }));
+        let attached = browser
+            .call("Target.attachToTarget", json!({ "targetId": target["targetId"], "flatten": true }));
+        browser.session = attached["sessionId"].as_str().expect("a session").to_owned();
+        for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
+            browser.call(domain, json!({}));
+        }
+        browser
+    }
+
+    /// Opens an address and waits for the page's `load`.
+    pub fn open(&mut self, url: &str) {
+        self.loaded = false;
+        let answer = self.call("Page.navigate", json!({ "url": url }));
+        assert!(answer.get("errorText").is_none(), "{url}: {}", answer["errorText"]);
+        while !self.loaded {
+            self.hear();
+        }
+    }
+
+    /// The value of an expression in the page, awaited. What it throws is a failure of the test.
+    pub fn eval(&mut self, expression: &str) -> Value {
+        let answer = self.call(
+            "Runtime.evaluate",
+            json!({ "expression": expression, "awaitPromise": true, "returnByValue": true, "userGesture": true }),
+        );
+        if let Some(thrown) = answer.get("exceptionDetails") {
+            let text = thrown["exception"]["description"].as_str().or(thrown["text"].as_str());
+            panic!("the page threw {} in {expression}", text.unwrap_or_default());
+        }
+        answer["result"]["value"].clone()
+    }
+
+    /// Waits until an expression holds.
+    pub fn wait_for(&mut self, expression: &str) {
+        let start = Instant::now();
+        while self.eval(expression) != json!(true) {
+            assert!(start.elapsed() < PATIENCE, "waited in vain for {expression}; complaints: {:?}", self.complaints);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A picture of the page as it is seen, or of all of it: PNG.
+    pub fn screenshot(&mut self, whole: bool) -> Vec<u8> {
+        let answer = self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": whole }));
+        let data = answer["data"].as_str().expect("a picture");
+        base64::engine::general_purpose::STANDARD.decode(data).expect("a picture")
+    }
+
+    /// Sends a command of the protocol and waits for its answer.
+    pub fn call(&mut self, method: &str, parameters: Value) -> Value {
+        self.sent += 1;
+        let mut message = json!({ "id": self.sent, "method": method, "params": parameters });
+        if !self.session.is_empty() {
+            message["sessionId"] = json!(self.session);
+        }
+        self.socket.send(Message::text(message.to_string())).expect("the browser listens");
+        let id = self.sent;
+        loop {
+            let message = self.hear();
+            if message["id"] == json!(id) {
+                assert!(message.get("error").is_none(), "{method}: {}", message["error"]);
+                return message["result"].clone();
+            }
+        }
+    }
+
+    /// The next message. Events are noted on the way.
+    fn hear(&mut self) -> Value {
+        let message = self.socket.read().expect("the browser answers in time");
+        let message: Value = serde_json::from_str(message.to_text().unwrap_or("{}")).unwrap_or_default();
+        let details = &message["params"];
+        let complaint = match message["method"].as_str() {
+            Some("Page.loadEventFired") => {
+                self.loaded = true;
+                None
+            }
+            Some("Runtime.exceptionThrown") => Some(details["exceptionDetails"].to_string()),
+            Some("Runtime.consoleAPICalled") if details["type"] == "error" => Some(details["args"].to_string()),
+            Some("Log.entryAdded") if details["entry"]["level"] == "error" => Some(details["entry"].to_string()),
+            _ => None,
+        };
+        self.complaints.extend(complaint);
+        message
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // It is going away whatever the outcome.
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+        let _ = self.profile.path();
+    }
+}
+
+/// Where the browser listens; it writes that into its profile.
+fn debugging_address(profile: &TempDir) -> String {
+    let file: PathBuf = profile.path().join("DevToolsActivePort");
+    let start = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        if let [port, path, ..] = text.lines().collect::<Vec<_>>()[..] {
+            return format!("ws://127.0.0.1:{port}{path}");
+        }
+        assert!(start.elapsed() < PATIENCE, "the browser did not say where it listens");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,86 @@
+// Model files: fetched as a stream with progress, and kept in the Cache API. A kept file is used as long as the
+// server says that it has not changed, or says nothing.
+
+import { AbortedError, DownloadError, check } from "./errors.js";
+
+const CACHE = "ccm-models";
+
+/** The cache, or null where there is none: in a page without HTTPS, or in some private windows. */
+async function openCache() {
+  try {
+    return (await globalThis.caches?.open(CACHE)) ?? null;
+  } catch {
+    return null;
+  }
+}
+
+/** The bytes of a stream; `report` hears of each piece. */
+async function collect(response, total, report, signal) {
+  let bytes = new Uint8Array(total ?? 1 << 20);
+  let loaded = 0;
+  const reader = response.body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    check(signal);
+    if (done) break;
+    if (loaded + value.length > bytes.length) {
+      const grown = new Uint8Array(Math.max(2 * bytes.length, loaded + value.length));
+      grown.set(bytes.subarray(0, loaded));
+      bytes = grown;
+    }
+    bytes.set(value, loaded);
+    loaded += value.length;
+    report(loaded);
+  }
+  return bytes.subarray(0, loaded);
+}
+
+/** Whether the server's file is still the one that was kept. Without an answer it is. */
+async function unchanged(url, kept, signal) {
+  const tag = (headers) => headers.get("etag") ?? headers.get("last-modified");
+  try {
+    const answer = await fetch(url, { method: "HEAD", cache: "no-cache", signal });
+    const [now, then] = [tag(answer.headers), tag(kept.headers)];
+    return !answer.ok || !now || !then || now === then;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return true;
+  }
+}
+
+/**
+ * Fetches a model file.
+ *
+ * Returns `{ bytes, cached, keep, forget }`: `keep()` puts the file into the cache, and is to be called once it has
+ * turned out to be a model; `forget()` removes it.
+ */
+export async function download(url, { onProgress, signal, cache = true } = {}) {
+  check(signal);
+  try {
+    const kept = cache ? await openCache() : null;
+    const found = await kept?.match(url);
+    const fresh = found && (await unchanged(url, found, signal));
+    const response = fresh ? found : await fetch(url, { signal });
+    if (!response.ok) throw new DownloadError(`${url}: the server answers ${response.status}`);
+    // A compressed answer says how long it was on the way, not how long it is.
+    const length = response.headers.get("content-encoding") ? 0 : Number(response.headers.get("content-length"));
+    const total = length > 0 ? length : null;
+    const report = (loaded) => onProgress?.({ loaded, total: total && Math.max(total, loaded), cached: !!fresh });
+    const bytes = await collect(response, total, report, signal);
+    const headers = new Headers({ "content-type": "application/octet-stream", "content-length": bytes.length });
+    for (const name of ["etag", "last-modified"]) {
+      if (response.headers.has(name)) headers.set(name, response.headers.get(name));
+    }
+    return {
+      bytes,
+      cached: !!fresh,
+      // A full disk is no reason to fail: the file is fetched again the next time.
+      keep: async () => !fresh && (await kept?.put(url, new Response(bytes, { headers })).catch(() => {})),
+      forget: async () => kept?.delete(url),
+    };
+  } catch (error) {
+    if (error.name === "AbortError") throw new AbortedError("aborted", { cause: error });
+    if (error instanceof DownloadError) throw error;
+    throw new DownloadError(`${url}: ${error.message}`, { cause: error });
+  }
+}

@@ -1,0 +1,130 @@
+//! Builds the WebAssembly of this crate and the JavaScript that loads it, with Cargo and nothing else.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The target that browsers run.
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// Why the page's WebAssembly could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A program could not be started.
+    #[error("cannot run `{0}`: {1}")]
+    Start(String, std::io::Error),
+    /// A program failed; it has said why.
+    #[error("`{0}` failed")]
+    Failed(String),
+    /// The answer of `cargo metadata` has no target folder.
+    #[error("cargo metadata: {0}")]
+    Metadata(String),
+}
+
+/// The root of the repository.
+pub fn root() -> PathBuf {
+    let web = Path::new(env!("CARGO_MANIFEST_DIR"));
+    web.parent().unwrap_or(web).to_owned()
+}
+
+/// Compiles the sampler for the browser and writes `ccm_web.js`, its types and `ccm_web_bg.wasm` into `out`.
+///
+/// The wasm target is fetched with rustup if it is missing. The module has a target folder of its own, so that
+/// its flags leave the native build as it is.
+///
+/// # Errors
+/// A program that is missing or fails.
+pub fn build(out: &Path) -> Result<(), BuildError> {
+    add_target()?;
+    let target = target_folder()?.join("web");
+    let mut compile = Command::new(cargo());
+    compile
+        .current_dir(root())
+        .args([
+            "build",
+            "--package",
+            "ccm-web",
+            "--lib",
+            "--profile",
+            "web",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
+        .arg(&target)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env(
+            "RUSTFLAGS",
+            format!("-C target-feature=+simd128 --remap-path-prefix={}=", registry().display()),
+        );
+    run(&mut compile)?;
+    let mut bindgen = Command::new(cargo());
+    bindgen
+        .current_dir(root())
+        .args([
+            "run",
+            "--quiet",
+            "--package",
+            "ccm-web",
+            "--bin",
+            "bindgen",
+            "--features",
+            "bindgen",
+            "--target-dir",
+        ])
+        .arg(&target)
+        .arg("--")
+        .arg(target.join(TARGET).join("web/ccm_web.wasm"))
+        .arg(out);
+    run(&mut bindgen)
+}
+
+/// Where Cargo keeps the sources of crates; their messages need not say so.
+fn registry() -> PathBuf {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo"))).unwrap_or_default();
+    home.join("registry/src/")
+}
+
+/// The Cargo that runs this program, or the one on the path.
+fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+}
+
+fn run(command: &mut Command) -> Result<(), BuildError> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().map_err(|error| BuildError::Start(name.clone(), error))?;
+    if status.success() { Ok(()) } else { Err(BuildError::Failed(name)) }
+}
+
+fn output(command: &mut Command) -> Result<String, BuildError> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|error| BuildError::Start(name.clone(), error))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(BuildError::Failed(name))
+    }
+}
+
+/// Fetches the standard library for the browser if the compiler has none.
+fn add_target() -> Result<(), BuildError> {
+    let library = output(Command::new("rustc").current_dir(root()).args([
+        "--print",
+        "target-libdir",
+        "--target",
+        TARGET,
+    ]))?;
+    if Path::new(library.trim()).exists() {
+        return Ok(());
+    }
+    run(Command::new("rustup").current_dir(root()).args(["target", "add", TARGET]))
+}
+
+fn target_folder() -> Result<PathBuf, BuildError> {
+    let mut command = Command::new(cargo());
+    let text = output(command.current_dir(root()).args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| BuildError::Metadata(error.to_string()))?;
+    let folder = metadata["target_directory"].as_str();
+    folder.map(PathBuf::from).ok_or_else(|| BuildError::Metadata("no target_directory".into()))
+}

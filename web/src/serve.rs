@@ -1,0 +1,125 @@
+//! A web server for this machine alone: files of a few folders, with the types that browsers insist on.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tiny_http::{Header, Method, Request, Response};
+
+/// Requests that are answered side by side; a browser opens six connections.
+const THREADS: usize = 8;
+
+/// Folders under their addresses, such as `/` for the repository.
+type Mounts = Vec<(String, PathBuf)>;
+
+/// A running server; it stops when it is dropped.
+pub struct Server {
+    http: Arc<tiny_http::Server>,
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// Serves folders on 127.0.0.1; port 0 is any that is free. The longest address that fits a request wins.
+    ///
+    /// # Errors
+    /// A port that is taken.
+    pub fn start(port: u16, mounts: &[(&str, &Path)]) -> io::Result<Self> {
+        let http = tiny_http::Server::http(("127.0.0.1", port)).map_err(io::Error::other)?;
+        let address = http.server_addr().to_ip().ok_or_else(|| io::Error::other("no address"))?;
+        let mut mounts: Mounts = mounts.iter().map(|(at, folder)| ((*at).into(), (*folder).into())).collect();
+        mounts.sort_by_key(|(at, _)| std::cmp::Reverse(at.len()));
+        let server = Self { http: Arc::new(http), address, asked: Arc::default() };
+        for _ in 0..THREADS {
+            let (http, mounts, asked) = (server.http.clone(), mounts.clone(), server.asked.clone());
+            thread::spawn(move || {
+                while let Ok(request) = http.recv() {
+                    let line = format!("{} {}", request.method(), request.url());
+                    asked.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                    // A browser that has gone away does not want an answer.
+                    let _ = answer(request, &mounts);
+                }
+            });
+        }
+        Ok(server)
+    }
+
+    /// Where it is, such as `http://127.0.0.1:8080`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What was asked for so far, such as `GET /index.html`.
+    pub fn requests(&self) -> Vec<String> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for _ in 0..THREADS {
+            self.http.unblock();
+        }
+    }
+}
+
+fn answer(request: Request, mounts: &Mounts) -> io::Result<()> {
+    if !matches!(request.method(), Method::Get | Method::Head) {
+        return request.respond(Response::empty(405));
+    }
+    let Some((path, file)) =
+        find(request.url(), mounts).and_then(|path| Some((path.clone(), File::open(path).ok()?)))
+    else {
+        return request.respond(Response::from_string("not found").with_status_code(404));
+    };
+    let metadata = file.metadata()?;
+    let changed = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let tag = format!("\"{:x}-{:x}\"", metadata.len(), changed.as_nanos());
+    let same = request
+        .headers()
+        .iter()
+        .any(|header| header.field.equiv("If-None-Match") && header.value == tag.as_str());
+    let headers = [("Content-Type", media_type(&path)), ("ETag", &tag), ("Cache-Control", "no-cache")];
+    let headers = headers.iter().flat_map(|(name, value)| Header::from_bytes(*name, *value)).collect();
+    let length = usize::try_from(metadata.len()).map_err(io::Error::other)?;
+    let (status, body): (u16, Box<dyn Read + Send>) =
+        if same { (304, Box::new(io::empty())) } else { (200, Box::new(file)) };
+    let length = if same { 0 } else { length };
+    // The length is sent, not chunks, so that the page knows how far a download is.
+    let response = Response::new(status.into(), headers, body, Some(length), None);
+    request.respond(response.with_chunked_threshold(usize::MAX))
+}
+
+/// The file behind an address. Nothing that is hidden, and nothing outside the folders.
+fn find(url: &str, mounts: &Mounts) -> Option<PathBuf> {
+    let path = url.split(['?', '#']).next()?;
+    let (mount, folder) = mounts.iter().find(|(at, _)| path.starts_with(at.as_str()))?;
+    let mut file = folder.clone();
+    for part in path[mount.len()..].split('/').filter(|part| !part.is_empty()) {
+        let plain = part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte));
+        if !plain || part.starts_with('.') {
+            return None;
+        }
+        file.push(part);
+    }
+    if file.is_dir() {
+        file.push("index.html");
+    }
+    file.is_file().then_some(file)
+}
+
+fn media_type(path: &Path) -> &'static str {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("html") => "text/html; charset=utf-8",
+        Some("js" | "mjs") => "text/javascript; charset=utf-8",
+        Some("css") => "text/css; charset=utf-8",
+        Some("json") => "application/json",
+        Some("svg") => "image/svg+xml",
+        Some("png") => "image/png",
+        Some("wasm") => "application/wasm",
+        _ => "application/octet-stream",
+    }
+}
