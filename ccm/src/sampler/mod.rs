@@ -6,7 +6,7 @@
 //! evaluations, [`condition`] computes time and label, [`image`] makes pictures.
 
 pub mod condition;
-mod cpu;
+pub(crate) mod cpu;
 pub(crate) mod gpu;
 pub mod image;
 pub mod plan;
@@ -16,6 +16,7 @@ pub mod schedule;
 mod tests;
 
 pub use gpu::Surface;
+pub use gpu::device::is_software;
 use plan::Plan;
 use schedule::{Conditions, Request, Solver, Work, to_planes};
 pub use wgpu::SurfaceTarget;

@@ -3,6 +3,7 @@
 use burn::tensor::{Device, DeviceKind};
 use burn_wgpu::WgpuBackend;
 use burn_wgpu::wgpu::{AdapterInfo, Backend, Backends, DeviceType, Instance, InstanceDescriptor};
+use ccm::sampler::is_software;
 
 use crate::Failure;
 
@@ -105,15 +106,6 @@ fn api(backend: Backend) -> Option<WgpuBackend> {
         Backend::Dx12 => Some(WgpuBackend::Dx12),
         _ => None,
     }
-}
-
-/// Some drivers that draw on the CPU report themselves as something else.
-fn is_software(info: &AdapterInfo) -> bool {
-    let name = info.name.to_lowercase();
-    info.device_type == DeviceType::Cpu
-        || ["llvmpipe", "lavapipe", "swiftshader", "softpipe", "basic render"]
-            .iter()
-            .any(|part| name.contains(part))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use pulp::{Simd, WithSimd};
 
 use super::arch::Arch;
-use super::group_norm::exp;
+use super::exp::exp;
 use super::multiply::{MAX_ROWS, Part, multiply, panel_vectors};
 use super::shared::{Member, Shared};
 use crate::sampler::plan::Attention;

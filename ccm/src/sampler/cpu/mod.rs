@@ -7,6 +7,7 @@ mod advance;
 mod arch;
 mod attention;
 mod conv;
+pub(crate) mod exp;
 mod group_norm;
 mod multiply;
 mod pool;

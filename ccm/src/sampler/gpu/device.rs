@@ -109,8 +109,8 @@ async fn adapters(instance: &Instance, _: Backends) -> Vec<Adapter> {
     instance.request_adapter(&options).await.into_iter().collect()
 }
 
-/// Some drivers that draw on the CPU report themselves as something else.
-pub(crate) fn is_software(info: &AdapterInfo) -> bool {
+/// Whether an adapter computes on the CPU. Some drivers that do report themselves as something else.
+pub fn is_software(info: &AdapterInfo) -> bool {
     let name = info.name.to_lowercase();
     let software = ["llvmpipe", "lavapipe", "swiftshader", "softpipe", "basic render"];
     info.device_type == DeviceType::Cpu || software.iter().any(|part| name.contains(part))
