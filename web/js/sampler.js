@@ -194,9 +194,10 @@ export class Sampler {
       try {
         const engine = this.#open();
         if (engine.isLost()) {
-          // The engine opens the device anew; the canvases are to be told so.
-          this.#surfaces = new WeakMap();
           await adapterIsBack();
+          await engine.recover();
+          // Canvases are to be joined to the new device.
+          this.#surfaces = new WeakMap();
         }
         const made = await task(engine);
         // The engine cannot be asked while it works, so it is asked now; its memory may have changed.
