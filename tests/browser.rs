@@ -25,11 +25,13 @@ const QUIET: [&str; 8] = [
 ];
 
 /// WebGPU on the CPU (SwiftShader), for machines without a GPU.
-const SOFTWARE_WEBGPU: [&str; 5] = [
+const SOFTWARE_WEBGPU: [&str; 6] = [
     "--enable-unsafe-webgpu",
     "--enable-features=Vulkan,WebGPU",
     "--use-webgpu-adapter=swiftshader",
     "--use-angle=swiftshader",
+    // Without it the browser's GPU process falls over when a canvas is shown.
+    "--use-vulkan=swiftshader",
     "--ignore-gpu-blocklist",
 ];
 

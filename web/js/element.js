@@ -7,7 +7,7 @@ import { Sampler } from "./sampler.js";
 const STYLE = `
   :host { display: inline-block; inline-size: 8rem; aspect-ratio: 1; image-rendering: pixelated; contain: content; }
   :host([hidden]) { display: none; }
-  canvas { display: block; inline-size: 100%; block-size: 100%; image-rendering: inherit; }
+  canvas { display: block; inline-size: 100%; block-size: 100%; object-fit: contain; image-rendering: inherit; }
 `;
 
 /** Samplers in use: elements with the same model and backend share one. */
@@ -43,6 +43,7 @@ function whole(value, name) {
 /** The element. */
 export class CcmImage extends HTMLElement {
   static observedAttributes = ["model", "seed", "label", "steps", "backend", "alt"];
+  #style = document.createElement("style");
   #canvas;
   #entry = null;
   #wanted = null;
@@ -51,9 +52,8 @@ export class CcmImage extends HTMLElement {
   constructor() {
     super();
     const root = this.attachShadow({ mode: "open" });
-    const style = document.createElement("style");
-    style.textContent = STYLE;
-    root.append(style);
+    this.#style.textContent = STYLE;
+    root.append(this.#style);
     this.#renew();
     // Defaults: `role` and `aria-label` on the element itself go before them.
     this.#internals.role = "img";
@@ -129,7 +129,7 @@ export class CcmImage extends HTMLElement {
     const sampler = await this.#entry.sampler;
     if (turn !== this.#turn) return false;
     const { width, height } = (this.info = sampler.info);
-    this.#canvas.style.aspectRatio = `${width} / ${height}`;
+    this.#style.sheet.cssRules[0].style.aspectRatio = `${width} / ${height}`;
     await sampler.draw(this.#canvas, {
       seed: whole(this.getAttribute("seed") ?? "0", "seed"),
       label: this.getAttribute("label"),

@@ -13,14 +13,18 @@ const LARGEST_SEED = 2n ** 64n - 1n;
 const LOT = 16;
 
 let engine;
+let heap;
 
 /** Loads the WebAssembly, once. */
 function start() {
   // Bundlers look for this very expression.
-  engine ??= init({ module_or_path: new URL("../pkg/ccm_web_bg.wasm", import.meta.url) }).catch((error) => {
-    engine = undefined;
-    throw new DownloadError(`the sampler's WebAssembly: ${error.message}`, { cause: error });
-  });
+  engine ??= init({ module_or_path: new URL("../pkg/ccm_web_bg.wasm", import.meta.url) }).then(
+    (exports) => (heap = exports.memory),
+    (error) => {
+      engine = undefined;
+      throw new DownloadError(`the sampler's WebAssembly: ${error.message}`, { cause: error });
+    },
+  );
   return engine;
 }
 
@@ -131,7 +135,7 @@ export class Sampler {
   /** What the model is and what it runs on. */
   get info() {
     this.#open();
-    return this.#info;
+    return { ...this.#info, heap: heap.buffer.byteLength };
   }
 
   /** Images from the seeds `seed, seed + 1, ...`. */
@@ -194,9 +198,10 @@ export class Sampler {
       try {
         const engine = this.#open();
         if (engine.isLost()) {
-          // The engine opens the device anew; the canvases are to be told so.
-          this.#surfaces = new WeakMap();
           await adapterIsBack();
+          await engine.recover();
+          // Canvases are to be joined to the new device.
+          this.#surfaces = new WeakMap();
         }
         const made = await task(engine);
         // The engine cannot be asked while it works, so it is asked now; its memory may have changed.

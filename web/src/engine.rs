@@ -98,6 +98,11 @@ impl Engine {
         self.sampler.is_lost()
     }
 
+    /// Opens a lost GPU again.
+    pub async fn recover(&mut self) -> Result<(), JsValue> {
+        self.sampler.recover().await.map_err(from_sampler)
+    }
+
     /// Gives the GPU back, as the browser may at any time; for tests of what happens then.
     #[wasm_bindgen(js_name = loseDevice)]
     pub fn lose_device(&self) {

@@ -272,8 +272,11 @@ impl Sampler {
         }
     }
 
-    /// Opens the GPU again if it is lost.
-    async fn recover(&mut self) -> Result<(), SamplerError> {
+    /// Opens the GPU again if it is lost, as every call does; a surface must be made after that.
+    ///
+    /// # Errors
+    /// A GPU that has not come back.
+    pub async fn recover(&mut self) -> Result<(), SamplerError> {
         if self.is_lost() {
             self.executor = Executor::new(&self.plan, self.precision, self.backend).await?;
         }
