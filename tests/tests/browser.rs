@@ -326,7 +326,7 @@ fn two_hundred_samples_leave_memory_where_it_was() {
         ));
         let canvas = "window.canvas ??= document.createElement('canvas')";
         let round = format!(
-            "(async () => {{ {canvas}; for (let i = 0; i < 100; i++) {{ await s.sample({{ seed: i }}); \
+            "(async () => {{ {canvas}; for (let i = 0; i < 50; i++) {{ await s.sample({{ seed: i }}); \
              await s.draw(canvas, {{ seed: i }}); }} return [s.info.heap, s.info.memory]; }})()"
         );
         let script_heap = |browser: &mut Browser| {

@@ -5,7 +5,7 @@
 export class CcmError extends Error {
   constructor(message, options) {
     super(message, options);
-    this.name = new.target.name;
+    this.name = new.target === AbortedError ? "AbortError" : new.target.name;
     this.code = new.target.code;
   }
 }
@@ -31,7 +31,6 @@ export const DownloadError = define("DownloadError", "download");
 export const RequestError = define("RequestError", "request");
 /** The signal was aborted. Its `name` is `AbortError`, as `fetch` has it. */
 export const AbortedError = define("AbortedError", "aborted");
-Object.defineProperty(AbortedError.prototype, "name", { value: "AbortError", writable: true });
 
 const CLASSES = [
   NoWebGpuError,

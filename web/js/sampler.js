@@ -28,9 +28,8 @@ function start() {
   return engine;
 }
 
-/** Lets the page do something else: draw, or abort. */
+/** Lets the page do something else: draw, or abort. `scheduler.yield()` would come back before timers do. */
 const pause = () =>
-  globalThis.scheduler?.yield?.() ??
   new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => resolve(port1.close());
