@@ -169,6 +169,25 @@ impl Browser {
         base64::engine::general_purpose::STANDARD.decode(data).expect("a picture")
     }
 
+    /// What is to be seen of an element, pixel by pixel: RGBA. A canvas that WebGPU has drawn to cannot be read by a
+    /// script once it has been shown.
+    pub fn seen(&mut self, element: &str) -> Value {
+        let area = self.eval(&format!(
+            "(({{ x, y, width, height }}) => ({{ x, y, width, height, scale: 1 }}))({element}.getBoundingClientRect())"
+        ));
+        let picture = self.call("Page.captureScreenshot", json!({ "format": "png", "clip": area }));
+        self.eval(&format!(
+            "(async () => {{
+                const file = await fetch('data:image/png;base64,' + {});
+                const picture = await createImageBitmap(await file.blob());
+                const copy = new OffscreenCanvas(picture.width, picture.height).getContext('2d');
+                copy.drawImage(picture, 0, 0);
+                return [...copy.getImageData(0, 0, picture.width, picture.height).data];
+            }})()",
+            picture["data"]
+        ))
+    }
+
     /// Sends a command of the protocol and waits for its answer.
     pub fn call(&mut self, method: &str, parameters: Value) -> Value {
         self.sent += 1;

@@ -4,7 +4,9 @@
 # Needs Rust (https://rustup.rs) and a C compiler. On Debian and Ubuntu, as root, it installs what is missing:
 #   build-essential        a linker, for a machine that has only Rust
 #   mesa-vulkan-drivers    Vulkan on the CPU, for the one test that takes a training step through wgpu
-# Without them that test says that it found no adapter, and all others run.
+#   chromium, nodejs, npm  the browser and the package manager that the sampler's tests in a page use
+# Without a driver the tests that want one say that they found no adapter; without the others the tests of the page fail.
+# From the network come crates, the standard library for wasm (rustup), and Vite and TypeScript (npm).
 #
 # CCM_FIXTURES names the folder of reference numbers; by default ../shared/fixtures beside the repository.
 set -euo pipefail

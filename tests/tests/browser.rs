@@ -253,25 +253,29 @@ fn corrupt_models_and_impossible_requests_are_typed_errors_and_the_page_goes_on(
 fn a_destroyed_device_is_opened_again() {
     let site = Site::new();
     let mut browser = site.open(WebGpu::Software);
-    let shown = browser.eval(&format!(
-        "(async () => {{
-            const s = await ccm.Sampler.load('{SHAPES}', {{ backend: 'webgpu-software' }});
-            const canvas = document.body.appendChild(document.createElement('canvas'));
-            await s.draw(canvas, {{ seed: 1 }});
-            const shown = [];
-            for (let i = 0; i < 2; i++) {{
-                s.loseDevice();
-                await new Promise((resolve) => setTimeout(resolve, 200));
-                await s.draw(canvas, {{ seed: 7, label: 3 }});
-                shown.push(pixels(canvas));
-                await s.draw(canvas, {{ seed: 1 }});
-            }}
-            return shown;
-        }})()"
+    browser.eval(&format!(
+        "ccm.Sampler.load('{SHAPES}', {{ backend: 'webgpu-software' }}).then((s) => {{
+            window.s = s;
+            window.canvas = document.body.appendChild(document.createElement('canvas'));
+            canvas.style.display = 'block';
+            return s.draw(canvas, {{ seed: 7, label: 3 }});
+        }})"
     ));
     let expected = native(&shapes(), 7, 3, 1);
-    assert_same_picture(&shown[0], &expected);
-    assert_same_picture(&shown[1], &expected);
+    assert_same_picture(&browser.seen("canvas"), &expected);
+    for _ in 0..2 {
+        browser.eval(
+            "(async () => {
+                await s.draw(canvas, { seed: 1 });
+                s.loseDevice();
+                await new Promise((resolve) => setTimeout(resolve, 200));
+                await s.draw(canvas, { seed: 7, label: 3 });
+            })()",
+        );
+        assert_same_picture(&browser.seen("canvas"), &expected);
+    }
+    let sampled = browser.eval("s.sample({ seed: 7, label: 3 }).then(([image]) => [...image.data])");
+    assert_same_picture(&sampled, &expected);
 }
 
 #[test]
