@@ -1,14 +1,15 @@
-//! Chromium, driven over its DevTools protocol: as much of it as the tests of the page need.
+//! Chromium, driven over its DevTools protocol: as much of it as the tests of the page need. Messages are JSON that ends
+//! in a zero byte, through pipes that the browser finds as its files 3 and 4.
 
-use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tungstenite::{Message, WebSocket};
 
 /// Names that the program goes by; the first that starts is taken.
 const PROGRAMS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "chrome"];
@@ -21,7 +22,7 @@ const QUIET: [&str; 8] = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--remote-debugging-port=0",
+    "--remote-debugging-pipe",
 ];
 
 /// WebGPU on the CPU (SwiftShader), for machines without a GPU.
@@ -50,13 +51,15 @@ pub enum WebGpu {
 /// A browser with one page.
 pub struct Browser {
     program: Child,
-    socket: WebSocket<TcpStream>,
+    to: ChildStdin,
+    from: Receiver<Vec<u8>>,
     session: String,
     sent: u64,
     loaded: bool,
     /// What the page has complained about: errors on the console, exceptions, requests that failed.
     pub complaints: Vec<String>,
-    profile: TempDir,
+    /// Removed when the browser is gone.
+    _profile: TempDir,
 }
 
 impl Browser {
@@ -75,29 +78,46 @@ impl Browser {
         flags.push("about:blank".into());
         let named = std::env::var("CHROMIUM").ok();
         let candidates = named.iter().map(String::as_str).chain(PROGRAMS);
-        let program = candidates.into_iter().find_map(|name| {
-            Command::new(name).args(&flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
-        });
-        let program = program.unwrap_or_else(|| {
+        let exists = |name: &&str| {
+            Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+        };
+        let name = candidates.into_iter().find(exists).unwrap_or_else(|| {
             panic!("no Chromium found: install it (Debian: apt-get install chromium), or name it in CHROMIUM")
         });
-        let address = debugging_address(&profile);
-        let stream = TcpStream::connect(address.trim_start_matches("ws://").split('/').next().unwrap_or_default())
-            .expect("the browser's debugging port");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
-        let (socket, _) = tungstenite::client(address, stream).expect("the browser's debugging socket");
+        let mut program = Command::new("sh")
+            .args(["-c", r#"exec "$0" "$@" 3<&0 4>&1 0</dev/null 1>/dev/null"#, name])
+            .args(&flags)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh");
+        let (to, answers) = (program.stdin.take().expect("a pipe"), program.stdout.take().expect("a pipe"));
+        let (send, from) = channel();
+        thread::spawn(move || {
+            let mut answers = BufReader::new(answers);
+            let mut message = Vec::new();
+            // Until the browser or the test has gone away.
+            while answers.read_until(0, &mut message).is_ok_and(|read| read > 0) {
+                message.pop();
+                if send.send(std::mem::take(&mut message)).is_err() {
+                    break;
+                }
+            }
+        });
         let mut browser = Self {
             program,
-            socket,
+            to,
+            from,
             session: String::new(),
             sent: 0,
             loaded: false,
             complaints: Vec::new(),
-            profile,
+            _profile: profile,
         };
         let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }));
-        let attached = browser
-            .call("Target.attachToTarget", json!({ "targetId": target["targetId"], "flatten": true }));
+        let attached =
+            browser.call("Target.attachToTarget", json!({ "targetId": target["targetId"], "flatten": true }));
         browser.session = attached["sessionId"].as_str().expect("a session").to_owned();
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
             browser.call(domain, json!({}));
@@ -132,14 +152,19 @@ impl Browser {
     pub fn wait_for(&mut self, expression: &str) {
         let start = Instant::now();
         while self.eval(expression) != json!(true) {
-            assert!(start.elapsed() < PATIENCE, "waited in vain for {expression}; complaints: {:?}", self.complaints);
+            assert!(
+                start.elapsed() < PATIENCE,
+                "waited in vain for {expression}; complaints: {:?}",
+                self.complaints
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// A picture of the page as it is seen, or of all of it: PNG.
     pub fn screenshot(&mut self, whole: bool) -> Vec<u8> {
-        let answer = self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": whole }));
+        let answer =
+            self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": whole }));
         let data = answer["data"].as_str().expect("a picture");
         base64::engine::general_purpose::STANDARD.decode(data).expect("a picture")
     }
@@ -151,7 +176,7 @@ impl Browser {
         if !self.session.is_empty() {
             message["sessionId"] = json!(self.session);
         }
-        self.socket.send(Message::text(message.to_string())).expect("the browser listens");
+        self.to.write_all(format!("{message}\0").as_bytes()).expect("the browser listens");
         let id = self.sent;
         loop {
             let message = self.hear();
@@ -164,8 +189,8 @@ impl Browser {
 
     /// The next message. Events are noted on the way.
     fn hear(&mut self) -> Value {
-        let message = self.socket.read().expect("the browser answers in time");
-        let message: Value = serde_json::from_str(message.to_text().unwrap_or("{}")).unwrap_or_default();
+        let message = self.from.recv_timeout(PATIENCE).expect("the browser answers in time");
+        let message: Value = serde_json::from_slice(&message).unwrap_or_default();
         let details = &message["params"];
         let complaint = match message["method"].as_str() {
             Some("Page.loadEventFired") => {
@@ -173,8 +198,12 @@ impl Browser {
                 None
             }
             Some("Runtime.exceptionThrown") => Some(details["exceptionDetails"].to_string()),
-            Some("Runtime.consoleAPICalled") if details["type"] == "error" => Some(details["args"].to_string()),
-            Some("Log.entryAdded") if details["entry"]["level"] == "error" => Some(details["entry"].to_string()),
+            Some("Runtime.consoleAPICalled") if details["type"] == "error" => {
+                Some(details["args"].to_string())
+            }
+            Some("Log.entryAdded") if details["entry"]["level"] == "error" => {
+                Some(details["entry"].to_string())
+            }
             _ => None,
         };
         self.complaints.extend(complaint);
@@ -187,20 +216,5 @@ impl Drop for Browser {
         // It is going away whatever the outcome.
         let _ = self.program.kill();
         let _ = self.program.wait();
-        let _ = self.profile.path();
-    }
-}
-
-/// Where the browser listens; it writes that into its profile.
-fn debugging_address(profile: &TempDir) -> String {
-    let file: PathBuf = profile.path().join("DevToolsActivePort");
-    let start = Instant::now();
-    loop {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
-        if let [port, path, ..] = text.lines().collect::<Vec<_>>()[..] {
-            return format!("ws://127.0.0.1:{port}{path}");
-        }
-        assert!(start.elapsed() < PATIENCE, "the browser did not say where it listens");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

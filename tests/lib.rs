@@ -1,6 +1,7 @@
 //! What the tests share: where the reference fixtures are, and how far apart two results may be.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
 
+pub mod browser;
 pub mod program;
 
 use std::collections::BTreeMap;
