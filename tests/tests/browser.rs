@@ -262,8 +262,8 @@ fn a_destroyed_device_is_opened_again() {
             for (let i = 0; i < 2; i++) {{
                 s.loseDevice();
                 await new Promise((resolve) => setTimeout(resolve, 200));
-                await s.draw(canvas, {{ seed: 7, label: 3 }});
-                shown.push(pixels(canvas));
+                const [image] = await s.sample({{ seed: 7, label: 3 }});
+                shown.push([...image.data]);
                 await s.draw(canvas, {{ seed: 1 }});
             }}
             return shown;

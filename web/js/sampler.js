@@ -30,7 +30,6 @@ function start() {
 
 /** Lets the page do something else: draw, or abort. */
 const pause = () =>
-  globalThis.scheduler?.yield?.() ??
   new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => resolve(port1.close());
