@@ -394,25 +394,44 @@ fn the_element_draws_what_its_attributes_say() {
     assert_eq!(image.expect("an image")["name"]["value"], "generated image, seed 7, 3");
 }
 
-/// The page opens, makes its first picture and complains of nothing.
-fn the_page_opens(webgpu: WebGpu, backend: &str) {
+fn the_page_works(webgpu: WebGpu, backend: &str) {
     let site = Site::new();
     let mut browser = Browser::start(webgpu);
     browser.open(&format!("{}/?backend={backend}", site.server.url()));
-    browser.wait_for("document.documentElement.dataset.state === 'ready'");
+    let state = |state: &str| format!("document.documentElement.dataset.state === '{state}'");
+    browser.wait_for(&state("ready"));
     let first = browser.eval("performance.getEntriesByName('first-picture')[0].startTime");
     println!("{backend}: first picture {first} ms after navigation");
+    browser.wait_for("[...document.querySelectorAll('.tile canvas')].at(-1)?.width === 16");
+    browser.eval("document.querySelectorAll('#classes input')[6].click()");
+    browser.eval("document.getElementById('steps').value = 4; document.getElementById('start').click()");
+    browser.wait_for("document.getElementById('verdict').textContent.includes('times as fast')");
+    browser.eval("document.querySelectorAll('.tile')[3].click()");
+    browser.wait_for("document.getElementById('stage').getAttribute('aria-label').endsWith('seed 10')");
+    assert_no_complaints(&browser);
+
+    let own = site.scratch.path().join("own.safetensors");
+    for (bytes, expected) in [(vec![1; 99], "failed"), (grey(), "ready")] {
+        fs::write(&own, bytes).unwrap();
+        let document = browser.call("DOM.getDocument", json!({}));
+        let root = &document["root"]["nodeId"];
+        let input = browser.call("DOM.querySelector", json!({ "nodeId": root, "selector": "#file" }));
+        browser.call("DOM.setFileInputFiles", json!({ "files": [own], "nodeId": input["nodeId"] }));
+        browser.wait_for(&state(expected));
+    }
+    browser.wait_for("document.querySelector('#stage canvas').height === 12");
+    assert_eq!(browser.eval("document.getElementById('classes').hidden"), json!(true));
     assert_no_complaints(&browser);
 }
 
 #[test]
-fn the_demo_page_opens_without_webgpu() {
-    the_page_opens(WebGpu::Absent, "auto");
+fn the_demo_page_works_without_webgpu() {
+    the_page_works(WebGpu::Absent, "auto");
 }
 
 #[test]
-fn the_demo_page_opens_on_webgpu() {
-    the_page_opens(WebGpu::Software, "webgpu-software");
+fn the_demo_page_works_on_webgpu() {
+    the_page_works(WebGpu::Software, "webgpu-software");
 }
 
 #[test]

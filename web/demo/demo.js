@@ -355,7 +355,11 @@ $("seed").onchange = ({ target }) => {
 };
 $("steps").oninput = nameLanes;
 $("start").onclick = race;
-$("file").onchange = ({ target }) => takeFile(target.files[0]);
+$("file").onchange = ({ target }) => {
+  takeFile(target.files[0]);
+  // So that the same file can be chosen again when it has changed.
+  target.value = "";
+};
 // A file may be dropped anywhere.
 addEventListener("dragover", (event) => {
   event.preventDefault();
