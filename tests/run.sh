@@ -3,10 +3,11 @@
 #
 # Needs Rust (https://rustup.rs) and a C compiler. On Debian and Ubuntu, as root, it installs what is missing:
 #   build-essential        a linker, for a machine that has only Rust
-#   mesa-vulkan-drivers    Vulkan on the CPU, for the one test that takes a training step through wgpu
-#   chromium, nodejs, npm  the browser and the package manager that the sampler's tests in a page use
-# Without a driver the tests that want one say that they found no adapter; without the others the tests of the page fail.
-# From the network come crates, the standard library for wasm (rustup), and Vite and TypeScript (npm).
+#   mesa-vulkan-drivers    Vulkan on the CPU, for tests that run the sampler and a training step through wgpu
+#   chromium               the browser in which the page is tested
+#   nodejs, npm            for the test of the npm package in a Vite project, which npm fetches
+# and, for the page, the target wasm32-unknown-unknown with rustup. Without a Vulkan driver the tests that want one say
+# that they found no adapter; without a browser or npm their tests fail.
 #
 # CCM_FIXTURES names the folder of reference numbers; by default ../shared/fixtures beside the repository.
 set -euo pipefail
@@ -18,7 +19,12 @@ missing() { # packages that are not installed
     done
 }
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-    packages=$(command -v cc >/dev/null || missing build-essential; missing mesa-vulkan-drivers)
+    packages=$(
+        command -v cc >/dev/null || missing build-essential
+        missing mesa-vulkan-drivers chromium
+        command -v node >/dev/null || missing nodejs
+        command -v npm >/dev/null || missing npm
+    )
     if [ -n "$packages" ]; then
         echo "installing: $packages"
         apt-get update -qq
@@ -26,7 +32,7 @@ if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
     fi
 else
-    echo "not root on Debian or Ubuntu: a C compiler and, for one test, a Vulkan driver are expected to be there"
+    echo "not root on Debian or Ubuntu: a C compiler, a Vulkan driver, chromium, node and npm are expected to be there"
 fi
 
 if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; fi

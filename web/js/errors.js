@@ -5,7 +5,7 @@
 export class CcmError extends Error {
   constructor(message, options) {
     super(message, options);
-    this.name = new.target === AbortedError ? "AbortError" : new.target.name;
+    this.name = new.target.title ?? new.target.name;
     this.code = new.target.code;
   }
 }
@@ -31,6 +31,7 @@ export const DownloadError = define("DownloadError", "download");
 export const RequestError = define("RequestError", "request");
 /** The signal was aborted. Its `name` is `AbortError`, as `fetch` has it. */
 export const AbortedError = define("AbortedError", "aborted");
+AbortedError.title = "AbortError";
 
 const CLASSES = [
   NoWebGpuError,
@@ -41,7 +42,6 @@ const CLASSES = [
   RequestError,
   AbortedError,
 ];
-
 
 /** The class of an error that the engine threw, or that came from a worker. */
 export function typed(error) {

@@ -207,11 +207,10 @@ impl Strip<'_> {
                 let row = (position[m].0 * stride + tap / kernel).wrapping_sub(border);
                 let column = (position[m].1 * stride + tap % kernel).wrapping_sub(border);
                 let inside = row < height && column < width_in;
-                let pixel = match upsample {
+                inside.then(|| match upsample {
                     true => row / 2 * (width_in / 2) + column / 2,
-                    false => row.wrapping_mul(width_in).wrapping_add(column),
-                };
-                inside.then_some(pixel)
+                    false => row * width_in + column,
+                })
             });
             let mut before = 0;
             for (map, values) in x.maps().zip(self.operands.x) {

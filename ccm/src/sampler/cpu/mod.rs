@@ -14,7 +14,7 @@ mod pool;
 mod shared;
 
 use conv::{Operands, PackedWeight};
-use shared::{Barrier, Member, Shared};
+use shared::{Barrier, Member, Presence, Shared};
 
 use super::plan::{Map, Op, Plan, Vector};
 use super::schedule::Work;
@@ -108,6 +108,7 @@ impl Executor {
         let run = |thread: usize| {
             let team = thread / members;
             let member = Member { index: thread % members, count: members, barrier: &barriers[team] };
+            let _presence = Presence(&barriers[team]);
             let arena = &arenas[team];
             for i in (team..work.images()).step_by(teams) {
                 for (number, step) in work.steps.iter().enumerate() {

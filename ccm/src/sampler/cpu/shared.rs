@@ -2,7 +2,7 @@
 //! operation and the next.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A buffer that several threads write at once, each its own values.
 #[derive(Clone, Copy)]
@@ -74,6 +74,18 @@ impl Member<'_> {
 pub(super) struct Barrier {
     arrived: AtomicUsize,
     round: AtomicUsize,
+    broken: AtomicBool,
+}
+
+/// Held by a member while it works: if it panics, the others do not wait for it for ever.
+pub(super) struct Presence<'a>(pub(super) &'a Barrier);
+
+impl Drop for Presence<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.broken.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Barrier {
@@ -89,6 +101,7 @@ impl Barrier {
         let mut spins = 0;
         while self.round.load(Ordering::Acquire) == round {
             spins += 1;
+            assert!(!self.broken.load(Ordering::Relaxed), "another thread of the team has panicked");
             if spins < SPINS {
                 std::hint::spin_loop();
             } else {
