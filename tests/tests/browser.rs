@@ -429,12 +429,8 @@ fn the_page_works(webgpu: WebGpu, backend: &str) {
 }
 
 #[test]
-fn the_demo_page_opens_without_webgpu() {
-    let site = Site::new();
-    let mut browser = Browser::start(WebGpu::Absent);
-    browser.open(&format!("{}/?backend=auto", site.server.url()));
-    browser.wait_for("document.documentElement.dataset.state === 'ready'");
-    assert_no_complaints(&browser);
+fn the_demo_page_works_without_webgpu() {
+    the_page_works(WebGpu::Absent, "auto");
 }
 
 #[test]
