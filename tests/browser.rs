@@ -26,7 +26,7 @@ const QUIET: [&str; 8] = [
 ];
 
 /// WebGPU on the CPU (SwiftShader), for machines without a GPU.
-const SOFTWARE_WEBGPU: [&str; 6] = [
+const SOFTWARE_WEBGPU: [&str; 7] = [
     "--enable-unsafe-webgpu",
     "--enable-features=Vulkan,WebGPU",
     "--use-webgpu-adapter=swiftshader",
@@ -34,6 +34,8 @@ const SOFTWARE_WEBGPU: [&str; 6] = [
     // Without it the browser's GPU process falls over when a canvas is shown.
     "--use-vulkan=swiftshader",
     "--ignore-gpu-blocklist",
+    // It would kill a GPU process that computes for longer than a GPU would.
+    "--disable-gpu-watchdog",
 ];
 
 /// The longest that any one thing may take.
@@ -131,7 +133,7 @@ impl Browser {
         let answer = self.call("Page.navigate", json!({ "url": url }));
         assert!(answer.get("errorText").is_none(), "{url}: {}", answer["errorText"]);
         while !self.loaded {
-            self.hear();
+            self.hear(url);
         }
     }
 
@@ -198,7 +200,7 @@ impl Browser {
         self.to.write_all(format!("{message}\0").as_bytes()).expect("the browser listens");
         let id = self.sent;
         loop {
-            let message = self.hear();
+            let message = self.hear(&message.to_string());
             if message["id"] == json!(id) {
                 assert!(message.get("error").is_none(), "{method}: {}", message["error"]);
                 return message["result"].clone();
@@ -206,9 +208,10 @@ impl Browser {
         }
     }
 
-    /// The next message. Events are noted on the way.
-    fn hear(&mut self) -> Value {
-        let message = self.from.recv_timeout(PATIENCE).expect("the browser answers in time");
+    /// The next message after `asked`. Events are noted on the way.
+    fn hear(&mut self, asked: &str) -> Value {
+        let message = self.from.recv_timeout(PATIENCE);
+        let message = message.unwrap_or_else(|_| panic!("no word from the browser after {asked}"));
         let message: Value = serde_json::from_slice(&message).unwrap_or_default();
         let details = &message["params"];
         let complaint = match message["method"].as_str() {

@@ -38,7 +38,7 @@ impl Noise {
         if let Some(value) = self.spare.take() {
             return value;
         }
-        let radius = libm::sqrt(-2.0 * libm::log(1.0 - self.uniform()));
+        let radius = (-2.0 * libm::log(1.0 - self.uniform())).sqrt();
         let angle = std::f64::consts::TAU * self.uniform();
         self.spare = Some((radius * libm::sin(angle)) as f32);
         (radius * libm::cos(angle)) as f32

@@ -6,10 +6,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{ModelCard, SpecError, UNetSpec};
+
+mod header;
+
+use header::Entry;
 
 /// Why a tensor or model file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -116,32 +120,13 @@ impl TensorFile {
     /// # Errors
     /// A file that is cut short, a header that claims more than the file holds, or values that are no numbers.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
-        let length = bytes.get(..8).and_then(|head| head.try_into().ok()).map(u64::from_le_bytes);
-        let length = length.ok_or_else(|| {
-            WeightsError::Malformed(format!(
-                "expected a header of at least 8 bytes, found {} bytes",
-                bytes.len()
-            ))
-        })?;
-        if length > bytes.len() as u64 - 8 {
-            return Err(WeightsError::Malformed(format!(
-                "the header claims {length} bytes, the file holds {} after it",
-                bytes.len() - 8
-            )));
+        let (entries, description) = header::read(bytes)?;
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in entries {
+            let tensor = host_tensor(&name, entry)?;
+            tensors.insert(name, tensor);
         }
-        let malformed = |error: safetensors::SafeTensorError| WeightsError::Malformed(error.to_string());
-        let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
-        let (claimed, held) = (metadata.data_len(), bytes.len() - 8 - header);
-        if claimed != held {
-            return Err(WeightsError::Malformed(format!(
-                "the header claims {claimed} bytes of tensors, the file holds {held}"
-            )));
-        }
-        let description =
-            metadata.metadata().as_ref().and_then(|text| text.get(METADATA_KEY)).cloned().unwrap_or_default();
-        let file = SafeTensors::deserialize(bytes).map_err(malformed)?;
-        let tensors = file.iter().map(|(name, view)| Ok((name.to_owned(), host_tensor(name, &view)?)));
-        Ok(Self { tensors: tensors.collect::<Result<_, WeightsError>>()?, description })
+        Ok(Self { tensors, description })
     }
 
     /// Writes a safetensors file; the same contents always give the same bytes.
@@ -162,23 +147,23 @@ impl TensorFile {
     }
 }
 
-fn host_tensor(name: &str, view: &TensorView) -> Result<HostTensor, WeightsError> {
-    let bytes = view.data();
+fn host_tensor(name: &str, entry: Entry) -> Result<HostTensor, WeightsError> {
+    let Entry { kind, shape, bytes } = entry;
     fn read<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
     }
-    let values = match view.dtype() {
-        Dtype::F32 => read(bytes, f32::from_le_bytes),
-        Dtype::F16 => read(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => read(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
-        Dtype::F64 => read(bytes, |b| f64::from_le_bytes(b) as f32),
-        Dtype::I64 => read(bytes, |b| i64::from_le_bytes(b) as f32),
-        Dtype::I32 => read(bytes, |b| i32::from_le_bytes(b) as f32),
-        Dtype::U8 => read(bytes, |[b]: [u8; 1]| f32::from(b)),
-        Dtype::I8 => read(bytes, |b| f32::from(i8::from_le_bytes(b))),
-        other => return Err(WeightsError::Kind { name: name.to_owned(), found: format!("{other:?}") }),
+    let values = match kind.as_str() {
+        "F32" => read(bytes, f32::from_le_bytes),
+        "F16" => read(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
+        "BF16" => read(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
+        "F64" => read(bytes, |b| f64::from_le_bytes(b) as f32),
+        "I64" => read(bytes, |b| i64::from_le_bytes(b) as f32),
+        "I32" => read(bytes, |b| i32::from_le_bytes(b) as f32),
+        "U8" => read(bytes, |[b]: [u8; 1]| f32::from(b)),
+        "I8" => read(bytes, |b| f32::from(i8::from_le_bytes(b))),
+        _ => return Err(WeightsError::Kind { name: name.to_owned(), found: kind }),
     };
-    Ok(HostTensor { shape: view.shape().to_vec(), values })
+    Ok(HostTensor { shape, values })
 }
 
 /// A tensor as it stands in a file.

@@ -3,6 +3,13 @@
 //! A kernel is one source for all its variants: [`Kernel::source`] puts a few declarations before it, which say
 //! what feature maps and weights are stored as and how large a tile is. The CPU has kernels of the same names.
 
+/// A kernel's file as `build.rs` leaves it.
+macro_rules! wgsl {
+    ($file:literal) => {
+        include_str!(concat!(env!("OUT_DIR"), "/", $file))
+    };
+}
+
 /// What feature maps are stored and products computed as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Real {
@@ -73,7 +80,7 @@ pub enum Kernel {
 }
 
 /// `rgba.wgsl`: draws an image; entry points `corner` (vertex) and `colour` (fragment). Bindings: sizes, image.
-pub const RGBA: &str = include_str!("rgba.wgsl");
+pub const RGBA: &str = wgsl!("rgba.wgsl");
 
 /// Pixels that a workgroup of [`Kernel::Normalize`] writes.
 pub const NORMALIZE_RUN: u32 = 64;
@@ -103,26 +110,26 @@ impl Kernel {
     /// The whole module.
     pub fn source(self, real: Real) -> String {
         let mut parts = vec![match real {
-            Real::F32 => include_str!("prelude/f32.wgsl"),
-            Real::F16 => include_str!("prelude/f16.wgsl"),
+            Real::F32 => wgsl!("prelude/f32.wgsl"),
+            Real::F16 => wgsl!("prelude/f16.wgsl"),
         }];
         if let Self::Conv(weights, tile) = self {
             parts.push(match weights {
-                Weights::F32 => include_str!("prelude/weight_f32.wgsl"),
-                Weights::F16 => include_str!("prelude/weight_f16.wgsl"),
-                Weights::Q8 => include_str!("prelude/weight_q8.wgsl"),
+                Weights::F32 => wgsl!("prelude/weight_f32.wgsl"),
+                Weights::F16 => wgsl!("prelude/weight_f16.wgsl"),
+                Weights::Q8 => wgsl!("prelude/weight_q8.wgsl"),
             });
             parts.push(match tile {
-                Tile::Narrow => include_str!("prelude/narrow.wgsl"),
-                Tile::Wide | Tile::Direct => include_str!("prelude/wide.wgsl"),
+                Tile::Narrow => wgsl!("prelude/narrow.wgsl"),
+                Tile::Wide | Tile::Direct => wgsl!("prelude/wide.wgsl"),
             });
         }
         parts.push(match self {
-            Self::Conv(..) => include_str!("conv.wgsl"),
-            Self::Moments | Self::Normalize => include_str!("group_norm.wgsl"),
-            Self::Attention => include_str!("attention.wgsl"),
-            Self::Pool => include_str!("pool.wgsl"),
-            Self::Advance => include_str!("advance.wgsl"),
+            Self::Conv(..) => wgsl!("conv.wgsl"),
+            Self::Moments | Self::Normalize => wgsl!("group_norm.wgsl"),
+            Self::Attention => wgsl!("attention.wgsl"),
+            Self::Pool => wgsl!("pool.wgsl"),
+            Self::Advance => wgsl!("advance.wgsl"),
         });
         parts.concat()
     }

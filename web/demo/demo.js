@@ -1,7 +1,7 @@
 // The demo page: a stage, a gallery, a race between student and teacher, and the visitor's own model.
 
-import { AbortedError, NoWebGpuError } from "../js/errors.js";
-import { WorkerSampler } from "../js/remote.js";
+import { AbortedError, NoWebGpuError } from "../pkg/errors.js";
+import { WorkerSampler } from "../pkg/remote.js";
 import { MODELS } from "./models.js";
 
 const TILES = 24;

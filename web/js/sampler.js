@@ -151,7 +151,7 @@ export class Sampler {
         if (images.length) await pause();
         check(signal);
         const from = BigInt.asUintN(64, first + BigInt(images.length));
-        const bytes = await engine.sample(from, number, steps, Math.min(lot, count - images.length));
+        const bytes = await engine.sample(from, from, 0, number, steps, Math.min(lot, count - images.length));
         images.push(...toImages(bytes, info));
       }
       return images;
@@ -233,7 +233,7 @@ export class Sampler {
       }
       const context = canvas.getContext("2d");
       if (!context) throw new RequestError("canvas: it was drawn to by WebGPU, and a CPU sampler wants another");
-      const [image] = toImages(await engine.between(from, to, weight, number, steps), info);
+      const [image] = toImages(await engine.sample(from, to, weight, number, steps, 1), info);
       context.putImageData(image, 0, 0);
     });
   }

@@ -6,8 +6,7 @@ use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler, SurfaceTarget};
 use ccm::spec::UNetSpec;
 use ccm::weights::Model;
-use gloo_utils::format::JsValueSerdeExt;
-use serde::Serialize;
+use js_sys::{Array, Object, Reflect};
 use wasm_bindgen::prelude::*;
 use web_sys::{HtmlCanvasElement, OffscreenCanvas};
 
@@ -22,26 +21,6 @@ pub struct Engine {
 /// A canvas that the GPU draws to.
 #[wasm_bindgen]
 pub struct Surface(ccm::sampler::Surface);
-
-/// What the page may know of a model and of what runs it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Description<'a> {
-    backend: String,
-    adapter: String,
-    software: bool,
-    precision: String,
-    parameters: usize,
-    memory: u64,
-    width: usize,
-    height: usize,
-    channels: usize,
-    num_classes: Option<usize>,
-    classes: &'a [String],
-    role: &'a str,
-    source: &'a str,
-    data: &'a str,
-}
 
 /// Called once, when the module starts: a panic says what it was before it stops the module.
 #[wasm_bindgen(start)]
@@ -73,23 +52,23 @@ impl Engine {
     /// What the model is and what it runs on: `Info` of `index.d.ts`.
     pub fn describe(&self) -> Result<JsValue, JsValue> {
         let (info, spec, card) = (self.sampler.info(), self.sampler.spec(), self.sampler.card());
-        let description = Description {
-            backend: info.backend,
-            adapter: info.adapter,
-            software: info.software,
-            precision: info.precision,
-            parameters: info.parameters,
-            memory: info.memory,
-            width: spec.width,
-            height: spec.height,
-            channels: spec.in_channels,
-            num_classes: spec.num_classes,
-            classes: &card.classes,
-            role: &card.role,
-            source: &card.source,
-            data: &card.data,
-        };
-        JsValue::from_serde(&description).map_err(|error| coded("request", &error.to_string()))
+        let description = Object::new();
+        let set = |key: &str, value: JsValue| Reflect::set(&description, &key.into(), &value);
+        set("backend", info.backend.into())?;
+        set("adapter", info.adapter.into())?;
+        set("software", info.software.into())?;
+        set("precision", info.precision.into())?;
+        set("parameters", (info.parameters as f64).into())?;
+        set("memory", (info.memory as f64).into())?;
+        set("width", (spec.width as f64).into())?;
+        set("height", (spec.height as f64).into())?;
+        set("channels", (spec.in_channels as f64).into())?;
+        set("numClasses", spec.num_classes.map_or(JsValue::NULL, |count| (count as f64).into()))?;
+        set("classes", card.classes.iter().map(JsValue::from).collect::<Array>().into())?;
+        set("role", card.role.as_str().into())?;
+        set("source", card.source.as_str().into())?;
+        set("data", card.data.as_str().into())?;
+        Ok(description.into())
     }
 
     /// Whether the GPU is gone, and the engine with it.
@@ -133,35 +112,24 @@ impl Engine {
         self.sampler.draw(&mut surface.0, &request, steps).await.map_err(from_sampler)
     }
 
-    /// Images from the seeds `seed, seed + 1, ...`: `[count, height, width, 4]` bytes.
+    /// Images from the seeds `from, from + 1, ...`; where `to` is another seed than `from`, the image at `weight` of
+    /// the way to it: `[count, height, width, 4]` bytes.
     pub async fn sample(
-        &mut self,
-        seed: u64,
-        label: u32,
-        steps: usize,
-        count: usize,
-    ) -> Result<Vec<u8>, JsValue> {
-        let request = Request::from_seeds(self.sampler.spec(), seed, &vec![label; count], count);
-        self.rgba(&request, steps).await
-    }
-
-    /// The image at `weight` of the way between two seeds: `[height, width, 4]` bytes.
-    pub async fn between(
         &mut self,
         from: u64,
         to: u64,
         weight: f32,
         label: u32,
         steps: usize,
+        count: usize,
     ) -> Result<Vec<u8>, JsValue> {
-        let request = Request::between(self.sampler.spec(), [from, to], Some(label), &[weight]);
-        self.rgba(&request, steps).await
-    }
-}
-
-impl Engine {
-    async fn rgba(&mut self, request: &Request, steps: usize) -> Result<Vec<u8>, JsValue> {
-        let planes = self.sampler.sample(request, steps).await.map_err(from_sampler)?;
+        let spec = self.sampler.spec();
+        let request = if from == to {
+            Request::from_seeds(spec, from, &vec![label; count], count)
+        } else {
+            Request::between(spec, [from, to], Some(label), &[weight])
+        };
+        let planes = self.sampler.sample(&request, steps).await.map_err(from_sampler)?;
         Ok(to_rgba(&planes, self.sampler.spec()))
     }
 }

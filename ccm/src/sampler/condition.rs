@@ -125,8 +125,12 @@ impl Conditioner {
 
 /// Cosines and sines of the time at `channels / 2` frequencies.
 fn timestep_embedding(t: f32, channels: usize) -> Vec<f32> {
-    const MAX_PERIOD: f32 = 10_000.0;
+    const MAX_PERIOD: f64 = 10_000.0;
     let half = channels / 2;
-    let angle = |i: usize| t * libm::expf(-libm::logf(MAX_PERIOD) * i as f32 / half as f32);
-    (0..half).map(|i| libm::cosf(angle(i))).chain((0..half).map(|i| libm::sinf(angle(i)))).collect()
+    let exponent = |i: usize| -libm::log(MAX_PERIOD) as f32 * i as f32 / half as f32;
+    let angle = |i: usize| f64::from(t * libm::expf(exponent(i)));
+    (0..half)
+        .map(|i| libm::cos(angle(i)) as f32)
+        .chain((0..half).map(|i| libm::sin(angle(i)) as f32))
+        .collect()
 }

@@ -6,7 +6,7 @@
 //! 4, the image's 1 or 3 filled up with zeros. Skip connections are never concatenated: what reads one reads two
 //! maps.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::condition::{Conditioner, Linear};
 use crate::spec::{LayerSpec, NORM_GROUPS, Resample, UNetSpec};
@@ -241,16 +241,16 @@ impl Plan {
     pub fn new(model: Model) -> Self {
         let Model { spec, tensors, .. } = model;
         let names = spec.tensors().into_iter().map(|tensor| tensor.name);
-        let tensors: HashMap<String, HostTensor> = names.zip(tensors).collect();
         let mut build = Builder {
             spec: &spec,
-            tensors,
+            tensors: BTreeMap::new(),
             ops: Vec::new(),
             maps: Vec::new(),
             weights: Vec::new(),
             vectors: Vec::new(),
             conditioner: Conditioner::new(spec.model_channels),
         };
+        build.tensors.extend(names.zip(tensors));
         let (x, velocity) = build.network();
         let Builder { ops, maps, weights, vectors, conditioner, .. } = build;
         let mut plan = Self { ops, buffers: Vec::new(), x, velocity, weights, vectors, conditioner, spec };
@@ -369,7 +369,7 @@ impl Order {
 /// Walks through the layout, and emits operations on maps that each have a buffer of their own.
 struct Builder<'a> {
     spec: &'a UNetSpec,
-    tensors: HashMap<String, HostTensor>,
+    tensors: BTreeMap<String, HostTensor>,
     ops: Vec<Op>,
     maps: Vec<usize>,
     weights: Vec<ConvWeight>,

@@ -87,8 +87,8 @@ impl Request {
     pub fn between(spec: &UNetSpec, seeds: [u64; 2], label: Option<u32>, weights: &[f32]) -> Self {
         let [a, b] = seeds.map(|seed| image_noise(seed, spec.image_len()));
         let noise = weights.iter().flat_map(|w| {
-            let angle = w * std::f32::consts::FRAC_PI_2;
-            let (sin, cos) = (libm::sinf(angle), libm::cosf(angle));
+            let angle = f64::from(*w) * std::f64::consts::FRAC_PI_2;
+            let (sin, cos) = (libm::sin(angle) as f32, libm::cos(angle) as f32);
             a.iter().zip(&b).map(move |(a, b)| cos * a + sin * b)
         });
         Self { noise: noise.collect(), labels: vec![label.unwrap_or(0); weights.len()], seed: seeds[0] }

@@ -1,6 +1,8 @@
-//! Writes the JavaScript that loads a WebAssembly module: `bindgen MODULE.wasm FOLDER`.
+//! Writes what a page downloads: `bindgen MODULE.wasm FOLDER` puts there the module, the JavaScript that wasm-bindgen
+//! makes for it, and the scripts of `js/`, all without what only readers need.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -12,7 +14,8 @@ fn main() -> ExitCode {
         eprintln!("usage: bindgen MODULE.wasm FOLDER");
         return ExitCode::FAILURE;
     };
-    match bind(Path::new(&module), Path::new(&out)) {
+    let (module, out) = (Path::new(&module), Path::new(&out));
+    match bind(module, out).and_then(|()| copy_scripts(out)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -37,10 +40,34 @@ fn bind(module: &Path, out: &Path) -> Result<(), String> {
         let name = format!("_{number}");
         short.insert(std::mem::replace(&mut import.name, name.clone()), name);
     }
-    let script = renamed(output.js(), &short);
+    let script = renamed(&shortened(output.js()), &short);
     output.emit(out).map_err(|error| bindgen(&error))?;
     let file = out.join("ccm_web.js");
-    std::fs::write(&file, script).map_err(|error| format!("{}: {error}", file.display()))
+    write(&file, &script)
+}
+
+/// Copies the scripts of `js/` to where the module is.
+fn copy_scripts(out: &Path) -> Result<(), String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("js");
+    let fault = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    for entry in fs::read_dir(&folder).map_err(|error| fault(&folder, error))? {
+        let file = entry.map_err(|error| fault(&folder, error))?.path();
+        let script = fs::read_to_string(&file).map_err(|error| fault(&file, error))?;
+        let name = file.file_name().unwrap_or_default();
+        write(&out.join(name), &shortened(&script).replace("\"../pkg/", "\"./"))?;
+    }
+    Ok(())
+}
+
+fn write(file: &Path, script: &str) -> Result<(), String> {
+    fs::write(file, script).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// A script without its indentation and the lines that are comments.
+fn shortened(script: &str) -> String {
+    let lines = script.lines().map(str::trim);
+    let comment = |line: &str| ["//", "/*", "*"].iter().any(|start| line.starts_with(start));
+    lines.filter(|line| !line.is_empty() && !comment(line)).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// A script with other names for some of its identifiers.

@@ -8,7 +8,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::arch::Arch;
-use super::multiply::{MAX_ROWS, Part, multiply, panel_vectors};
+use super::multiply::{MAX_ROWS, Part, TAIL_ROWS, multiply, panel_vectors};
 use super::shared::{Member, Shared};
 use crate::sampler::plan::{Conv, ConvWeight};
 
@@ -122,8 +122,9 @@ impl WithSimd for Strip<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         match self.panel.vectors {
             1 => self.run::<S, 1>(simd),
-            2 => self.run::<S, 2>(simd),
-            _ => self.run::<S, 4>(simd),
+            // The compiler knows whether there are wider ones.
+            4 if panel_vectors::<S>() == 4 => self.run::<S, 4>(simd),
+            _ => self.run::<S, 2>(simd),
         }
     }
 }
@@ -141,12 +142,12 @@ impl Strip<'_> {
             while pixel < self.pixels.end {
                 match self.pixels.end - pixel {
                     MAX_ROWS.. => self.tile::<S, MAX_ROWS, N>(simd, pixel, taps.clone()),
-                    4.. => self.tile::<S, 4, N>(simd, pixel, taps.clone()),
+                    TAIL_ROWS.. => self.tile::<S, TAIL_ROWS, N>(simd, pixel, taps.clone()),
                     _ => self.tile::<S, 1, N>(simd, pixel, taps.clone()),
                 }
                 pixel += match self.pixels.end - pixel {
                     MAX_ROWS.. => MAX_ROWS,
-                    4.. => 4,
+                    TAIL_ROWS.. => TAIL_ROWS,
                     _ => 1,
                 };
             }

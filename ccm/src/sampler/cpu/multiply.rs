@@ -5,14 +5,31 @@
 
 use pulp::Simd;
 
-/// Rows of the largest tile.
-pub(super) const MAX_ROWS: usize = 6;
+/// Rows of the largest tile. Engines of wasm keep one of 16 registers for themselves, and multiply before they add.
+pub(super) const MAX_ROWS: usize = if cfg!(target_arch = "wasm32") { 4 } else { 6 };
+
+/// Rows of the tile for what the largest ones leave; the rest goes row by row. Nearly all maps have a multiple of 4.
+pub(super) const TAIL_ROWS: usize = if MAX_ROWS == 4 { 1 } else { 4 };
 
 /// Vectors of columns of the widest tile that leaves some registers to spare.
 #[inline(always)]
 pub(super) fn panel_vectors<S: Simd>() -> usize {
     // pulp counts 32 registers for wasm, whose engines have 16 to give on most machines.
     if S::REGISTER_COUNT >= 32 && !cfg!(target_arch = "wasm32") { 4 } else { 2 }
+}
+
+/// A loop of up to six rounds, spelled out: where a build is optimized for size, the compiler would leave it as it is,
+/// and values that are reached by a counter cannot stay in registers.
+macro_rules! unrolled {
+    ($i:ident < $count:ident => $body:block) => {
+        unrolled!($i, $count, $body, 0, 1, 2, 3, 4, 5)
+    };
+    ($i:ident, $count:ident, $body:block, $($round:literal),*) => {
+        $(if $round < $count {
+            let $i = $round;
+            $body
+        })*
+    };
 }
 
 /// A part of the sum: rows of the left matrix, each `depth` values long, and the panel that they meet.
@@ -46,15 +63,13 @@ pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize>(
         // SAFETY: the assertion bounds the panel; the caller vouches for the rows.
         unsafe {
             let mut columns = [simd.splat_f32s(0.0); N];
-            for (n, column) in columns.iter_mut().enumerate() {
-                *column = panel.add(n * S::F32_LANES).cast::<S::f32s>().read_unaligned();
-            }
-            for (row, sums) in rows.iter().zip(sums.iter_mut()) {
-                let factor = simd.splat_f32s(*row.add(k));
-                for (sum, column) in sums.iter_mut().zip(&columns) {
-                    *sum = simd.mul_add_e_f32s(factor, *column, *sum);
-                }
-            }
+            unrolled!(n < N => {
+                columns[n] = panel.add(n * S::F32_LANES).cast::<S::f32s>().read_unaligned();
+            });
+            unrolled!(m < M => {
+                let factor = simd.splat_f32s(*rows[m].add(k));
+                unrolled!(n < N => { sums[m][n] = simd.mul_add_e_f32s(factor, columns[n], sums[m][n]); });
+            });
             panel = panel.add(width);
         }
     }

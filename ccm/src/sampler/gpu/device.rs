@@ -111,7 +111,7 @@ async fn adapters(instance: &Instance, _: Backends) -> Vec<Adapter> {
 
 /// Whether an adapter computes on the CPU. Some drivers that do report themselves as something else.
 pub fn is_software(info: &AdapterInfo) -> bool {
-    let name = info.name.to_lowercase();
+    let name = info.name.to_ascii_lowercase();
     let software = ["llvmpipe", "lavapipe", "swiftshader", "softpipe", "basic render"];
     info.device_type == DeviceType::Cpu || software.iter().any(|part| name.contains(part))
 }

@@ -7,11 +7,9 @@ pub(crate) mod device;
 mod prepared;
 mod weights;
 
-use std::collections::HashMap;
-
 use ccm_shaders::{RGBA, Real, Weights};
 use device::Device;
-use prepared::{Dispatch, Fixed, Prepared, block_bytes};
+use prepared::{Dispatch, Fixed, Pipelines, Prepared, block_bytes};
 use weights::StoredWeight;
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wgpu::{BufferUsages, CommandEncoder, ComputePipeline};
@@ -25,6 +23,7 @@ use crate::weights::Precision;
 pub(super) struct Executor {
     device: Device,
     fixed: Fixed,
+    pipelines: Pipelines,
     prepared: Option<Prepared>,
     most_images: usize,
     picture: Option<(wgpu::TextureFormat, wgpu::RenderPipeline)>,
@@ -70,9 +69,16 @@ impl Executor {
             contents: bytemuck::cast_slice(&plan.vectors),
             usage: BufferUsages::STORAGE,
         });
-        let fixed = Fixed { real, kind, tile: None, weights, vectors, pipelines: HashMap::new() };
+        let fixed = Fixed { real, kind, tile: None, weights, vectors };
         device.check()?;
-        Ok(Self { device, fixed, prepared: None, most_images, picture: None })
+        Ok(Self {
+            device,
+            fixed,
+            pipelines: Pipelines::default(),
+            prepared: None,
+            most_images,
+            picture: None,
+        })
     }
 
     /// Cuts every convolution up in the same way, whatever its size and the adapter.
@@ -154,7 +160,8 @@ impl Executor {
         if self.prepared.as_ref().is_none_or(|prepared| prepared.images != work.images()) {
             // The old buffers go before the new ones come.
             self.prepared = None;
-            self.prepared = Some(Prepared::new(&self.device, plan, &mut self.fixed, work.images()));
+            self.prepared =
+                Some(Prepared::new(&self.device, plan, &self.fixed, &mut self.pipelines, work.images()));
         }
         let Some(prepared) = &self.prepared else { return Ok(()) };
         let queue = &self.device.queue;
@@ -191,7 +198,7 @@ impl Executor {
         let mut pass = encoder.begin_compute_pass(&Default::default());
         let mut last: Option<&ComputePipeline> = None;
         for dispatch in dispatches {
-            let Some(pipeline) = self.fixed.pipelines.get(&dispatch.kernel) else { continue };
+            let pipeline = self.pipelines.get(dispatch.kernel);
             if last != Some(pipeline) {
                 pass.set_pipeline(pipeline);
                 last = Some(pipeline);
@@ -230,9 +237,9 @@ impl Executor {
         let texture = match surface.surface.get_current_texture() {
             wgpu::CurrentSurfaceTexture::Success(texture)
             | wgpu::CurrentSurfaceTexture::Suboptimal(texture) => texture,
-            other => {
+            _ => {
                 surface.size = [0; 2];
-                return Err(SamplerError::Device(format!("the canvas gives no texture: {other:?}")));
+                return Err(SamplerError::Device("the canvas gives no texture".into()));
             }
         };
         if self.picture.as_ref().is_none_or(|(found, _)| *found != format) {

@@ -1,7 +1,5 @@
 //! A plan for a number of images: buffers, bind groups and dispatches, made once and used again.
 
-use std::collections::HashMap;
-
 use ccm_shaders::{ATTENTION_QUERIES, ATTENTION_WIDTH, Kernel, LINE, NORM_BLOCKS, NORMALIZE_RUN, Real, Tile};
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wgpu::{BindGroup, Buffer, BufferUsages, ComputePipeline};
@@ -21,7 +19,6 @@ pub(super) struct Fixed {
     pub(super) tile: Option<Tile>,
     pub(super) weights: Vec<StoredWeight>,
     pub(super) vectors: Buffer,
-    pub(super) pipelines: HashMap<Kernel, ComputePipeline>,
 }
 
 /// Everything for a number of images.
@@ -64,7 +61,13 @@ pub(super) fn block_bytes(real: Real) -> u64 {
 }
 
 impl Prepared {
-    pub(super) fn new(device: &Device, plan: &Plan, fixed: &mut Fixed, images: usize) -> Self {
+    pub(super) fn new(
+        device: &Device,
+        plan: &Plan,
+        fixed: &Fixed,
+        pipelines: &mut Pipelines,
+        images: usize,
+    ) -> Self {
         let gpu = &device.device;
         let count = images as u64;
         let mut bytes = 0;
@@ -98,8 +101,7 @@ impl Prepared {
 
         let build = Build { plan, fixed, maps: &maps, rows: &rows, statistics: &statistics, device, images };
         let drafts: Vec<Draft> = plan.ops.iter().flat_map(|op| build.drafts(op)).collect();
-        let missing: Vec<Kernel> = drafts.iter().map(|draft| draft.kernel).chain([Kernel::Advance]).collect();
-        let created = create_pipelines(gpu, fixed.real, &fixed.pipelines, missing);
+        pipelines.create(gpu, fixed.real, drafts.iter().map(|draft| draft.kernel).chain([Kernel::Advance]));
 
         let mut sizes = Vec::new();
         for draft in &drafts {
@@ -111,27 +113,24 @@ impl Prepared {
             contents: &sizes,
             usage: BufferUsages::UNIFORM,
         });
-        let pipeline = |kernel| created.get(&kernel).or(fixed.pipelines.get(&kernel));
-        let evaluate = drafts.iter().enumerate().filter_map(|(i, draft)| {
+        let evaluate = drafts.iter().enumerate().map(|(i, draft)| {
             let uniform = wgpu::BufferBinding {
                 buffer: &sizes,
                 offset: i as u64 * SIZES_PITCH,
                 size: wgpu::BufferSize::new(4 * draft.sizes.len().next_multiple_of(4) as u64),
             };
-            let operands = bind(gpu, pipeline(draft.kernel)?, uniform, &draft.buffers);
-            Some(Dispatch { kernel: draft.kernel, operands, workgroups: draft.workgroups })
+            let operands = bind(gpu, pipelines.get(draft.kernel), uniform, &draft.buffers);
+            Dispatch { kernel: draft.kernel, operands, workgroups: draft.workgroups }
         });
         let evaluate = evaluate.collect();
         let all = images as u32 * plan.x.pixels() as u32;
         let operands = [&maps[plan.velocity.buffer], &noise, &image, &maps[plan.x.buffer]];
         let uniform = wgpu::BufferBinding { buffer: &step, offset: 0, size: None };
-        let advance = &created.get(&Kernel::Advance).unwrap_or_else(|| &fixed.pipelines[&Kernel::Advance]);
         let advance = Dispatch {
             kernel: Kernel::Advance,
-            operands: bind(gpu, advance, uniform, &operands),
+            operands: bind(gpu, pipelines.get(Kernel::Advance), uniform, &operands),
             workgroups: line(all),
         };
-        fixed.pipelines.extend(created);
         Self { images, image, noise, rows, step, evaluate, advance, bytes }
     }
 }
@@ -151,44 +150,57 @@ fn bind(
     gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
 }
 
-/// Creates the pipelines that are not there yet, side by side where the platform has threads.
-fn create_pipelines(
-    gpu: &wgpu::Device,
-    real: Real,
-    existing: &HashMap<Kernel, ComputePipeline>,
-    mut kernels: Vec<Kernel>,
-) -> HashMap<Kernel, ComputePipeline> {
-    let mut seen = std::collections::HashSet::new();
-    kernels.retain(|kernel| !existing.contains_key(kernel) && seen.insert(*kernel));
-    let create = |kernel: Kernel| {
-        let source = wgpu::ShaderSource::Wgsl(kernel.source(real).into());
-        let name = Some(kernel.entry_point());
-        let descriptor = wgpu::ShaderModuleDescriptor { label: name, source };
-        // SAFETY: the kernels are this project's own and guard every place by the sizes that they are given, which
-        // come from a checked plan; their loops end. Natively the checks would keep drivers from unrolling loops.
-        let module =
-            unsafe { gpu.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
-        let descriptor = wgpu::ComputePipelineDescriptor {
-            label: name,
-            layout: None,
-            module: &module,
-            entry_point: name,
-            compilation_options: wgpu::PipelineCompilationOptions {
-                // Every kernel writes what it shares before it reads it.
-                zero_initialize_workgroup_memory: false,
-                ..Default::default()
-            },
-            cache: None,
-        };
-        (kernel, gpu.create_compute_pipeline(&descriptor))
-    };
-    #[cfg(not(target_arch = "wasm32"))]
-    {
-        use rayon::prelude::*;
-        kernels.into_par_iter().map(create).collect()
+/// The pipelines that have been created: a dozen at most, so that a list is as good as a map.
+#[derive(Default)]
+pub(super) struct Pipelines(Vec<(Kernel, ComputePipeline)>);
+
+impl Pipelines {
+    /// The pipeline of a kernel that has been created.
+    pub(super) fn get(&self, kernel: Kernel) -> &ComputePipeline {
+        let found = self.0.iter().find(|(created, _)| *created == kernel);
+        &found.unwrap_or_else(|| unreachable!("every kernel is created before it is used")).1
     }
-    #[cfg(target_arch = "wasm32")]
-    kernels.into_iter().map(create).collect()
+
+    /// Creates those that are not there yet, side by side where the platform has threads.
+    fn create(&mut self, gpu: &wgpu::Device, real: Real, kernels: impl Iterator<Item = Kernel>) {
+        let mut missing = Vec::new();
+        for kernel in kernels {
+            if !missing.contains(&kernel) && self.0.iter().all(|(created, _)| *created != kernel) {
+                missing.push(kernel);
+            }
+        }
+        let create = |kernel: Kernel| (kernel, create_pipeline(gpu, kernel, real));
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            use rayon::prelude::*;
+            self.0.par_extend(missing.into_par_iter().map(create));
+        }
+        #[cfg(target_arch = "wasm32")]
+        self.0.extend(missing.into_iter().map(create));
+    }
+}
+
+fn create_pipeline(gpu: &wgpu::Device, kernel: Kernel, real: Real) -> ComputePipeline {
+    let source = wgpu::ShaderSource::Wgsl(kernel.source(real).into());
+    let name = Some(kernel.entry_point());
+    let descriptor = wgpu::ShaderModuleDescriptor { label: name, source };
+    // SAFETY: the kernels are this project's own and guard every place by the sizes that they are given, which
+    // come from a checked plan; their loops end. Natively the checks would keep drivers from unrolling loops.
+    let module =
+        unsafe { gpu.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+    let descriptor = wgpu::ComputePipelineDescriptor {
+        label: name,
+        layout: None,
+        module: &module,
+        entry_point: name,
+        compilation_options: wgpu::PipelineCompilationOptions {
+            // Every kernel writes what it shares before it reads it.
+            zero_initialize_workgroup_memory: false,
+            ..Default::default()
+        },
+        cache: None,
+    };
+    gpu.create_compute_pipeline(&descriptor)
 }
 
 /// Workgroups of [`LINE`] invocations for `count` of them, in two dimensions where one is too short.

@@ -1,0 +1,213 @@
+//! The head of a safetensors file: a length of eight bytes and as much JSON, before the values of all tensors.
+//! Format: <https://huggingface.co/docs/safetensors>.
+//!
+//! Files are written by the crate `safetensors`. It would read them too, but what it takes to do so is a twentieth of
+//! what a page downloads, and it cannot say which tensor is at fault.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+
+use super::WeightsError;
+
+/// A tensor of a file that has been checked.
+pub(super) struct Entry<'a> {
+    /// What its values are: `F32`, `I8` and so on.
+    pub(super) kind: String,
+    /// Dimensions.
+    pub(super) shape: Vec<usize>,
+    /// Its values, little-endian: as many as the product of the dimensions.
+    pub(super) bytes: &'a [u8],
+}
+
+/// Reads the head of a file: its tensors by name, and the text under a key of the metadata.
+///
+/// # Errors
+/// A file that is cut short, or a head that is no JSON of this kind, or does not describe the file to its last byte;
+/// values of an unknown kind.
+pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry<'_>>, String), WeightsError> {
+    let malformed = |message: String| Err(WeightsError::Malformed(message));
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return malformed(format!("expected a header of at least 8 bytes, found {} bytes", bytes.len()));
+    };
+    let length = u64::from_le_bytes(*length);
+    let Some((head, values)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length))
+    else {
+        return malformed(format!(
+            "the header claims {length} bytes, the file holds {} after it",
+            rest.len()
+        ));
+    };
+    let head: Head = match serde_json::from_slice(head) {
+        Ok(head) => head,
+        Err(error) => return malformed(error.to_string()),
+    };
+    let claimed = head.tensors.iter().map(|(_, stored)| stored.data_offsets[1]).max().unwrap_or(0);
+    if claimed != values.len() {
+        return malformed(format!(
+            "the header claims {claimed} bytes of tensors, the file holds {}",
+            values.len()
+        ));
+    }
+    let mut places = BTreeSet::new();
+    let mut tensors = BTreeMap::new();
+    for (name, Stored { dtype: kind, shape, data_offsets: [start, end] }) in head.tensors {
+        let Some(bytes) = values.get(start..end) else {
+            return malformed(format!("tensor `{name}` claims bytes {start} to {end}"));
+        };
+        let Some(size) = size_of(&kind) else { return Err(WeightsError::Kind { name, found: kind }) };
+        let expected = shape.iter().try_fold(size, |product, &dimension| product.checked_mul(dimension));
+        if expected != Some(bytes.len()) {
+            return malformed(format!(
+                "tensor `{name}`: {} bytes are not {shape:?} values of {kind}",
+                bytes.len()
+            ));
+        }
+        if !places.insert((start, end)) && start < end {
+            return malformed(format!("tensor `{name}` stands where another does"));
+        }
+        if tensors.insert(name.clone(), Entry { kind, shape, bytes }).is_some() {
+            return malformed(format!("tensor `{name}` is there twice"));
+        }
+    }
+    let mut last = 0;
+    for (start, end) in places {
+        if start != last {
+            return malformed(format!("byte {last} of the values belongs to no tensor or to two"));
+        }
+        last = end;
+    }
+    Ok((tensors, head.description))
+}
+
+/// Bytes of a value.
+fn size_of(kind: &str) -> Option<usize> {
+    match kind {
+        "I8" | "U8" | "BOOL" => Some(1),
+        "F16" | "BF16" | "I16" | "U16" => Some(2),
+        "F32" | "I32" | "U32" => Some(4),
+        "F64" | "I64" | "U64" => Some(8),
+        _ => None,
+    }
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [usize; 2],
+}
+
+/// What the metadata say; other keys are not read.
+#[derive(Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    ccm: String,
+}
+
+/// The JSON: an object of tensors, in which one key is none.
+#[derive(Default)]
+struct Head {
+    tensors: Vec<(String, Stored)>,
+    description: String,
+}
+
+impl<'de> Deserialize<'de> for Head {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Head;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head, A::Error> {
+                let mut head = Head::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "__metadata__" {
+                        head.description = map.next_value::<Metadata>()?.ccm;
+                    } else {
+                        let wrong = |error| A::Error::custom(format_args!("tensor `{key}`: {error}"));
+                        let stored = map.next_value().map_err(wrong)?;
+                        head.tensors.push((key, stored));
+                    }
+                }
+                Ok(head)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn file(head: &str, values: usize) -> Vec<u8> {
+        [&(head.len() as u64).to_le_bytes(), head.as_bytes(), &vec![0; values]].concat()
+    }
+
+    #[test]
+    fn a_head_that_does_not_describe_its_file_is_an_error() {
+        let cases = [
+            ("[]", 0, "an object of tensors"),
+            (r#"{"a": 7}"#, 0, "tensor `a`"),
+            (r#"{"a": {"dtype": "F32", "shape": [2]}}"#, 8, "tensor `a`: missing field `data_offsets`"),
+            (r#"{"a": {"dtype": "F9", "shape": [2], "data_offsets": [0, 8]}}"#, 8, "tensor `a`"),
+            (
+                r#"{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}"#,
+                8,
+                "8 bytes are not [3] values",
+            ),
+            (r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}"#, 0, "bytes 8 to 0"),
+            (
+                r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#,
+                9,
+                "claims 8 bytes of tensors",
+            ),
+            (r#"{"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}"#, 2, "byte 0"),
+            (
+                r#"{"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
+                    "b": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]}}"#,
+                3,
+                "byte 2",
+            ),
+            (
+                r#"{"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
+                    "b": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}"#,
+                2,
+                "`b` stands where another does",
+            ),
+            (
+                r#"{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+                    "a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}"#,
+                2,
+                "`a` is there twice",
+            ),
+            (
+                r#"{"a": {"dtype": "F64", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}"#,
+                0,
+                "`a`",
+            ),
+        ];
+        for (head, values, expected) in cases {
+            let error = read(&file(head, values)).err().unwrap().to_string();
+            assert!(error.contains(expected), "{head}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_has_no_tensors_and_an_empty_tensor_has_no_bytes() {
+        assert!(read(&file("{}", 0)).unwrap().0.is_empty());
+        let head = r#"{"__metadata__": {"ccm": "x", "other": "y"},
+                       "a": {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 0]},
+                       "b": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}} "#;
+        let bytes = file(head, 4);
+        let (tensors, description) = read(&bytes).unwrap();
+        assert_eq!((description.as_str(), tensors["a"].bytes.len(), tensors["b"].bytes.len()), ("x", 0, 4));
+    }
+}
