@@ -32,12 +32,20 @@ var<workgroup> keys: array<vec4<f32>, KEYS * DEPTH>;
 var<workgroup> scores: array<vec4<f32>, QUERIES * LANES>;
 var<workgroup> values: array<vec4<f32>, KEYS * WIDTH>;
 
+// A block of a position's query (kind 0), key (1) or value (2); zero outside.
 fn load(image: u32, position: u32, kind: u32, head: u32, block: u32) -> vec4<f32> {
     if position >= attention.positions || block >= attention.blocks {
         return vec4<f32>();
     }
     let row = ((image * attention.positions + position) * 3u + kind) * attention.heads + head;
     return vec4<f32>(qkv[row * attention.blocks + block]);
+}
+
+fn store(image: u32, position: u32, head: u32, block: u32, value: vec4<f32>) {
+    if position < attention.positions && block < attention.blocks {
+        let row = (image * attention.positions + position) * attention.heads + head;
+        y[row * attention.blocks + block] = real4(value);
+    }
 }
 
 @compute @workgroup_size(LANES, QUERIES)
@@ -104,10 +112,46 @@ fn attend(
     }
     let query = first_query + local.y;
     for (var j = 0u; j < 4u; j++) {
-        let block = first_block + j * LANES + local.x;
-        if query < attention.positions && block < attention.blocks {
-            let row = (image * attention.positions + query) * attention.heads + head;
-            y[row * attention.blocks + block] = real4(sums[j] / sum);
-        }
+        store(image, query, head, first_block + j * LANES + local.x, sums[j] / sum);
     }
+}
+
+// One query and four blocks an invocation, for adapters that run on a CPU: they compile barriers to something large and
+// slow, and keep what is indexed by a loop's variable in memory.
+@compute @workgroup_size(QUERIES)
+fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
+    let query = invocation.x;
+    if query >= attention.positions {
+        return;
+    }
+    let runs = (attention.blocks + 3u) / 4u;
+    let head = invocation.y / runs;
+    let block = invocation.y % runs * 4u;
+    let image = invocation.z;
+    var largest = -3.0e38;
+    var sum = 0.0;
+    var sum0 = vec4<f32>();
+    var sum1 = vec4<f32>();
+    var sum2 = vec4<f32>();
+    var sum3 = vec4<f32>();
+    for (var key = 0u; key < attention.positions; key++) {
+        var products = vec4<f32>();
+        for (var d = 0u; d < attention.blocks; d++) {
+            products += load(image, query, 0u, head, d) * load(image, key, 1u, head, d);
+        }
+        let score = dot(products, vec4<f32>(attention.scale));
+        let larger = max(largest, score);
+        let shrink = exp(largest - larger);
+        let weight = exp(score - larger);
+        largest = larger;
+        sum = sum * shrink + weight;
+        sum0 = sum0 * shrink + weight * load(image, key, 2u, head, block);
+        sum1 = sum1 * shrink + weight * load(image, key, 2u, head, block + 1u);
+        sum2 = sum2 * shrink + weight * load(image, key, 2u, head, block + 2u);
+        sum3 = sum3 * shrink + weight * load(image, key, 2u, head, block + 3u);
+    }
+    store(image, query, head, block, sum0 / sum);
+    store(image, query, head, block + 1u, sum1 / sum);
+    store(image, query, head, block + 2u, sum2 / sum);
+    store(image, query, head, block + 3u, sum3 / sum);
 }

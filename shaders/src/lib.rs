@@ -73,6 +73,8 @@ pub enum Kernel {
     Normalize,
     /// `attention.wgsl`. Bindings: sizes, queries with keys and values, output.
     Attention,
+    /// As [`Kernel::Attention`], without workgroup memory: for adapters that run on a CPU.
+    AttentionDirect,
     /// `pool.wgsl`. Bindings: sizes, input, output.
     Pool,
     /// `advance.wgsl`. Bindings: step, velocity, noise, image, input of the network.
@@ -90,6 +92,9 @@ pub const NORM_BLOCKS: u32 = 8;
 pub const ATTENTION_QUERIES: u32 = 16;
 /// Blocks of four channels that a workgroup of [`Kernel::Attention`] writes.
 pub const ATTENTION_WIDTH: u32 = 16;
+/// Blocks of four channels that an invocation of [`Kernel::AttentionDirect`] writes; a workgroup
+/// has as many queries as one of [`Kernel::Attention`].
+pub const ATTENTION_DIRECT_WIDTH: u32 = 4;
 /// Invocations of a workgroup of [`Kernel::Pool`] and [`Kernel::Advance`].
 pub const LINE: u32 = 64;
 
@@ -102,6 +107,7 @@ impl Kernel {
             Self::Moments => "moments",
             Self::Normalize => "normalize",
             Self::Attention => "attend",
+            Self::AttentionDirect => "direct",
             Self::Pool => "pool",
             Self::Advance => "advance",
         }
@@ -127,7 +133,7 @@ impl Kernel {
         parts.push(match self {
             Self::Conv(..) => wgsl!("conv.wgsl"),
             Self::Moments | Self::Normalize => wgsl!("group_norm.wgsl"),
-            Self::Attention => wgsl!("attention.wgsl"),
+            Self::Attention | Self::AttentionDirect => wgsl!("attention.wgsl"),
             Self::Pool => wgsl!("pool.wgsl"),
             Self::Advance => wgsl!("advance.wgsl"),
         });
@@ -143,7 +149,14 @@ mod tests {
         let weights = [Weights::F32, Weights::F16, Weights::Q8];
         let tiles = [Tile::Wide, Tile::Narrow, Tile::Direct];
         let convolutions = weights.iter().flat_map(|w| tiles.iter().map(|tile| Kernel::Conv(*w, *tile)));
-        let others = [Kernel::Moments, Kernel::Normalize, Kernel::Attention, Kernel::Pool, Kernel::Advance];
+        let others = [
+            Kernel::Moments,
+            Kernel::Normalize,
+            Kernel::Attention,
+            Kernel::AttentionDirect,
+            Kernel::Pool,
+            Kernel::Advance,
+        ];
         convolutions.chain(others).collect()
     }
 

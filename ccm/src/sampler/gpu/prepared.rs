@@ -1,6 +1,9 @@
 //! A plan for a number of images: buffers, bind groups and dispatches, made once and used again.
 
-use ccm_shaders::{ATTENTION_QUERIES, ATTENTION_WIDTH, Kernel, LINE, NORM_BLOCKS, NORMALIZE_RUN, Real, Tile};
+use ccm_shaders::{
+    ATTENTION_DIRECT_WIDTH, ATTENTION_QUERIES, ATTENTION_WIDTH, Kernel, LINE, NORM_BLOCKS, NORMALIZE_RUN,
+    Real, Tile,
+};
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wgpu::{BindGroup, Buffer, BufferUsages, ComputePipeline};
 
@@ -272,13 +275,17 @@ impl<'a> Build<'a> {
                 let positions = op.y.pixels() as u32;
                 let of_head = (op.padded_channels() / BLOCK) as u32;
                 let scale = 1.0 / (op.head_channels as f32).sqrt();
+                let (kernel, width) = match self.direct() {
+                    true => (Kernel::AttentionDirect, ATTENTION_DIRECT_WIDTH),
+                    false => (Kernel::Attention, ATTENTION_WIDTH),
+                };
                 vec![Draft {
-                    kernel: Kernel::Attention,
+                    kernel,
                     sizes: vec![positions, op.heads as u32, of_head, scale.to_bits()],
                     buffers: vec![self.map(op.qkv), self.map(op.y)],
                     workgroups: [
                         positions.div_ceil(ATTENTION_QUERIES),
-                        op.heads as u32 * of_head.div_ceil(ATTENTION_WIDTH),
+                        op.heads as u32 * of_head.div_ceil(width),
                         images,
                     ],
                 }]
@@ -346,10 +353,16 @@ impl<'a> Build<'a> {
         /// Workgroups that keep a GPU of middling size busy.
         const BUSY: u32 = 96;
         let wide = pixels.div_ceil(Tile::Wide.pixels()) * blocks.div_ceil(Tile::Wide.blocks());
-        self.fixed.tile.unwrap_or(match (self.device.software, wide >= BUSY) {
-            (true, _) => Tile::Direct,
-            (false, true) => Tile::Wide,
-            (false, false) => Tile::Narrow,
-        })
+        match self.fixed.tile {
+            Some(tile) => tile,
+            None if self.direct() => Tile::Direct,
+            None if wide >= BUSY => Tile::Wide,
+            None => Tile::Narrow,
+        }
+    }
+
+    /// Whether kernels do without workgroup memory.
+    fn direct(&self) -> bool {
+        self.fixed.tile.map_or(self.device.software, |tile| tile == Tile::Direct)
     }
 }
