@@ -128,30 +128,55 @@ fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let head = invocation.y / runs;
     let block = invocation.y % runs * 4u;
     let image = invocation.z;
+    // From one position to the next, from query to key, and from key to value.
+    let pitch = 3u * attention.heads * attention.blocks;
+    let kind = attention.heads * attention.blocks;
+    let start = image * attention.positions * pitch + head * attention.blocks;
+    let own = start + query * pitch;
+    // Past the last block it is read again, and not written.
+    let last = attention.blocks - 1u;
+    let places = min(vec4<u32>(block) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
     var largest = -3.0e38;
     var sum = 0.0;
     var sum0 = vec4<f32>();
     var sum1 = vec4<f32>();
     var sum2 = vec4<f32>();
     var sum3 = vec4<f32>();
-    for (var key = 0u; key < attention.positions; key++) {
-        var products = vec4<f32>();
+    for (var first = 0u; first < attention.positions; first += 4u) {
+        let position = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u);
+        let there = position < vec4<u32>(attention.positions);
+        let key = start + select(vec4<u32>(), position, there) * pitch + kind;
+        var products0 = vec4<f32>();
+        var products1 = vec4<f32>();
+        var products2 = vec4<f32>();
+        var products3 = vec4<f32>();
         for (var d = 0u; d < attention.blocks; d++) {
-            products += load(image, query, 0u, head, d) * load(image, key, 1u, head, d);
+            let q = vec4<f32>(qkv[own + d]);
+            products0 += q * vec4<f32>(qkv[key.x + d]);
+            products1 += q * vec4<f32>(qkv[key.y + d]);
+            products2 += q * vec4<f32>(qkv[key.z + d]);
+            products3 += q * vec4<f32>(qkv[key.w + d]);
         }
-        let score = dot(products, vec4<f32>(attention.scale));
-        let larger = max(largest, score);
+        let ones = vec4<f32>(1.0);
+        let products = vec4<f32>(dot(products0, ones), dot(products1, ones), dot(products2, ones), dot(products3, ones));
+        let score = select(vec4<f32>(-3.0e38), products * attention.scale, there);
+        let larger = max(largest, max(max(score.x, score.y), max(score.z, score.w)));
         let shrink = exp(largest - larger);
         let weight = exp(score - larger);
         largest = larger;
-        sum = sum * shrink + weight;
-        sum0 = sum0 * shrink + weight * load(image, key, 2u, head, block);
-        sum1 = sum1 * shrink + weight * load(image, key, 2u, head, block + 1u);
-        sum2 = sum2 * shrink + weight * load(image, key, 2u, head, block + 2u);
-        sum3 = sum3 * shrink + weight * load(image, key, 2u, head, block + 3u);
+        sum = sum * shrink + dot(weight, ones);
+        let value = key + kind;
+        sum0 = sum0 * shrink + values_of(value + places.x) * weight;
+        sum1 = sum1 * shrink + values_of(value + places.y) * weight;
+        sum2 = sum2 * shrink + values_of(value + places.z) * weight;
+        sum3 = sum3 * shrink + values_of(value + places.w) * weight;
     }
     store(image, query, head, block, sum0 / sum);
     store(image, query, head, block + 1u, sum1 / sum);
     store(image, query, head, block + 2u, sum2 / sum);
     store(image, query, head, block + 3u, sum3 / sum);
+}
+
+fn values_of(places: vec4<u32>) -> mat4x4<f32> {
+    return mat4x4<f32>(vec4<f32>(qkv[places.x]), vec4<f32>(qkv[places.y]), vec4<f32>(qkv[places.z]), vec4<f32>(qkv[places.w]));
 }
