@@ -190,7 +190,7 @@ mod tests {
         for kernel in all() {
             let module = validate(&kernel.source(Real::F32)).unwrap_or_else(|error| panic!("{error}"));
             let mut layouter = naga::proc::Layouter::default();
-            layouter.update(module.to_ctx()).expect("a valid module has a layout");
+            layouter.update(module.to_ctx()).unwrap_or_else(|error| panic!("{kernel:?}: {error}"));
             let shared =
                 module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
             let bytes: u32 = shared.map(|(_, variable)| layouter[variable.ty].size).sum();

@@ -103,12 +103,13 @@ impl Head<'_> {
             }
             let rows = std::array::from_fn(|m| scratch.scores[m * score_len..][..positions].as_ptr());
             product::<S, N>(simd, rows, positions, &scratch.values, &mut scratch.sums, sum_len);
-            for m in 0..MAX_ROWS.min(self.queries.end - first) {
+            let queries = self.queries.end - first;
+            for (m, total) in totals.iter().enumerate().take(queries) {
                 let place = (first + m) * self.op.y.channels + self.head * depth;
                 // SAFETY: these queries of this head are this member's own.
                 let y = unsafe { self.y.write(place, depth) };
                 let sums = &scratch.sums[m * sum_len..][..depth];
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / totals[m]);
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / total);
             }
         }
     }
