@@ -12,6 +12,7 @@
 //! - [`spec`] is the only description of a network, and [`weights`] the only way in and out of a file.
 //! - [`train`] (feature `train`) is everything that needs Burn: the network, flow matching, the curriculum.
 //! - [`sampler`] holds the kernels, and needs neither Burn nor a file system.
+//! - [`metrics`] says how good images are.
 //! - [`data`], [`config`] and [`report`] are what a run reads and leaves; the program `distill` joins them.
 //!
 //! # Example
@@ -64,6 +65,8 @@
 pub mod config;
 #[cfg(feature = "train")]
 pub mod data;
+#[cfg(feature = "train")]
+pub mod metrics;
 pub mod noise;
 #[cfg(feature = "train")]
 pub mod report;

@@ -27,7 +27,7 @@ impl ImageShape {
 
     /// # Errors
     /// [`DataError::Shape`] unless there are 1 or 3 channels and 1 to 4096 pixels a side.
-    pub(super) fn validate(&self) -> Result<(), DataError> {
+    pub(crate) fn validate(&self) -> Result<(), DataError> {
         let side = 1..=LARGEST_SIDE;
         if matches!(self.channels, 1 | 3) && side.contains(&self.height) && side.contains(&self.width) {
             return Ok(());

@@ -20,6 +20,7 @@ pub mod import;
 pub mod kdc;
 pub mod kdc_curve;
 pub mod kernels;
+pub(crate) mod layers;
 pub mod metrics_log;
 pub mod ops;
 pub mod optimizer;

@@ -4,7 +4,8 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, GradientsParams, Optimizer as _};
 use burn::tensor::Tensor;
 
-use super::unet::{UNet, to_host};
+use super::layers::zip_map;
+use super::unet::to_host;
 
 /// How a gradient becomes a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,20 +44,20 @@ impl Optimizer {
     }
 
     /// Takes step number `step`, counted from 0, and gives back the norm of the gradient before clipping.
-    pub fn step(
+    pub fn step<M: Module>(
         &mut self,
         schedule: &Schedule,
         step: u64,
-        unet: UNet,
+        network: M,
         gradients: Vec<Tensor<1>>,
-    ) -> (UNet, f64) {
+    ) -> (M, f64) {
         let norm = norm(&gradients);
         let shorten = if norm > schedule.gradient_clip { schedule.gradient_clip / norm } else { 1.0 };
         let warmup = (step + 1) as f64 / schedule.warmup_steps.max(1) as f64;
         let rate = schedule.learning_rate * warmup.min(1.0);
         let first = self.moments.is_empty();
         let mut old = std::mem::take(&mut self.moments).into_iter();
-        let unet = unet.zip_map(gradients, |parameter, gradient| {
+        let network = zip_map(network, gradients, |parameter, gradient| {
             let gradient = if shorten < 1.0 { gradient * shorten as f32 } else { gradient };
             let state = old.next().filter(|_| !first).map(|[moment_1, moment_2]| {
                 AdamState::new(AdaptiveMomentumState::new(step as usize, moment_1, moment_2))
@@ -67,12 +68,12 @@ impl Optimizer {
             }
             parameter
         });
-        (unet, norm)
+        (network, norm)
     }
 }
 
 /// Gradients of a network's parameters, flat, in their order; zero where the loss does not depend on one.
-pub fn gradients(unet: &UNet, loss: &Tensor<1>) -> Vec<Tensor<1>> {
+pub fn gradients<M: Module>(network: &M, loss: &Tensor<1>) -> Vec<Tensor<1>> {
     struct Collect {
         gradients: GradientsParams,
         flat: Vec<Tensor<1>>,
@@ -85,9 +86,9 @@ pub fn gradients(unet: &UNet, loss: &Tensor<1>) -> Vec<Tensor<1>> {
             self.flat.push(gradient.reshape([count]));
         }
     }
-    let gradients = GradientsParams::from_grads(loss.backward(), unet);
+    let gradients = GradientsParams::from_grads(loss.backward(), network);
     let mut collect = Collect { gradients, flat: Vec::new() };
-    unet.visit(&mut collect);
+    network.visit(&mut collect);
     collect.flat
 }
 

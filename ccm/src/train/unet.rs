@@ -4,11 +4,12 @@
 //! the order of PyTorch's state dict, so that the n-th parameter that Burn visits is the n-th tensor of
 //! [`UNetSpec::tensors`].
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use super::layers::{Convolution, Linear, Loader, parameters, zip_map};
 use super::ops::{conv, group_norm};
 use crate::noise::Noise;
 use crate::spec::{LayerSpec, ModelCard, Resample, UNetSpec};
@@ -41,20 +42,6 @@ enum Layer {
     Attention(Attention),
     Downsample(Convolution),
     Upsample(Convolution),
-}
-
-/// `x W^T + b`.
-#[derive(Module, Debug)]
-struct Linear {
-    weight: Param<Tensor<2>>,
-    bias: Param<Tensor<1>>,
-}
-
-/// A convolution.
-#[derive(Module, Debug)]
-struct Convolution {
-    weight: Param<Tensor<4>>,
-    bias: Param<Tensor<1>>,
 }
 
 /// The 1x1 convolution of an attention layer, whose weight is three-dimensional in PyTorch.
@@ -101,13 +88,13 @@ impl UNet {
     pub fn new(model: &Model, device: &Device) -> Self {
         let spec = &model.spec;
         let layout = spec.layout();
-        let mut load = Loader { tensors: model.tensors.iter(), next: 0, device, spec };
+        let mut load = Loader::new(&model.tensors, device);
         Self {
             time_embed: [load.linear(), load.linear()],
             label_emb: spec.num_classes.map(|_| load.param()),
-            input_blocks: layout.input_blocks.iter().map(|layers| load.block(layers)).collect(),
-            middle_block: load.block(&layout.middle_block),
-            output_blocks: layout.output_blocks.iter().map(|layers| load.block(layers)).collect(),
+            input_blocks: layout.input_blocks.iter().map(|layers| load.block(layers, spec)).collect(),
+            middle_block: load.block(&layout.middle_block, spec),
+            output_blocks: layout.output_blocks.iter().map(|layers| load.block(layers, spec)).collect(),
             out_norm: load.norm(),
             out_conv: load.convolution(),
             spec: spec.clone(),
@@ -168,39 +155,12 @@ impl UNet {
 
     /// The parameters, flat, without gradients, in the order of the spec.
     pub fn parameters(&self) -> Vec<Tensor<1>> {
-        struct Flatten(Vec<Tensor<1>>);
-        impl ModuleVisitor for Flatten {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                let value = param.val().inner();
-                let count = value.shape().num_elements();
-                self.0.push(value.reshape([count]));
-            }
-        }
-        let mut flatten = Flatten(Vec::new());
-        self.visit(&mut flatten);
-        flatten.0
+        parameters(self)
     }
 
     /// Replaces every parameter by `f(parameter, value)`, the values in the order of [`UNet::parameters`].
     pub fn zip_map(self, values: Vec<Tensor<1>>, f: impl FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>) -> Self {
-        struct Zip<F> {
-            values: std::vec::IntoIter<Tensor<1>>,
-            f: F,
-        }
-        impl<F: FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>> ModuleMapper for Zip<F> {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let Some(value) = self.values.next() else { return param };
-                let (id, parameter, mapper) = param.consume();
-                let tracked = parameter.is_require_grad();
-                let parameter = parameter.inner();
-                let shape = parameter.shape();
-                let count = shape.num_elements();
-                let changed = (self.f)(parameter.reshape([count]), value).reshape(shape);
-                let changed = if tracked { changed.autodiff().require_grad() } else { changed };
-                Param::from_mapped_value(id, changed, mapper)
-            }
-        }
-        self.map(&mut Zip { values: values.into_iter(), f })
+        zip_map(self, values, f)
     }
 }
 
@@ -245,45 +205,20 @@ pub fn random_model(spec: &UNetSpec, seed: u64) -> Model {
     }
 }
 
-/// Takes the tensors of a model in order, and numbers the parameters, so that an optimiser's state can be
-/// matched with them again after a restart.
-struct Loader<'a> {
-    tensors: std::slice::Iter<'a, HostTensor>,
-    next: u64,
-    device: &'a Device,
-    spec: &'a UNetSpec,
-}
-
 impl Loader<'_> {
-    fn param<const D: usize>(&mut self) -> Param<Tensor<D>> {
-        let HostTensor { shape, values } = self.tensors.next().cloned().unwrap_or_default();
-        let value = Tensor::from_data(TensorData::new(values, shape), self.device);
-        let value = if self.device.is_autodiff() { value.require_grad() } else { value };
-        self.next += 1;
-        Param::initialized(ParamId::from(self.next), value)
-    }
-
-    fn linear(&mut self) -> Linear {
-        Linear { weight: self.param(), bias: self.param() }
-    }
-
     fn norm(&mut self) -> Norm {
         Norm { weight: self.param(), bias: self.param() }
-    }
-
-    fn convolution(&mut self) -> Convolution {
-        Convolution { weight: self.param(), bias: self.param() }
     }
 
     fn pointwise(&mut self) -> Pointwise {
         Pointwise { weight: self.param(), bias: self.param() }
     }
 
-    fn block(&mut self, layers: &[LayerSpec]) -> Block {
-        Block { layers: layers.iter().map(|layer| self.layer(layer)).collect() }
+    fn block(&mut self, layers: &[LayerSpec], spec: &UNetSpec) -> Block {
+        Block { layers: layers.iter().map(|layer| self.layer(layer, spec)).collect() }
     }
 
-    fn layer(&mut self, layer: &LayerSpec) -> Layer {
+    fn layer(&mut self, layer: &LayerSpec, spec: &UNetSpec) -> Layer {
         match *layer {
             LayerSpec::Conv { .. } => Layer::Conv(self.convolution()),
             LayerSpec::Downsample { .. } => Layer::Downsample(self.convolution()),
@@ -295,16 +230,16 @@ impl Loader<'_> {
                 out_norm: self.norm(),
                 out_conv: self.convolution(),
                 skip_connection: (in_channels != out_channels).then(|| self.convolution()),
-                dropout: DropoutConfig::new(self.spec.dropout).init(),
+                dropout: DropoutConfig::new(spec.dropout).init(),
                 resample,
-                use_scale_shift_norm: self.spec.use_scale_shift_norm,
+                use_scale_shift_norm: spec.use_scale_shift_norm,
             }),
             LayerSpec::Attention { num_heads, .. } => Layer::Attention(Attention {
                 norm: self.norm(),
                 qkv: self.pointwise(),
                 proj_out: self.pointwise(),
                 num_heads,
-                use_new_attention_order: self.spec.use_new_attention_order,
+                use_new_attention_order: spec.use_new_attention_order,
             }),
         }
     }
@@ -319,21 +254,6 @@ impl Block {
             Layer::Downsample(conv) => conv.forward(x, None, 2),
             Layer::Upsample(conv) => conv.forward(upsample(x), None, 1),
         })
-    }
-}
-
-impl Linear {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze()
-    }
-}
-
-impl Convolution {
-    /// `[B, C, H, W] -> [B, D, H / stride, W / stride]`; `shift`, `[B, D]`, is added to every pixel.
-    fn forward(&self, x: Tensor<4>, shift: Option<Tensor<2>>, stride: usize) -> Tensor<4> {
-        let bias = self.bias.val().unsqueeze();
-        let bias = shift.map_or(bias.clone(), |shift| shift + bias);
-        conv(x, self.weight.val(), bias, stride)
     }
 }
 

@@ -1,7 +1,9 @@
 //! `distill`: from images to a one-step generator. Every subcommand is a file; the work is the library's.
 
 mod device;
+mod eval;
 mod export;
+mod features;
 mod import;
 mod inspect;
 mod kdc;
@@ -39,6 +41,8 @@ Examples:
   distill run --preset mnist --data mnist/ --resume   go on after Ctrl-C, a crash or a power cut
   distill sample runs/shapes/student.safetensors --count 64 --out grid.png
   distill export runs/shapes/student.safetensors --precision q8 --out small.safetensors
+  distill features --data mnist/ --shape 1x28x28 --out digits.safetensors
+  distill eval runs/mnist/student.safetensors --data mnist/ --features digits.safetensors
   distill import unet.pt --preset cifar10 --out teacher.safetensors
   distill run --preset cifar10 --data cifar10.tgz --set teacher.model=teacher.safetensors";
 
@@ -54,6 +58,10 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Write a model file with weights in f32, f16 or bytes
     Export(export::Arguments),
+    /// Train a classifier on images, for `eval` to see them with
+    Features(features::Arguments),
+    /// Measure how good a model's images are
+    Eval(eval::Arguments),
     /// Measure KDC and teacher steps against t for a run
     Kdc(kdc::Arguments),
 }
@@ -84,6 +92,8 @@ fn main() -> ExitCode {
         Command::Import(arguments) => import::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Features(arguments) => features::run(arguments),
+        Command::Eval(arguments) => eval::run(arguments),
         Command::Kdc(arguments) => kdc::run(arguments),
     };
     match done {

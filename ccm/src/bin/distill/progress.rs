@@ -99,3 +99,14 @@ impl Watch for Progress {
         self.stop.load(Ordering::SeqCst)
     }
 }
+
+/// A bar that counts; on a terminal.
+pub(crate) fn counter(what: &str) -> ProgressBar {
+    if !std::io::stdout().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{prefix:>10} {bar:28} {pos}/{len} {msg}");
+    let bar = ProgressBar::new(0).with_prefix(what.to_owned());
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}

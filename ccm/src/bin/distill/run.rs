@@ -139,27 +139,35 @@ pub(crate) fn load_data(config: &Config) -> Result<(Dataset, Dataset), Failure> 
     let network = &config.network;
     let shape = ImageShape { channels: network.in_channels, height: network.height, width: network.width };
     let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
-    if source == SHAPES {
-        const HELD_OUT: usize = 1024;
-        let count = config.data.count.unwrap_or(HELD_OUT);
-        let train = data::shapes(count, shape, Split::Train, config.run.seed)?;
-        let held_out = data::shapes(HELD_OUT, shape, Split::HeldOut, config.run.seed)?;
-        for data in [&train, &held_out] {
-            println!(
-                "data: {}: {} shapes, {} classes; {:.1} MB of memory",
-                data.split(),
-                data.len(),
-                data.classes().len(),
-                megabytes(data.memory() as u64)
-            );
-        }
-        return Ok((train, held_out));
-    }
-    let load = |split| {
-        let say = &mut |event: Event<'_>| describe(source, split, event);
-        data::load(Path::new(source), shape, split, LoadOptions::default(), say)
-    };
+    let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
+    let load = |split| load_split(source, shape, split, count, seed);
     Ok((load(Split::Train)?, load(Split::HeldOut)?))
+}
+
+/// Shapes that are held out.
+const SHAPES_HELD_OUT: usize = 1024;
+
+/// One split of a source: a path, or `shapes`, of which `count` are drawn for training.
+pub(crate) fn load_split(
+    source: &str,
+    shape: ImageShape,
+    split: Split,
+    count: usize,
+    seed: u64,
+) -> Result<Dataset, Failure> {
+    if source == SHAPES {
+        let count = if split == Split::Train { count } else { SHAPES_HELD_OUT };
+        let data = data::shapes(count, shape, split, seed)?;
+        println!(
+            "data: {split}: {} shapes, {} classes; {:.1} MB of memory",
+            data.len(),
+            data.classes().len(),
+            megabytes(data.memory() as u64)
+        );
+        return Ok(data);
+    }
+    let say = &mut |event: Event<'_>| describe(source, split, event);
+    Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)
 }
 
 fn megabytes(bytes: u64) -> f64 {

@@ -1,0 +1,291 @@
+//! All figures of a set of generated images beside a set of real ones.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::Serialize;
+
+use super::MetricsError;
+use super::extractor::{Extractor, Seen};
+use super::frechet::{Gaussian, Moments, frechet_distance};
+use super::kernel::{Spread, kernel_distance};
+use super::manifold::{Manifold, manifold};
+use super::rows::Rows;
+use super::score::Score;
+use crate::data::{Dataset, ImageShape};
+use crate::noise::Noise;
+use crate::sampler::Sampler;
+use crate::sampler::image::to_byte;
+use crate::sampler::schedule::Request;
+use crate::spec::UNetSpec;
+
+/// Subsets of the kernel distance, and images of one, as its authors take them.
+const SUBSETS: (usize, usize) = (100, 1000);
+
+/// Images that are made and seen at a time.
+const BATCH: usize = 100;
+
+/// Features that stay side by side; comparing every pair of more takes minutes.
+pub const MOST_KEPT: usize = 10_000;
+
+/// What is kept of a set of images: moments of all features, and the first features themselves.
+pub struct Collection {
+    moments: Moments,
+    width: usize,
+    classes: usize,
+    kept: Vec<f64>,
+    most_kept: usize,
+    score: Score,
+    /// Images whose largest logit is that of their label, of so many that had one.
+    right: (usize, usize),
+}
+
+impl Collection {
+    /// Of `total` images to come, of which the first `most_kept` stay side by side.
+    pub fn new(extractor: &dyn Extractor, total: usize, most_kept: usize) -> Self {
+        let (width, classes) = (extractor.width(), extractor.classes());
+        Self {
+            moments: Moments::new(width),
+            width,
+            classes,
+            kept: Vec::new(),
+            most_kept,
+            score: Score::new(total, classes),
+            right: (0, 0),
+        }
+    }
+
+    /// Adds a batch; `labels` are what the images ought to show, if anything.
+    ///
+    /// # Errors
+    /// Features that are not finite.
+    pub fn add(&mut self, seen: &Seen, labels: &[u32]) -> Result<(), MetricsError> {
+        let features: Vec<f64> = seen.features.iter().map(|&value| f64::from(value)).collect();
+        let room = (self.most_kept * self.width).saturating_sub(self.kept.len());
+        self.kept.extend(&features[..room.min(features.len())]);
+        self.moments.add(&Rows::new(self.width, features)?)?;
+        if self.classes > 0 {
+            seen.logits.chunks_exact(self.classes).for_each(|logits| self.score.add(logits));
+            let pairs = seen.classes(self.classes).zip(labels);
+            self.right.0 += pairs.filter(|(class, label)| *class == **label as usize).count();
+            self.right.1 += labels.len();
+        }
+        Ok(())
+    }
+
+    /// Of all images of a data set. `say` hears how many have been seen.
+    ///
+    /// # Errors
+    /// As [`Collection::add`].
+    pub fn of_data(
+        extractor: &dyn Extractor,
+        data: &Dataset,
+        device: &Device,
+        mut say: impl FnMut(usize),
+    ) -> Result<Self, MetricsError> {
+        let mut collection = Self::new(extractor, data.len(), MOST_KEPT);
+        // Data come in order, and those that are kept must be of all kinds.
+        let order = Noise::new(0, 0).permutation(data.len());
+        for indices in order.chunks(BATCH) {
+            let seen = extractor.see(images_tensor(data.batch(indices, &[]), data.shape(), device));
+            let labels: Vec<u32> = match data.classes().len() == extractor.classes() {
+                true => indices.iter().map(|&index| data.label(index)).collect(),
+                false => Vec::new(),
+            };
+            collection.add(&seen, &labels)?;
+            say(collection.images() as usize);
+        }
+        Ok(collection)
+    }
+
+    /// Of `count` images of a sampler, from the seeds `seed, seed + 1, ...`, every class in turn, rounded to bytes as
+    /// in a file. `say` hears how many have been made.
+    ///
+    /// # Errors
+    /// As [`Collection::add`], or what the sampler has to say.
+    pub async fn of_samples(
+        extractor: &dyn Extractor,
+        sampler: &mut Sampler,
+        (seed, count, steps): (u64, usize, usize),
+        device: &Device,
+        mut say: impl FnMut(usize),
+    ) -> Result<Self, MetricsError> {
+        let UNetSpec { in_channels: channels, height, width, num_classes, .. } = *sampler.spec();
+        let shape = ImageShape { channels, height, width };
+        let mut collection = Self::new(extractor, count, MOST_KEPT);
+        for start in (0..count).step_by(BATCH) {
+            let numbers = start..count.min(start + BATCH);
+            let labels: Vec<u32> = match num_classes {
+                Some(classes) => numbers.clone().map(|i| (i % classes) as u32).collect(),
+                None => Vec::new(),
+            };
+            let request = Request::from_seeds(sampler.spec(), seed + start as u64, &labels, numbers.len());
+            let images = sampler.sample(&request, steps).await?;
+            let rounded = images.into_iter().map(|value| f32::from(to_byte(value)) / 127.5 - 1.0).collect();
+            let known = if num_classes == Some(extractor.classes()) { &labels[..] } else { &[] };
+            collection.add(&extractor.see(images_tensor(rounded, shape, device)), known)?;
+            say(numbers.end);
+        }
+        Ok(collection)
+    }
+
+    /// Images added.
+    pub fn images(&self) -> u64 {
+        self.moments.count()
+    }
+
+    /// Mean and covariance of the features.
+    ///
+    /// # Errors
+    /// Fewer than two images.
+    pub fn gaussian(&self) -> Result<Gaussian, MetricsError> {
+        self.moments.gaussian()
+    }
+
+    fn rows(&self) -> Result<Rows, MetricsError> {
+        Rows::new(self.width, self.kept.clone())
+    }
+}
+
+/// Images `[B, C, H, W]` as a tensor.
+pub(super) fn images_tensor(values: Vec<f32>, shape: ImageShape, device: &Device) -> Tensor<4> {
+    let count = values.len() / shape.bytes();
+    Tensor::from_data(TensorData::new(values, [count, shape.channels, shape.height, shape.width]), device)
+}
+
+/// What real images are known by: statistics from a file, or images that have been seen.
+pub enum Reference {
+    /// Mean and covariance alone.
+    Statistics(Gaussian),
+    /// Images.
+    Images(Box<Collection>),
+}
+
+/// How good a set of generated images is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figures {
+    /// The extractor, without whose name the figures mean nothing.
+    pub features: String,
+    /// Generated images.
+    pub images: u64,
+    /// Real images; 0 if only their statistics were given.
+    pub reference_images: u64,
+    /// Fréchet distance; the FID if the features are those of the FID's network.
+    pub frechet: f64,
+    /// Kernel distance over subsets, and images of one; if there are real images.
+    pub kernel: Option<(Spread, usize)>,
+    /// Precision, recall, density and coverage, and images of either set; if there are real images.
+    pub manifold: Option<(Manifold, usize)>,
+    /// Inception score, if the extractor has logits.
+    pub score: Option<Spread>,
+    /// Share of the generated images that the extractor takes for what they ought to show, if it knows these classes.
+    pub accuracy: Option<f64>,
+}
+
+impl Figures {
+    /// Compares generated images with real ones.
+    ///
+    /// # Errors
+    /// Too few images, or features that are not finite.
+    pub fn of(
+        extractor: &dyn Extractor,
+        generated: &Collection,
+        reference: &Reference,
+    ) -> Result<Self, MetricsError> {
+        let (real, pair) = match reference {
+            Reference::Statistics(gaussian) => (gaussian.clone(), None),
+            Reference::Images(images) => (images.gaussian()?, Some((images.rows()?, generated.rows()?))),
+        };
+        let (mut kernel, mut near) = (None, None);
+        if let Some((real, generated)) = pair {
+            let most = real.len().min(generated.len());
+            let size = SUBSETS.1.min(most);
+            kernel = Some((kernel_distance(&generated, &real, SUBSETS.0, size, 0)?, size));
+            near = Some((manifold(&real.first(most), &generated.first(most))?, most));
+        }
+        Ok(Self {
+            features: extractor.name(),
+            images: generated.images(),
+            reference_images: match reference {
+                Reference::Statistics(_) => 0,
+                Reference::Images(images) => images.images(),
+            },
+            frechet: frechet_distance(&generated.gaussian()?, &real)?,
+            kernel,
+            manifold: near,
+            score: generated.score.value(),
+            accuracy: (generated.right.1 > 0).then(|| generated.right.0 as f64 / generated.right.1 as f64),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::train::unet::to_host;
+
+    /// Pixels are features; the first two are logits.
+    struct Pixels;
+    impl Extractor for Pixels {
+        fn name(&self) -> String {
+            "pixels".into()
+        }
+        fn width(&self) -> usize {
+            4
+        }
+        fn classes(&self) -> usize {
+            2
+        }
+        fn shape(&self) -> Option<ImageShape> {
+            None
+        }
+        fn see(&self, images: Tensor<4>) -> Seen {
+            seen(to_host(images))
+        }
+    }
+
+    fn seen(features: Vec<f32>) -> Seen {
+        let logits = features.chunks_exact(4).flat_map(|row| [row[0], row[1]]).collect();
+        Seen { features, logits }
+    }
+
+    fn collection(seed: u64, shift: f32) -> Collection {
+        let mut collection = Collection::new(&Pixels, 300, 200);
+        for part in 0..3 {
+            let values = Noise::new(seed, part).normals(400).into_iter().map(|value| value + shift).collect();
+            collection.add(&seen(values), &[0; 100]).unwrap();
+        }
+        collection
+    }
+
+    #[test]
+    fn figures_tell_near_sets_from_far_ones() {
+        let real = Reference::Images(Box::new(collection(1, 0.0)));
+        let near = Figures::of(&Pixels, &collection(2, 0.0), &real).unwrap();
+        let far = Figures::of(&Pixels, &collection(2, 3.0), &real).unwrap();
+        assert_eq!((near.features.as_str(), near.images, near.reference_images), ("pixels", 300, 300));
+        assert!(
+            near.frechet < 0.1 && (far.frechet - 36.0).abs() < 4.0,
+            "{} and {}",
+            near.frechet,
+            far.frechet
+        );
+        let (near_by, far_off) = (near.manifold.unwrap(), far.manifold.unwrap());
+        assert_eq!(near_by.1, 200, "the images that were kept");
+        assert!(near_by.0.precision > 0.8 && far_off.0.precision < 0.3);
+        assert!(near.kernel.unwrap().0.mean < far.kernel.unwrap().0.mean);
+        let accuracy = near.accuracy.unwrap();
+        assert!((accuracy - 0.5).abs() < 0.1, "{accuracy}");
+        assert!(near.score.unwrap().mean > 1.0);
+    }
+
+    #[test]
+    fn statistics_alone_give_the_same_frechet_distance() {
+        let real = collection(1, 0.0);
+        let statistics = Reference::Statistics(real.gaussian().unwrap());
+        let generated = collection(2, 0.2);
+        let from_statistics = Figures::of(&Pixels, &generated, &statistics).unwrap();
+        let from_images = Figures::of(&Pixels, &generated, &Reference::Images(Box::new(real))).unwrap();
+        assert_eq!(from_statistics.frechet, from_images.frechet);
+        assert_eq!(from_statistics.manifold, None);
+    }
+}

@@ -1,0 +1,161 @@
+//! Distances between sets of images are those that others compute, and are there in time.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
+
+use std::fs;
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use ccm::metrics::frechet::frechet_distance;
+use ccm::metrics::inception::{self, Inception};
+use ccm::metrics::kernel::discrepancy;
+use ccm::metrics::statistics::Statistics;
+use ccm::metrics::{Extractor, Moments, Rows};
+use ccm::noise::Noise;
+use ccm::weights::{HostTensor, TensorFile};
+use ccm_tests::program::{TINY, distill, succeed};
+use ccm_tests::{fixtures, relative_error};
+use safetensors::SafeTensors;
+use tempfile::tempdir;
+
+/// The reference is in double precision, which a file of this project is not.
+fn double(file: &SafeTensors, name: &str) -> (Vec<usize>, Vec<f64>) {
+    let tensor = file.tensor(name).unwrap();
+    assert_eq!(tensor.dtype(), safetensors::Dtype::F64);
+    let values = tensor.data().as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
+    (tensor.shape().to_vec(), values.collect())
+}
+
+fn rows(file: &SafeTensors, name: &str) -> Rows {
+    let (shape, values) = double(file, name);
+    Rows::new(shape[1], values).unwrap()
+}
+
+#[test]
+fn distances_are_those_of_the_reference() {
+    let bytes = fs::read(fixtures().join("metrics.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (a, b) = (rows(&file, "features_a"), rows(&file, "features_b"));
+    let gaussian = |rows: &Rows| {
+        let mut moments = Moments::new(rows.width());
+        // A few at a time, as they come.
+        for start in (0..rows.len()).step_by(64) {
+            let part: Vec<usize> = (start..rows.len().min(start + 64)).collect();
+            moments.add(&rows.select(&part)).unwrap();
+        }
+        moments.gaussian().unwrap()
+    };
+    let fid = frechet_distance(&gaussian(&a), &gaussian(&b)).unwrap();
+    for (what, found) in [("fid", fid), ("kid_unbiased", discrepancy(&a, &b).unwrap())] {
+        let expected = double(&file, what).1[0];
+        let error = (found / expected - 1.0).abs();
+        println!("{what}: {found}, relative error {error:.1e}");
+        assert!(error < 1e-6, "{what}: expected {expected}, found {found}");
+    }
+}
+
+/// As `references/inception.py`.
+fn uniform(tensor: u64, count: usize) -> impl Iterator<Item = f64> {
+    (0..count as u64).map(move |i| {
+        let mut h = i.wrapping_mul(0x9E37_79B1) + tensor * 0x85EB_CA6B;
+        for (shift, factor) in [(15, 0x2C1B_3C6D), (12, 0x297A_2D39), (15, 1)] {
+            h &= 0xFFFF_FFFF;
+            h = (h ^ (h >> shift)).wrapping_mul(factor);
+        }
+        (h & 0xFFFF_FFFF) as f64 / 4_294_967_296.0
+    })
+}
+
+#[test]
+fn the_network_of_the_fid_sees_what_it_sees_in_pytorch() {
+    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/references/inception.safetensors");
+    let expected = TensorFile::from_bytes(&fs::read(reference).unwrap()).unwrap().tensors;
+    let mut shapes = inception::tensors();
+    shapes.sort();
+    let tensors = shapes.into_iter().enumerate().map(|(number, (name, shape))| {
+        let count: usize = shape.iter().product();
+        let bound = (6.0 / (count / shape[0]) as f64).sqrt();
+        let spread = name.ends_with("bn.weight") || name.ends_with("running_var");
+        let value = |u: f64| match shape.len() {
+            2.. => (2.0 * u - 1.0) * bound,
+            _ if spread => u + 0.5,
+            _ => u - 0.5,
+        };
+        let values = uniform(number as u64, count).map(|u| value(u) as f32).collect();
+        (name, HostTensor::new(shape.clone(), values))
+    });
+    let device = Device::flex();
+    let network = Inception::new(tensors.collect(), &device).unwrap();
+    let shape = [2, 3, 20, 17];
+    let images = uniform(1000, shape.iter().product()).map(|u| 2.0 * u as f32 - 1.0).collect::<Vec<_>>();
+    let seen = network.see(Tensor::from_data(TensorData::new(images, shape), &device));
+    for (what, found) in [("features", &seen.features), ("logits", &seen.logits)] {
+        let error = relative_error(found, &expected[what].values);
+        println!("{what}: relative error {error:.1e}");
+        assert!(error < 1e-4, "{what}: relative error {error:.2e}");
+    }
+}
+
+#[test]
+fn ten_thousand_images_of_2048_features_are_compared_in_seconds() {
+    const WIDTH: usize = 2048;
+    let noise: Vec<f64> = Noise::new(1, 0).normals(100 * WIDTH).into_iter().map(f64::from).collect();
+    let begin = Instant::now();
+    let mut moments = Moments::new(WIDTH);
+    for batch in 0..100 {
+        // Other values every time, and as many directions as there are features.
+        let values =
+            noise.iter().enumerate().map(|(i, value)| value * f64::from((i * 31 + batch * 17) as u32 % 97));
+        moments.add(&Rows::new(WIDTH, values.collect()).unwrap()).unwrap();
+    }
+    let gaussian = moments.gaussian().unwrap();
+    let distance = frechet_distance(&gaussian, &gaussian).unwrap();
+    let seconds = begin.elapsed().as_secs_f64();
+    println!("10 000 images of {WIDTH} features: {seconds:.1} s");
+    let scale: f64 = (0..WIDTH).map(|i| gaussian.covariance[i * (WIDTH + 1)]).sum();
+    assert!(distance.abs() < 1e-5 * scale, "{distance} of {scale}");
+    // Ten on an idle machine; tests run beside each other.
+    assert!(seconds < 60.0, "{seconds} s");
+}
+
+#[test]
+fn a_model_is_measured_with_features_of_its_own_data() {
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut run = distill();
+    run.args(["run", "--device", "cpu", "--preset", "shapes", "--set", "data.count=64", "--out"])
+        .arg(path("run"));
+    succeed(run.args(TINY));
+    let features = path("features.safetensors");
+    let mut train = distill();
+    train.args([
+        "features", "--data", "shapes", "--shape", "3x8x8", "--epochs", "1", "--device", "cpu", "--out",
+    ]);
+    succeed(train.arg(&features));
+    let eval = || {
+        let mut eval = distill();
+        eval.arg("eval").arg(path("run/student.safetensors")).args(["--count", "60", "--device", "cpu"]);
+        eval.arg("--features").arg(&features);
+        eval
+    };
+    let (reference, report) = (path("reference.npz"), path("figures.json"));
+    let said = succeed(
+        eval()
+            .args(["--data", "shapes", "--split", "held-out", "--save-reference"])
+            .arg(&reference)
+            .arg("--out")
+            .arg(&report),
+    );
+    assert!(said.contains("features: classifier of shapes"), "{said}");
+    let figures: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!((&figures["images"], &figures["reference_images"]), (&60.into(), &1024.into()));
+    // Two steps of training make nothing that looks like a shape.
+    let (frechet, accuracy) = (figures["frechet"].as_f64().unwrap(), figures["accuracy"].as_f64().unwrap());
+    assert!(frechet > 0.0 && (0.0..0.6).contains(&accuracy), "{figures}");
+
+    let statistics = Statistics::from_bytes(&fs::read(&reference).unwrap()).unwrap();
+    assert_eq!(statistics.gaussian.mean.len(), 128);
+    succeed(eval().arg("--reference").arg(&reference).arg("--out").arg(&report));
+    let again: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(again["frechet"], figures["frechet"]);
+    assert!(again["manifold"].is_null(), "statistics alone say nothing of neighbours");
+}
