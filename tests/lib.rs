@@ -17,6 +17,7 @@ use ccm::train::curriculum::{Curriculum, Mode, Scope};
 use ccm::train::distance::Distance;
 use ccm::train::distill::Distillation;
 use ccm::train::import::{read_checkpoint, spec_from_json};
+use ccm::train::lpips::Trunk;
 use ccm::train::optimizer::Schedule;
 use ccm::train::trainee::{Trainee, Workers};
 use ccm::train::unet::{UNet, random_model};
@@ -55,6 +56,38 @@ pub fn model(file: &str, spec: &UNetSpec, key: Option<&str>) -> Model {
 pub fn tensors(file: &str) -> BTreeMap<String, HostTensor> {
     let bytes = std::fs::read(fixtures().join(file)).expect("reference tensors");
     TensorFile::from_bytes(&bytes).expect("reference tensors").tensors
+}
+
+/// Numbers in [0, 1) that depend on nothing but the number of a tensor and the place in it, as in
+/// `references/inception.py`.
+pub fn uniform(tensor: usize, count: usize) -> impl Iterator<Item = f64> {
+    (0..count as u64).map(move |i| {
+        let mut h = i.wrapping_mul(0x9E37_79B1) + tensor as u64 * 0x85EB_CA6B;
+        for (shift, factor) in [(15, 0x2C1B_3C6D), (12, 0x297A_2D39), (15, 1)] {
+            h &= 0xFFFF_FFFF;
+            h = (h ^ (h >> shift)).wrapping_mul(factor);
+        }
+        (h & 0xFFFF_FFFF) as f64 / 4_294_967_296.0
+    })
+}
+
+/// Weights of LPIPS' trunk and heads, as `references/lpips.py` makes them.
+pub fn lpips_weights(trunk: Trunk) -> [BTreeMap<String, HostTensor>; 2] {
+    let mut shapes = trunk.tensors().concat();
+    shapes.sort();
+    let tensors = shapes.into_iter().enumerate().map(|(number, (name, shape))| {
+        let count: usize = shape.iter().product();
+        let bound = (6.0 / (count / shape[0]) as f64).sqrt();
+        let value = |u: f64| match (name.starts_with("lin"), shape.len()) {
+            (true, _) => u,
+            (false, 2..) => (2.0 * u - 1.0) * bound,
+            (false, _) => u - 0.5,
+        };
+        let values = uniform(number, count).map(|u| value(u) as f32).collect();
+        (name.clone(), HostTensor::new(shape.clone(), values))
+    });
+    let (heads, features) = tensors.partition(|(name, _): &(String, _)| name.starts_with("lin"));
+    [features, heads]
 }
 
 /// `|found - expected| / |expected|`.

@@ -25,7 +25,7 @@ fn specs() -> [UNetSpec; 2] {
 }
 
 /// The student's loss of PAPER.md §5, with a given target.
-fn loss(model: &Model, device: &Device, distance: Distance) -> (UNet, Tensor<1>) {
+fn loss(model: &Model, device: &Device, distance: &Distance) -> (UNet, Tensor<1>) {
     let spec = &model.spec;
     let unet = UNet::new(model, device);
     let mut noise = Noise::new(5, 0);
@@ -46,7 +46,7 @@ fn the_gradient_of_the_students_loss_is_its_slope() {
     for spec in specs() {
         for distance in [Distance::PseudoHuber, Distance::L2, Distance::L1] {
             let model = lively_model(&spec);
-            let (unet, value) = loss(&model, &device, distance);
+            let (unet, value) = loss(&model, &device, &distance);
             let gradients: Vec<Vec<f32>> = gradients(&unet, &value).into_iter().map(to_host).collect();
             for (tensor, gradient) in model.tensors.iter().zip(&gradients) {
                 assert_eq!(tensor.values.len(), gradient.len());
@@ -70,11 +70,11 @@ fn the_gradient_of_the_students_loss_is_its_slope() {
                     for (value, d) in moved.tensors[i].values.iter_mut().zip(&direction) {
                         *value += sign * STEP * d / length;
                     }
-                    f64::from(to_host(loss(&moved, &device, distance).1)[0])
+                    f64::from(to_host(loss(&moved, &device, &distance).1)[0])
                 };
                 let slope = (at(1.0) - at(-1.0)) / (2.0 * f64::from(STEP));
                 // Rounding of the loss, about 1e-7, is divided by the step; L1 has kinks between the two points.
-                let share = if distance == Distance::L1 { 0.08 } else { 0.03 };
+                let share = if matches!(distance, Distance::L1) { 0.08 } else { 0.03 };
                 let tolerance = 2e-4 + share * expected.abs();
                 assert!(
                     (slope - expected).abs() < tolerance,

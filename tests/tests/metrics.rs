@@ -13,7 +13,7 @@ use ccm::metrics::{Extractor, Moments, Rows};
 use ccm::noise::Noise;
 use ccm::weights::{HostTensor, TensorFile};
 use ccm_tests::program::{TINY, distill, succeed};
-use ccm_tests::{fixtures, relative_error};
+use ccm_tests::{fixtures, relative_error, uniform};
 use safetensors::SafeTensors;
 use tempfile::tempdir;
 
@@ -53,18 +53,6 @@ fn distances_are_those_of_the_reference() {
     }
 }
 
-/// As `references/inception.py`.
-fn uniform(tensor: u64, count: usize) -> impl Iterator<Item = f64> {
-    (0..count as u64).map(move |i| {
-        let mut h = i.wrapping_mul(0x9E37_79B1) + tensor * 0x85EB_CA6B;
-        for (shift, factor) in [(15, 0x2C1B_3C6D), (12, 0x297A_2D39), (15, 1)] {
-            h &= 0xFFFF_FFFF;
-            h = (h ^ (h >> shift)).wrapping_mul(factor);
-        }
-        (h & 0xFFFF_FFFF) as f64 / 4_294_967_296.0
-    })
-}
-
 #[test]
 fn the_network_of_the_fid_sees_what_it_sees_in_pytorch() {
     let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/references/inception.safetensors");
@@ -80,7 +68,7 @@ fn the_network_of_the_fid_sees_what_it_sees_in_pytorch() {
             _ if spread => u + 0.5,
             _ => u - 0.5,
         };
-        let values = uniform(number as u64, count).map(|u| value(u) as f32).collect();
+        let values = uniform(number, count).map(|u| value(u) as f32).collect();
         (name, HostTensor::new(shape.clone(), values))
     });
     let device = Device::flex();

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use ccm::train::coupling::Coupling;
 use ccm::train::curriculum::{Curriculum, Mode, Scope, Start};
 use ccm::train::flow::{euler, multistep};
+use ccm::train::lpips::{Lpips, Trunk};
 use ccm::train::unet::{UNet, to_host};
-use ccm::weights::{HostTensor, Model};
-use ccm_tests::{configurations, model, relative_error, tensors};
+use ccm::weights::{HostTensor, Model, TensorFile};
+use ccm_tests::{configurations, lpips_weights, model, relative_error, tensors, uniform};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -41,6 +42,36 @@ fn velocities_and_samples_are_those_of_pytorch() {
             multistep(&unet, x.clone(), label.as_ref(), 1, |_| unreachable!("one step needs no more noise"));
         assert_close(&format!("{name}, one step"), one, &io["one_step"]);
         assert_close(&format!("{name}, Euler"), euler(&unet, x, label.as_ref(), 4), &io["euler_4"]);
+    }
+}
+
+#[test]
+fn lpips_and_its_gradient_are_those_of_the_package() {
+    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/references/lpips.safetensors");
+    let expected = TensorFile::from_bytes(&std::fs::read(reference).unwrap()).unwrap().tensors;
+    let device = Device::flex();
+    let random = |number: usize, shape: [usize; 4]| {
+        let values: Vec<f32> =
+            uniform(number, shape.iter().product()).map(|u| 2.0 * u as f32 - 1.0).collect();
+        Tensor::<4>::from_data(TensorData::new(values, shape), &device)
+    };
+    // Of small images: among millions of features one lies so near a kink that rounding decides its slope.
+    for (name, trunk) in [("alex", Trunk::AlexNet), ("vgg", Trunk::Vgg16)] {
+        let [features, heads] = lpips_weights(trunk);
+        let lpips = Lpips::new(trunk, features, heads, &device).unwrap();
+        let check = |what: &str, found: Vec<f32>| {
+            let error = relative_error(&found, &expected[&format!("{name}.{what}")].values);
+            println!("{name}, {what}: relative error {error:.1e}");
+            assert!(error < TOLERANCE, "{name}, {what}: relative error {error:.2e}");
+        };
+        let small = |number| random(number, [2, 3, 12, 9]);
+        check("upsampled", to_host(lpips.distances(small(1002), small(1003))));
+        let a = random(1000, [1, 3, 38, 44]).autodiff().require_grad();
+        let distances = lpips.distances_at(a.clone(), random(1001, [1, 3, 38, 44]));
+        check("distances", to_host(distances.clone().inner()));
+        let gradient = a.grad(&distances.mean().backward()).unwrap();
+        let shown = gradient.slice_dim(2, s![..;3]).slice_dim(3, s![..;3]);
+        check("gradient", to_host(shown));
     }
 }
 

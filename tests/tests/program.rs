@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use ccm::train::batches::StageKind;
 use ccm::train::checkpoint::{self, Checkpoint};
+use ccm::train::lpips::Trunk;
 use ccm::weights::{Model, TensorFile};
-use ccm_tests::program::{TINY, distill, picture_folder, succeed, write_idx};
-use ccm_tests::{configurations, fixtures, relative_error, tensors};
+use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed, write_idx};
+use ccm_tests::{configurations, fixtures, lpips_weights, relative_error, tensors};
 use tempfile::tempdir;
 
 fn assert_run_is_whole(folder: &Path) {
@@ -48,6 +49,28 @@ fn run_preset(preset: &str, data: Option<&Path>, more: &[&str]) {
 #[test]
 fn shapes_from_teacher_to_report() {
     run_preset("shapes", None, &["--set", "data.count=64"]);
+}
+
+#[test]
+fn shapes_by_how_they_look_to_alexnet() {
+    let folder = tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let [features, heads] = lpips_weights(Trunk::AlexNet);
+    for (name, tensors) in [("alexnet.safetensors", features), ("heads.safetensors", heads)] {
+        fs::write(file(name), TensorFile { tensors, ..TensorFile::default() }.to_bytes()).unwrap();
+    }
+    let set = |key: &str, name: &str| format!("{key}={}", file(name).display());
+    let (trunk, heads) = (set("lpips_trunk", "alexnet.safetensors"), set("lpips_heads", "heads.safetensors"));
+    let distance =
+        ["--set", "data.count=64", "--set", "distance=lpips-alexnet", "--set", &trunk, "--set", &heads];
+    run_preset("shapes", None, &distance);
+    let mut run = distill();
+    run.args(["run", "--preset", "shapes", "--out"]).arg(file("run")).args(&distance[..4]);
+    let swapped = [set("lpips_trunk", "heads.safetensors"), heads];
+    fail(
+        run.args(["--set", &swapped[0], "--set", &swapped[1]]).args(TINY),
+        &["heads.safetensors", "features.0.weight"],
+    );
 }
 
 #[test]

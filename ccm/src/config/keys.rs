@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// Every setting that may be absent.
-pub(super) const OPTIONAL: [&str; 9] = [
+pub(super) const OPTIONAL: [&str; 11] = [
     "data.count",
     "data.source",
+    "distill.lpips_heads",
+    "distill.lpips_trunk",
     "distill.micro_batch",
     "network.num_classes",
     "network.num_head_channels",

@@ -14,7 +14,7 @@ pub use error::ConfigError;
 use crate::spec::UNetSpec;
 use crate::train::coupling::Coupling;
 use crate::train::curriculum::{Mode, Scope};
-use crate::train::distance::Distance;
+use crate::train::distance::DistanceKind;
 use keys::Known;
 use serde::{Deserialize, Serialize};
 
@@ -142,7 +142,14 @@ pub struct DistillConfig {
     /// `alpha` of `t = (U (1 - s))^alpha`, above 0; above 1 favours noise (PAPER.md §6).
     pub time_alpha: f64,
     /// What the student minimises.
-    pub distance: Distance,
+    pub distance: DistanceKind,
+    /// Weights of LPIPS' trunk, as torchvision publishes them; where the distance is one of `lpips-vgg16` and
+    /// `lpips-alexnet`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lpips_trunk: Option<String>,
+    /// Weights of LPIPS' heads, as the package `lpips` publishes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lpips_heads: Option<String>,
     /// Decay a step of the average of the student that is the target network, `[0, 1)`.
     pub target_ema: f64,
     /// Decay a step of the average between the two, kept for comparison, `[0, 1)`.
@@ -151,6 +158,18 @@ pub struct DistillConfig {
     pub sample_ema: f64,
     /// Which noise belongs to which image.
     pub coupling: Coupling,
+}
+
+impl DistillConfig {
+    /// The files of LPIPS' trunk and heads; empty where another distance is minimised.
+    pub fn lpips_files(&self) -> [&str; 2] {
+        match self.distance {
+            DistanceKind::LpipsVgg16 | DistanceKind::LpipsAlexnet => {
+                [&self.lpips_trunk, &self.lpips_heads].map(|file| file.as_deref().unwrap_or_default())
+            }
+            DistanceKind::PseudoHuber | DistanceKind::L2 | DistanceKind::L1 => ["", ""],
+        }
+    }
 }
 
 impl Config {

@@ -194,7 +194,7 @@ fn strings_need_no_quotes_even_where_they_look_like_something_else() {
         assert_eq!(changed(text).unwrap().data.source.as_deref(), Some(source), "{text}");
     }
     assert_eq!(changed("distill.coupling=independent").unwrap().distill.coupling, Coupling::Independent);
-    assert_eq!(changed("distance=l2").unwrap().distill.distance, Distance::L2);
+    assert_eq!(changed("distance=l2").unwrap().distill.distance, DistanceKind::L2);
     assert_eq!(changed("scope='batch'").unwrap().distill.scope, Scope::Batch);
 }
 
@@ -250,7 +250,10 @@ fn a_value_of_the_wrong_type_names_key_expected_and_found() {
         ("channel_mult=2", "network.channel_mult: expected a list, such as [1, 2], found 2"),
         ("mode=cm", "distill.mode: expected one of `cd`, `ct`, `fixed`, found \"cm\""),
         ("scope=pixel", "distill.scope: expected `image` or `batch`, found \"pixel\""),
-        ("distance=lpips", "distill.distance: expected one of `pseudo-huber`, `l2`, `l1`, found \"lpips\""),
+        (
+            "distance=lpips",
+            "distill.distance: expected one of `pseudo-huber`, `l2`, `l1`, `lpips-vgg16`, `lpips-alexnet`, found \"lpips\"",
+        ),
         (
             "teacher.coupling=ot",
             "teacher.coupling: expected `independent` or `optimal-transport`, found \"ot\"",
@@ -260,6 +263,22 @@ fn a_value_of_the_wrong_type_names_key_expected_and_found() {
         assert_eq!(refused(text), message);
     }
     assert!(refused("mode=1").starts_with("distill.mode: expected "));
+}
+
+#[test]
+fn lpips_wants_its_weights() {
+    let complaint = |changes: &[&str]| {
+        let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
+        let config = Config::preset("shapes").unwrap().with_overrides(&changes).unwrap();
+        config.validate().map_err(|error| error.to_string())
+    };
+    let vgg = "distance=lpips-vgg16";
+    assert!(complaint(&[vgg]).unwrap_err().starts_with("distill.lpips_trunk: expected a file of weights"));
+    let trunk = "lpips_trunk=vgg16.pth";
+    assert!(
+        complaint(&[vgg, trunk]).unwrap_err().starts_with("distill.lpips_heads: expected a file of weights")
+    );
+    assert_eq!(complaint(&[vgg, trunk, "lpips_heads=vgg.pth"]), Ok(()));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The ranges of a configuration's numbers, each checked once, before a run starts.
 
 use super::{Config, ConfigError, DataConfig, DistillConfig, RunConfig, SHAPES, TeacherConfig};
+use crate::train::distance::DistanceKind;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
@@ -88,6 +89,15 @@ impl DistillConfig {
                 "a step of flow time above 0 and at most 1",
                 self.step_size,
             ));
+        }
+        if matches!(self.distance, DistanceKind::LpipsVgg16 | DistanceKind::LpipsAlexnet) {
+            for (key, file) in
+                ["distill.lpips_trunk", "distill.lpips_heads"].into_iter().zip(self.lpips_files())
+            {
+                if file.is_empty() {
+                    return Err(wrong(key, "a file of weights, which LPIPS wants", "none"));
+                }
+            }
         }
         positive("distill.time_alpha", self.time_alpha)?;
         decay("distill.target_ema", self.target_ema)?;

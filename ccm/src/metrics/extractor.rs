@@ -57,8 +57,7 @@ impl Seen {
 /// A file that cannot be read, or holds neither.
 pub fn open(path: &Path, device: &Device) -> Result<Box<dyn Extractor>, MetricsError> {
     let fault = |error: &dyn std::fmt::Display| MetricsError::File(error.to_string());
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    if extension != Some("safetensors") {
+    if path.extension().is_none_or(|extension| extension != "safetensors") {
         let tensors = read_checkpoint(path, None).map_err(|error| fault(&error))?;
         return Ok(Box::new(Inception::new(tensors, device)?));
     }

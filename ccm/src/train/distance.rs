@@ -1,11 +1,30 @@
 //! What the student minimises: a distance between its estimate and the target.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// A distance of images.
+use super::lpips::Lpips;
+
+/// The name of a distance in a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+pub enum DistanceKind {
+    /// [`Distance::PseudoHuber`].
+    PseudoHuber,
+    /// [`Distance::L2`].
+    L2,
+    /// [`Distance::L1`].
+    L1,
+    /// [`Distance::Lpips`] with VGG16, as in the paper.
+    LpipsVgg16,
+    /// [`Distance::Lpips`] with AlexNet.
+    LpipsAlexnet,
+}
+
+/// A distance of images.
+#[derive(Debug, Clone)]
 pub enum Distance {
     /// `sqrt(|a - b|^2 + c^2) - c` over an image of `d` values, `c = 0.00054 sqrt(d)` (Song and Dhariwal,
     /// arXiv 2310.14189), divided by `sqrt(d)`.
@@ -14,22 +33,31 @@ pub enum Distance {
     L2,
     /// Mean absolute difference.
     L1,
+    /// How differently they look to a network that has learned to see.
+    Lpips(Arc<Lpips>),
 }
 
 impl Distance {
     /// The mean distance of the pairs of a batch: `[B, C, H, W]` twice to `[1]`.
-    pub fn mean(self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
-        let [batch, channels, height, width] = a.dims();
-        let difference = (a - b).reshape([batch, channels * height * width]);
+    pub fn mean(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
+        let flat = |a: Tensor<4>, b: Tensor<4>| {
+            let [batch, channels, height, width] = a.dims();
+            (a - b).reshape([batch, channels * height * width])
+        };
         match self {
             Self::PseudoHuber => {
                 // With `d` divided out, |a - b|^2 becomes the mean square, and c a constant.
                 const C: f32 = 0.00054;
+                let difference = flat(a, b);
                 let square = (difference.clone() * difference).mean_dim(1);
                 ((square + C * C).sqrt() - C).mean()
             }
-            Self::L2 => (difference.clone() * difference).mean_dim(1).mean(),
-            Self::L1 => difference.abs().mean_dim(1).mean(),
+            Self::L2 => {
+                let difference = flat(a, b);
+                (difference.clone() * difference).mean_dim(1).mean()
+            }
+            Self::L1 => flat(a, b).abs().mean_dim(1).mean(),
+            Self::Lpips(lpips) => lpips.distances(a, b).mean(),
         }
     }
 }

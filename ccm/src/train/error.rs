@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::checkpoint::CheckpointError;
 use super::disk::{DiskError, ModelFileError};
+use super::import::ImportError;
 use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::report::ReportError;
@@ -28,6 +29,9 @@ pub enum RunError {
     /// A model file cannot be used.
     #[error(transparent)]
     Model(#[from] ModelFileError),
+    /// Weights of a distance cannot be used.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -7,8 +7,10 @@ use burn_store::pytorch::{PytorchError, PytorchReader};
 use burn_store::pytorch_reader::{DType, Tensor};
 use serde::Deserialize;
 
+use super::disk::{self, ModelFileError};
+use super::error::RunError;
 use crate::spec::UNetSpec;
-use crate::weights::HostTensor;
+use crate::weights::{HostTensor, TensorFile};
 
 /// Why a checkpoint or a description cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,19 @@ pub enum ImportError {
     /// The description of the network is no such thing.
     #[error("{0}")]
     Spec(String),
+}
+
+/// Reads the tensors of a file: safetensors by that name, otherwise a checkpoint as [`read_checkpoint`].
+///
+/// # Errors
+/// A file that is missing, cut short or neither.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>, RunError> {
+    if path.extension().is_none_or(|extension| extension != "safetensors") {
+        return Ok(read_checkpoint(path, None)?);
+    }
+    let file = TensorFile::from_bytes(&disk::read(path)?)
+        .map_err(|source| ModelFileError::Weights { path: path.into(), source })?;
+    Ok(file.tensors)
 }
 
 /// State dicts that torchcfm's and CCM's training scripts save, the one to prefer first.

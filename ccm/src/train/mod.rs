@@ -21,6 +21,7 @@ pub mod kdc;
 pub mod kdc_curve;
 pub mod kernels;
 pub(crate) mod layers;
+pub mod lpips;
 pub mod metrics_log;
 pub mod ops;
 pub mod optimizer;

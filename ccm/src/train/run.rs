@@ -2,6 +2,7 @@
 //! [`super::folder`]). It can be stopped at any moment and resumed.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -11,10 +12,12 @@ use super::checkpoint::{self, CheckpointError};
 use super::coupling::Coupling;
 use super::curriculum::Curriculum;
 use super::disk;
+use super::distance::{Distance, DistanceKind};
 use super::distill::{self, Distillation};
 use super::error::RunError;
 use super::folder::{self, files};
 use super::kdc_curve::{Networks, curves};
+use super::lpips::{Lpips, Trunk};
 use super::metrics_log::{Line, MetricsLog};
 use super::optimizer::Schedule;
 use super::samples::{Request, Solver, sample_grid};
@@ -102,6 +105,9 @@ pub fn suit(config: &mut Config, data: &Dataset) -> Result<(), RunError> {
 pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunError> {
     folder::check(config, folder, resume)?;
     given_teacher(config)?;
+    for file in config.distill.lpips_files().into_iter().filter(|file| !file.is_empty()) {
+        std::fs::metadata(file).map_err(disk::DiskError::of(Path::new(file)))?;
+    }
     Ok(())
 }
 
@@ -236,7 +242,7 @@ impl Run {
             },
             workers: self.workers(config.batch, config.micro_batch)?,
             curriculum: self.curriculum(),
-            distance: config.distance,
+            distance: self.distance()?,
             time_alpha: config.time_alpha as f32,
             teacher: UNet::new(teacher, &self.device),
             trainee,
@@ -249,6 +255,21 @@ impl Run {
             watch.note(&format!("student: {}", path.display()));
         }
         Ok(outcome)
+    }
+
+    fn distance(&self) -> Result<Distance, RunError> {
+        let config = &self.config.distill;
+        let lpips = |trunk| {
+            let [features, heads] = config.lpips_files().map(Path::new);
+            Ok(Distance::Lpips(Arc::new(Lpips::read(trunk, features, heads, &self.device)?)))
+        };
+        match config.distance {
+            DistanceKind::PseudoHuber => Ok(Distance::PseudoHuber),
+            DistanceKind::L2 => Ok(Distance::L2),
+            DistanceKind::L1 => Ok(Distance::L1),
+            DistanceKind::LpipsVgg16 => lpips(Trunk::Vgg16),
+            DistanceKind::LpipsAlexnet => lpips(Trunk::AlexNet),
+        }
     }
 
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {

@@ -1,0 +1,252 @@
+//! LPIPS, the distance of PAPER.md §6: how differently two images look to a network that has learned to see (Zhang et
+//! al., arXiv 1801.03924).
+//!
+//! A trunk, VGG16 or AlexNet, with the weights of torchvision, makes feature maps of both images; at every pixel of five
+//! of them, features are brought to length 1, and their squared differences are weighted by a head, with the weights of
+//! the package `lpips`, averaged over the pixels and added up.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::activation::relu;
+use burn::tensor::module::{conv2d, max_pool2d};
+use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::disk::ModelFileError;
+use super::error::RunError;
+use super::import::read_tensors;
+use super::ops::conv;
+use crate::weights::{HostTensor, WeightsError};
+
+/// Rows and columns that images are brought to (PAPER.md §6).
+pub const SIDE: usize = 224;
+
+/// What the trunk sees is `(image - SHIFT) / SCALE`, channel by channel.
+const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
+/// See [`SHIFT`].
+const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
+
+/// Added to a length that is divided by.
+const EPSILON: f64 = 1e-10;
+
+/// A network that has learned to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trunk {
+    /// VGG16 (Simonyan and Zisserman, arXiv 1409.1556).
+    Vgg16,
+    /// AlexNet, as in torchvision (Krizhevsky, arXiv 1404.5997).
+    AlexNet,
+}
+
+/// A part of a trunk.
+#[derive(Debug, Clone, Copy)]
+enum Layer {
+    /// A convolution with bias, and ReLU.
+    Convolution { outputs: usize, kernel: usize, stride: usize },
+    /// The maximum of so many pixels across, every second one.
+    Pool(usize),
+    /// Features are compared here.
+    Tap,
+}
+
+impl Trunk {
+    fn layers(self) -> Vec<Layer> {
+        use Layer::{Convolution, Pool, Tap};
+        let convolution = |outputs, kernel, stride| Convolution { outputs, kernel, stride };
+        let mut layers = Vec::new();
+        match self {
+            Self::Vgg16 => {
+                for (block, (outputs, count)) in
+                    [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)].into_iter().enumerate()
+                {
+                    if block > 0 {
+                        layers.push(Pool(2));
+                    }
+                    layers.extend((0..count).map(|_| convolution(outputs, 3, 1)));
+                    layers.push(Tap);
+                }
+            }
+            Self::AlexNet => layers.extend([
+                convolution(64, 11, 4),
+                Tap,
+                Pool(3),
+                convolution(192, 5, 1),
+                Tap,
+                Pool(3),
+                convolution(384, 3, 1),
+                Tap,
+                convolution(256, 3, 1),
+                Tap,
+                convolution(256, 3, 1),
+                Tap,
+            ]),
+        }
+        layers
+    }
+
+    /// Names and shapes of the tensors of torchvision's file that are read, and of the heads of `lpips`.
+    pub fn tensors(self) -> [Vec<(String, Vec<usize>)>; 2] {
+        let (mut trunk, mut heads) = (Vec::new(), Vec::new());
+        // torchvision counts convolution, ReLU and pool.
+        let (mut number, mut inputs) = (0, 3);
+        for layer in self.layers() {
+            match layer {
+                Layer::Convolution { outputs, kernel, .. } => {
+                    trunk.push((format!("features.{number}.weight"), vec![outputs, inputs, kernel, kernel]));
+                    trunk.push((format!("features.{number}.bias"), vec![outputs]));
+                    (number, inputs) = (number + 2, outputs);
+                }
+                Layer::Pool(_) => number += 1,
+                Layer::Tap => {
+                    heads.push((format!("lin{}.model.1.weight", heads.len()), vec![1, inputs, 1, 1]))
+                }
+            }
+        }
+        [trunk, heads]
+    }
+}
+
+/// The distance.
+#[derive(Debug, Clone)]
+pub struct Lpips {
+    trunk: Trunk,
+    convolutions: Vec<(Tensor<4>, Tensor<1>)>,
+    heads: Vec<Tensor<4>>,
+}
+
+impl Lpips {
+    /// Reads the weights of a trunk and of its heads from two files, PyTorch's or safetensors.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or lacks a tensor.
+    pub fn read(trunk: Trunk, features: &Path, heads: &Path, device: &Device) -> Result<Self, RunError> {
+        let (of_trunk, of_heads) = (read_tensors(features)?, read_tensors(heads)?);
+        Self::new(trunk, of_trunk, of_heads, device).map_err(|source| {
+            let of_head = |name: &String| name.starts_with("lin");
+            let path = match &source {
+                WeightsError::Missing(name) | WeightsError::Shape { name, .. } if of_head(name) => heads,
+                _ => features,
+            };
+            RunError::Model(ModelFileError::Weights { path: path.to_owned(), source })
+        })
+    }
+
+    /// The distance with the weights of torchvision's trunk and of `lpips`' heads. Their other tensors are not read.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape, by name.
+    pub fn new(
+        trunk: Trunk,
+        mut features: BTreeMap<String, HostTensor>,
+        mut heads: BTreeMap<String, HostTensor>,
+        device: &Device,
+    ) -> Result<Self, WeightsError> {
+        let [of_trunk, of_heads] = trunk.tensors();
+        let take = |named: &mut BTreeMap<String, HostTensor>, (name, expected): (String, Vec<usize>)| {
+            let tensor = named.remove(&name).ok_or(WeightsError::Missing(name.clone()))?;
+            if tensor.shape != expected {
+                return Err(WeightsError::Shape { name, expected, found: tensor.shape });
+            }
+            Ok(TensorData::new(tensor.values, tensor.shape))
+        };
+        let mut convolutions = Vec::new();
+        let mut tensors = of_trunk.into_iter();
+        while let (Some(weight), Some(bias)) = (tensors.next(), tensors.next()) {
+            let weight = Tensor::from_data(take(&mut features, weight)?, device);
+            convolutions.push((weight, Tensor::from_data(take(&mut features, bias)?, device)));
+        }
+        let heads = of_heads.into_iter().map(|head| Ok(Tensor::from_data(take(&mut heads, head)?, device)));
+        Ok(Self { trunk, convolutions, heads: heads.collect::<Result<_, WeightsError>>()? })
+    }
+
+    /// The distance of every pair: `[B, C, H, W]` twice, in [-1, 1], C = 1 or 3, to `[B]`. Both images are brought to
+    /// [`SIDE`] pixels by bilinear interpolation. Gradients go into `a` alone.
+    pub fn distances(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
+        self.distances_at(upsampled(a, SIDE), upsampled(b, SIDE))
+    }
+
+    /// As [`Lpips::distances`], of images as they are.
+    pub fn distances_at(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
+        let tracked = a.device().is_autodiff();
+        let b = if b.device().is_autodiff() { b.inner() } else { b };
+        let lifted = |x: Tensor<4>| if tracked { x.autodiff() } else { x };
+        let [batch, ..] = a.dims();
+        let (seen, target) = (self.features(a), self.features(b));
+        let layers = seen.into_iter().zip(target).zip(&self.heads).map(|((a, b), head)| {
+            let difference = normalized(a) - lifted(normalized(b));
+            let weighted = difference.clone() * difference * lifted(head.clone());
+            // Summed over the channels, averaged over the pixels.
+            weighted.sum_dim(1).mean_dim(3).mean_dim(2).reshape([batch])
+        });
+        layers.reduce(|sum, layer| sum + layer).unwrap_or_else(|| Tensor::zeros([batch], &Default::default()))
+    }
+
+    /// The feature maps at the taps.
+    fn features(&self, images: Tensor<4>) -> Vec<Tensor<4>> {
+        let device = images.device();
+        let tracked = device.is_autodiff();
+        let [_, channels, ..] = images.dims();
+        let images = if channels == 1 { images.repeat_dim(1, 3) } else { images };
+        let plain = device.without_autodiff();
+        let per_channel = |values: [f32; 3]| {
+            let tensor = Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, 3, 1, 1]), &plain);
+            if tracked { tensor.autodiff() } else { tensor }
+        };
+        let mut x = (images - per_channel(SHIFT)) / per_channel(SCALE);
+        let mut convolutions = self.convolutions.iter();
+        let mut maps = Vec::new();
+        for layer in self.trunk.layers() {
+            match layer {
+                Layer::Convolution { kernel, stride, .. } => {
+                    let Some((weight, bias)) = convolutions.next() else { continue };
+                    let (weight, bias) = (weight.clone(), bias.clone());
+                    let (weight, bias) =
+                        if tracked { (weight.autodiff(), bias.autodiff()) } else { (weight, bias) };
+                    x = relu(if kernel == 3 {
+                        conv(x, weight, bias.unsqueeze(), 1)
+                    } else {
+                        // AlexNet's first takes one pixel of padding less than would keep the size.
+                        let padding = if stride == 1 { kernel / 2 } else { 2 };
+                        conv2d(x, weight, Some(bias), ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1))
+                    });
+                }
+                Layer::Pool(size) => {
+                    x = max_pool2d(x, MaxPoolOptions { stride: [2; 2], ..MaxPoolOptions::new([size; 2]) });
+                }
+                Layer::Tap => maps.push(x.clone()),
+            }
+        }
+        maps
+    }
+}
+
+/// Features of length 1 at every pixel.
+fn normalized(x: Tensor<4>) -> Tensor<4> {
+    // The root has no slope at zero, where a pixel has no features.
+    let length = ((x.clone() * x.clone()).sum_dim(1) + EPSILON * EPSILON).sqrt() + EPSILON;
+    x / length
+}
+
+/// Bilinear interpolation between pixel centres, to a square: two matrix products, so that gradients go through.
+fn upsampled(x: Tensor<4>, side: usize) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    let tracked = x.device().is_autodiff();
+    let plain = x.device().without_autodiff();
+    let matrix = |size: usize| {
+        let mut values = vec![0.0f32; side * size];
+        for (i, row) in values.chunks_exact_mut(size).enumerate() {
+            let place = ((i as f64 + 0.5) * size as f64 / side as f64 - 0.5).max(0.0);
+            let first = (place as usize).min(size - 1);
+            let share = (place - first as f64) as f32;
+            row[first] += 1.0 - share;
+            row[(first + 1).min(size - 1)] += share;
+        }
+        let matrix = Tensor::<3>::from_data(TensorData::new(values, [1, side, size]), &plain);
+        if tracked { matrix.autodiff() } else { matrix }
+    };
+    let planes = x.reshape([batch * channels, height, width]);
+    let rows = matrix(height).expand([batch * channels, side, height]).matmul(planes);
+    let columns = matrix(width).expand([batch * channels, side, width]).swap_dims(1, 2);
+    rows.matmul(columns).reshape([batch, channels, side, side])
+}
