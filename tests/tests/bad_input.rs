@@ -6,9 +6,11 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
+use ccm::metrics::Gaussian;
+use ccm::metrics::statistics::Statistics;
 use ccm::weights::{HostTensor, TensorFile};
 use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed, write_idx};
-use ccm_tests::{configurations, fixtures};
+use ccm_tests::{configurations, fixtures, lively_model, small_spec};
 use tempfile::{TempDir, tempdir};
 
 fn run(folder: &TempDir, arguments: &[&str]) -> Command {
@@ -379,4 +381,67 @@ fn a_folder_that_cannot_be_written() {
         "network.num_head_channels=4096",
     ]);
     fail(&mut command, &["disk", "MB"]);
+}
+
+#[test]
+fn measurements_that_cannot_be_made() {
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let model = path("model.safetensors");
+    fs::write(&model, lively_model(&small_spec()).to_bytes()).unwrap();
+    let eval = |more: &[&str]| {
+        let mut command = distill();
+        command.arg("eval").arg(&model).args(["--device", "cpu"]).args(more);
+        command
+    };
+    fail(&mut eval(&[]), &["--data"]);
+    fail(&mut eval(&["--data", "shapes", "--count", "9"]), &["--count", "expected 10 to 1000000, found 9"]);
+    fail(&mut eval(&["--data", "shapes", "--steps", "0"]), &["--steps"]);
+    let features = path("features.safetensors");
+    let with =
+        |features: &Path| ["--data", "shapes", "--features", features.to_str().unwrap()].map(str::to_owned);
+    let with_features = |features: &Path| {
+        let arguments = with(features);
+        eval(&arguments.each_ref().map(String::as_str))
+    };
+    fail(&mut with_features(&features), &["--features", "features.safetensors", "No such file"]);
+    fs::write(&features, b"<html>").unwrap();
+    fail(&mut with_features(&features), &["--features", "features.safetensors", "expected a header"]);
+    fail(&mut with_features(&model), &["--features", "model.safetensors", "not a classifier"]);
+    let bare = TensorFile { tensors: Default::default(), ..TensorFile::default() };
+    fs::write(&features, bare.to_bytes()).unwrap();
+    fail(&mut with_features(&features), &["--features", "tensor `Conv2d_1a_3x3.conv.weight` is missing"]);
+
+    let train = |shape: &str| {
+        let mut command = distill();
+        command.args([
+            "features", "--data", "shapes", "--epochs", "1", "--device", "cpu", "--shape", shape, "--out",
+        ]);
+        command.arg(path("trained.safetensors"));
+        command
+    };
+    fail(&mut train("28"), &["--shape", "expected three numbers"]);
+    fail(&mut train("2x8x8"), &["2"]);
+    succeed(&mut train("3x12x12"));
+    let other_size = with_features(&path("trained.safetensors")).output().unwrap();
+    let said = String::from_utf8_lossy(&other_size.stderr).into_owned();
+    assert!(said.contains("expected images of 3x8x8, as the model makes, found 3x12x12"), "{said}");
+
+    succeed(&mut train("3x8x8"));
+    let reference = path("reference.npz");
+    fs::write(&reference, b"PK").unwrap();
+    let arguments =
+        ["--features", path("trained.safetensors").to_str().unwrap(), "--reference"].map(str::to_owned);
+    let mut command = eval(&arguments.each_ref().map(String::as_str));
+    fail(command.arg(&reference), &["--reference", "reference.npz", ".npz"]);
+    let gaussian = Gaussian { mean: vec![0.0; 3], covariance: vec![0.0; 9] };
+    let statistics = |features: Option<&str>| {
+        Statistics { gaussian: gaussian.clone(), features: features.map(str::to_owned) }.to_bytes().unwrap()
+    };
+    fs::write(&reference, statistics(None)).unwrap();
+    let mut command = eval(&arguments.each_ref().map(String::as_str));
+    fail(command.arg(&reference), &["--reference", "expected 128 features, found 3"]);
+    fs::write(&reference, statistics(Some("eyes of a cat"))).unwrap();
+    let mut command = eval(&arguments.each_ref().map(String::as_str));
+    fail(command.arg(&reference), &["--reference", "found of the eyes of a cat"]);
 }

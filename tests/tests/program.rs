@@ -52,7 +52,7 @@ fn shapes_from_teacher_to_report() {
 }
 
 #[test]
-fn shapes_by_how_they_look_to_alexnet() {
+fn shapes_by_how_they_look() {
     let folder = tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
     let [features, heads] = lpips_weights(Trunk::AlexNet);
@@ -64,6 +64,7 @@ fn shapes_by_how_they_look_to_alexnet() {
     let distance =
         ["--set", "data.count=64", "--set", "distance=lpips-alexnet", "--set", &trunk, "--set", &heads];
     run_preset("shapes", None, &distance);
+    run_preset("shapes", None, &["--set", "data.count=64", "--set", "distance=teacher-features"]);
     let mut run = distill();
     run.args(["run", "--preset", "shapes", "--out"]).arg(file("run")).args(&distance[..4]);
     let swapped = [set("lpips_trunk", "heads.safetensors"), heads];

@@ -167,7 +167,7 @@ impl DistillConfig {
             DistanceKind::LpipsVgg16 | DistanceKind::LpipsAlexnet => {
                 [&self.lpips_trunk, &self.lpips_heads].map(|file| file.as_deref().unwrap_or_default())
             }
-            DistanceKind::PseudoHuber | DistanceKind::L2 | DistanceKind::L1 => ["", ""],
+            _ => ["", ""],
         }
     }
 }

@@ -252,7 +252,7 @@ fn a_value_of_the_wrong_type_names_key_expected_and_found() {
         ("scope=pixel", "distill.scope: expected `image` or `batch`, found \"pixel\""),
         (
             "distance=lpips",
-            "distill.distance: expected one of `pseudo-huber`, `l2`, `l1`, `lpips-vgg16`, `lpips-alexnet`, found \"lpips\"",
+            "distill.distance: expected one of `pseudo-huber`, `l2`, `l1`, `lpips-vgg16`, `lpips-alexnet`, `teacher-features`, found \"lpips\"",
         ),
         (
             "teacher.coupling=ot",

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::lpips::Lpips;
+use super::lpips::{Lpips, normalized};
+use super::unet::UNet;
 
 /// The name of a distance in a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub enum DistanceKind {
     LpipsVgg16,
     /// [`Distance::Lpips`] with AlexNet.
     LpipsAlexnet,
+    /// [`Distance::TeacherFeatures`].
+    TeacherFeatures,
 }
 
 /// A distance of images.
@@ -35,6 +38,9 @@ pub enum Distance {
     L1,
     /// How differently they look to a network that has learned to see.
     Lpips(Arc<Lpips>),
+    /// How differently they look to the teacher, where there is no other network: the mean over its encoder's feature
+    /// maps of what LPIPS compares in those of its trunk, with all channels alike. The teacher is [`UNet::frozen`].
+    TeacherFeatures(Arc<UNet>),
 }
 
 impl Distance {
@@ -58,6 +64,16 @@ impl Distance {
             }
             Self::L1 => flat(a, b).abs().mean_dim(1).mean(),
             Self::Lpips(lpips) => lpips.distances(a, b).mean(),
+            Self::TeacherFeatures(teacher) => {
+                let pairs = teacher.encode(a).into_iter().zip(teacher.encode(b));
+                let distances: Vec<Tensor<1>> = pairs
+                    .map(|(a, b)| {
+                        let difference = normalized(a) - normalized(b);
+                        (difference.clone() * difference).sum_dim(1).mean()
+                    })
+                    .collect();
+                Tensor::cat(distances, 0).mean()
+            }
         }
     }
 }

@@ -222,7 +222,7 @@ impl Lpips {
 }
 
 /// Features of length 1 at every pixel.
-fn normalized(x: Tensor<4>) -> Tensor<4> {
+pub(super) fn normalized(x: Tensor<4>) -> Tensor<4> {
     // The root has no slope at zero, where a pixel has no features.
     let length = ((x.clone() * x.clone()).sum_dim(1) + EPSILON * EPSILON).sqrt() + EPSILON;
     x / length

@@ -242,7 +242,7 @@ impl Run {
             },
             workers: self.workers(config.batch, config.micro_batch)?,
             curriculum: self.curriculum(),
-            distance: self.distance()?,
+            distance: self.distance(teacher)?,
             time_alpha: config.time_alpha as f32,
             teacher: UNet::new(teacher, &self.device),
             trainee,
@@ -257,7 +257,7 @@ impl Run {
         Ok(outcome)
     }
 
-    fn distance(&self) -> Result<Distance, RunError> {
+    fn distance(&self, teacher: &Model) -> Result<Distance, RunError> {
         let config = &self.config.distill;
         let lpips = |trunk| {
             let [features, heads] = config.lpips_files().map(Path::new);
@@ -269,6 +269,9 @@ impl Run {
             DistanceKind::L1 => Ok(Distance::L1),
             DistanceKind::LpipsVgg16 => lpips(Trunk::Vgg16),
             DistanceKind::LpipsAlexnet => lpips(Trunk::AlexNet),
+            DistanceKind::TeacherFeatures => {
+                Ok(Distance::TeacherFeatures(Arc::new(UNet::frozen(teacher, &self.device))))
+            }
         }
     }
 

@@ -127,6 +127,33 @@ impl UNet {
         self.out_conv.forward(self.out_norm.forward(h, true), None, 1)
     }
 
+    /// The feature maps of the way down, the last of each size, and that of the middle block, for images `[B, C, H, W]`
+    /// at the end of their way, t = 1, without a label.
+    pub fn encode(&self, x: Tensor<4>) -> Vec<Tensor<4>> {
+        let [batch, ..] = x.dims();
+        let t = Tensor::ones([batch], &x.device());
+        let embed = silu(self.embed(t, None));
+        let mut maps: Vec<Tensor<4>> = Vec::new();
+        let mut h = x;
+        for block in &self.input_blocks {
+            h = block.forward(h, &embed);
+            match maps.last_mut() {
+                Some(last) if last.dims()[2..] == h.dims()[2..] => *last = h.clone(),
+                _ => maps.push(h.clone()),
+            }
+        }
+        maps.push(self.middle_block.forward(h, &embed));
+        maps
+    }
+
+    /// The network to look at images with while another one learns: gradients go through it, but none into it, and
+    /// nothing is dropped.
+    pub fn frozen(model: &Model, device: &Device) -> Self {
+        let mut model = model.clone();
+        model.spec.dropout = 0.0;
+        Self::new(&model, &device.clone().autodiff()).no_grad()
+    }
+
     /// The embedding of time and label, `[B, 4 * model_channels]`.
     fn embed(&self, t: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<2> {
         let [first, second] = &self.time_embed;
