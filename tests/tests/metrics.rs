@@ -146,4 +146,29 @@ fn a_model_is_measured_with_features_of_its_own_data() {
     let again: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
     assert_eq!(again["frechet"], figures["frechet"]);
     assert!(again["manifold"].is_null(), "statistics alone say nothing of neighbours");
+
+    let claims = || {
+        let mut claims = distill();
+        claims
+            .arg("claims")
+            .arg(path("run"))
+            .arg("--features")
+            .arg(&features)
+            .arg("--out")
+            .arg(path("claims"));
+        claims.args(["--thresholds", "60", "--step-sizes", "0.1,0.5", "--seeds", "2", "--evaluations", "40"]);
+        claims.args(["--count", "40", "--device", "cpu"]);
+        claims
+    };
+    let said = succeed(&mut claims());
+    let rows = fs::read_to_string(path("claims/claims.jsonl")).unwrap();
+    assert_eq!(rows.lines().count(), 6, "{rows}");
+    for row in rows.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
+        let spent = row["evaluations"].as_u64().unwrap();
+        assert!((40..200).contains(&spent) && row["frechet"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let table = fs::read_to_string(path("claims/claims.md")).unwrap();
+    assert!(said.ends_with(&table) && table.contains("| fixed steps, s = 0.5 | 2 |"), "{said}");
+    succeed(&mut claims());
+    assert_eq!(fs::read_to_string(path("claims/claims.jsonl")).unwrap(), rows, "nothing is done twice");
 }

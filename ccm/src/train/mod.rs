@@ -30,4 +30,5 @@ pub mod samples;
 pub mod summary;
 pub mod teacher;
 pub mod trainee;
+pub mod trial;
 pub mod unet;

@@ -228,12 +228,33 @@ impl Run {
         let config = &self.config.distill;
         let trainee = match self.resumed(StageKind::Distill, &mut |text| watch.note(text))? {
             Some(trainee) => trainee,
-            None => {
-                let decays = [config.target_ema, config.middle_ema, config.sample_ema];
-                Trainee::new(teacher, &decays, &self.device)
-            }
+            None => self.fresh_student(teacher),
         };
-        let mut distillation = Distillation {
+        let mut distillation = self.distillation(teacher, trainee)?;
+        let steps = (config.steps, config.batch);
+        let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
+        if outcome == Outcome::Finished {
+            let model = self.finished("student", &distillation, config.batch);
+            disk::write(&path, &model.to_bytes())?;
+            watch.note(&format!("student: {}", path.display()));
+        }
+        Ok(outcome)
+    }
+
+    /// A student that is the teacher yet (PAPER.md §6).
+    pub(super) fn fresh_student(&self, teacher: &Model) -> Trainee {
+        let config = &self.config.distill;
+        let decays = [config.target_ema, config.middle_ema, config.sample_ema];
+        Trainee::new(teacher, &decays, &self.device)
+    }
+
+    pub(super) fn distillation(
+        &self,
+        teacher: &Model,
+        trainee: Trainee,
+    ) -> Result<Distillation<'_>, RunError> {
+        let config = &self.config.distill;
+        Ok(Distillation {
             batches: self.batches(&self.data, StageKind::Distill, config.batch, config.coupling),
             schedule: Schedule {
                 learning_rate: config.learning_rate,
@@ -246,15 +267,7 @@ impl Run {
             time_alpha: config.time_alpha as f32,
             teacher: UNet::new(teacher, &self.device),
             trainee,
-        };
-        let steps = (config.steps, config.batch);
-        let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
-        if outcome == Outcome::Finished {
-            let model = self.finished("student", &distillation, config.batch);
-            disk::write(&path, &model.to_bytes())?;
-            watch.note(&format!("student: {}", path.display()));
-        }
-        Ok(outcome)
+        })
     }
 
     fn distance(&self, teacher: &Model) -> Result<Distance, RunError> {
@@ -296,7 +309,7 @@ impl Run {
         Ok(checkpoint::resume(&folder, stage, &self.config.network, &self.device, note)?)
     }
 
-    fn finished(&self, role: &str, stage: &dyn Stage, batch: usize) -> Model {
+    pub(super) fn finished(&self, role: &str, stage: &dyn Stage, batch: usize) -> Model {
         let trainee = stage.trainee();
         let ema = stage.sampled();
         ema.unet.to_model(ModelCard {
@@ -369,7 +382,7 @@ impl Run {
         Ok(Outcome::Finished)
     }
 
-    fn diverged(&self, stage: StageKind, step: u64, what: String) -> RunError {
+    pub(super) fn diverged(&self, stage: StageKind, step: u64, what: String) -> RunError {
         let kept = match checkpoint::list(&self.path(files::CHECKPOINTS)).pop() {
             Some(last) => format!("the last good checkpoint is {}", last.path.display()),
             None => "there is no checkpoint yet".into(),

@@ -1,5 +1,6 @@
 //! `distill`: from images to a one-step generator. Every subcommand is a file; the work is the library's.
 
+mod claims;
 mod device;
 mod eval;
 mod export;
@@ -43,6 +44,7 @@ Examples:
   distill export runs/shapes/student.safetensors --precision q8 --out small.safetensors
   distill features --data mnist/ --shape 1x28x28 --out digits.safetensors
   distill eval runs/mnist/student.safetensors --data mnist/ --features digits.safetensors
+  distill claims runs/mnist --features digits.safetensors --out claims
   distill import unet.pt --preset cifar10 --out teacher.safetensors
   distill run --preset cifar10 --data cifar10.tgz --set teacher.model=teacher.safetensors";
 
@@ -62,6 +64,8 @@ enum Command {
     Features(features::Arguments),
     /// Measure how good a model's images are
     Eval(eval::Arguments),
+    /// Compare the curriculum with fixed steps at equal cost
+    Claims(claims::Arguments),
     /// Measure KDC and teacher steps against t for a run
     Kdc(kdc::Arguments),
 }
@@ -94,6 +98,7 @@ fn main() -> ExitCode {
         Command::Export(arguments) => export::run(arguments),
         Command::Features(arguments) => features::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
+        Command::Claims(arguments) => claims::run(arguments),
         Command::Kdc(arguments) => kdc::run(arguments),
     };
     match done {

@@ -1,0 +1,56 @@
+//! Students of one teacher at equal cost: what PAPER.md §7 compares.
+
+use super::batches::StageKind;
+use super::curriculum::Mode;
+use super::error::RunError;
+use super::run::Run;
+use super::trainee::Stage;
+use crate::weights::Model;
+
+/// A student that has had its share.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// The average of its weights that is sampled from.
+    pub student: Model,
+    /// Optimiser steps taken.
+    pub steps: u64,
+    /// Network evaluations of one image that it took: of the student, the teacher and the target.
+    pub evaluations: u64,
+}
+
+impl Run {
+    /// Distils a student of `teacher` with the configuration's settings until so many evaluations have been spent,
+    /// however many steps that are. Nothing is written. `watch` hears how many have been spent.
+    ///
+    /// Every image of a step costs one evaluation of the student and, for every step that its target is ahead, one of
+    /// the target and, but in consistency training, one of the teacher.
+    ///
+    /// # Errors
+    /// A loss or weights that are not finite; weights of a distance that cannot be read.
+    pub fn trial(
+        &self,
+        teacher: &Model,
+        evaluations: u64,
+        watch: &mut dyn FnMut(u64),
+    ) -> Result<Trial, RunError> {
+        let batch = self.config.distill.batch as f64;
+        let a_step = if self.config.distill.mode == Mode::Ct { 1.0 } else { 2.0 };
+        let mut distillation = self.distillation(teacher, self.fresh_student(teacher))?;
+        let mut spent = 0.0;
+        while spent < evaluations as f64 {
+            let report = distillation.step();
+            if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
+                let what =
+                    format!("the loss is {}, the norm of its gradient {}", report.loss, report.gradient_norm);
+                return Err(self.diverged(StageKind::Distill, report.step, what));
+            }
+            spent += batch * (1.0 + a_step * report.teacher_steps.unwrap_or_default());
+            watch(spent as u64);
+        }
+        Ok(Trial {
+            student: self.finished("student", &distillation, self.config.distill.batch),
+            steps: distillation.trainee().step,
+            evaluations: spent as u64,
+        })
+    }
+}
