@@ -59,7 +59,7 @@ pub fn tensors(file: &str) -> BTreeMap<String, HostTensor> {
 }
 
 /// Numbers in [0, 1) that depend on nothing but the number of a tensor and the place in it, as in
-/// `references/inception.py`.
+/// `references/formula.py`.
 pub fn uniform(tensor: usize, count: usize) -> impl Iterator<Item = f64> {
     (0..count as u64).map(move |i| {
         let mut h = i.wrapping_mul(0x9E37_79B1) + tensor as u64 * 0x85EB_CA6B;

@@ -1,4 +1,4 @@
-"""Distances of the package lpips, with weights that a formula gives (see inception.py).
+"""Distances of the package lpips, with weights that a formula gives (`formula.py`).
 
     pip install torch torchvision lpips safetensors
     python lpips.py                # writes lpips.safetensors
@@ -7,20 +7,14 @@ import sys
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
+from formula import uniform
+
 sys.path = [place for place in sys.path if Path(place).resolve() != here]  # not this file, but the package
 
 import lpips
 import numpy as np
 import torch
 from safetensors.torch import save_file
-
-
-def uniform(tensor, count):
-    h = np.arange(count, dtype=np.uint64) * 0x9E3779B1 + tensor * 0x85EBCA6B
-    for shift, factor in [(15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 1)]:
-        h &= 0xFFFFFFFF
-        h = (h ^ (h >> np.uint64(shift))) * factor
-    return (h & 0xFFFFFFFF).astype(np.float64) / 2**32
 
 
 def images(number, shape):
