@@ -1,16 +1,8 @@
 //! Networks that see: from images to features.
 
-use std::path::Path;
+use burn::tensor::Tensor;
 
-use burn::tensor::{Device, Tensor};
-
-use super::MetricsError;
-use super::classifier::Classifier;
-use super::inception::Inception;
 use crate::data::ImageShape;
-use crate::train::disk;
-use crate::train::import::read_checkpoint;
-use crate::weights::TensorFile;
 
 /// A network whose features images are compared by.
 pub trait Extractor {
@@ -47,25 +39,5 @@ impl Seen {
             let largest = logits.iter().max_by(order).copied().unwrap_or_default();
             logits.iter().position(|&logit| logit == largest).unwrap_or_default()
         })
-    }
-}
-
-/// The extractor in a file: a classifier of `distill features`, or the network of the FID as `.safetensors` or as the
-/// checkpoint of PyTorch that pytorch-fid and torchmetrics publish.
-///
-/// # Errors
-/// A file that cannot be read, or holds neither.
-pub fn open(path: &Path, device: &Device) -> Result<Box<dyn Extractor>, MetricsError> {
-    let fault = |error: &dyn std::fmt::Display| MetricsError::File(error.to_string());
-    if path.extension().is_none_or(|extension| extension != "safetensors") {
-        let tensors = read_checkpoint(path, None).map_err(|error| fault(&error))?;
-        return Ok(Box::new(Inception::new(tensors, device)?));
-    }
-    let bytes = disk::read(path).map_err(|error| fault(&error))?;
-    let file = TensorFile::from_bytes(&bytes).map_err(|error| fault(&error))?;
-    if file.description.is_empty() {
-        Ok(Box::new(Inception::new(file.tensors, device)?))
-    } else {
-        Ok(Box::new(Classifier::from_file(file, device)?))
     }
 }

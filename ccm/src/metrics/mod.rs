@@ -18,6 +18,7 @@
 pub mod classifier;
 pub mod evaluation;
 pub mod extractor;
+pub mod file;
 pub mod frechet;
 pub mod inception;
 pub mod kernel;

@@ -7,10 +7,8 @@ use burn_store::pytorch::{PytorchError, PytorchReader};
 use burn_store::pytorch_reader::{DType, Tensor};
 use serde::Deserialize;
 
-use super::disk::{self, ModelFileError};
-use super::error::RunError;
 use crate::spec::UNetSpec;
-use crate::weights::{HostTensor, TensorFile};
+use crate::weights::{HostTensor, TensorFile, WeightsError};
 
 /// Why a checkpoint or a description cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +20,14 @@ pub enum ImportError {
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// A safetensors file cannot be read, or lacks a tensor.
+    #[error("{path}: {source}")]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: WeightsError,
     },
     /// The checkpoint is cut short or is none.
     #[error("{path}: not a whole PyTorch checkpoint: {source}")]
@@ -60,12 +66,13 @@ pub enum ImportError {
 ///
 /// # Errors
 /// A file that is missing, cut short or neither.
-pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>, RunError> {
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>, ImportError> {
     if path.extension().is_none_or(|extension| extension != "safetensors") {
-        return Ok(read_checkpoint(path, None)?);
+        return read_checkpoint(path, None);
     }
-    let file = TensorFile::from_bytes(&disk::read(path)?)
-        .map_err(|source| ModelFileError::Weights { path: path.into(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| ImportError::Io { path: path.into(), source })?;
+    let file = TensorFile::from_bytes(&bytes)
+        .map_err(|source| ImportError::Weights { path: path.into(), source })?;
     Ok(file.tensors)
 }
 

@@ -6,21 +6,20 @@
 //! the package `lpips`, averaged over the pixels and added up.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use burn::tensor::activation::relu;
 use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::disk::ModelFileError;
-use super::error::RunError;
-use super::import::read_tensors;
 use super::ops::conv;
 use crate::weights::{HostTensor, WeightsError};
 
 /// Rows and columns that images are brought to (PAPER.md §6).
 pub const SIDE: usize = 224;
+
+/// What the names of the heads' tensors begin with.
+pub const HEAD: &str = "lin";
 
 /// What the trunk sees is `(image - SHIFT) / SCALE`, channel by channel.
 const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
@@ -99,7 +98,7 @@ impl Trunk {
                 }
                 Layer::Pool(_) => number += 1,
                 Layer::Tap => {
-                    heads.push((format!("lin{}.model.1.weight", heads.len()), vec![1, inputs, 1, 1]))
+                    heads.push((format!("{HEAD}{}.model.1.weight", heads.len()), vec![1, inputs, 1, 1]))
                 }
             }
         }
@@ -116,22 +115,6 @@ pub struct Lpips {
 }
 
 impl Lpips {
-    /// Reads the weights of a trunk and of its heads from two files, PyTorch's or safetensors.
-    ///
-    /// # Errors
-    /// A file that cannot be read, or lacks a tensor.
-    pub fn read(trunk: Trunk, features: &Path, heads: &Path, device: &Device) -> Result<Self, RunError> {
-        let (of_trunk, of_heads) = (read_tensors(features)?, read_tensors(heads)?);
-        Self::new(trunk, of_trunk, of_heads, device).map_err(|source| {
-            let of_head = |name: &String| name.starts_with("lin");
-            let path = match &source {
-                WeightsError::Missing(name) | WeightsError::Shape { name, .. } if of_head(name) => heads,
-                _ => features,
-            };
-            RunError::Model(ModelFileError::Weights { path: path.to_owned(), source })
-        })
-    }
-
     /// The distance with the weights of torchvision's trunk and of `lpips`' heads. Their other tensors are not read.
     ///
     /// # Errors

@@ -16,8 +16,9 @@ use super::distance::{Distance, DistanceKind};
 use super::distill::{self, Distillation};
 use super::error::RunError;
 use super::folder::{self, files};
+use super::import::{ImportError, read_tensors};
 use super::kdc_curve::{Networks, curves};
-use super::lpips::{Lpips, Trunk};
+use super::lpips::{HEAD, Lpips, Trunk};
 use super::metrics_log::{Line, MetricsLog};
 use super::optimizer::Schedule;
 use super::samples::{Request, Solver, sample_grid};
@@ -29,7 +30,7 @@ use crate::config::Config;
 use crate::data::Dataset;
 use crate::report::Curves;
 use crate::spec::ModelCard;
-use crate::weights::Model;
+use crate::weights::{Model, WeightsError};
 
 /// Whoever watches a run: draws the bars, and may ask it to stop.
 pub trait Watch {
@@ -274,7 +275,16 @@ impl Run {
         let config = &self.config.distill;
         let lpips = |trunk| {
             let [features, heads] = config.lpips_files().map(Path::new);
-            Ok(Distance::Lpips(Arc::new(Lpips::read(trunk, features, heads, &self.device)?)))
+            let lpips = Lpips::new(trunk, read_tensors(features)?, read_tensors(heads)?, &self.device);
+            let lpips = lpips.map_err(|source| {
+                let of_heads = |name: &str| name.starts_with(HEAD);
+                let path = match &source {
+                    WeightsError::Missing(name) | WeightsError::Shape { name, .. } if of_heads(name) => heads,
+                    _ => features,
+                };
+                ImportError::Weights { path: path.into(), source }
+            })?;
+            Ok(Distance::Lpips(Arc::new(lpips)))
         };
         match config.distance {
             DistanceKind::PseudoHuber => Ok(Distance::PseudoHuber),

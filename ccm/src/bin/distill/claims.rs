@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ccm::data::ImageShape;
 use ccm::metrics::evaluation::Reference;
-use ccm::metrics::extractor::open;
+use ccm::metrics::file::open;
 use ccm::metrics::kernel::Spread;
 use ccm::metrics::{Collection, Figures};
 use ccm::sampler::Sampler;

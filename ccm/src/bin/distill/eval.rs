@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use ccm::data::{ImageShape, Split};
 use ccm::metrics::classifier::Training;
 use ccm::metrics::evaluation::Reference;
-use ccm::metrics::extractor::open;
+use ccm::metrics::file::open;
 use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Collection, Extractor, Figures};
 use ccm::sampler::Sampler;

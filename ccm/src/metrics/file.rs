@@ -1,0 +1,33 @@
+//! Extractors in files.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+
+use super::MetricsError;
+use super::classifier::Classifier;
+use super::extractor::Extractor;
+use super::inception::Inception;
+use crate::train::disk;
+use crate::train::import::read_checkpoint;
+use crate::weights::TensorFile;
+
+/// The extractor in a file: a classifier of `distill features`, or the network of the FID as `.safetensors` or as the
+/// checkpoint of PyTorch that pytorch-fid and torchmetrics publish.
+///
+/// # Errors
+/// A file that cannot be read, or holds neither.
+pub fn open(path: &Path, device: &Device) -> Result<Box<dyn Extractor>, MetricsError> {
+    let fault = |error: &dyn std::fmt::Display| MetricsError::File(error.to_string());
+    if path.extension().is_none_or(|extension| extension != "safetensors") {
+        let tensors = read_checkpoint(path, None).map_err(|error| fault(&error))?;
+        return Ok(Box::new(Inception::new(tensors, device)?));
+    }
+    let bytes = disk::read(path).map_err(|error| fault(&error))?;
+    let file = TensorFile::from_bytes(&bytes).map_err(|error| fault(&error))?;
+    if file.description.is_empty() {
+        Ok(Box::new(Inception::new(file.tensors, device)?))
+    } else {
+        Ok(Box::new(Classifier::from_file(file, device)?))
+    }
+}
