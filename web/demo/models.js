@@ -1,9 +1,9 @@
 // The models that the page offers, each a student and its teacher, by their addresses from the page.
 
-export const MODELS = [
-  {
-    name: "Shapes, 16 x 16",
-    student: "web/models/shapes/student.safetensors",
-    teacher: "web/models/shapes/teacher.safetensors",
-  },
-];
+const pair = (name, folder) => ({
+  name,
+  student: `web/models/${folder}/student.safetensors`,
+  teacher: `web/models/${folder}/teacher.safetensors`,
+});
+
+export const MODELS = [pair("Shapes, 16 x 16", "shapes"), pair("Digits, 28 x 28", "mnist")];

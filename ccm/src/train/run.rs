@@ -322,10 +322,12 @@ impl Run {
     pub(super) fn finished(&self, role: &str, stage: &dyn Stage, batch: usize) -> Model {
         let trainee = stage.trainee();
         let ema = stage.sampled();
+        // A model travels; where the images lie on this machine is nobody's business.
+        let source = Path::new(self.config.data.source.as_deref().unwrap_or_default()).file_stem();
         ema.unet.to_model(ModelCard {
             role: role.into(),
             source: self.config.run.name.clone(),
-            data: self.config.data.source.clone().unwrap_or_default(),
+            data: source.unwrap_or_default().to_string_lossy().into_owned(),
             classes: if self.config.data.class_conditional {
                 self.data.classes().to_vec()
             } else {
