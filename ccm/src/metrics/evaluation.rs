@@ -117,7 +117,8 @@ impl Collection {
                 Some(classes) => numbers.clone().map(|i| (i % classes) as u32).collect(),
                 None => Vec::new(),
             };
-            let request = Request::from_seeds(sampler.spec(), seed + start as u64, &labels, numbers.len());
+            let request =
+                Request::from_seeds(sampler.spec(), seed.wrapping_add(start as u64), &labels, numbers.len());
             let images = sampler.sample(&request, steps).await?;
             let rounded = images.into_iter().map(|value| f32::from(to_byte(value)) / 127.5 - 1.0).collect();
             let known = if num_classes == Some(extractor.classes()) { &labels[..] } else { &[] };

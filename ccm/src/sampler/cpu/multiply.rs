@@ -18,20 +18,6 @@ pub(super) fn panel_vectors<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 && !cfg!(target_arch = "wasm32") { 4 } else { 2 }
 }
 
-/// A loop of up to six rounds, spelled out: where a build is optimized for size, the compiler would leave it as it is,
-/// and values that are reached by a counter cannot stay in registers.
-macro_rules! unrolled {
-    ($i:ident < $count:ident => $body:block) => {
-        unrolled!($i, $count, $body, 0, 1, 2, 3, 4, 5)
-    };
-    ($i:ident, $count:ident, $body:block, $($round:literal),*) => {
-        $(if $round < $count {
-            let $i = $round;
-            $body
-        })*
-    };
-}
-
 /// A part of the sum: rows of the left matrix, each `depth` values long, and the panel that they meet.
 #[derive(Clone, Copy)]
 pub(super) struct Part<'a, const M: usize> {
@@ -63,13 +49,15 @@ pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize>(
         // SAFETY: the assertion bounds the panel; the caller vouches for the rows.
         unsafe {
             let mut columns = [simd.splat_f32s(0.0); N];
-            unrolled!(n < N => {
-                columns[n] = panel.add(n * S::F32_LANES).cast::<S::f32s>().read_unaligned();
-            });
-            unrolled!(m < M => {
-                let factor = simd.splat_f32s(*rows[m].add(k));
-                unrolled!(n < N => { sums[m][n] = simd.mul_add_e_f32s(factor, columns[n], sums[m][n]); });
-            });
+            for (n, column) in columns.iter_mut().enumerate() {
+                *column = panel.add(n * S::F32_LANES).cast::<S::f32s>().read_unaligned();
+            }
+            for (row, sums) in rows.iter().zip(sums.iter_mut()) {
+                let factor = simd.splat_f32s(*row.add(k));
+                for (sum, column) in sums.iter_mut().zip(&columns) {
+                    *sum = simd.mul_add_e_f32s(factor, *column, *sum);
+                }
+            }
             panel = panel.add(width);
         }
     }
