@@ -49,7 +49,8 @@ fn steps(c: &mut Criterion) {
     let shape = ImageShape { channels: 3, height: 32, width: 32 };
     let data = shapes(256, shape, Split::Train, 1).unwrap();
     let model = random_model(&small(), 1);
-    let schedule = Schedule { learning_rate: 1e-6, warmup_steps: 1, gradient_clip: 1.0 };
+    let schedule =
+        Schedule { learning_rate: 1e-6, warmup_steps: 1, steps: u64::MAX, cooldown: 0.0, gradient_clip: 1.0 };
     let batches = |stage| Batches {
         data: &data,
         stage,

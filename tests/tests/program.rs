@@ -66,7 +66,7 @@ fn shapes_by_how_they_look() {
     run_preset("shapes", None, &distance);
     run_preset("shapes", None, &["--set", "data.count=64", "--set", "distance=teacher-features"]);
     let mut run = distill();
-    run.args(["run", "--preset", "shapes", "--out"]).arg(file("run")).args(&distance[..4]);
+    run.args(["run", "--device", "cpu", "--preset", "shapes", "--out"]).arg(file("run")).args(&distance[..4]);
     let swapped = [set("lpips_trunk", "heads.safetensors"), heads];
     fail(
         run.args(["--set", &swapped[0], "--set", &swapped[1]]).args(TINY),

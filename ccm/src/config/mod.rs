@@ -106,6 +106,10 @@ pub struct TeacherConfig {
     pub learning_rate: f64,
     /// Optimiser steps over which the learning rate rises from 0.
     pub warmup_steps: u64,
+    /// Share of the optimiser steps, the last ones, over which the learning rate falls to 0 like half a cosine, `[0, 1]`
+    /// (arXiv 2405.18392).
+    #[serde(default)]
+    pub cooldown: f64,
     /// Largest norm of the whole gradient; a longer one is scaled down to it. Above 0.
     pub gradient_clip: f64,
     /// Decay a step of the average of the weights that is sampled and distilled, `[0, 1)`.
@@ -129,6 +133,10 @@ pub struct DistillConfig {
     pub learning_rate: f64,
     /// Optimiser steps over which the learning rate rises from 0.
     pub warmup_steps: u64,
+    /// Share of the optimiser steps, the last ones, over which the learning rate falls to 0 like half a cosine, `[0, 1]`
+    /// (arXiv 2405.18392).
+    #[serde(default)]
+    pub cooldown: f64,
     /// Largest norm of the whole gradient; a longer one is scaled down to it. Above 0.
     pub gradient_clip: f64,
     /// Where the target's `x_u` comes from.
@@ -163,11 +171,9 @@ pub struct DistillConfig {
 impl DistillConfig {
     /// The files of LPIPS' trunk and heads; empty where another distance is minimised.
     pub fn lpips_files(&self) -> [&str; 2] {
-        match self.distance {
-            DistanceKind::LpipsVgg16 | DistanceKind::LpipsAlexnet => {
-                [&self.lpips_trunk, &self.lpips_heads].map(|file| file.as_deref().unwrap_or_default())
-            }
-            _ => ["", ""],
+        match self.distance.trunk() {
+            Some(_) => [&self.lpips_trunk, &self.lpips_heads].map(|file| file.as_deref().unwrap_or_default()),
+            None => ["", ""],
         }
     }
 }

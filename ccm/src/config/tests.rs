@@ -301,6 +301,7 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         ("teacher.micro_batch=0", "0"),
         ("teacher.learning_rate=0", "0"),
         ("teacher.learning_rate=inf", "inf"),
+        ("teacher.cooldown=1.1", "1.1"),
         ("teacher.gradient_clip=0", "0"),
         ("teacher.ema=1", "1"),
         ("teacher.ema=-0.1", "-0.1"),
@@ -308,6 +309,7 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         ("distill.batch=0", "0"),
         ("distill.micro_batch=0", "0"),
         ("distill.learning_rate=nan", "NaN"),
+        ("distill.cooldown=nan", "NaN"),
         ("distill.gradient_clip=-1", "-1"),
         ("distill.threshold=100.5", "100.5"),
         ("distill.threshold=-1", "-1"),
@@ -337,6 +339,8 @@ fn the_ends_of_the_ranges_are_in_range() {
         "teacher.micro_batch=64",
         "teacher.micro_batch=1",
         "teacher.warmup_steps=0",
+        "teacher.cooldown=1",
+        "distill.cooldown=0",
         "teacher.steps=1",
     ] {
         changed(text).unwrap().validate().unwrap();

@@ -1,7 +1,6 @@
 //! The ranges of a configuration's numbers, each checked once, before a run starts.
 
 use super::{Config, ConfigError, DataConfig, DistillConfig, RunConfig, SHAPES, TeacherConfig};
-use crate::train::distance::DistanceKind;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
@@ -68,6 +67,7 @@ impl TeacherConfig {
         within("teacher.batch", self.batch, BATCH)?;
         some_images("teacher.micro_batch", self.micro_batch)?;
         positive("teacher.learning_rate", self.learning_rate)?;
+        share("teacher.cooldown", self.cooldown)?;
         positive("teacher.gradient_clip", self.gradient_clip)?;
         decay("teacher.ema", self.ema)
     }
@@ -79,6 +79,7 @@ impl DistillConfig {
         within("distill.batch", self.batch, BATCH)?;
         some_images("distill.micro_batch", self.micro_batch)?;
         positive("distill.learning_rate", self.learning_rate)?;
+        share("distill.cooldown", self.cooldown)?;
         positive("distill.gradient_clip", self.gradient_clip)?;
         if !(0.0..=100.0).contains(&self.threshold) {
             return Err(wrong("distill.threshold", "a KDC from 0 to 100 dB", self.threshold));
@@ -90,7 +91,7 @@ impl DistillConfig {
                 self.step_size,
             ));
         }
-        if matches!(self.distance, DistanceKind::LpipsVgg16 | DistanceKind::LpipsAlexnet) {
+        if self.distance.trunk().is_some() {
             for (key, file) in
                 ["distill.lpips_trunk", "distill.lpips_heads"].into_iter().zip(self.lpips_files())
             {
@@ -125,6 +126,10 @@ fn some_images(key: &str, micro_batch: Option<usize>) -> Result<(), ConfigError>
 
 fn positive(key: &str, value: f64) -> Result<(), ConfigError> {
     if value > 0.0 && value.is_finite() { Ok(()) } else { Err(wrong(key, "a finite number above 0", value)) }
+}
+
+fn share(key: &str, value: f64) -> Result<(), ConfigError> {
+    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(wrong(key, "a share from 0 to 1", value)) }
 }
 
 fn decay(key: &str, value: f64) -> Result<(), ConfigError> {

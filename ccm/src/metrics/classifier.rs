@@ -169,6 +169,13 @@ impl Classifier {
         let mut optimizer = Optimizer::default();
         let steps_of_epoch = data.len().div_ceil(training.batch);
         let steps = steps_of_epoch * training.epochs;
+        let schedule = Schedule {
+            learning_rate: training.learning_rate,
+            warmup_steps: 100,
+            steps: steps as u64,
+            cooldown: 1.0,
+            gradient_clip: 5.0,
+        };
         for epoch in 0..training.epochs {
             let mut noise = Noise::new(training.seed, 1 + epoch as u64);
             let order = noise.permutation(data.len());
@@ -179,14 +186,6 @@ impl Classifier {
                 let (_, logits) = network.forward(images_tensor(images, shape, &plain).autodiff());
                 let loss = cross_entropy(logits, &labels, classes.len(), &plain);
                 let gradients = gradients(&network, &loss);
-                let progress = step as f64 / steps as f64;
-                let schedule = Schedule {
-                    learning_rate: training.learning_rate
-                        * 0.5
-                        * (1.0 + (std::f64::consts::PI * progress).cos()),
-                    warmup_steps: 100,
-                    gradient_clip: 5.0,
-                };
                 (network, _) = optimizer.step(&schedule, step as u64, network, gradients);
                 let loss = to_host(loss.inner()).first().copied().unwrap_or_default();
                 say(step + 1, steps, f64::from(loss));

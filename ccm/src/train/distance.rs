@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::lpips::{Lpips, normalized};
+use super::lpips::{Lpips, Trunk, normalized};
 use super::unet::UNet;
 
 /// The name of a distance in a configuration.
@@ -24,6 +24,17 @@ pub enum DistanceKind {
     LpipsAlexnet,
     /// [`Distance::TeacherFeatures`].
     TeacherFeatures,
+}
+
+impl DistanceKind {
+    /// The trunk of LPIPS, where it is LPIPS.
+    pub fn trunk(self) -> Option<Trunk> {
+        match self {
+            Self::LpipsVgg16 => Some(Trunk::Vgg16),
+            Self::LpipsAlexnet => Some(Trunk::AlexNet),
+            Self::PseudoHuber | Self::L2 | Self::L1 | Self::TeacherFeatures => None,
+        }
+    }
 }
 
 /// A distance of images.

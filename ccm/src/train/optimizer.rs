@@ -14,8 +14,23 @@ pub struct Schedule {
     pub learning_rate: f64,
     /// Steps over which the learning rate grows linearly from zero.
     pub warmup_steps: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Share of the steps, the last ones, over which the learning rate falls to zero like half a cosine, `[0, 1]`.
+    pub cooldown: f64,
     /// Largest norm of the whole gradient; a longer one is shortened to it.
     pub gradient_clip: f64,
+}
+
+impl Schedule {
+    /// Learning rate of a step, counted from 0.
+    fn rate(&self, step: u64) -> f64 {
+        let warmup = (step + 1) as f64 / self.warmup_steps.max(1) as f64;
+        let left = self.steps.saturating_sub(step) as f64 / (self.cooldown * self.steps as f64);
+        // Without a cooldown there is infinitely much left, or at the end nothing of nothing: a NaN, which `min` drops.
+        let cooled = 0.5 - 0.5 * (std::f64::consts::PI * left.min(1.0)).cos();
+        self.learning_rate * warmup.min(1.0) * cooled
+    }
 }
 
 /// Adam (Kingma and Ba, arXiv 1412.6980), betas 0.9 and 0.999, epsilon 1e-8, as in PyTorch.
@@ -53,8 +68,7 @@ impl Optimizer {
     ) -> (M, f64) {
         let norm = norm(&gradients);
         let shorten = if norm > schedule.gradient_clip { schedule.gradient_clip / norm } else { 1.0 };
-        let warmup = (step + 1) as f64 / schedule.warmup_steps.max(1) as f64;
-        let rate = schedule.learning_rate * warmup.min(1.0);
+        let rate = schedule.rate(step);
         let first = self.moments.is_empty();
         let mut old = std::mem::take(&mut self.moments).into_iter();
         let network = zip_map(network, gradients, |parameter, gradient| {
@@ -115,6 +129,20 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+
+    #[test]
+    fn the_learning_rate_rises_stays_and_falls() {
+        let schedule =
+            Schedule { learning_rate: 2.0, warmup_steps: 10, steps: 100, cooldown: 0.2, gradient_clip: 1.0 };
+        let rates = [0, 4, 9, 50, 80, 85, 90, 95, 99].map(|step| schedule.rate(step));
+        let cosine = |left: f64| 1.0 - (std::f64::consts::PI * left / 20.0).cos();
+        let expected = [0.2, 1.0, 2.0, 2.0, 2.0, cosine(15.0), 1.0, cosine(5.0), cosine(1.0)];
+        for (rate, expected) in rates.into_iter().zip(expected) {
+            assert!((rate - expected).abs() < 1e-12, "{rates:?}");
+        }
+        let constant = Schedule { cooldown: 0.0, ..schedule };
+        assert_eq!([10, 99, 100, 1000].map(|step| constant.rate(step)), [2.0; 4]);
+    }
 
     #[test]
     fn the_norm_of_a_long_gradient_is_exact_and_always_the_same() {

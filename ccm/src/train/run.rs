@@ -26,7 +26,7 @@ use super::summary::{self, Sources};
 use super::teacher::Teacher;
 use super::trainee::{Stage, Trainee, Workers};
 use super::unet::{UNet, random_model};
-use crate::config::Config;
+use crate::config::{Config, DistillConfig};
 use crate::data::Dataset;
 use crate::report::Curves;
 use crate::spec::ModelCard;
@@ -99,17 +99,32 @@ pub fn suit(config: &mut Config, data: &Dataset) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Checks what can be checked before images are read: the folder, the disk, and the teacher if one is given.
+/// Checks what can be checked before images are read: the folder, the disk, and the networks that are given:
+/// a teacher, and what LPIPS sees with.
 ///
 /// # Errors
-/// As [`folder::check`]; a teacher that cannot be read or is another network.
+/// As [`folder::check`]; a network that cannot be read, or is another.
 pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunError> {
     folder::check(config, folder, resume)?;
     given_teacher(config)?;
-    for file in config.distill.lpips_files().into_iter().filter(|file| !file.is_empty()) {
-        std::fs::metadata(file).map_err(disk::DiskError::of(Path::new(file)))?;
+    if let Some(trunk) = config.distill.distance.trunk() {
+        lpips(trunk, &config.distill, &Device::flex())?;
     }
     Ok(())
+}
+
+/// LPIPS with the weights that the configuration names.
+fn lpips(trunk: Trunk, config: &DistillConfig, device: &Device) -> Result<Lpips, RunError> {
+    let [features, heads] = config.lpips_files().map(Path::new);
+    let lpips = Lpips::new(trunk, read_tensors(features)?, read_tensors(heads)?, device);
+    Ok(lpips.map_err(|source| {
+        let of_heads = |name: &str| name.starts_with(HEAD);
+        let path = match &source {
+            WeightsError::Missing(name) | WeightsError::Shape { name, .. } if of_heads(name) => heads,
+            _ => features,
+        };
+        ImportError::Weights { path: path.into(), source }
+    })?)
 }
 
 /// The teacher that the configuration names, if it does.
@@ -205,6 +220,8 @@ impl Run {
             schedule: Schedule {
                 learning_rate: config.learning_rate,
                 warmup_steps: config.warmup_steps,
+                steps: config.steps,
+                cooldown: config.cooldown,
                 gradient_clip: config.gradient_clip,
             },
             workers: self.workers(config.batch, config.micro_batch)?,
@@ -260,6 +277,8 @@ impl Run {
             schedule: Schedule {
                 learning_rate: config.learning_rate,
                 warmup_steps: config.warmup_steps,
+                steps: config.steps,
+                cooldown: config.cooldown,
                 gradient_clip: config.gradient_clip,
             },
             workers: self.workers(config.batch, config.micro_batch)?,
@@ -273,29 +292,17 @@ impl Run {
 
     fn distance(&self, teacher: &Model) -> Result<Distance, RunError> {
         let config = &self.config.distill;
-        let lpips = |trunk| {
-            let [features, heads] = config.lpips_files().map(Path::new);
-            let lpips = Lpips::new(trunk, read_tensors(features)?, read_tensors(heads)?, &self.device);
-            let lpips = lpips.map_err(|source| {
-                let of_heads = |name: &str| name.starts_with(HEAD);
-                let path = match &source {
-                    WeightsError::Missing(name) | WeightsError::Shape { name, .. } if of_heads(name) => heads,
-                    _ => features,
-                };
-                ImportError::Weights { path: path.into(), source }
-            })?;
-            Ok(Distance::Lpips(Arc::new(lpips)))
-        };
-        match config.distance {
-            DistanceKind::PseudoHuber => Ok(Distance::PseudoHuber),
-            DistanceKind::L2 => Ok(Distance::L2),
-            DistanceKind::L1 => Ok(Distance::L1),
-            DistanceKind::LpipsVgg16 => lpips(Trunk::Vgg16),
-            DistanceKind::LpipsAlexnet => lpips(Trunk::AlexNet),
+        let lpips = |trunk| lpips(trunk, config, &self.device);
+        Ok(match config.distance {
+            DistanceKind::PseudoHuber => Distance::PseudoHuber,
+            DistanceKind::L2 => Distance::L2,
+            DistanceKind::L1 => Distance::L1,
+            DistanceKind::LpipsVgg16 => Distance::Lpips(Arc::new(lpips(Trunk::Vgg16)?)),
+            DistanceKind::LpipsAlexnet => Distance::Lpips(Arc::new(lpips(Trunk::AlexNet)?)),
             DistanceKind::TeacherFeatures => {
-                Ok(Distance::TeacherFeatures(Arc::new(UNet::frozen(teacher, &self.device))))
+                Distance::TeacherFeatures(Arc::new(UNet::frozen(teacher, &self.device)))
             }
-        }
+        })
     }
 
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {

@@ -20,7 +20,7 @@ pub struct Trial {
 
 impl Run {
     /// Distils a student of `teacher` with the configuration's settings until so many evaluations have been spent,
-    /// however many steps that are. Nothing is written. `watch` hears how many have been spent.
+    /// however many steps that are, and without a cooldown. Nothing is written. `watch` hears how many have been spent.
     ///
     /// Every image of a step costs one evaluation of the student and, for every step that its target is ahead, one of
     /// the target and, but in consistency training, one of the teacher.
@@ -36,6 +36,8 @@ impl Run {
         let batch = self.config.distill.batch as f64;
         let a_step = if self.config.distill.mode == Mode::Ct { 1.0 } else { 2.0 };
         let mut distillation = self.distillation(teacher, self.fresh_student(teacher))?;
+        // The steps that a budget will pay for are not known before.
+        distillation.schedule.cooldown = 0.0;
         let mut spent = 0.0;
         while spent < evaluations as f64 {
             let report = distillation.step();
