@@ -157,18 +157,23 @@ fn a_model_is_measured_with_features_of_its_own_data() {
             .arg("--out")
             .arg(path("claims"));
         claims.args(["--thresholds", "60", "--step-sizes", "0.1,0.5", "--seeds", "2", "--evaluations", "40"]);
-        claims.args(["--count", "40", "--device", "cpu"]);
+        claims.args(["--count", "40", "--device", "cpu", "--distances", "teacher-features"]);
         claims
     };
     let said = succeed(&mut claims());
     let rows = fs::read_to_string(path("claims/claims.jsonl")).unwrap();
-    assert_eq!(rows.lines().count(), 6, "{rows}");
+    assert_eq!(rows.lines().count(), 8, "{rows}");
     for row in rows.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
         let spent = row["evaluations"].as_u64().unwrap();
         assert!((40..200).contains(&spent) && row["frechet"].as_f64().unwrap() > 0.0, "{row}");
     }
     let table = fs::read_to_string(path("claims/claims.md")).unwrap();
-    assert!(said.ends_with(&table) && table.contains("| fixed steps, s = 0.5 | 2 |"), "{said}");
+    assert!(said.ends_with(&table), "{said}");
+    for line in
+        ["| fixed steps, s = 0.5 | pseudo-huber | 2 |", "| curriculum, T = 60 dB | teacher-features | 2 |"]
+    {
+        assert!(table.contains(line), "{table}");
+    }
     succeed(&mut claims());
     assert_eq!(fs::read_to_string(path("claims/claims.jsonl")).unwrap(), rows, "nothing is done twice");
 }

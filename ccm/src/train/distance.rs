@@ -1,5 +1,6 @@
 //! What the student minimises: a distance between its estimate and the target.
 
+use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -24,6 +25,13 @@ pub enum DistanceKind {
     LpipsAlexnet,
     /// [`Distance::TeacherFeatures`].
     TeacherFeatures,
+}
+
+impl fmt::Display for DistanceKind {
+    /// The name as a configuration has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 impl DistanceKind {
