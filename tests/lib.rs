@@ -6,6 +6,7 @@ pub mod program;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use ccm::data::{Dataset, ImageShape, Split, shapes};
@@ -14,6 +15,7 @@ use ccm::spec::{ModelCard, UNetSpec};
 use ccm::train::batches::{Batches, StageKind};
 use ccm::train::coupling::Coupling;
 use ccm::train::curriculum::{Curriculum, Mode, Scope};
+use ccm::train::discriminator::{Adversary, Discriminator};
 use ccm::train::distance::Distance;
 use ccm::train::distill::Distillation;
 use ccm::train::import::{read_checkpoint, spec_from_json};
@@ -156,10 +158,21 @@ pub fn small_distillation<'a>(
         workers,
         curriculum: Curriculum { mode: Mode::Cd, scope, threshold: 60.0, step_size: 0.5 },
         distance: Distance::PseudoHuber,
+        adversary: None,
         time_alpha: 1.0,
         teacher: UNet::new(&model, device),
         trainee: Trainee::new(&model, &[0.9, 0.99, 0.999], device),
     }
+}
+
+/// Sets a discriminator against the student, one that is listened to from the first step on.
+pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
+    let spec = distillation.teacher.spec().clone();
+    let eyes = Arc::new(UNet::frozen(&lively_model(&spec), device));
+    let schedule = distillation.schedule;
+    distillation.adversary = Some(Adversary { eyes, weight: 1.0, from: 0, schedule });
+    let untrained = Discriminator::new(&spec, 5, device);
+    distillation.trainee.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
 }
 
 /// Random weights of which none is zero, so that every layer has a say.

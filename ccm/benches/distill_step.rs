@@ -81,6 +81,7 @@ fn steps(c: &mut Criterion) {
         workers: workers(),
         curriculum,
         distance: Distance::PseudoHuber,
+        adversary: None,
         time_alpha: 1e6,
         teacher: UNet::new(&model, &device),
         trainee: Trainee::new(&model, &[0.9, 0.999, 0.9999], &device),

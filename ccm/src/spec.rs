@@ -237,7 +237,8 @@ impl UNetSpec {
         self.in_channels * self.height * self.width
     }
 
-    fn level_channels(&self, level: usize) -> usize {
+    /// Channels of the feature maps of a level, counted from 0, the largest maps.
+    pub(crate) fn level_channels(&self, level: usize) -> usize {
         (self.channel_mult[level] * self.model_channels as f32) as usize
     }
 

@@ -4,28 +4,42 @@
 use burn::tensor::Device;
 use ccm::train::curriculum::Scope;
 use ccm::train::trainee::{Stage, StepReport, Workers};
-use ccm_tests::{small_data, small_distillation, small_spec};
+use ccm_tests::{oppose, small_data, small_distillation, small_spec};
 
-fn step(scope: Scope, threads: usize, micro_batch: usize) -> StepReport {
-    let data = small_data();
+/// A step; with a discriminator, also the balance of the two losses that it finds.
+fn step(scope: Scope, opposed: bool, threads: usize, micro_batch: usize) -> (StepReport, Option<f32>) {
+    let (data, device) = (small_data(), Device::flex());
     let workers = Workers::new(threads, 8, micro_batch).unwrap();
-    small_distillation(&small_spec(), &data, 8, scope, workers, &Device::flex()).step()
+    let mut distillation = small_distillation(&small_spec(), &data, 8, scope, workers, &device);
+    if opposed {
+        oppose(&mut distillation, &device);
+    }
+    let report = distillation.step();
+    (report, distillation.trainee.discriminator.map(|discriminator| discriminator.balance))
 }
 
 #[test]
-fn gradient_accumulation_changes_neither_loss_nor_gradient_nor_curriculum() {
-    for scope in [Scope::Image, Scope::Batch] {
-        let whole = step(scope, 1, 8);
+fn gradient_accumulation_changes_neither_losses_nor_gradient_nor_curriculum() {
+    for (scope, opposed) in [(Scope::Image, false), (Scope::Image, true), (Scope::Batch, true)] {
+        let (whole, balance) = step(scope, opposed, 1, 8);
         for (threads, micro_batch) in [(1, 3), (1, 1), (2, 8), (3, 2)] {
-            let parts = step(scope, threads, micro_batch);
+            let (parts, balance_of_parts) = step(scope, opposed, threads, micro_batch);
             let what =
                 format!("{scope:?}, {threads} threads, {micro_batch} at a time: {parts:?} and {whole:?}");
             assert!((parts.loss / whole.loss - 1.0).abs() < 1e-5, "{what}");
             assert!((parts.gradient_norm / whole.gradient_norm - 1.0).abs() < 1e-4, "{what}");
             assert!((parts.kdc.unwrap() - whole.kdc.unwrap()).abs() < 1e-3, "{what}");
             assert_eq!(parts.teacher_steps, whole.teacher_steps, "{what}");
+            assert_eq!(parts.discriminator_loss.is_some(), opposed);
+            if let (Some(found), Some(expected)) = (parts.discriminator_loss, whole.discriminator_loss) {
+                assert!((found / expected - 1.0).abs() < 1e-5, "{what}");
+            }
+            if let (Some(found), Some(expected)) = (balance_of_parts, balance) {
+                assert!((found / expected - 1.0).abs() < 1e-4, "{what}: balance {found}, not {expected}");
+            }
         }
     }
     // The two scopes are told apart by this batch, so neither can pass for the other.
-    assert_ne!(step(Scope::Image, 1, 8).kdc, step(Scope::Batch, 1, 8).kdc);
+    let kdc = |scope| step(scope, false, 1, 8).0.kdc;
+    assert_ne!(kdc(Scope::Image), kdc(Scope::Batch));
 }

@@ -200,13 +200,15 @@ fn a_killed_run_resumes_to_the_same_bytes() {
 }
 
 #[test]
-fn a_killed_run_with_dropout_resumes_to_the_same_bytes() {
+fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes() {
     let folder = tempdir().unwrap();
     let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
-    let dropout = ["--set", "network.dropout=0.3", "--set", "teacher.micro_batch=3"];
-    succeed(&mut slow(&whole, &dropout));
-    kill_after(&mut slow(&stopped, &dropout), &stopped, StageKind::Teacher, 8);
-    let resumed = [&dropout[..], &["--resume"]].concat();
+    let settings =
+        ["network.dropout=0.3", "teacher.micro_batch=3", "adversarial_weight=1", "adversarial_from=6"];
+    let settings = settings.map(|setting| ["--set", setting]).concat();
+    succeed(&mut slow(&whole, &settings));
+    kill_after(&mut slow(&stopped, &settings), &stopped, StageKind::Teacher, 8);
+    let resumed = [&settings[..], &["--resume"]].concat();
     kill_after(&mut slow(&stopped, &resumed), &stopped, StageKind::Distill, 8);
     succeed(&mut slow(&stopped, &resumed));
     assert_same_models(&whole, &stopped);

@@ -7,7 +7,7 @@ use ccm::spec::UNetSpec;
 use ccm::train::curriculum::Scope;
 use ccm::train::trainee::{Stage, StepReport, Workers};
 use ccm::train::unet::to_host;
-use ccm_tests::{relative_error, small_data, small_distillation, small_spec};
+use ccm_tests::{oppose, relative_error, small_data, small_distillation, small_spec};
 
 /// The kind of the first adapter, a real one before a software one.
 fn adapter() -> Option<DeviceKind> {
@@ -32,6 +32,7 @@ fn step(device: &Device) -> (StepReport, Vec<f32>) {
     let spec = UNetSpec { channel_mult: vec![1.0, 1.0], ..small_spec() };
     let workers = Workers::new(1, 4, 4).unwrap();
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
+    oppose(&mut distillation, device);
     let report = distillation.step();
     (report, distillation.trainee().unet.parameters().into_iter().flat_map(to_host).collect())
 }
@@ -50,6 +51,8 @@ fn a_training_step_on_wgpu_is_that_of_the_cpu() {
     assert!((found.gradient_norm / expected.gradient_norm - 1.0).abs() < 1e-3);
     assert!((found.kdc.unwrap() - expected.kdc.unwrap()).abs() < 1e-2);
     assert_eq!(found.teacher_steps, expected.teacher_steps);
+    let opponents = [found, expected].map(|report| report.discriminator_loss.unwrap());
+    assert!((opponents[0] / opponents[1] - 1.0).abs() < 1e-3);
     let error = relative_error(&weights, &expected_weights);
     // Adam's first step is the sign of the gradient, which rounding turns where the gradient is next to nothing.
     assert!(error < 2e-3, "weights after the step: {error:.2e}");

@@ -158,6 +158,13 @@ pub struct DistillConfig {
     /// Weights of LPIPS' heads, as the package `lpips` publishes them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lpips_heads: Option<String>,
+    /// Weight of the adversarial loss, 0 or more: how long its gradient is, in lengths of the distance's. 1 is the paper's,
+    /// 0 is none.
+    pub adversarial_weight: f64,
+    /// Optimiser steps before there is an adversarial loss.
+    pub adversarial_from: u64,
+    /// Step size of the discriminator's Adam, above 0; it cools down as the student's.
+    pub discriminator_learning_rate: f64,
     /// Decay a step of the average of the student that is the target network, `[0, 1)`.
     pub target_ema: f64,
     /// Decay a step of the average between the two, kept for comparison, `[0, 1)`.

@@ -101,6 +101,14 @@ impl DistillConfig {
             }
         }
         positive("distill.time_alpha", self.time_alpha)?;
+        if !(self.adversarial_weight >= 0.0 && self.adversarial_weight.is_finite()) {
+            return Err(wrong(
+                "distill.adversarial_weight",
+                "a finite number, 0 or more",
+                self.adversarial_weight,
+            ));
+        }
+        positive("distill.discriminator_learning_rate", self.discriminator_learning_rate)?;
         decay("distill.target_ema", self.target_ema)?;
         decay("distill.middle_ema", self.middle_ema)?;
         decay("distill.sample_ema", self.sample_ema)

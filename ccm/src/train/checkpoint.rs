@@ -11,12 +11,13 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::batches::StageKind;
+use super::discriminator::{Discriminator, Heads};
 use super::disk::{self, DiskError};
 use super::ema::Ema;
 use super::optimizer::Optimizer;
 use super::trainee::Trainee;
 use super::unet::{UNet, to_host};
-use crate::spec::{ModelCard, UNetSpec};
+use crate::spec::{ModelCard, TensorSpec, UNetSpec};
 use crate::weights::{HostTensor, Model, Precision, TensorFile, WeightsError};
 
 /// Checkpoints that are kept.
@@ -68,6 +69,15 @@ struct Description {
     stage: String,
     step: u64,
     decays: Vec<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    discriminator: Option<Opponent>,
+}
+
+/// Of a discriminator, what are no tensors.
+#[derive(Serialize, Deserialize)]
+struct Opponent {
+    step: u64,
+    balance: f32,
 }
 
 /// The checkpoints of a folder, the oldest first. A folder that is not there holds none.
@@ -90,10 +100,11 @@ fn parse(path: &Path) -> Option<Checkpoint> {
 /// Weights, averages or moments that are not finite, a folder that cannot be written, or a full disk; older
 /// checkpoints are then still there.
 pub fn save(folder: &Path, stage: StageKind, trainee: &Trainee) -> Result<PathBuf, CheckpointError> {
-    let names: Vec<String> = trainee.unet.spec().tensors().into_iter().map(|tensor| tensor.name).collect();
+    let spec = trainee.unet.spec();
+    let (of_network, of_heads) = (spec.tensors(), Heads::tensors(spec));
     let mut tensors = BTreeMap::new();
-    let mut add = |prefix: &str, values: Vec<Tensor<1>>| {
-        for (name, values) in names.iter().zip(values) {
+    let mut add = |prefix: &str, specs: &[TensorSpec], values: Vec<Tensor<1>>| {
+        for (TensorSpec { name, .. }, values) in specs.iter().zip(values) {
             let (tensor, values) = (format!("{prefix}.{name}"), to_host(values));
             if values.iter().any(|value| !value.is_finite()) {
                 return Err(CheckpointError::NotFinite { tensor });
@@ -102,18 +113,28 @@ pub fn save(folder: &Path, stage: StageKind, trainee: &Trainee) -> Result<PathBu
         }
         Ok(())
     };
-    add("model", trainee.unet.parameters())?;
+    add("model", &of_network, trainee.unet.parameters())?;
     for (i, ema) in trainee.emas.iter().enumerate() {
-        add(&format!("ema.{i}"), ema.unet.parameters())?;
+        add(&format!("ema.{i}"), &of_network, ema.unet.parameters())?;
     }
     for moment in [0, 1] {
-        let values = trainee.optimizer.moments().iter().map(|moments| moments[moment].clone()).collect();
-        add(&format!("adam.{moment}"), values)?;
+        add(&format!("adam.{moment}"), &of_network, trainee.optimizer.moment(moment))?;
+    }
+    if let Some(discriminator) = &trainee.discriminator {
+        add("discriminator", &of_heads, discriminator.heads.parameters())?;
+        for moment in [0, 1] {
+            let values = discriminator.optimizer.moment(moment);
+            add(&format!("discriminator.adam.{moment}"), &of_heads, values)?;
+        }
     }
     let description = Description {
         stage: stage.name().into(),
         step: trainee.step,
         decays: trainee.emas.iter().map(|ema| ema.decay).collect(),
+        discriminator: trainee
+            .discriminator
+            .as_ref()
+            .map(|it| Opponent { step: it.step, balance: it.balance }),
     };
     let description = serde_json::to_string(&description).unwrap_or_default();
     let path = folder.join(format!("{}-{:09}.safetensors", stage.name(), trainee.step));
@@ -168,8 +189,8 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
     let description: Description = serde_json::from_str(&file.description)
         .map_err(|error| wrong(WeightsError::NoModel(error.to_string())))?;
 
-    let mut take = |prefix: &str| -> Result<Vec<HostTensor>, WeightsError> {
-        let expected = spec.tensors().into_iter().map(|tensor| {
+    let mut take = |prefix: &str, specs: Vec<TensorSpec>| -> Result<Vec<HostTensor>, WeightsError> {
+        let expected = specs.into_iter().map(|tensor| {
             let name = format!("{prefix}.{}", tensor.name);
             let found = file.take(&name)?;
             let count = tensor.shape.iter().product::<usize>();
@@ -185,7 +206,7 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
             spec: spec.clone(),
             card: ModelCard::default(),
             precision: Precision::F32,
-            tensors: take(prefix)?,
+            tensors: take(prefix, spec.tensors())?,
         };
         Ok(UNet::new(&model, device))
     };
@@ -196,15 +217,30 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
         emas.push(Ema { decay, unet: unet(&format!("ema.{i}"), &plain).map_err(wrong)? });
     }
     let flat = |tensor: HostTensor| Tensor::<1>::from_data(tensor.values.as_slice(), &plain);
-    let mut moments = Vec::new();
-    if description.step > 0 {
-        let (first, second) = (take("adam.0").map_err(wrong)?, take("adam.1").map_err(wrong)?);
-        moments = first.into_iter().zip(second).map(|(first, second)| [flat(first), flat(second)]).collect();
-    }
+    // There are none before the first step.
+    let mut moments = |prefix: &str, step: u64, specs: &dyn Fn() -> Vec<TensorSpec>| {
+        let mut take = |moment| match step {
+            0 => Ok(Vec::new()),
+            _ => take(&format!("{prefix}adam.{moment}"), specs()),
+        };
+        let (first, second) = (take(0)?, take(1)?);
+        Ok(first.into_iter().zip(second).map(|(first, second)| [flat(first), flat(second)]).collect())
+    };
+    let of_student = moments("", description.step, &|| spec.tensors()).map_err(wrong)?;
+    let discriminator = match description.discriminator {
+        None => None,
+        Some(Opponent { step, balance }) => {
+            let of_heads = || Heads::tensors(spec);
+            let moments = moments("discriminator.", step, &of_heads).map_err(wrong)?;
+            let heads = take("discriminator", of_heads()).map_err(wrong)?;
+            Some(Discriminator::resumed(&heads, moments, step, balance, device))
+        }
+    };
     if let Some(name) = file.tensors.into_keys().next() {
         return Err(wrong(WeightsError::Unexpected(name)));
     }
-    Ok(Trainee { unet: student, emas, optimizer: Optimizer::from_moments(moments), step: description.step })
+    let optimizer = Optimizer::default().from_moments(of_student);
+    Ok(Trainee { unet: student, emas, optimizer, discriminator, step: description.step })
 }
 
 #[cfg(test)]
@@ -220,7 +256,7 @@ mod tests {
         let trainee = Trainee::new(&random_model(&spec, 1), &[0.9], &Device::flex());
         // As after a step: moments of every parameter.
         let moments = trainee.unet.parameters().into_iter().map(|weight| [weight.clone(), weight]).collect();
-        Trainee { optimizer: Optimizer::from_moments(moments), step, ..trainee }
+        Trainee { optimizer: Optimizer::default().from_moments(moments), step, ..trainee }
     }
 
     fn steps(folder: &Path) -> Vec<u64> {

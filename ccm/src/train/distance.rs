@@ -58,7 +58,8 @@ pub enum Distance {
     /// How differently they look to a network that has learned to see.
     Lpips(Arc<Lpips>),
     /// How differently they look to the teacher, where there is no other network: the mean over its encoder's feature
-    /// maps of what LPIPS compares in those of its trunk, with all channels alike. The teacher is [`UNet::frozen`].
+    /// maps of what LPIPS compares in those of its trunk, with all channels alike. It sees images at the end of their
+    /// way, t = 1, without a label. The teacher is [`UNet::frozen`].
     TeacherFeatures(Arc<UNet>),
 }
 
@@ -84,7 +85,12 @@ impl Distance {
             Self::L1 => flat(a, b).abs().mean_dim(1).mean(),
             Self::Lpips(lpips) => lpips.distances(a, b).mean(),
             Self::TeacherFeatures(teacher) => {
-                let pairs = teacher.encode(a).into_iter().zip(teacher.encode(b));
+                let encode = |images: Tensor<4>| {
+                    let [batch, ..] = images.dims();
+                    let arrived = Tensor::ones([batch], &images.device());
+                    teacher.encode(images, arrived, None)
+                };
+                let pairs = encode(a).into_iter().zip(encode(b));
                 let distances: Vec<Tensor<1>> = pairs
                     .map(|(a, b)| {
                         let difference = normalized(a) - normalized(b);

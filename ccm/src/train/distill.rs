@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::batches::{Batch, Batches};
 use super::curriculum::{Curriculum, Goal, Mode, Scope, Start, times};
+use super::discriminator::Adversary;
 use super::distance::Distance;
 use super::ema::Ema;
 use super::flow::{jump, path};
@@ -30,6 +31,8 @@ pub struct Distillation<'a> {
     pub curriculum: Curriculum,
     /// What the student minimises.
     pub distance: Distance,
+    /// What it minimises besides; the trainee then has a discriminator.
+    pub adversary: Option<Adversary>,
     /// `alpha` of `t = (U (1 - s))^alpha`.
     pub time_alpha: f32,
     /// The teacher; it records no gradients.
@@ -45,8 +48,20 @@ pub fn sample_times(uniform: &[f32], step_size: f32, alpha: f32) -> Vec<f32> {
 
 impl Stage for Distillation<'_> {
     fn step(&mut self) -> StepReport {
-        let Self { batches, schedule, workers, curriculum, distance, time_alpha, teacher, trainee } = self;
+        let Self {
+            batches,
+            schedule,
+            workers,
+            curriculum,
+            distance,
+            adversary,
+            time_alpha,
+            teacher,
+            trainee,
+        } = self;
         let target = trainee.emas[TARGET].unet.clone();
+        let adversary = adversary.as_ref().filter(|adversary| trainee.step >= adversary.from);
+        let opponent = adversary.zip(trainee.discriminator.clone());
 
         // `x_t` and `t` of the paper.
         let begin = |Batch { x0, x1, uniform, .. }: &Batch| {
@@ -72,23 +87,40 @@ impl Stage for Distillation<'_> {
             let v = student.forward(x_t.clone().autodiff(), times.clone(), part.label.clone());
             let estimate = jump(x_t.autodiff(), &times, v);
             let goal = match &together {
-                Some(goal) => goal.part(rows),
-                None => goal(estimate.clone().inner(), part),
+                Some(goal) => goal.part(rows.clone()),
+                None => goal(estimate.clone().inner(), part.clone()),
             };
-            let walked = (goal.kdc.iter().sum::<f64>(), goal.steps.iter().sum::<usize>() as f64);
-            (distance.mean(estimate, goal.target.autodiff()), walked)
+            let distance = |estimate| distance.mean(estimate, goal.target.clone().autodiff());
+            let (loss, verdict) = match &opponent {
+                None => (distance(estimate), None),
+                Some((adversary, discriminator)) => {
+                    let (loss, verdict) = adversary.join(discriminator, estimate, &part, rows, distance);
+                    (loss, Some(verdict))
+                }
+            };
+            (loss, (goal.kdc.iter().sum::<f64>(), goal.steps.iter().sum::<usize>() as f64, verdict))
         };
-        let (loss, gradient_norm, walked) = trainee.learn(schedule, &batch, workers, loss);
+        let (loss, gradient_norm, parts) = trainee.learn(schedule, &batch, workers, loss);
+
+        let (mut kdc, mut steps, mut verdicts) = (0.0, 0.0, Vec::new());
+        for (of_part, steps_of_part, verdict) in parts {
+            kdc += of_part;
+            steps += steps_of_part;
+            verdicts.extend(verdict);
+        }
+        let discriminator_loss = adversary
+            .zip(trainee.discriminator.as_mut())
+            .map(|(adversary, discriminator)| discriminator.learn(&adversary.schedule, verdicts));
 
         let step = trainee.step;
-        let mean = |sum: f64| Some(sum / batch.len() as f64);
         StepReport {
             step,
             images: step * batch.len() as u64,
             loss,
             gradient_norm,
-            kdc: mean(walked.iter().map(|(kdc, _)| kdc).sum()),
-            teacher_steps: mean(walked.iter().map(|(_, steps)| steps).sum()),
+            kdc: Some(kdc / batch.len() as f64),
+            teacher_steps: Some(steps / batch.len() as f64),
+            discriminator_loss,
         }
     }
 

@@ -29,6 +29,9 @@ pub struct Line {
     /// Mean number of teacher steps an image; in distillation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_steps: Option<f64>,
+    /// Mean loss of the discriminator, 2 where it cannot tell real from generated; with an adversarial loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discriminator_loss: Option<f64>,
     /// Images trained on a second.
     pub images_per_second: f64,
 }
@@ -94,16 +97,20 @@ impl MetricsLog {
         }
         let count = self.pending.len() as f64;
         let mean = |value: fn(&StepReport) -> f64| self.pending.iter().map(value).sum::<f64>() / count;
+        // Of the steps that have the figure.
+        let mean_of_some = |value: fn(&StepReport) -> Option<f64>| {
+            let values: Vec<f64> = self.pending.iter().filter_map(value).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
         let line = Line {
             stage: stage.name().into(),
             step: report.step,
             images: report.images,
             loss: mean(|report| report.loss),
             gradient_norm: mean(|report| report.gradient_norm),
-            kdc: report.kdc.map(|_| mean(|report| report.kdc.unwrap_or_default())),
-            teacher_steps: report
-                .teacher_steps
-                .map(|_| mean(|report| report.teacher_steps.unwrap_or_default())),
+            kdc: mean_of_some(|report| report.kdc),
+            teacher_steps: mean_of_some(|report| report.teacher_steps),
+            discriminator_loss: mean_of_some(|report| report.discriminator_loss),
             images_per_second: count * batch as f64 / self.seconds,
         };
         self.pending.clear();

@@ -2,13 +2,14 @@
 //! a report.
 //!
 //! To read the method, read [`distill`], then [`curriculum`] and [`kdc`] beside PAPER.md §4 and §5; [`teacher`],
-//! [`flow`] and [`coupling`] are §1 and §2. [`trainee`] is the step that both stages share, [`batches`] what they
+//! [`flow`] and [`coupling`] are §1 and §2, [`distance`] and [`discriminator`] what a student is judged by (§6). [`trainee`] is the step that both stages share, [`batches`] what they
 //! learn from, [`run`] the order in which all of it happens.
 
 pub mod batches;
 pub mod checkpoint;
 pub mod coupling;
 pub mod curriculum;
+pub mod discriminator;
 pub mod disk;
 pub mod distance;
 pub mod distill;

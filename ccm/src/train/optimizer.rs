@@ -33,7 +33,7 @@ impl Schedule {
     }
 }
 
-/// Adam (Kingma and Ba, arXiv 1412.6980), betas 0.9 and 0.999, epsilon 1e-8, as in PyTorch.
+/// Adam (Kingma and Ba, arXiv 1412.6980), betas 0.9 and 0.999 by default, epsilon 1e-8, as in PyTorch.
 #[derive(Clone)]
 pub struct Optimizer {
     rule: Adam,
@@ -43,19 +43,29 @@ pub struct Optimizer {
 
 impl Default for Optimizer {
     fn default() -> Self {
-        Self { rule: AdamConfig::new().with_epsilon(1e-8).build(), moments: Vec::new() }
+        Self::with_betas(0.9, 0.999)
     }
 }
 
 impl Optimizer {
-    /// An optimiser that goes on from the given moments.
-    pub fn from_moments(moments: Vec<[Tensor<1>; 2]>) -> Self {
-        Self { moments, ..Self::default() }
+    /// Adam with the betas of PAPER.md §6 for a discriminator.
+    pub fn of_discriminator() -> Self {
+        Self::with_betas(0.5, 0.9)
     }
 
-    /// First and second moments, in the order of the parameters; empty before the first step.
-    pub fn moments(&self) -> &[[Tensor<1>; 2]] {
-        &self.moments
+    fn with_betas(first: f32, second: f32) -> Self {
+        let rule = AdamConfig::new().with_beta_1(first).with_beta_2(second).with_epsilon(1e-8);
+        Self { rule: rule.build(), moments: Vec::new() }
+    }
+
+    /// Goes on from the given moments.
+    pub fn from_moments(self, moments: Vec<[Tensor<1>; 2]>) -> Self {
+        Self { moments, ..self }
+    }
+
+    /// The first (0) or second (1) moments, in the order of the parameters; empty before the first step.
+    pub fn moment(&self, moment: usize) -> Vec<Tensor<1>> {
+        self.moments.iter().map(|moments| moments[moment].clone()).collect()
     }
 
     /// Takes step number `step`, counted from 0, and gives back the norm of the gradient before clipping.

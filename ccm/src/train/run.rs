@@ -11,6 +11,7 @@ use super::batches::{Batches, StageKind};
 use super::checkpoint::{self, CheckpointError};
 use super::coupling::Coupling;
 use super::curriculum::Curriculum;
+use super::discriminator::{Adversary, Discriminator};
 use super::disk;
 use super::distance::{Distance, DistanceKind};
 use super::distill::{self, Distillation};
@@ -263,7 +264,9 @@ impl Run {
     pub(super) fn fresh_student(&self, teacher: &Model) -> Trainee {
         let config = &self.config.distill;
         let decays = [config.target_ema, config.middle_ema, config.sample_ema];
-        Trainee::new(teacher, &decays, &self.device)
+        let discriminator = (config.adversarial_weight > 0.0)
+            .then(|| Discriminator::new(&teacher.spec, self.config.run.seed, &self.device));
+        Trainee { discriminator, ..Trainee::new(teacher, &decays, &self.device) }
     }
 
     pub(super) fn distillation(
@@ -272,18 +275,31 @@ impl Run {
         trainee: Trainee,
     ) -> Result<Distillation<'_>, RunError> {
         let config = &self.config.distill;
+        let schedule = Schedule {
+            learning_rate: config.learning_rate,
+            warmup_steps: config.warmup_steps,
+            steps: config.steps,
+            cooldown: config.cooldown,
+            gradient_clip: config.gradient_clip,
+        };
+        let adversary = (config.adversarial_weight > 0.0).then(|| Adversary {
+            eyes: Arc::new(UNet::frozen(teacher, &self.device)),
+            weight: config.adversarial_weight,
+            from: config.adversarial_from,
+            // Without a warm-up: the sooner it knows something, the better.
+            schedule: Schedule {
+                learning_rate: config.discriminator_learning_rate,
+                warmup_steps: 0,
+                ..schedule
+            },
+        });
         Ok(Distillation {
             batches: self.batches(&self.data, StageKind::Distill, config.batch, config.coupling),
-            schedule: Schedule {
-                learning_rate: config.learning_rate,
-                warmup_steps: config.warmup_steps,
-                steps: config.steps,
-                cooldown: config.cooldown,
-                gradient_clip: config.gradient_clip,
-            },
+            schedule,
             workers: self.workers(config.batch, config.micro_batch)?,
             curriculum: self.curriculum(),
             distance: self.distance(teacher)?,
+            adversary,
             time_alpha: config.time_alpha as f32,
             teacher: UNet::new(teacher, &self.device),
             trainee,

@@ -40,7 +40,15 @@ impl Stage for Teacher<'_> {
             self.trainee.learn(&self.schedule, &batch, &self.workers, flow_matching);
         let step = self.trainee.step;
         let images = step * batch.len() as u64;
-        StepReport { step, images, loss, gradient_norm, kdc: None, teacher_steps: None }
+        StepReport {
+            step,
+            images,
+            loss,
+            gradient_norm,
+            kdc: None,
+            teacher_steps: None,
+            discriminator_loss: None,
+        }
     }
 
     fn trainee(&self) -> &Trainee {

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::batches::Batch;
+use super::discriminator::Discriminator;
 use super::ema::Ema;
 use super::optimizer::{Optimizer, Schedule, gradients};
 use super::unet::{UNet, to_host};
@@ -20,6 +21,8 @@ pub struct Trainee {
     pub emas: Vec<Ema>,
     /// The optimiser.
     pub optimizer: Optimizer,
+    /// The student's opponent, where there is an adversarial loss.
+    pub discriminator: Option<Discriminator>,
     /// Steps taken.
     pub step: u64,
 }
@@ -39,6 +42,8 @@ pub struct StepReport {
     pub kdc: Option<f64>,
     /// Mean number of teacher steps of the batch; in distillation.
     pub teacher_steps: Option<f64>,
+    /// Mean loss of the discriminator, 2 where it cannot tell; where there is one.
+    pub discriminator_loss: Option<f64>,
 }
 
 /// A stage of training, step by step.
@@ -61,6 +66,7 @@ impl Trainee {
             unet: UNet::new(model, &device.clone().autodiff()),
             emas: decays.iter().map(|&decay| Ema { decay, unet: plain.clone() }).collect(),
             optimizer: Optimizer::default(),
+            discriminator: None,
             step: 0,
         }
     }

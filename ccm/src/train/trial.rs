@@ -20,10 +20,11 @@ pub struct Trial {
 
 impl Run {
     /// Distils a student of `teacher` with the configuration's settings until so many evaluations have been spent,
-    /// however many steps that are, and without a cooldown. Nothing is written. `watch` hears how many have been spent.
+    /// however many steps that are. Nothing is written. `watch` hears how many have been spent.
     ///
     /// Every image of a step costs one evaluation of the student and, for every step that its target is ahead, one of
-    /// the target and, but in consistency training, one of the teacher.
+    /// the target and, but in consistency training, one of the teacher. A discriminator looks twice through the teacher's
+    /// encoder, which is counted as one evaluation more.
     ///
     /// # Errors
     /// A loss or weights that are not finite; weights of a distance that cannot be read.
@@ -36,8 +37,9 @@ impl Run {
         let batch = self.config.distill.batch as f64;
         let a_step = if self.config.distill.mode == Mode::Ct { 1.0 } else { 2.0 };
         let mut distillation = self.distillation(teacher, self.fresh_student(teacher))?;
-        // The steps that a budget will pay for are not known before.
-        distillation.schedule.cooldown = 0.0;
+        // Until the first step has been taken nobody knows how many steps the budget will pay for.
+        distillation.schedule.steps = u64::MAX;
+        let once = if self.config.distill.adversarial_weight > 0.0 { 2.0 } else { 1.0 };
         let mut spent = 0.0;
         while spent < evaluations as f64 {
             let report = distillation.step();
@@ -46,8 +48,10 @@ impl Run {
                     format!("the loss is {}, the norm of its gradient {}", report.loss, report.gradient_norm);
                 return Err(self.diverged(StageKind::Distill, report.step, what));
             }
-            spent += batch * (1.0 + a_step * report.teacher_steps.unwrap_or_default());
+            spent += batch * (once + a_step * report.teacher_steps.unwrap_or_default());
             watch(spent as u64);
+            // At what a step has cost so far; the cooldown begins when its share of them is left.
+            distillation.schedule.steps = (report.step as f64 * evaluations as f64 / spent).ceil() as u64;
         }
         Ok(Trial {
             student: self.finished("student", &distillation, self.config.distill.batch),

@@ -128,11 +128,9 @@ impl UNet {
     }
 
     /// The feature maps of the way down, the last of each size, and that of the middle block, for images `[B, C, H, W]`
-    /// at the end of their way, t = 1, without a label.
-    pub fn encode(&self, x: Tensor<4>) -> Vec<Tensor<4>> {
-        let [batch, ..] = x.dims();
-        let t = Tensor::ones([batch], &x.device());
-        let embed = silu(self.embed(t, None));
+    /// at the time `t` of their way: `[B, level_channels, H >> level, W >> level]` each.
+    pub fn encode(&self, x: Tensor<4>, t: Tensor<1>, label: Option<Tensor<1, Int>>) -> Vec<Tensor<4>> {
+        let embed = silu(self.embed(t, label));
         let mut maps: Vec<Tensor<4>> = Vec::new();
         let mut h = x;
         for block in &self.input_blocks {

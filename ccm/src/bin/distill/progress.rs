@@ -70,8 +70,10 @@ impl Watch for Progress {
             (Some(kdc), Some(steps)) => format!(", KDC {kdc:.1} dB, {steps:.2} teacher steps"),
             _ => String::new(),
         };
+        let opponent =
+            line.discriminator_loss.map(|loss| format!(", discriminator {loss:.2}")).unwrap_or_default();
         let figures = format!(
-            "loss {:.4}{curriculum}, {:.0} images/s, {} left",
+            "loss {:.4}{curriculum}{opponent}, {:.0} images/s, {} left",
             line.loss,
             line.images_per_second,
             duration(left)

@@ -1,0 +1,375 @@
+//! The adversarial loss of PAPER.md §6: a discriminator that sees through the teacher.
+//!
+//! The published discriminator looks at images through networks that learned to see on ImageNet. This one looks through
+//! a network that every run has: the teacher's encoder, frozen, to which an image is shown somewhere on the later half of
+//! its path from noise. A diffusion model's features tell real from generated there (Sauer et al., arXiv 2403.12015; Yin
+//! et al., arXiv 2405.14867), and the noise does what augmentation does elsewhere. On each of the encoder's maps sits a
+//! small head with a logit for every pixel: above 0 for an image of the data, below 0 for one of the student's.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::activation::relu;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::batches::Batch;
+use super::curriculum::times;
+use super::flow::path;
+use super::layers::{Convolution, Loader, parameters, zip_map};
+use super::ops::group_norm;
+use super::optimizer::{Optimizer, Schedule, gradients};
+use super::unet::{UNet, to_host};
+use crate::noise::Noise;
+use crate::spec::{TensorSpec, UNetSpec};
+use crate::weights::HostTensor;
+
+/// Channels of a head.
+const WIDTH: usize = 64;
+
+/// Times at which images are shown: from here to 1.
+const EARLIEST: f64 = 0.5;
+
+/// What [`Discriminator::balance`] is kept within (PAPER.md §6).
+const BALANCE: [f32; 2] = [0.01, 10.0];
+
+/// A discriminator in training: the heads, and what their optimiser remembers.
+#[derive(Clone)]
+pub struct Discriminator {
+    /// What is trained; it records gradients.
+    pub heads: Heads,
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    /// Steps taken.
+    pub step: u64,
+    /// Length of the distance's gradient in the student's images, in lengths of the adversarial loss's, as the last step
+    /// found it. 0 before the first: a discriminator that knows nothing would lead the student astray.
+    pub balance: f32,
+}
+
+/// The part of a discriminator that learns: a head for each of the encoder's maps.
+#[derive(Module, Debug)]
+pub struct Heads {
+    heads: Vec<Head>,
+}
+
+#[derive(Module, Debug)]
+struct Head {
+    features: Convolution,
+    logits: Convolution,
+}
+
+impl Head {
+    /// `[B, C, H, W] -> [B, 1, H, W]`.
+    fn forward(&self, map: Tensor<4>) -> Tensor<4> {
+        let x = self.features.forward(map, None, 1);
+        let [batch, channels, ..] = x.dims();
+        let ones = Tensor::ones([batch, channels], &x.device());
+        let x = group_norm(x, ones.clone(), ones.zeros_like(), true);
+        self.logits.forward(x, None, 1)
+    }
+}
+
+impl Heads {
+    /// Names and shapes of the tensors of heads on the encoder of such a network.
+    pub fn tensors(spec: &UNetSpec) -> Vec<TensorSpec> {
+        let levels = 0..spec.channel_mult.len();
+        let middle = spec.channel_mult.len() - 1;
+        let mut tensors = Vec::new();
+        for (i, level) in levels.chain([middle]).enumerate() {
+            let layers = [("features", WIDTH, spec.level_channels(level), 3), ("logits", 1, WIDTH, 1)];
+            for (layer, outputs, inputs, kernel) in layers {
+                let name = |kind| format!("heads.{i}.{layer}.{kind}");
+                let shape = vec![outputs, inputs, kernel, kernel];
+                tensors.push(TensorSpec { name: name("weight"), shape });
+                tensors.push(TensorSpec { name: name("bias"), shape: vec![outputs] });
+            }
+        }
+        tensors
+    }
+
+    /// Heads with the values of [`Heads::tensors`], in their order.
+    pub(super) fn new(tensors: &[HostTensor], device: &Device) -> Self {
+        /// Weights and biases of two layers.
+        const TENSORS_OF_HEAD: usize = 4;
+        let mut load = Loader::new(tensors, device);
+        let heads = (0..tensors.len() / TENSORS_OF_HEAD)
+            .map(|_| Head { features: load.convolution(), logits: load.convolution() });
+        Self { heads: heads.collect() }
+    }
+
+    /// Weights as PyTorch draws them: uniform within `1 / sqrt(inputs)`.
+    fn random(spec: &UNetSpec, seed: u64) -> Vec<HostTensor> {
+        let mut bound = 1.0;
+        let draw = |(i, tensor): (usize, TensorSpec)| {
+            if tensor.shape.len() > 1 {
+                bound = (tensor.shape[1..].iter().product::<usize>() as f64).sqrt().recip();
+            }
+            let mut noise = Noise::new(seed, i as u64);
+            let count = tensor.shape.iter().product();
+            let values = (0..count).map(|_| ((2.0 * noise.uniform() - 1.0) * bound) as f32).collect();
+            HostTensor { shape: tensor.shape, values }
+        };
+        Self::tensors(spec).into_iter().enumerate().map(draw).collect()
+    }
+
+    /// The parameters, flat, without gradients.
+    pub fn parameters(&self) -> Vec<Tensor<1>> {
+        parameters(self)
+    }
+
+    /// The mean over heads of the mean over pixels of `f` of a logit, `[1]`.
+    fn mean(&self, maps: &[Tensor<4>], f: impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<1> {
+        let of_maps = self.heads.iter().zip(maps).map(|(head, map)| f(head.forward(map.clone())).mean());
+        Tensor::cat(of_maps.collect(), 0).mean()
+    }
+}
+
+impl Discriminator {
+    /// One that knows nothing yet, for the encoder of such a network.
+    pub fn new(spec: &UNetSpec, seed: u64, device: &Device) -> Self {
+        let heads = Heads::new(&Heads::random(spec, seed), &device.clone().autodiff());
+        Self { heads, optimizer: Optimizer::of_discriminator(), step: 0, balance: 0.0 }
+    }
+
+    /// One that goes on after `step` steps, from the values of [`Heads::tensors`] and the optimiser's moments.
+    pub(super) fn resumed(
+        heads: &[HostTensor],
+        moments: Vec<[Tensor<1>; 2]>,
+        step: u64,
+        balance: f32,
+        device: &Device,
+    ) -> Self {
+        let heads = Heads::new(heads, &device.clone().autodiff());
+        Self { heads, optimizer: Optimizer::of_discriminator().from_moments(moments), step, balance }
+    }
+
+    /// What the student minimises, minus the mean logit of its images' maps, `[1]`.
+    fn student_loss(&self, fake: &[Tensor<4>]) -> Tensor<1> {
+        -self.heads.clone().no_grad().mean(fake, |logit| logit)
+    }
+
+    /// The discriminator's own loss, `[1]`, and its gradients.
+    fn loss(&self, real: &[Tensor<4>], fake: &[Tensor<4>]) -> (Tensor<1>, Vec<Tensor<1>>) {
+        // Parameters of its own, so that the graphs of two parts have nothing in common.
+        let heads = zip_map(self.heads.clone(), self.heads.parameters(), |_, parameter| parameter);
+        let fake: Vec<Tensor<4>> = fake.iter().map(|map| map.clone().inner().autodiff()).collect();
+        let loss =
+            heads.mean(real, |logit| relu(-logit + 1.0)) + heads.mean(&fake, |logit| relu(logit + 1.0));
+        let gradients = gradients(&heads, &loss);
+        (loss.inner(), gradients)
+    }
+
+    /// Takes a step down the gradient of its loss, and gives back that loss: what parts of a batch add up to.
+    pub fn learn(&mut self, schedule: &Schedule, verdicts: Vec<Verdict>) -> f64 {
+        let images = verdicts.iter().map(|verdict| verdict.images).sum::<usize>() as f32;
+        let weigh = |Verdict { images: of_part, loss, lengths, gradients }: Verdict| {
+            let share = of_part as f32 / images;
+            let figures = Tensor::cat(vec![loss * share, lengths * (share * share)], 0);
+            (figures, gradients.into_iter().map(|gradient| gradient * share).collect::<Vec<_>>())
+        };
+        let sum = verdicts.into_iter().map(weigh).reduce(|(figures, sum), (others, gradients)| {
+            (figures + others, sum.into_iter().zip(gradients).map(|(sum, gradient)| sum + gradient).collect())
+        });
+        let Some((figures, gradients)) = sum else { return 0.0 };
+        let [loss, of_distance, of_verdict] = to_host(figures)[..] else { return 0.0 };
+        self.balance = (of_distance / of_verdict.max(f32::MIN_POSITIVE)).sqrt().clamp(BALANCE[0], BALANCE[1]);
+        (self.heads, _) = self.optimizer.step(schedule, self.step, self.heads.clone(), gradients);
+        self.step += 1;
+        loss.into()
+    }
+}
+
+/// The adversarial loss in a distillation.
+pub struct Adversary {
+    /// What the discriminator looks through: the teacher, [`UNet::frozen`].
+    pub eyes: Arc<UNet>,
+    /// Length of the adversarial gradient in the student's images, in lengths of the distance's.
+    pub weight: f64,
+    /// Steps of the student before there is an adversarial loss.
+    pub from: u64,
+    /// How the discriminator's gradient becomes a step.
+    pub schedule: Schedule,
+}
+
+/// What a discriminator has to say of a part of a batch.
+pub struct Verdict {
+    images: usize,
+    /// Its own loss, `[1]`: the mean of `relu(1 - logit)` of real images and of `relu(1 + logit)` of the student's.
+    loss: Tensor<1>,
+    /// Gradients of that loss with respect to the heads' parameters, flat.
+    gradients: Vec<Tensor<1>>,
+    /// Squared lengths, in the student's images, of the gradients of the distance and of the adversarial loss, `[2]`.
+    lengths: Tensor<1>,
+}
+
+impl Adversary {
+    /// Adds the adversarial loss to the `distance` of `estimate`, the images that the student made of `rows` of a batch;
+    /// `part` is those rows.
+    ///
+    /// The gradients of the two losses with respect to the images are brought to the same length, going by what the step
+    /// before found in its whole batch. The published code compares them in the weights of the last layer; in the images
+    /// no second way back through the student is needed. The loss that is given back has the distance's value and the
+    /// gradient of both.
+    pub fn join(
+        &self,
+        discriminator: &Discriminator,
+        estimate: Tensor<4>,
+        part: &Batch,
+        rows: Range<usize>,
+        distance: impl FnOnce(Tensor<4>) -> Tensor<1>,
+    ) -> (Tensor<1>, Verdict) {
+        let images = estimate.clone().inner().autodiff().require_grad();
+        let value = distance(images.clone());
+        let of_distance = slope(&images, &value);
+        let views = Views::draw(part, rows);
+        let real = self.look(&part.x1.clone().autodiff(), &views.of_real, &views.t, part);
+        let fake = self.look(&images, &views.of_fake, &views.t, part);
+        let of_verdict = slope(&images, &discriminator.student_loss(&fake));
+
+        let square = |gradient: &Tensor<4>| (gradient.clone() * gradient.clone()).sum();
+        let lengths = Tensor::cat(vec![square(&of_distance), square(&of_verdict)], 0);
+        let slope = of_distance + of_verdict * (self.weight as f32 * discriminator.balance);
+        let along = (estimate * slope.autodiff()).sum();
+        let rest = value.inner() - along.clone().inner();
+        let (loss, gradients) = discriminator.loss(&real, &fake);
+        (along + rest.autodiff(), Verdict { images: part.len(), loss, lengths, gradients })
+    }
+
+    /// What the eyes make of images on their path from noise.
+    fn look(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &Tensor<1>, part: &Batch) -> Vec<Tensor<4>> {
+        self.eyes.encode(path(noise, images, t), t.clone(), part.label.clone())
+    }
+}
+
+/// Where on their path from noise the images of a part of a batch are looked at.
+struct Views {
+    t: Tensor<1>,
+    of_real: Tensor<4>,
+    of_fake: Tensor<4>,
+}
+
+impl Views {
+    /// Every row draws for itself, so that it does not matter how a batch is cut.
+    fn draw(part: &Batch, rows: Range<usize>) -> Self {
+        let device = part.x1.device();
+        let shape = part.x1.shape();
+        let len = shape.num_elements() / part.len();
+        let (mut t, mut of_real, mut of_fake) = (Vec::new(), Vec::new(), Vec::new());
+        for row in rows {
+            let mut noise = Noise::new(part.seed, row as u64);
+            t.push((EARLIEST + (1.0 - EARLIEST) * noise.uniform()) as f32);
+            of_real.extend(noise.normals(len));
+            of_fake.extend(noise.normals(len));
+        }
+        let tensor =
+            |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape.clone()), &device).autodiff();
+        Self { t: times(&t, &device).autodiff(), of_real: tensor(of_real), of_fake: tensor(of_fake) }
+    }
+}
+
+/// Gradient of a loss with respect to the images that it was made from.
+fn slope(images: &Tensor<4>, loss: &Tensor<1>) -> Tensor<4> {
+    images.grad(&loss.backward()).unwrap_or_else(|| images.clone().inner().zeros_like())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::Config;
+    use crate::train::batches::labels_tensor;
+    use crate::train::unet::random_model;
+
+    const IMAGES: usize = 4;
+
+    fn spec() -> UNetSpec {
+        let mut spec = Config::preset("shapes").unwrap().network;
+        (spec.height, spec.width, spec.num_classes) = (8, 8, Some(3));
+        (spec.channel_mult, spec.attention_resolutions) = (vec![1.0, 2.0], vec![4]);
+        spec
+    }
+
+    /// Images `[IMAGES, 3, 8, 8]`.
+    fn images(stream: u64) -> Tensor<4> {
+        let values = Noise::new(1, stream).normals(IMAGES * spec().image_len());
+        Tensor::from_data(TensorData::new(values, [IMAGES, 3, 8, 8]), &Device::flex())
+    }
+
+    fn batch() -> Batch {
+        let label = Some(labels_tensor(&[0, 1, 2, 0], &Device::flex()));
+        Batch { x0: images(0), x1: images(1), uniform: vec![0.5; IMAGES], label, seed: 7 }
+    }
+
+    fn adversary(weight: f64) -> Adversary {
+        let schedule =
+            Schedule { learning_rate: 0.01, warmup_steps: 0, steps: 100, cooldown: 0.0, gradient_clip: 1e9 };
+        let eyes = Arc::new(UNet::frozen(&random_model(&spec(), 3), &Device::flex()));
+        Adversary { eyes, weight, from: 0, schedule }
+    }
+
+    fn number(tensor: Tensor<1>) -> f64 {
+        to_host(tensor).into_iter().map(f64::from).sum()
+    }
+
+    fn dot(a: &Tensor<4>, b: &Tensor<4>) -> f64 {
+        number((a.clone() * b.clone()).sum())
+    }
+
+    #[test]
+    fn the_gradient_in_the_images_is_that_of_the_logits() {
+        let (adversary, batch, estimate) = (adversary(1.0), batch(), images(3));
+        let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let loss = |images: &Tensor<4>| {
+            let views = Views::draw(&batch, 0..IMAGES);
+            discriminator.student_loss(&adversary.look(images, &views.of_fake, &views.t, &batch))
+        };
+        let tracked = estimate.clone().autodiff().require_grad();
+        let slope = slope(&tracked, &loss(&tracked));
+        for direction in [images(4), images(5)] {
+            let step = 1e-2;
+            let at =
+                |step: f32| number(loss(&(estimate.clone() + direction.clone() * step).autodiff()).inner());
+            let expected = (at(step) - at(-step)) / (2.0 * f64::from(step));
+            let found = dot(&slope, &direction);
+            assert!((found - expected).abs() < 0.01 * expected.abs(), "{found}, not {expected}");
+        }
+    }
+
+    /// The gradient of both losses in the student's images, their value, and the verdict.
+    fn joined(weight: f64, discriminator: &Discriminator) -> (Tensor<4>, f64, Verdict) {
+        let target = images(6).autodiff();
+        let estimate = images(3).autodiff().require_grad();
+        let distance = |images: Tensor<4>| ((images - target.clone()) * 0.01).abs().mean();
+        let (loss, verdict) =
+            adversary(weight).join(discriminator, estimate.clone(), &batch(), 0..IMAGES, distance);
+        assert!((number(loss.clone().inner()) - number(distance(estimate.clone()).inner())).abs() < 1e-7);
+        (slope(&estimate, &loss), number(loss.inner()), verdict)
+    }
+
+    #[test]
+    fn both_gradients_are_equally_long() {
+        let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let still = Schedule { learning_rate: 0.0, ..adversary(1.0).schedule };
+        let (distance, value, verdict) = joined(1.0, &discriminator);
+        discriminator.learn(&still, vec![verdict]);
+        let (both, same_value, _) = joined(0.5, &discriminator);
+        assert_eq!(value, same_value);
+        let length = |gradient: &Tensor<4>| dot(gradient, gradient).sqrt();
+        let ratio = length(&(both - distance.clone())) / length(&distance);
+        assert!((ratio - 0.5).abs() < 1e-3, "{ratio}");
+    }
+
+    #[test]
+    fn it_learns_to_tell_real_from_generated() {
+        let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let losses: Vec<f64> = (0..60)
+            .map(|_| {
+                let verdict = joined(1.0, &discriminator).2;
+                discriminator.learn(&adversary(1.0).schedule, vec![verdict])
+            })
+            .collect();
+        assert_eq!(discriminator.step, 60);
+        assert!((losses[0] - 2.0).abs() < 0.5 && losses[59] < 0.5, "{losses:?}");
+    }
+}
