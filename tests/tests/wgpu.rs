@@ -1,13 +1,15 @@
 //! A training step on Burn's wgpu, where there is an adapter, is the step that the CPU takes.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
-use burn::tensor::{Device, DeviceKind};
+use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
+use ccm::noise::Noise;
 use ccm::spec::UNetSpec;
+use ccm::train::batches::labels_tensor;
 use ccm::train::curriculum::Scope;
 use ccm::train::trainee::{Stage, StepReport, Workers};
-use ccm::train::unet::to_host;
-use ccm_tests::{oppose, relative_error, small_data, small_distillation, small_spec};
+use ccm::train::unet::{UNet, to_host};
+use ccm_tests::{lively_model, oppose, relative_error, small_data, small_distillation, small_spec};
 
 /// The kind of the first adapter, a real one before a software one.
 fn adapter() -> Option<DeviceKind> {
@@ -56,4 +58,27 @@ fn a_training_step_on_wgpu_is_that_of_the_cpu() {
     let error = relative_error(&weights, &expected_weights);
     // Adam's first step is the sign of the gradient, which rounding turns where the gradient is next to nothing.
     assert!(error < 2e-3, "weights after the step: {error:.2e}");
+}
+
+/// Digits are grey: the last convolution has a single output channel.
+#[test]
+fn a_network_of_one_channel_on_wgpu_is_that_of_the_cpu() {
+    let Some(kind) = adapter() else {
+        println!("no adapter: nothing tested");
+        return;
+    };
+    let spec = UNetSpec { in_channels: 1, channel_mult: vec![1.0, 1.0], ..small_spec() };
+    let model = lively_model(&spec);
+    let on = |device: &Device| {
+        let unet = UNet::new(&model, &device.clone().autodiff());
+        let values = Noise::new(1, 0).normals(4 * spec.image_len());
+        let x = TensorData::new(values, [4, 1, spec.height, spec.width]);
+        let x: Tensor<4> = Tensor::from_data(x, device).autodiff();
+        let t = Tensor::from_data([0.0, 0.3, 0.6, 0.9], device);
+        let label = Some(labels_tensor(&[0, 1, 2, 0], device));
+        to_host(unet.forward(x, t, label).inner())
+    };
+    let gpu = Device::wgpu_options().device_kind(kind).init().unwrap();
+    let error = relative_error(&on(&gpu), &on(&Device::flex()));
+    assert!(error < 1e-4, "{error:.2e}");
 }

@@ -66,7 +66,9 @@ impl Head {
         let [batch, channels, ..] = x.dims();
         let ones = Tensor::ones([batch, channels], &x.device());
         let x = group_norm(x, ones.clone(), ones.zeros_like(), true);
-        self.logits.forward(x, None, 1)
+        // A 1x1 convolution, written out: Burn's gave wrong logits on wgpu here (0.22.1, a software adapter).
+        let weighted = x * self.logits.weight.val();
+        weighted.sum_dim(1) + self.logits.bias.val().reshape([1, 1, 1, 1])
     }
 }
 
