@@ -1,6 +1,8 @@
 //! A training step on Burn's wgpu, where there is an adapter, is the step that the CPU takes.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
+use std::sync::OnceLock;
+
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
 use ccm::noise::Noise;
@@ -11,7 +13,12 @@ use ccm::train::trainee::{Stage, StepReport, Workers};
 use ccm::train::unet::{UNet, to_host};
 use ccm_tests::{lively_model, oppose, relative_error, small_data, small_distillation, small_spec};
 
-/// The kind of the first adapter, a real one before a software one.
+/// The first adapter, a real one before a software one. It can be opened once in a process.
+fn gpu() -> Option<Device> {
+    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
+    DEVICE.get_or_init(|| Some(Device::wgpu_options().device_kind(adapter()?).init().unwrap())).clone()
+}
+
 fn adapter() -> Option<DeviceKind> {
     let backends = Backends::PRIMARY;
     let instance =
@@ -41,12 +48,11 @@ fn step(device: &Device) -> (StepReport, Vec<f32>) {
 
 #[test]
 fn a_training_step_on_wgpu_is_that_of_the_cpu() {
-    let Some(kind) = adapter() else {
+    let Some(gpu) = gpu() else {
         println!("no adapter: nothing tested");
         return;
     };
-    let device = Device::wgpu_options().device_kind(kind).init().unwrap();
-    let (found, weights) = step(&device);
+    let (found, weights) = step(&gpu);
     let (expected, expected_weights) = step(&Device::flex());
     println!("wgpu {found:?}\nCPU  {expected:?}");
     assert!((found.loss / expected.loss - 1.0).abs() < 1e-3);
@@ -63,7 +69,7 @@ fn a_training_step_on_wgpu_is_that_of_the_cpu() {
 /// Digits are grey: the last convolution has a single output channel.
 #[test]
 fn a_network_of_one_channel_on_wgpu_is_that_of_the_cpu() {
-    let Some(kind) = adapter() else {
+    let Some(gpu) = gpu() else {
         println!("no adapter: nothing tested");
         return;
     };
@@ -78,7 +84,6 @@ fn a_network_of_one_channel_on_wgpu_is_that_of_the_cpu() {
         let label = Some(labels_tensor(&[0, 1, 2, 0], device));
         to_host(unet.forward(x, t, label).inner())
     };
-    let gpu = Device::wgpu_options().device_kind(kind).init().unwrap();
     let error = relative_error(&on(&gpu), &on(&Device::flex()));
     assert!(error < 1e-4, "{error:.2e}");
 }
