@@ -169,8 +169,7 @@ pub fn small_distillation<'a>(
 pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
     let spec = distillation.teacher.spec().clone();
     let eyes = Arc::new(UNet::frozen(&lively_model(&spec), device));
-    let schedule = distillation.schedule;
-    distillation.adversary = Some(Adversary { eyes, weight: 1.0, from: 0, schedule });
+    distillation.adversary = Some(Adversary { eyes, weight: 1.0, from: 0, learning_rate: 1e-3 });
     let untrained = Discriminator::new(&spec, 5, device);
     distillation.trainee.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
 }

@@ -190,8 +190,8 @@ pub struct Adversary {
     pub weight: f64,
     /// Steps of the student before there is an adversarial loss.
     pub from: u64,
-    /// How the discriminator's gradient becomes a step.
-    pub schedule: Schedule,
+    /// Learning rate of the discriminator.
+    pub learning_rate: f64,
 }
 
 /// What a discriminator has to say of a part of a batch.
@@ -206,6 +206,12 @@ pub struct Verdict {
 }
 
 impl Adversary {
+    /// How the discriminator's gradient becomes a step, where the student's does so by `student`. Without a warm-up: the
+    /// sooner it knows something, the better.
+    pub fn schedule(&self, student: &Schedule) -> Schedule {
+        Schedule { learning_rate: self.learning_rate, warmup_steps: 0, ..*student }
+    }
+
     /// Adds the adversarial loss to the `distance` of `estimate`, the images that the student made of `rows` of a batch;
     /// `part` is those rows.
     ///
@@ -304,10 +310,12 @@ mod tests {
     }
 
     fn adversary(weight: f64) -> Adversary {
-        let schedule =
-            Schedule { learning_rate: 0.01, warmup_steps: 0, steps: 100, cooldown: 0.0, gradient_clip: 1e9 };
         let eyes = Arc::new(UNet::frozen(&random_model(&spec(), 3), &Device::flex()));
-        Adversary { eyes, weight, from: 0, schedule }
+        Adversary { eyes, weight, from: 0, learning_rate: 0.01 }
+    }
+
+    fn schedule(learning_rate: f64) -> Schedule {
+        Schedule { learning_rate, warmup_steps: 0, steps: 100, cooldown: 0.0, gradient_clip: 1e9 }
     }
 
     fn number(tensor: Tensor<1>) -> f64 {
@@ -352,9 +360,8 @@ mod tests {
     #[test]
     fn both_gradients_are_equally_long() {
         let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
-        let still = Schedule { learning_rate: 0.0, ..adversary(1.0).schedule };
         let (distance, value, verdict) = joined(1.0, &discriminator);
-        discriminator.learn(&still, vec![verdict]);
+        discriminator.learn(&schedule(0.0), vec![verdict]);
         let (both, same_value, _) = joined(0.5, &discriminator);
         assert_eq!(value, same_value);
         let length = |gradient: &Tensor<4>| dot(gradient, gradient).sqrt();
@@ -368,7 +375,7 @@ mod tests {
         let losses: Vec<f64> = (0..60)
             .map(|_| {
                 let verdict = joined(1.0, &discriminator).2;
-                discriminator.learn(&adversary(1.0).schedule, vec![verdict])
+                discriminator.learn(&schedule(0.01), vec![verdict])
             })
             .collect();
         assert_eq!(discriminator.step, 60);

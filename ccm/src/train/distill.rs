@@ -110,7 +110,7 @@ impl Stage for Distillation<'_> {
         }
         let discriminator_loss = adversary
             .zip(trainee.discriminator.as_mut())
-            .map(|(adversary, discriminator)| discriminator.learn(&adversary.schedule, verdicts));
+            .map(|(adversary, discriminator)| discriminator.learn(&adversary.schedule(schedule), verdicts));
 
         let step = trainee.step;
         StepReport {

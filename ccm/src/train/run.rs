@@ -286,12 +286,7 @@ impl Run {
             eyes: Arc::new(UNet::frozen(teacher, &self.device)),
             weight: config.adversarial_weight,
             from: config.adversarial_from,
-            // Without a warm-up: the sooner it knows something, the better.
-            schedule: Schedule {
-                learning_rate: config.discriminator_learning_rate,
-                warmup_steps: 0,
-                ..schedule
-            },
+            learning_rate: config.discriminator_learning_rate,
         });
         Ok(Distillation {
             batches: self.batches(&self.data, StageKind::Distill, config.batch, config.coupling),

@@ -39,7 +39,6 @@ impl Run {
         let mut distillation = self.distillation(teacher, self.fresh_student(teacher))?;
         // Until the first step has been taken nobody knows how many steps the budget will pay for.
         distillation.schedule.steps = u64::MAX;
-        let once = if self.config.distill.adversarial_weight > 0.0 { 2.0 } else { 1.0 };
         let mut spent = 0.0;
         while spent < evaluations as f64 {
             let report = distillation.step();
@@ -48,6 +47,7 @@ impl Run {
                     format!("the loss is {}, the norm of its gradient {}", report.loss, report.gradient_norm);
                 return Err(self.diverged(StageKind::Distill, report.step, what));
             }
+            let once = if report.discriminator_loss.is_some() { 2.0 } else { 1.0 };
             spent += batch * (once + a_step * report.teacher_steps.unwrap_or_default());
             watch(spent as u64);
             // At what a step has cost so far; the cooldown begins when its share of them is left.
