@@ -397,6 +397,12 @@ fn measurements_that_cannot_be_made() {
     fail(&mut eval(&[]), &["--data"]);
     fail(&mut eval(&["--data", "shapes", "--count", "9"]), &["--count", "expected 10 to 1000000, found 9"]);
     fail(&mut eval(&["--data", "shapes", "--steps", "0"]), &["--steps"]);
+    // Before anything is trained or made.
+    for flag in ["--out", "--save-reference"] {
+        let nowhere = path("nowhere/file");
+        let arguments = ["--data", "shapes", flag, nowhere.to_str().unwrap()];
+        fail(&mut eval(&arguments), &[flag, "nowhere: expected a folder, found none"]);
+    }
     let features = path("features.safetensors");
     let with =
         |features: &Path| ["--data", "shapes", "--features", features.to_str().unwrap()].map(str::to_owned);
@@ -444,4 +450,11 @@ fn measurements_that_cannot_be_made() {
     fs::write(&reference, statistics(Some("eyes of a cat"))).unwrap();
     let mut command = eval(&arguments.each_ref().map(String::as_str));
     fail(command.arg(&reference), &["--reference", "found of the eyes of a cat"]);
+    let few = path("few");
+    picture_folder(&few, 9);
+    let mut command = eval(&[&*arguments[0], &arguments[1]]);
+    fail(
+        command.arg("--data").arg(&few),
+        &["--data", "few", "expected at least 10 training images, found 8"],
+    );
 }

@@ -1,18 +1,21 @@
 //! Distances between sets of images are those that others compute, and are there in time.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use ccm::metrics::frechet::frechet_distance;
 use ccm::metrics::inception::{self, Inception};
-use ccm::metrics::kernel::discrepancy;
+use ccm::metrics::kernel::squared_mmd;
 use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Extractor, Moments, Rows};
 use ccm::noise::Noise;
+use ccm::train::import::read_checkpoint;
 use ccm::weights::{HostTensor, TensorFile};
-use ccm_tests::program::{TINY, distill, succeed};
+use ccm_tests::program::{TINY, distill, fail, succeed};
 use ccm_tests::{fixtures, relative_error, uniform};
 use safetensors::SafeTensors;
 use tempfile::tempdir;
@@ -45,7 +48,7 @@ fn distances_are_those_of_the_reference() {
         moments.gaussian().unwrap()
     };
     let fid = frechet_distance(&gaussian(&a), &gaussian(&b)).unwrap();
-    for (what, found) in [("fid", fid), ("kid_unbiased", discrepancy(&a, &b).unwrap())] {
+    for (what, found) in [("fid", fid), ("kid_unbiased", squared_mmd(&a, &b).unwrap())] {
         let expected = double(&file, what).1[0];
         let error = (found / expected - 1.0).abs();
         println!("{what}: {found}, relative error {error:.1e}");
@@ -80,6 +83,19 @@ fn the_network_of_the_fid_sees_what_it_sees_in_pytorch() {
         let error = relative_error(found, &expected[what].values);
         println!("{what}: relative error {error:.1e}");
         assert!(error < 1e-4, "{what}: relative error {error:.2e}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_batch_norms_is_read_in_both_formats_of_pytorch() {
+    for file in ["checkpoint.pth", "checkpoint-legacy.pth"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("references").join(file);
+        let found = read_checkpoint(&path, None).unwrap();
+        let expected = BTreeMap::from([
+            ("bn.running_mean".to_owned(), HostTensor::new([2], vec![2.0, 3.0])),
+            ("bn.weight".to_owned(), HostTensor::new([2], vec![0.5, -1.25])),
+        ]);
+        assert_eq!(found, expected, "{file}");
     }
 }
 
@@ -147,20 +163,25 @@ fn a_model_is_measured_with_features_of_its_own_data() {
     assert_eq!(again["frechet"], figures["frechet"]);
     assert!(again["manifold"].is_null(), "statistics alone say nothing of neighbours");
 
-    let claims = || {
+    // One flag may be given another value.
+    let claims = |changed: [&str; 2]| {
+        let flags = [
+            ["--thresholds", "60"],
+            ["--step-sizes", "0.1,0.5"],
+            ["--distances", "teacher-features"],
+            ["--seeds", "2"],
+            ["--evaluations", "40"],
+            ["--count", "40"],
+            ["--device", "cpu"],
+        ];
         let mut claims = distill();
-        claims
-            .arg("claims")
-            .arg(path("run"))
-            .arg("--features")
-            .arg(&features)
-            .arg("--out")
-            .arg(path("claims"));
-        claims.args(["--thresholds", "60", "--step-sizes", "0.1,0.5", "--seeds", "2", "--evaluations", "40"]);
-        claims.args(["--count", "40", "--device", "cpu", "--distances", "teacher-features"]);
+        claims.arg("claims").arg(path("run")).arg("--features").arg(&features);
+        claims.arg("--out").arg(path("claims"));
+        claims.args(flags.map(|flag| if flag[0] == changed[0] { changed } else { flag }).concat());
         claims
     };
-    let said = succeed(&mut claims());
+    let same = ["", ""];
+    let said = succeed(&mut claims(same));
     let rows = fs::read_to_string(path("claims/claims.jsonl")).unwrap();
     assert_eq!(rows.lines().count(), 8, "{rows}");
     for row in rows.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
@@ -174,6 +195,19 @@ fn a_model_is_measured_with_features_of_its_own_data() {
     {
         assert!(table.contains(line), "{table}");
     }
-    succeed(&mut claims());
+    succeed(&mut claims(same));
     assert_eq!(fs::read_to_string(path("claims/claims.jsonl")).unwrap(), rows, "nothing is done twice");
+    fail(
+        &mut claims(["--count", "41"]),
+        &["--out", "claims: holds rows of other terms: count: 40 before, 41 now"],
+    );
+    fail(&mut claims(["--thresholds", "101"]), &["--thresholds", "distill.threshold", "101"]);
+    fail(&mut claims(["--step-sizes", "2"]), &["--step-sizes", "distill.step_size", "2"]);
+    fail(&mut claims(["--distances", "lpips-vgg16"]), &["--distances", "lpips_trunk"]);
+    let damaged = rows.replacen("\"seed\":1", "\"seed\":x", 1);
+    fs::write(path("claims/claims.jsonl"), damaged).unwrap();
+    fail(&mut claims(same), &["claims.jsonl: line 5"]);
+    fs::remove_file(path("run/teacher.safetensors")).unwrap();
+    fail(&mut claims(same), &["teacher.safetensors", "No such file"]);
+    fail(distill().args(["kdc", "--device", "cpu"]).arg(folder.path()), &["no run there"]);
 }

@@ -131,6 +131,9 @@ fn the_curriculum_is_that_of_the_paper_row_by_row() {
             let what = format!("row {i}, T = {threshold}, t = {}", at("t"));
             assert_eq!(goal.steps[place] as f64, at("steps"), "{what}: steps");
             assert!((f64::from(goal.u[place]) - at("u")).abs() < 1e-5, "{what}: u = {}", goal.u[place]);
+            // At u = 1 the target is the image itself.
+            let asked = 2 * goal.steps[place] - usize::from(goal.u[place] >= 1.0);
+            assert_eq!(goal.evaluations[place], asked, "{what}: evaluations");
             assert!(
                 (goal.kdc[place] - at("kdc")).abs() < 1e-2,
                 "{what}: KDC {} not {}",

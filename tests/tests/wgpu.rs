@@ -5,6 +5,9 @@ use std::sync::OnceLock;
 
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
+use ccm::data::ImageShape;
+use ccm::metrics::Extractor;
+use ccm::metrics::classifier::{Classifier, Training};
 use ccm::noise::Noise;
 use ccm::spec::UNetSpec;
 use ccm::train::batches::labels_tensor;
@@ -64,6 +67,31 @@ fn a_training_step_on_wgpu_is_that_of_the_cpu() {
     let error = relative_error(&weights, &expected_weights);
     // Adam's first step is the sign of the gradient, which rounding turns where the gradient is next to nothing.
     assert!(error < 2e-3, "weights after the step: {error:.2e}");
+}
+
+#[test]
+fn a_classifier_on_wgpu_sees_what_it_sees_on_the_cpu() {
+    let Some(gpu) = gpu() else {
+        println!("no adapter: nothing tested");
+        return;
+    };
+    let (data, cpu) = (small_data(), Device::flex());
+    let training = Training { epochs: 1, batch: 16, ..Training::default() };
+    let bytes = Classifier::train(&data, &data, "shapes", &training, &cpu, |_, _, _| {}).unwrap().to_bytes();
+    let images = data.batch(&[0, 1, 2, 3, 4], &[]);
+    let ImageShape { channels, height, width } = data.shape();
+    let see = |device: &Device| {
+        let images = TensorData::new(images.clone(), [5, channels, height, width]);
+        Classifier::from_bytes(&bytes, device).unwrap().see(Tensor::from_data(images, device))
+    };
+    let (found, expected) = (see(&gpu), see(&cpu));
+    for (what, found, expected) in
+        [("features", &found.features, &expected.features), ("logits", &found.logits, &expected.logits)]
+    {
+        let error = relative_error(found, expected);
+        println!("{what}: relative error {error:.1e}");
+        assert!(error < 1e-4, "{what}: relative error {error:.2e}");
+    }
 }
 
 /// Digits are grey: the last convolution has a single output channel.

@@ -19,12 +19,13 @@ use keys::Known;
 use serde::{Deserialize, Serialize};
 
 /// Names of the presets, the smallest first.
-pub const PRESETS: [&str; 4] = ["shapes", "mnist", "cifar10", "imagenet64"];
+pub const PRESETS: [&str; 5] = ["shapes", "mnist", "cifar10-small", "cifar10", "imagenet64"];
 
 /// The presets themselves, in the order of [`PRESETS`].
-const PRESET_TEXTS: [&str; 4] = [
+const PRESET_TEXTS: [&str; 5] = [
     include_str!("../../presets/shapes.toml"),
     include_str!("../../presets/mnist.toml"),
+    include_str!("../../presets/cifar10-small.toml"),
     include_str!("../../presets/cifar10.toml"),
     include_str!("../../presets/imagenet64.toml"),
 ];

@@ -2,7 +2,10 @@
 //!
 //! Nothing here touches a file; [`super::load`] and [`super::shapes()`] make one.
 
+use std::fmt;
+
 use super::{DataError, Split};
+use crate::spec::UNetSpec;
 
 /// The longest side of an image in a data set, in pixels.
 const LARGEST_SIDE: usize = 4096;
@@ -18,7 +21,20 @@ pub struct ImageShape {
     pub width: usize,
 }
 
+impl fmt::Display for ImageShape {
+    /// `CxHxW`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}x{}", self.channels, self.height, self.width)
+    }
+}
+
 impl ImageShape {
+    /// Of the images that such a network makes.
+    #[must_use]
+    pub fn of(network: &UNetSpec) -> Self {
+        Self { channels: network.in_channels, height: network.height, width: network.width }
+    }
+
     /// Bytes of one image: `channels * height * width`.
     #[must_use]
     pub fn bytes(&self) -> usize {

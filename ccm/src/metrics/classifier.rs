@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MetricsError;
 use super::evaluation::images_tensor;
-use super::extractor::{Extractor, Seen};
+use super::extractor::{Extractor, Seen, fingerprint};
 use crate::data::{Dataset, ImageShape};
 use crate::noise::Noise;
 use crate::train::layers::{Convolution, Linear, Loader, parameters};
@@ -255,7 +255,11 @@ impl Classifier {
 impl Extractor for Classifier {
     fn name(&self) -> String {
         let ClassifierCard { data, accuracy, .. } = &self.card;
-        format!("classifier of {data} ({:.2} % right on held-out images)", 100.0 * accuracy)
+        let weights = fingerprint(parameters(self).into_iter().map(to_host));
+        format!(
+            "classifier of {data} ({:.2} % right on held-out images, weights {weights})",
+            100.0 * accuracy
+        )
     }
 
     fn width(&self) -> usize {
@@ -264,6 +268,10 @@ impl Extractor for Classifier {
 
     fn classes(&self) -> usize {
         self.card.classes.len()
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.card.classes
     }
 
     fn shape(&self) -> Option<ImageShape> {

@@ -15,7 +15,6 @@ use crate::noise::Noise;
 use crate::sampler::Sampler;
 use crate::sampler::image::to_byte;
 use crate::sampler::schedule::Request;
-use crate::spec::UNetSpec;
 
 /// Subsets of the kernel distance, and images of one, as its authors take them.
 const SUBSETS: (usize, usize) = (100, 1000);
@@ -86,11 +85,7 @@ impl Collection {
         let order = Noise::new(0, 0).permutation(data.len());
         for indices in order.chunks(BATCH) {
             let seen = extractor.see(images_tensor(data.batch(indices, &[]), data.shape(), device));
-            let labels: Vec<u32> = match data.classes().len() == extractor.classes() {
-                true => indices.iter().map(|&index| data.label(index)).collect(),
-                false => Vec::new(),
-            };
-            collection.add(&seen, &labels)?;
+            collection.add(&seen, &[])?;
             say(collection.images() as usize);
         }
         Ok(collection)
@@ -108,8 +103,11 @@ impl Collection {
         device: &Device,
         mut say: impl FnMut(usize),
     ) -> Result<Self, MetricsError> {
-        let UNetSpec { in_channels: channels, height, width, num_classes, .. } = *sampler.spec();
-        let shape = ImageShape { channels, height, width };
+        let (shape, num_classes) = (ImageShape::of(sampler.spec()), sampler.spec().num_classes);
+        // Of a model that has no names for its classes, such as an imported one, their number must do.
+        let names = &sampler.card().classes;
+        let same_classes = num_classes == Some(extractor.classes())
+            && (names.is_empty() || names == extractor.class_names());
         let mut collection = Self::new(extractor, count, MOST_KEPT);
         for start in (0..count).step_by(BATCH) {
             let numbers = start..count.min(start + BATCH);
@@ -121,7 +119,7 @@ impl Collection {
                 Request::from_seeds(sampler.spec(), seed.wrapping_add(start as u64), &labels, numbers.len());
             let images = sampler.sample(&request, steps).await?;
             let rounded = images.into_iter().map(|value| f32::from(to_byte(value)) / 127.5 - 1.0).collect();
-            let known = if num_classes == Some(extractor.classes()) { &labels[..] } else { &[] };
+            let known = if same_classes { &labels[..] } else { &[] };
             collection.add(&extractor.see(images_tensor(rounded, shape, device)), known)?;
             say(numbers.end);
         }
@@ -171,14 +169,38 @@ pub struct Figures {
     pub reference_images: u64,
     /// Fréchet distance; the FID if the features are those of the FID's network.
     pub frechet: f64,
-    /// Kernel distance over subsets, and images of one; if there are real images.
-    pub kernel: Option<(Spread, usize)>,
-    /// Precision, recall, density and coverage, and images of either set; if there are real images.
-    pub manifold: Option<(Manifold, usize)>,
+    /// Kernel distance, if there are real images.
+    pub kernel: Option<Kernel>,
+    /// Precision, recall, density and coverage; if there are real images.
+    pub manifold: Option<Manifold>,
+    /// Images of either set that the manifolds are made of; 0 if there are none.
+    pub manifold_images: usize,
     /// Inception score, if the extractor has logits.
     pub score: Option<Spread>,
     /// Share of the generated images that the extractor takes for what they ought to show, if it knows these classes.
     pub accuracy: Option<f64>,
+}
+
+/// The kernel distance over random subsets.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Kernel {
+    /// Mean and standard deviation over subsets; the latter is 0 if there is one.
+    pub distance: Spread,
+    /// Subsets; 1 if the sets are no larger than one.
+    pub subsets: usize,
+    /// Images of a subset of either set.
+    pub images: usize,
+}
+
+impl Kernel {
+    /// Of as many subsets as its authors take or, of sets that are no larger than a subset, of all there is.
+    fn of(generated: &Rows, real: &Rows) -> Result<Self, MetricsError> {
+        let (subsets, images) = SUBSETS;
+        let most = generated.len().min(real.len());
+        let (subsets, images) = if most > images { (subsets, images) } else { (1, most) };
+        let distance = kernel_distance(generated, real, subsets, images, 0)?;
+        Ok(Self { distance, subsets, images })
+    }
 }
 
 impl Figures {
@@ -195,12 +217,11 @@ impl Figures {
             Reference::Statistics(gaussian) => (gaussian.clone(), None),
             Reference::Images(images) => (images.gaussian()?, Some((images.rows()?, generated.rows()?))),
         };
-        let (mut kernel, mut near) = (None, None);
+        let (mut kernel, mut near, mut most) = (None, None, 0);
         if let Some((real, generated)) = pair {
-            let most = real.len().min(generated.len());
-            let size = SUBSETS.1.min(most);
-            kernel = Some((kernel_distance(&generated, &real, SUBSETS.0, size, 0)?, size));
-            near = Some((manifold(&real.first(most), &generated.first(most))?, most));
+            most = real.len().min(generated.len());
+            kernel = Some(Kernel::of(&generated, &real)?);
+            near = Some(manifold(&real.first(most), &generated.first(most))?);
         }
         Ok(Self {
             features: extractor.name(),
@@ -212,6 +233,7 @@ impl Figures {
             frechet: frechet_distance(&generated.gaussian()?, &real)?,
             kernel,
             manifold: near,
+            manifold_images: most,
             score: generated.score.value(),
             accuracy: (generated.right.1 > 0).then(|| generated.right.0 as f64 / generated.right.1 as f64),
         })
@@ -271,9 +293,9 @@ mod tests {
             far.frechet
         );
         let (near_by, far_off) = (near.manifold.unwrap(), far.manifold.unwrap());
-        assert_eq!(near_by.1, 200, "the images that were kept");
-        assert!(near_by.0.precision > 0.8 && far_off.0.precision < 0.3);
-        assert!(near.kernel.unwrap().0.mean < far.kernel.unwrap().0.mean);
+        assert_eq!(near.manifold_images, 200, "the images that were kept");
+        assert!(near_by.precision > 0.8 && far_off.precision < 0.3);
+        assert!(near.kernel.unwrap().distance.mean < far.kernel.unwrap().distance.mean);
         let accuracy = near.accuracy.unwrap();
         assert!((accuracy - 0.5).abs() < 0.1, "{accuracy}");
         assert!(near.score.unwrap().mean > 1.0);

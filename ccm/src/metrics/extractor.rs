@@ -15,11 +15,30 @@ pub trait Extractor {
     /// Classes that it tells apart; 0 if it has no logits.
     fn classes(&self) -> usize;
 
+    /// Their names, in the order of the logits; empty if it does not know them.
+    fn class_names(&self) -> &[String] {
+        &[]
+    }
+
+    /// Whether a Fréchet distance of its features is the FID.
+    fn is_of_fid(&self) -> bool {
+        false
+    }
+
     /// The images that it takes; `None` if it takes them of any shape.
     fn shape(&self) -> Option<ImageShape>;
 
     /// What it makes of images `[B, C, H, W]` in [-1, 1].
     fn see(&self, images: Tensor<4>) -> Seen;
+}
+
+/// A few digits that tell weights from others: their CRC-32.
+pub fn fingerprint(tensors: impl IntoIterator<Item = impl AsRef<[f32]>>) -> String {
+    let mut hasher = crc32fast::Hasher::new();
+    for tensor in tensors {
+        tensor.as_ref().iter().for_each(|value| hasher.update(&value.to_le_bytes()));
+    }
+    format!("{:08x}", hasher.finalize())
 }
 
 /// What an extractor makes of a batch.

@@ -13,7 +13,7 @@ use burn::tensor::ops::{AvgPoolOptions, ConvOptions, InterpolateMode, Interpolat
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::MetricsError;
-use super::extractor::{Extractor, Seen};
+use super::extractor::{Extractor, Seen, fingerprint};
 use crate::data::ImageShape;
 use crate::train::unet::to_host;
 use crate::weights::HostTensor;
@@ -130,7 +130,6 @@ pub fn tensors() -> Vec<(String, Vec<usize>)> {
         }
     }
     tensors.push(("fc.weight".into(), vec![CLASSES, WIDTH]));
-    tensors.push(("fc.bias".into(), vec![CLASSES]));
     tensors
 }
 
@@ -138,7 +137,7 @@ pub fn tensors() -> Vec<(String, Vec<usize>)> {
 pub struct Inception {
     convolutions: BTreeMap<String, Convolution>,
     fc_weight: Tensor<2>,
-    fc_bias: Tensor<1>,
+    fingerprint: String,
 }
 
 /// A convolution into which its batch norm has been folded.
@@ -164,6 +163,7 @@ impl Inception {
                 Some(_) => {}
             }
         }
+        let fingerprint = fingerprint(tensors().iter().map(|(name, _)| &named[name].values));
         let mut take = |name: String| named.remove(&name).unwrap_or_default().values;
         let mut convolutions = BTreeMap::new();
         for Layer { name, shape, stride, padded } in layers() {
@@ -187,11 +187,12 @@ impl Inception {
         Ok(Self {
             convolutions,
             fc_weight: Tensor::from_data(TensorData::new(take("fc.weight".into()), [CLASSES, WIDTH]), device),
-            fc_bias: Tensor::from_data(TensorData::new(take("fc.bias".into()), [CLASSES]), device),
+            fingerprint,
         })
     }
 
-    /// Features `[B, 2048]` and logits `[B, 1008]` of images `[B, 3, H, W]` in [-1, 1].
+    /// Features `[B, 2048]` and logits `[B, 1008]` of images `[B, 3, H, W]` in [-1, 1]. The logits are without the bias,
+    /// as the inception score of the field is computed.
     fn forward(&self, images: Tensor<4>) -> (Tensor<2>, Tensor<2>) {
         let resize = InterpolateOptions::new(InterpolateMode::Bilinear)
             .with_align_corners(false)
@@ -254,8 +255,7 @@ impl Inception {
         x = self.last_block("Mixed_7c", x, pooled);
         let [images, channels, height, width] = x.dims();
         let features = x.reshape([images, channels, height * width]).mean_dim(2).squeeze_dim::<2>(2);
-        let logits =
-            features.clone().matmul(self.fc_weight.clone().transpose()) + self.fc_bias.clone().unsqueeze();
+        let logits = features.clone().matmul(self.fc_weight.clone().transpose());
         (features, logits)
     }
 
@@ -322,7 +322,7 @@ fn average(x: Tensor<4>) -> Tensor<4> {
 
 impl Extractor for Inception {
     fn name(&self) -> String {
-        "Inception-v3 of the FID".into()
+        format!("Inception-v3 of the FID (weights {})", self.fingerprint)
     }
 
     fn width(&self) -> usize {
@@ -331,6 +331,10 @@ impl Extractor for Inception {
 
     fn classes(&self) -> usize {
         CLASSES
+    }
+
+    fn is_of_fid(&self) -> bool {
+        true
     }
 
     fn shape(&self) -> Option<ImageShape> {

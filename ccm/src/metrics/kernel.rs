@@ -27,11 +27,11 @@ impl Spread {
     }
 }
 
-/// Unbiased squared discrepancy of two sets; it can be below zero.
+/// Unbiased squared maximum mean discrepancy of two sets; it can be below zero.
 ///
 /// # Errors
 /// Sets of different width, or of fewer than two images.
-pub fn discrepancy(a: &Rows, b: &Rows) -> Result<f64, MetricsError> {
+pub fn squared_mmd(a: &Rows, b: &Rows) -> Result<f64, MetricsError> {
     a.suit(b)?;
     let found = a.len().min(b.len());
     if found < 2 {
@@ -43,10 +43,10 @@ pub fn discrepancy(a: &Rows, b: &Rows) -> Result<f64, MetricsError> {
     Ok(within(a) / (m * (m - 1.0)) + within(b) / (n * (n - 1.0)) - 2.0 * sum(a, b) / (m * n))
 }
 
-/// The discrepancy of random subsets of `size` images of each set, without replacement.
+/// The squared discrepancy of random subsets of `size` images of each set, without replacement.
 ///
 /// # Errors
-/// As [`discrepancy`], or sets smaller than a subset.
+/// As [`squared_mmd`], or sets smaller than a subset.
 pub fn kernel_distance(
     a: &Rows,
     b: &Rows,
@@ -60,7 +60,7 @@ pub fn kernel_distance(
     }
     let mut noise = Noise::new(seed, 0);
     let mut subset = |rows: &Rows| rows.select(&noise.permutation(rows.len())[..size]);
-    let distances = (0..subsets).map(|_| discrepancy(&subset(a), &subset(b)));
+    let distances = (0..subsets).map(|_| squared_mmd(&subset(a), &subset(b)));
     Ok(Spread::of(&distances.collect::<Result<Vec<_>, _>>()?))
 }
 
@@ -106,7 +106,7 @@ mod tests {
             values.iter().sum::<f64>() / values.len() as f64
         };
         let expected = mean(&a, &a, true) + mean(&b, &b, true) - 2.0 * mean(&a, &b, false);
-        assert!((discrepancy(&a, &b).unwrap() - expected).abs() < 1e-12);
+        assert!((squared_mmd(&a, &b).unwrap() - expected).abs() < 1e-12);
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! The inception score (Salimans et al., arXiv 1606.03498): `exp E KL(p(y | x) || p(y))`, over parts of the set.
+//! The inception score (Salimans et al., arXiv 1606.03498): `exp E KL(p(y | x) || p(y))`, over splits of the set.
 
 use super::kernel::Spread;
 
-/// Parts that a set is cut into; the score is their mean.
-pub const PARTS: usize = 10;
+/// Splits of a set; the score is their mean.
+pub const SPLITS: usize = 10;
 
 /// The score of probabilities that come a few at a time.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ impl Score {
     /// Of `total` images and `classes` classes.
     pub fn new(total: usize, classes: usize) -> Self {
         let part = Part { images: 0, probabilities: vec![0.0; classes], information: 0.0 };
-        Self { total, seen: 0, parts: vec![part; PARTS.min(total.max(1))] }
+        Self { total, seen: 0, parts: vec![part; SPLITS.min(total.max(1))] }
     }
 
     /// Adds the logits of an image; more images than the total are not counted.

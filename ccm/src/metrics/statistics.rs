@@ -57,7 +57,7 @@ impl Statistics {
     /// Reads a `.npz`. Every size is checked before it is trusted.
     ///
     /// # Errors
-    /// A file that is no archive, or whose `mu` and `sigma` are not `[n]` and `[n, n]` floating-point numbers.
+    /// A file that is no archive, or whose `mu` and `sigma` are not `[n]` and `[n, n]` finite floating-point numbers.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, MetricsError> {
         let mut archive = ZipArchive::new(Cursor::new(bytes))
             .map_err(|error| MetricsError::File(format!("expected NumPy's .npz: {error}")))?;
@@ -71,6 +71,9 @@ impl Statistics {
             )));
         }
         let gaussian = Gaussian { mean: mu.numbers()?, covariance: sigma.numbers()? };
+        if gaussian.mean.iter().chain(&gaussian.covariance).any(|value| !value.is_finite()) {
+            return Err(MetricsError::NotFinite("`mu` and `sigma`"));
+        }
         let mut features = None;
         if archive.index_for_name("features.npy").is_some() {
             let text = Array::read(&mut archive, "features", 0)?.values;
@@ -203,7 +206,13 @@ mod tests {
         }
         let lopsided = Gaussian { mean: vec![1.0; 3], covariance: vec![0.0; 4] };
         let lopsided = Statistics { gaussian: lopsided, features: None };
-        let error = Statistics::from_bytes(&lopsided.to_bytes().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("sigma"), "{error}");
+        let error =
+            |bad: Statistics| Statistics::from_bytes(&bad.to_bytes().unwrap()).unwrap_err().to_string();
+        let message = error(lopsided);
+        assert!(message.contains("sigma"), "{message}");
+        let mut infinite = statistics();
+        infinite.gaussian.mean[1] = f64::INFINITY;
+        let message = error(infinite);
+        assert!(message.contains("`mu` and `sigma`: expected finite numbers"), "{message}");
     }
 }

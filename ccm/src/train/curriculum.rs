@@ -1,5 +1,6 @@
 //! The curriculum's target (PAPER.md §5): let the teacher walk on until the target is far enough ahead.
 
+use std::iter::Sum;
 use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -70,6 +71,8 @@ pub struct Goal {
     pub u: Vec<f32>,
     /// Teacher steps taken for every image.
     pub steps: Vec<usize>,
+    /// Times that teacher and target were asked about every image.
+    pub evaluations: Vec<usize>,
     /// KDC of every image's estimate and target, in dB.
     pub kdc: Vec<f64>,
 }
@@ -81,8 +84,39 @@ impl Goal {
             target: self.target.clone().narrow(0, rows.start, rows.len()),
             u: self.u[rows.clone()].to_vec(),
             steps: self.steps[rows.clone()].to_vec(),
+            evaluations: self.evaluations[rows.clone()].to_vec(),
             kdc: self.kdc[rows].to_vec(),
         }
+    }
+
+    /// What it comes to.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            kdc: self.kdc.iter().sum(),
+            steps: self.steps.iter().sum(),
+            evaluations: self.evaluations.iter().sum(),
+        }
+    }
+}
+
+/// Sums over the images of a [`Goal`].
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Counts {
+    /// KDC, in dB.
+    pub kdc: f64,
+    /// Teacher steps.
+    pub steps: usize,
+    /// Evaluations of teacher and target.
+    pub evaluations: usize,
+}
+
+impl Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, part| Self {
+            kdc: sum.kdc + part.kdc,
+            steps: sum.steps + part.steps,
+            evaluations: sum.evaluations + part.evaluations,
+        })
     }
 }
 
@@ -154,6 +188,9 @@ impl Curriculum {
         for step in 1.. {
             self.advance(&mut walkers, teacher);
             let reached = walkers.jump(target);
+            for (&row, &u) in walkers.rows.iter().zip(&walkers.u) {
+                goal.evaluations[row] += usize::from(self.mode != Mode::Ct) + usize::from(u < 1.0);
+            }
             let kdc = self.discrepancy(walkers.estimate.clone(), reached.clone());
             let far_enough = |place: usize| match (self.mode, self.scope) {
                 (Mode::Fixed, _) => true,
@@ -208,6 +245,7 @@ struct GoalRows {
     arrived: usize,
     u: Vec<f32>,
     steps: Vec<usize>,
+    evaluations: Vec<usize>,
     kdc: Vec<f64>,
 }
 
@@ -219,6 +257,7 @@ impl GoalRows {
             arrived: 0,
             u: vec![0.0; batch],
             steps: vec![0; batch],
+            evaluations: vec![0; batch],
             kdc: vec![0.0; batch],
         }
     }
@@ -243,7 +282,7 @@ impl GoalRows {
 
     fn finish(self, device: &Device) -> Goal {
         let target = Tensor::cat(self.targets, 0).select(0, indices(&self.places, device));
-        Goal { target, u: self.u, steps: self.steps, kdc: self.kdc }
+        Goal { target, u: self.u, steps: self.steps, evaluations: self.evaluations, kdc: self.kdc }
     }
 }
 

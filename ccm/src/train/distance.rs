@@ -64,6 +64,14 @@ pub enum Distance {
 }
 
 impl Distance {
+    /// Network evaluations that it takes for an image: two looks through an encoder, about half a network, are one.
+    pub fn evaluations(&self) -> usize {
+        match self {
+            Self::TeacherFeatures(_) => 1,
+            Self::PseudoHuber | Self::L2 | Self::L1 | Self::Lpips(_) => 0,
+        }
+    }
+
     /// The mean distance of the pairs of a batch: `[B, C, H, W]` twice to `[1]`.
     pub fn mean(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
         let flat = |a: Tensor<4>, b: Tensor<4>| {

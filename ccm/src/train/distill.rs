@@ -5,8 +5,8 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use super::batches::{Batch, Batches};
-use super::curriculum::{Curriculum, Goal, Mode, Scope, Start, times};
-use super::discriminator::Adversary;
+use super::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start, times};
+use super::discriminator::{Adversary, Verdict};
 use super::distance::Distance;
 use super::ema::Ema;
 use super::flow::{jump, path};
@@ -98,28 +98,30 @@ impl Stage for Distillation<'_> {
                     (loss, Some(verdict))
                 }
             };
-            (loss, (goal.kdc.iter().sum::<f64>(), goal.steps.iter().sum::<usize>() as f64, verdict))
+            (loss, (goal.counts(), verdict))
         };
         let (loss, gradient_norm, parts) = trainee.learn(schedule, &batch, workers, loss);
 
-        let (mut kdc, mut steps, mut verdicts) = (0.0, 0.0, Vec::new());
-        for (of_part, steps_of_part, verdict) in parts {
-            kdc += of_part;
-            steps += steps_of_part;
-            verdicts.extend(verdict);
-        }
-        let discriminator_loss = adversary
-            .zip(trainee.discriminator.as_mut())
-            .map(|(adversary, discriminator)| discriminator.learn(&adversary.schedule(schedule), verdicts));
+        // The student's own, once more where the walk comes first, and what looks at images through the teacher's encoder.
+        let looks = distance.evaluations() + usize::from(opponent.is_some());
+        let once = 1 + usize::from(together.is_some()) + looks;
+        let (counts, verdicts): (Vec<Counts>, Vec<Option<Verdict>>) = parts.into_iter().unzip();
+        let walked: Counts = counts.into_iter().sum();
+        let discriminator_loss =
+            adversary.zip(trainee.discriminator.as_mut()).map(|(adversary, discriminator)| {
+                let verdicts = verdicts.into_iter().flatten().collect();
+                discriminator.learn(&adversary.schedule(schedule), verdicts)
+            });
 
         let step = trainee.step;
         StepReport {
             step,
             images: step * batch.len() as u64,
+            evaluations: (once * batch.len() + walked.evaluations) as u64,
             loss,
             gradient_norm,
-            kdc: Some(kdc / batch.len() as f64),
-            teacher_steps: Some(steps / batch.len() as f64),
+            kdc: Some(walked.kdc / batch.len() as f64),
+            teacher_steps: Some(walked.steps as f64 / batch.len() as f64),
             discriminator_loss,
         }
     }

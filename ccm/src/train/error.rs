@@ -47,9 +47,9 @@ pub enum RunError {
     /// There is a run already.
     #[error("{0}: holds a run already; `--resume` goes on with it, another `--out` starts a new one")]
     Exists(PathBuf),
-    /// There is no run to go on with.
-    #[error("--resume: {0}: no run there (no config.toml)")]
-    NothingToResume(PathBuf),
+    /// There is no run.
+    #[error("{0}: no run there (no config.toml)")]
+    NoRun(PathBuf),
     /// The run was started with another configuration.
     #[error("--resume: the configuration differs from that of {path}: {}", differences.join("; "))]
     Differs {

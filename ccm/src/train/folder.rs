@@ -33,7 +33,7 @@ pub mod files {
 pub fn read_config(folder: &Path) -> Result<Config, RunError> {
     let path = folder.join(files::CONFIG);
     if !path.exists() {
-        return Err(RunError::NothingToResume(folder.to_owned()));
+        return Err(RunError::NoRun(folder.to_owned()));
     }
     Config::from_toml(&disk::read_text(&path)?).map_err(|source| RunError::Config { path, source })
 }

@@ -80,7 +80,8 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>, ImportE
 const STATE_DICTS: [&str; 2] = ["ema_model", "net_model"];
 
 /// Reads one state dict of a checkpoint: that under `key`; without a key `ema_model`, else `net_model`, else the
-/// checkpoint itself. A prefix `module.`, which data-parallel training leaves, is taken off.
+/// checkpoint itself. A prefix `module.`, which data-parallel training leaves, is taken off. Tensors of whole numbers are
+/// left out.
 ///
 /// # Errors
 /// A file that is missing, cut short or no checkpoint, a key that is not there, a tensor that cannot be read.
@@ -101,26 +102,28 @@ pub fn read_checkpoint(path: &Path, key: Option<&str>) -> Result<BTreeMap<String
     }
     let prefix = key.map_or(String::new(), |key| format!("{key}."));
     let selected = tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?, tensor)));
-    let read = selected.map(|(name, tensor)| {
+    let read = selected.filter_map(|(name, tensor)| {
         let error = |reason| ImportError::Tensor { path: path.into(), name: name.into(), reason };
-        Ok((name.strip_prefix("module.").unwrap_or(name).to_owned(), host_tensor(tensor).map_err(error)?))
+        let tensor = host_tensor(tensor).map_err(error).transpose()?;
+        Some(tensor.map(|tensor| (name.strip_prefix("module.").unwrap_or(name).to_owned(), tensor)))
     });
     read.collect()
 }
 
-fn host_tensor(tensor: &Tensor) -> Result<HostTensor, String> {
+/// A tensor's values; `None` of whole numbers, which are no weights: a batch norm of PyTorch counts its batches.
+fn host_tensor(tensor: &Tensor) -> Result<Option<HostTensor>, String> {
     fn read<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
     }
-    let bytes = tensor.read().map_err(|error| error.to_string())?;
-    let values = match tensor.dtype() {
-        DType::F32 => read(&bytes, f32::from_ne_bytes),
-        DType::F16 => read(&bytes, |b| half::f16::from_ne_bytes(b).to_f32()),
-        DType::BF16 => read(&bytes, |b| half::bf16::from_ne_bytes(b).to_f32()),
-        DType::F64 => read(&bytes, |b| f64::from_ne_bytes(b) as f32),
-        other => return Err(format!("expected floating-point values, found {other:?}")),
+    let values: fn(&[u8]) -> Vec<f32> = match tensor.dtype() {
+        DType::F32 => |bytes| read(bytes, f32::from_ne_bytes),
+        DType::F16 => |bytes| read(bytes, |b| half::f16::from_ne_bytes(b).to_f32()),
+        DType::BF16 => |bytes| read(bytes, |b| half::bf16::from_ne_bytes(b).to_f32()),
+        DType::F64 => |bytes| read(bytes, |b| f64::from_ne_bytes(b) as f32),
+        _ => return Ok(None),
     };
-    Ok(HostTensor { shape: tensor.shape().to_vec(), values })
+    let bytes = tensor.read().map_err(|error| error.to_string())?;
+    Ok(Some(HostTensor { shape: tensor.shape().to_vec(), values: values(&bytes) }))
 }
 
 /// Arguments of torchcfm's `UNetModelWrapper`, under its names and with its defaults.

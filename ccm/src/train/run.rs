@@ -108,10 +108,15 @@ pub fn suit(config: &mut Config, data: &Dataset) -> Result<(), RunError> {
 pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunError> {
     folder::check(config, folder, resume)?;
     given_teacher(config)?;
-    if let Some(trunk) = config.distill.distance.trunk() {
-        lpips(trunk, &config.distill, &Device::flex())?;
-    }
-    Ok(())
+    check_distance(&config.distill)
+}
+
+/// Checks that what a distance sees with can be read.
+///
+/// # Errors
+/// Weights of LPIPS that cannot be used.
+pub fn check_distance(config: &DistillConfig) -> Result<(), RunError> {
+    config.distance.trunk().map_or(Ok(()), |trunk| lpips(trunk, config, &Device::flex()).map(|_| ()))
 }
 
 /// LPIPS with the weights that the configuration names.
@@ -131,18 +136,36 @@ fn lpips(trunk: Trunk, config: &DistillConfig, device: &Device) -> Result<Lpips,
 /// The teacher that the configuration names, if it does.
 fn given_teacher(config: &Config) -> Result<Option<Model>, RunError> {
     let Some(given) = &config.teacher.model else { return Ok(None) };
-    let model = disk::read_model(Path::new(given))?;
+    match teacher_of(config, Path::new(given)) {
+        Err(RunError::Unsuitable(what)) => Err(RunError::Unsuitable(format!("teacher.model: {what}"))),
+        model => model.map(Some),
+    }
+}
+
+/// The teacher in a file, if it has the configuration's network.
+fn teacher_of(config: &Config, path: &Path) -> Result<Model, RunError> {
+    let model = disk::read_model(path)?;
     let mut network = config.network.clone();
     if config.data.class_conditional && network.num_classes.is_none() {
         // The data, which may not be read yet, will say.
         network.num_classes = model.spec.num_classes;
     }
     if model.spec != network {
-        return Err(RunError::Unsuitable(format!(
-            "teacher.model: {given}: its network differs from the configuration's"
-        )));
+        let path = path.display();
+        return Err(RunError::Unsuitable(format!("{path}: its network differs from the configuration's")));
     }
-    Ok(Some(model))
+    Ok(model)
+}
+
+/// The teacher of the run in a folder, given or trained.
+///
+/// # Errors
+/// A run whose teacher is not trained yet, or a file with another network.
+pub fn trained_teacher(config: &Config, folder: &Path) -> Result<Model, RunError> {
+    match given_teacher(config)? {
+        Some(given) => Ok(given),
+        None => teacher_of(config, &folder.join(files::TEACHER)),
+    }
 }
 
 impl Run {
@@ -206,7 +229,7 @@ impl Run {
         }
         let path = self.path(files::TEACHER);
         if path.exists() {
-            return Ok(Some(disk::read_model(&path)?));
+            return Ok(Some(teacher_of(&self.config, &path)?));
         }
         let config = &self.config.teacher;
         let trainee = match self.resumed(StageKind::Teacher, &mut |text| watch.note(text))? {
@@ -440,16 +463,5 @@ impl Run {
         let size = self.config.distill.batch.min(self.held_out.len());
         let batches = self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
         Ok(curves(&networks, &batches, &self.curriculum(), images.min(self.held_out.len())))
-    }
-
-    /// The teacher of the run, given or trained.
-    ///
-    /// # Errors
-    /// A run whose teacher is not trained yet.
-    pub fn trained_teacher(&self) -> Result<Model, RunError> {
-        match &self.config.teacher.model {
-            Some(given) => Ok(disk::read_model(Path::new(given))?),
-            None => Ok(disk::read_model(&self.path(files::TEACHER))?),
-        }
     }
 }

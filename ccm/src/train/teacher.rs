@@ -43,6 +43,7 @@ impl Stage for Teacher<'_> {
         StepReport {
             step,
             images,
+            evaluations: batch.len() as u64,
             loss,
             gradient_norm,
             kdc: None,

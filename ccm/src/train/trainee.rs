@@ -34,6 +34,10 @@ pub struct StepReport {
     pub step: u64,
     /// Images seen, this step's included.
     pub images: u64,
+    /// Forward evaluations of the network, one for each image, that this step took: of the student, the teacher and the
+    /// target. Two looks through the teacher's encoder count as one. What LPIPS looks through is another network, and
+    /// does not count.
+    pub evaluations: u64,
     /// Mean loss of the batch.
     pub loss: f64,
     /// Norm of the gradient before clipping.

@@ -1,10 +1,11 @@
 //! Students of one teacher at equal cost: what PAPER.md §7 compares.
 
 use super::batches::StageKind;
-use super::curriculum::Mode;
 use super::error::RunError;
 use super::run::Run;
 use super::trainee::Stage;
+#[cfg(doc)]
+use super::trainee::StepReport;
 use crate::weights::Model;
 
 /// A student that has had its share.
@@ -22,9 +23,8 @@ impl Run {
     /// Distils a student of `teacher` with the configuration's settings until so many evaluations have been spent,
     /// however many steps that are. Nothing is written. `watch` hears how many have been spent.
     ///
-    /// Every image of a step costs one evaluation of the student and, for every step that its target is ahead, one of
-    /// the target and, but in consistency training, one of the teacher. A discriminator looks twice through the teacher's
-    /// encoder, which is counted as one evaluation more.
+    /// Evaluations are counted as [`StepReport::evaluations`] says. The way back through the student, which every step
+    /// takes once, is not counted.
     ///
     /// # Errors
     /// A loss or weights that are not finite; weights of a distance that cannot be read.
@@ -34,29 +34,27 @@ impl Run {
         evaluations: u64,
         watch: &mut dyn FnMut(u64),
     ) -> Result<Trial, RunError> {
-        let batch = self.config.distill.batch as f64;
-        let a_step = if self.config.distill.mode == Mode::Ct { 1.0 } else { 2.0 };
         let mut distillation = self.distillation(teacher, self.fresh_student(teacher))?;
         // Until the first step has been taken nobody knows how many steps the budget will pay for.
         distillation.schedule.steps = u64::MAX;
-        let mut spent = 0.0;
-        while spent < evaluations as f64 {
+        let mut spent = 0;
+        while spent < evaluations {
             let report = distillation.step();
             if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
                 let what =
                     format!("the loss is {}, the norm of its gradient {}", report.loss, report.gradient_norm);
                 return Err(self.diverged(StageKind::Distill, report.step, what));
             }
-            let once = if report.discriminator_loss.is_some() { 2.0 } else { 1.0 };
-            spent += batch * (once + a_step * report.teacher_steps.unwrap_or_default());
-            watch(spent as u64);
+            spent += report.evaluations;
+            watch(spent);
             // At what a step has cost so far; the cooldown begins when its share of them is left.
-            distillation.schedule.steps = (report.step as f64 * evaluations as f64 / spent).ceil() as u64;
+            distillation.schedule.steps =
+                (report.step as f64 * evaluations as f64 / spent as f64).ceil() as u64;
         }
         Ok(Trial {
             student: self.finished("student", &distillation, self.config.distill.batch),
             steps: distillation.trainee().step,
-            evaluations: spent as u64,
+            evaluations: spent,
         })
     }
 }

@@ -1,11 +1,12 @@
 //! `distill claims`: the curriculum beside fixed steps, from one teacher and at equal cost (PAPER.md §7, claim 2).
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use ccm::config::{Config, DistillConfig};
 use ccm::data::ImageShape;
 use ccm::metrics::evaluation::Reference;
-use ccm::metrics::file::open;
+use ccm::metrics::extractor::fingerprint;
 use ccm::metrics::kernel::Spread;
 use ccm::metrics::{Collection, Extractor, Figures};
 use ccm::sampler::{Backend, Sampler};
@@ -13,16 +14,19 @@ use ccm::train::curriculum::Mode;
 use ccm::train::disk;
 use ccm::train::distance::DistanceKind;
 use ccm::train::folder::read_config;
-use ccm::train::run::Run;
+use ccm::train::run::{Run, check_distance, suit, trained_teacher};
 use ccm::weights::Model;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::device::{self, Choice, Opened};
+use crate::device::{self, Choice};
+use crate::eval::{LEAST_IMAGES, extractor};
 use crate::progress::counter;
 use crate::run::load_data;
 use crate::sample::backend;
 
+/// What all rows have in common.
+const TERMS: &str = "claims.json";
 /// Rows so far, a line each; what stands there is not done again.
 const ROWS: &str = "claims.jsonl";
 /// The table.
@@ -41,13 +45,14 @@ pub(crate) struct Arguments {
     /// Lengths s of fixed steps, in flow time
     #[arg(long, value_delimiter = ',', default_values_t = [0.03, 0.1, 0.3])]
     step_sizes: Vec<f64>,
-    /// Distances beside the run's own, under the curriculum of the run; LPIPS' weights as in the run's settings
+    /// Distances beside the run's own, all under the curriculum of the run; LPIPS' weights as in the run's settings
     #[arg(long, value_delimiter = ',')]
     distances: Vec<String>,
     /// Students of each setting
     #[arg(long, default_value_t = 3)]
     seeds: u64,
-    /// Network evaluations that each student may spend: of itself, its teacher and its target, an image each
+    /// Network evaluations that each student may spend: of itself, its teacher and its target, an image each; two looks
+    /// through the teacher's encoder, of a distance or a discriminator, count as one
     #[arg(long, default_value_t = 500_000)]
     evaluations: u64,
     /// Images to judge each student by
@@ -91,46 +96,113 @@ impl Setting {
     }
 }
 
+/// What all students of a table have in common.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Terms {
+    /// The extractor's name.
+    features: String,
+    /// Network evaluations that each may spend.
+    budget: u64,
+    /// Images that each is judged by.
+    images: usize,
+    /// Fingerprint of the teacher.
+    teacher: String,
+    /// The run's.
+    config: Config,
+}
+
 /// A student and its figures.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Row {
     setting: Setting,
     seed: u64,
-    budget: u64,
     evaluations: u64,
     steps: u64,
-    images: u64,
-    features: String,
+    seconds: f64,
     frechet: f64,
     accuracy: Option<f64>,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     arguments.check()?;
-    let config = read_config(&arguments.run)?;
+    let mut config = read_config(&arguments.run)?;
     config.validate()?;
     let settings = arguments.settings(&config)?;
-    let mut bench = Bench::new(&arguments, config)?;
-
-    disk::make(&arguments.out)?;
+    let teacher = trained_teacher(&config, &arguments.run)?;
     let path = arguments.out.join(ROWS);
     let mut rows = if path.exists() { read_rows(&path)? } else { Vec::new() };
-    let budget = arguments.evaluations;
+    let opened = device::open(arguments.device)?;
+    let extractor = extractor(&arguments.features, ImageShape::of(&config.network), &opened.device)?;
+    let terms = Terms {
+        features: extractor.name(),
+        budget: arguments.evaluations,
+        images: arguments.count,
+        teacher: fingerprint(teacher.tensors.iter().map(|tensor| &tensor.values)),
+        config: config.clone(),
+    };
+    terms.agree(&arguments.out)?;
+
+    let (data, held_out) = load_data(&config)?;
+    suit(&mut config, &data)?;
+    println!("device: {}; features: {}", opened.name, terms.features);
+    let threads = opened.threads.map_or(1, |own| config.run.threads.unwrap_or(own));
+    let seen = Collection::of_data(&*extractor, &data, &opened.device, |_| {})?;
+    let (folder, command) = (arguments.run, String::new());
+    let mut bench = Bench {
+        run: Run { config: config.clone(), folder, device: opened.device, threads, data, held_out, command },
+        config,
+        teacher,
+        extractor,
+        reference: Reference::Statistics(seen.gaussian()?),
+        backend: backend(arguments.device),
+    };
     for seed in 0..arguments.seeds {
         for &setting in &settings {
-            if rows.iter().any(|row| (row.setting, row.seed, row.budget) == (setting, seed, budget)) {
+            if rows.iter().any(|row| (row.setting, row.seed) == (setting, seed)) {
                 continue;
             }
-            let row = bench.row(setting, seed, budget, arguments.count)?;
+            let row = bench.row(setting, seed, &terms)?;
             println!("{}", serde_json::to_string(&row)?);
             rows.push(row);
             write_rows(&path, &rows)?;
         }
     }
-    let table = table(&settings, &rows, budget);
-    disk::write(&arguments.out.join(TABLE), table.as_bytes())?;
-    print!("{table}");
+    let text = table(&settings, &rows, &terms);
+    disk::write(&arguments.out.join(TABLE), text.as_bytes())?;
+    print!("{text}");
     Ok(())
+}
+
+impl Terms {
+    /// Writes them down in the folder of the rows, or checks that those that stand there are these.
+    fn agree(&self, folder: &Path) -> Result<(), Failure> {
+        disk::make(folder)?;
+        let path = folder.join(TERMS);
+        if !path.exists() {
+            return Ok(disk::write(&path, serde_json::to_string_pretty(self)?.as_bytes())?);
+        }
+        let before: Self = serde_json::from_str(&disk::read_text(&path)?)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut differences = before.config.differences(&self.config);
+        let terms = |terms: &Self| {
+            [
+                ("features", terms.features.clone()),
+                ("evaluations", terms.budget.to_string()),
+                ("count", terms.images.to_string()),
+                ("teacher", terms.teacher.clone()),
+            ]
+        };
+        for ((name, before), (_, now)) in terms(&before).into_iter().zip(terms(self)) {
+            if before != now {
+                differences.push(format!("{name}: {before} before, {now} now"));
+            }
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let differences = differences.join("; ");
+        Err(format!("--out: {}: holds rows of other terms: {differences}", folder.display()).into())
+    }
 }
 
 impl Arguments {
@@ -138,7 +210,7 @@ impl Arguments {
         let least = [
             ("--seeds", self.seeds, 1),
             ("--evaluations", self.evaluations, 1),
-            ("--count", self.count as u64, 10),
+            ("--count", self.count as u64, LEAST_IMAGES as u64),
         ];
         match least.into_iter().find(|(_, value, least)| value < least) {
             Some((flag, value, least)) => {
@@ -148,26 +220,34 @@ impl Arguments {
         }
     }
 
-    /// Everything that is compared, each a valid configuration of the run.
+    /// Everything that is compared, once, each a valid configuration of the run.
     fn settings(&self, config: &Config) -> Result<Vec<Setting>, Failure> {
-        let own = config.distill.distance;
-        let mut settings = Vec::new();
+        let DistillConfig { distance: own, threshold: of_run, .. } = config.distill;
+        let curriculum = |threshold| Steps::Curriculum { threshold };
+        let mut settings: Vec<Setting> = Vec::new();
+        let mut add = |flag: &str, steps: Steps, distance: DistanceKind| -> Result<(), Failure> {
+            let setting = Setting { steps, distance };
+            let mut config = config.clone();
+            setting.apply(&mut config.distill);
+            config.validate().map_err(|error| format!("{flag}: {error}"))?;
+            check_distance(&config.distill).map_err(|error| format!("{flag}: {error}"))?;
+            if !settings.contains(&setting) {
+                settings.push(setting);
+            }
+            Ok(())
+        };
         for &threshold in &self.thresholds {
-            settings.push(Setting { steps: Steps::Curriculum { threshold }, distance: own });
+            add("--thresholds", curriculum(threshold), own)?;
         }
         for &step_size in &self.step_sizes {
-            settings.push(Setting { steps: Steps::Fixed { step_size }, distance: own });
+            add("--step-sizes", Steps::Fixed { step_size }, own)?;
         }
         for name in &self.distances {
             let named = config.clone().with_overrides(&[format!("distill.distance={name}")]);
             let distance = named.map_err(|error| format!("--distances: {error}"))?.distill.distance;
-            let threshold = config.distill.threshold;
-            settings.push(Setting { steps: Steps::Curriculum { threshold }, distance });
-        }
-        for setting in &settings {
-            let mut config = config.clone();
-            setting.apply(&mut config.distill);
-            config.validate()?;
+            // Beside what it is compared with.
+            add("--distances", curriculum(of_run), own)?;
+            add("--distances", curriculum(of_run), distance)?;
         }
         Ok(settings)
     }
@@ -184,50 +264,28 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(arguments: &Arguments, config: Config) -> Result<Self, Failure> {
-        let Opened { device, name, threads } = device::open(arguments.device)?;
-        let features = &arguments.features;
-        let extractor = open(features, &device)
-            .map_err(|error| format!("--features: {}: {error}", features.display()))?;
-        let network = &config.network;
-        let shape =
-            ImageShape { channels: network.in_channels, height: network.height, width: network.width };
-        if extractor.shape().is_some_and(|found| found != shape) {
-            let file = features.display();
-            return Err(format!("--features: {file}: made for images of another size than the run's").into());
-        }
-        let (data, held_out) = load_data(&config)?;
-        let threads = threads.map_or(1, |own| config.run.threads.unwrap_or(own));
-        println!("device: {name}; features: {}", extractor.name());
-        let seen = Collection::of_data(&*extractor, &data, &device, |_| {})?;
-        let (folder, command) = (arguments.run.clone(), String::new());
-        let run = Run { config: config.clone(), folder, device, threads, data, held_out, command };
-        let teacher = run.trained_teacher()?;
-        let reference = Reference::Statistics(seen.gaussian()?);
-        Ok(Self { run, config, teacher, extractor, reference, backend: backend(arguments.device) })
-    }
-
-    /// Distils a student and looks at `count` of its images.
-    fn row(&mut self, setting: Setting, seed: u64, budget: u64, count: usize) -> Result<Row, Failure> {
+    /// Distils a student and looks at its images.
+    fn row(&mut self, setting: Setting, seed: u64, terms: &Terms) -> Result<Row, Failure> {
         self.run.config = self.config.clone();
         self.run.config.run.seed = seed;
         setting.apply(&mut self.run.config.distill);
         let bar = counter("student");
-        bar.set_length(budget);
-        let trial = self.run.trial(&self.teacher, budget, &mut |spent| bar.set_position(spent))?;
+        bar.set_length(terms.budget);
+        let begin = Instant::now();
+        let trial = self.run.trial(&self.teacher, terms.budget, &mut |spent| bar.set_position(spent))?;
+        let seconds = begin.elapsed().as_secs_f64();
         bar.finish_and_clear();
         let mut sampler = pollster::block_on(Sampler::new(trial.student, self.backend))?;
         let device = &self.run.device;
-        let samples = Collection::of_samples(&*self.extractor, &mut sampler, (0, count, 1), device, |_| {});
+        let samples =
+            Collection::of_samples(&*self.extractor, &mut sampler, (0, terms.images, 1), device, |_| {});
         let figures = Figures::of(&*self.extractor, &pollster::block_on(samples)?, &self.reference)?;
         Ok(Row {
             setting,
             seed,
-            budget,
             evaluations: trial.evaluations,
             steps: trial.steps,
-            images: figures.images,
-            features: figures.features,
+            seconds,
             frechet: figures.frechet,
             accuracy: figures.accuracy,
         })
@@ -236,9 +294,11 @@ impl Bench {
 
 fn read_rows(path: &Path) -> Result<Vec<Row>, Failure> {
     let text = disk::read_text(path)?;
-    let row =
-        |line| serde_json::from_str(line).map_err(|error| format!("{}: {error}", path.display()).into());
-    text.lines().map(row).collect()
+    let row = |(line, text)| {
+        let fault = |error| format!("{}: line {}: {error}", path.display(), line + 1);
+        Ok(serde_json::from_str(text).map_err(fault)?)
+    };
+    text.lines().enumerate().map(row).collect()
 }
 
 fn write_rows(path: &Path, rows: &[Row]) -> Result<(), Failure> {
@@ -251,39 +311,48 @@ fn write_rows(path: &Path, rows: &[Row]) -> Result<(), Failure> {
 }
 
 /// Mean and spread of every setting, in Markdown.
-fn table(settings: &[Setting], rows: &[Row], budget: u64) -> String {
-    let mut table =
-        "| steps | distance | students | steps | evaluations | Fréchet distance | class accuracy |\n"
-            .to_owned();
-    table += "| --- | --- | --- | --- | --- | --- | --- |\n";
+fn table(settings: &[Setting], rows: &[Row], terms: &Terms) -> String {
+    let DistillConfig { step_size, adversarial_weight, .. } = terms.config.distill;
+    let mut table = format!(
+        "Students of {} evaluations each, judged by {} one-step images; features: {}. Teacher steps of s = {step_size} \
+         under a curriculum; adversarial weight {adversarial_weight}. Mean ± standard deviation over students.\n\n\
+         | steps | distance | students | optimiser steps | evaluations | seconds | Fréchet distance | class accuracy |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+        terms.budget, terms.images, terms.features
+    );
     for setting in settings {
-        let of_setting: Vec<&Row> =
-            rows.iter().filter(|row| row.setting == *setting && row.budget == budget).collect();
-        if of_setting.is_empty() {
-            continue;
-        }
-        let spread = |value: &dyn Fn(&Row) -> f64| {
-            Spread::of(&of_setting.iter().map(|row| value(row)).collect::<Vec<_>>())
-        };
+        let rows: Vec<&Row> = rows.iter().filter(|row| row.setting == *setting).collect();
+        let values = |value: &dyn Fn(&Row) -> f64| rows.iter().map(|row| value(row)).collect::<Vec<_>>();
+        let mean = |value: &dyn Fn(&Row) -> f64| Spread::of(&values(value)).mean;
         let steps = match setting.steps {
             Steps::Curriculum { threshold } => format!("curriculum, T = {threshold} dB"),
             Steps::Fixed { step_size } => format!("fixed steps, s = {step_size}"),
         };
-        let distance = setting.distance;
-        let frechet = spread(&|row| row.frechet);
-        let accuracy = spread(&|row| row.accuracy.unwrap_or(f64::NAN));
-        let accuracy = match accuracy.mean.is_nan() {
-            true => "–".to_owned(),
-            false => format!("{:.1} ± {:.1} %", 100.0 * accuracy.mean, 100.0 * accuracy.deviation),
-        };
+        let accuracy = values(&|row| 100.0 * row.accuracy.unwrap_or(f64::NAN));
         table += &format!(
-            "| {steps} | {distance} | {} | {:.0} | {:.0} | {:.2} ± {:.2} | {accuracy} |\n",
-            of_setting.len(),
-            spread(&|row| row.steps as f64).mean,
-            spread(&|row| row.evaluations as f64).mean,
-            frechet.mean,
-            frechet.deviation,
+            "| {steps} | {} | {} | {:.0} | {:.0} | {:.0} | {} | {} |\n",
+            setting.distance,
+            rows.len(),
+            mean(&|row| row.steps as f64),
+            mean(&|row| row.evaluations as f64),
+            mean(&|row| row.seconds),
+            spread(&values(&|row| row.frechet), 2, ""),
+            spread(&accuracy, 1, " %"),
         );
     }
     table
+}
+
+/// `mean ± standard deviation` of a sample, or a dash where there is nothing.
+fn spread(values: &[f64], digits: usize, unit: &str) -> String {
+    let Spread { mean, deviation } = Spread::of(values);
+    if mean.is_nan() {
+        return "–".to_owned();
+    }
+    let count = values.len() as f64;
+    match values.len() {
+        1 => format!("{mean:.digits$}{unit}"),
+        // Of the population that these are a sample of.
+        _ => format!("{mean:.digits$} ± {:.digits$}{unit}", deviation * (count / (count - 1.0)).sqrt()),
+    }
 }

@@ -6,10 +6,11 @@ use std::time::Instant;
 use burn::tensor::Device;
 use ccm::data::{ImageShape, Split};
 use ccm::metrics::classifier::Training;
-use ccm::metrics::evaluation::Reference;
+use ccm::metrics::evaluation::{Kernel, Reference};
 use ccm::metrics::file::open;
+use ccm::metrics::kernel::Spread;
 use ccm::metrics::statistics::Statistics;
-use ccm::metrics::{Collection, Extractor, Figures};
+use ccm::metrics::{Collection, Extractor, Figures, Gaussian};
 use ccm::sampler::Sampler;
 use ccm::sampler::schedule::Solver;
 use ccm::train::disk::{self, read_model};
@@ -17,13 +18,13 @@ use serde::Serialize;
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
-use crate::features::train;
+use crate::features::{SHAPES, train};
 use crate::progress::counter;
 use crate::run::load_split;
 use crate::sample::backend;
 
-/// Shapes that are the reference of a model of shapes.
-const SHAPES: usize = 20_000;
+/// Images of either set that all figures can be computed of; density and coverage want the most.
+pub(crate) const LEAST_IMAGES: usize = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -62,12 +63,22 @@ pub(crate) struct Arguments {
 }
 
 /// A part of the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
 enum Part {
     /// The images to learn from
     Train,
     /// The images that training never sees
     HeldOut,
+}
+
+impl From<Part> for Split {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Train => Self::Train,
+            Part::HeldOut => Self::HeldOut,
+        }
+    }
 }
 
 /// What is written.
@@ -78,6 +89,8 @@ struct Report<'a> {
     steps: usize,
     seed: u64,
     reference: &'a str,
+    /// Of the images that are the reference; none of statistics.
+    split: Option<Part>,
     #[serde(flatten)]
     figures: &'a Figures,
 }
@@ -85,19 +98,34 @@ struct Report<'a> {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let model = read_model(&arguments.model)?;
     let spec = &model.spec;
-    let shape = ImageShape { channels: spec.in_channels, height: spec.height, width: spec.width };
+    let shape = ImageShape::of(spec);
     let (role, steps) =
         (model.card.role.clone(), arguments.steps.unwrap_or(Solver::of(&model.card).usual_steps()));
     for (flag, value, least, most) in
-        [("--steps", steps, 1, 10_000), ("--count", arguments.count, 10, 1_000_000)]
+        [("--steps", steps, 1, 10_000), ("--count", arguments.count, LEAST_IMAGES, 1_000_000)]
     {
         if !(least..=most).contains(&value) {
             return Err(format!("{flag}: expected {least} to {most}, found {value}").into());
         }
     }
+    for (flag, file) in [("--out", &arguments.out), ("--save-reference", &arguments.save_reference)] {
+        file.as_deref().map_or(Ok(()), |file| can_be_written(flag, file))?;
+    }
+    let statistics = arguments.reference.as_deref().map(read_statistics).transpose()?;
     let Opened { device, name, .. } = device::open(arguments.device)?;
-    let extractor = extractor(&arguments, shape, &device)?;
-    let reference = reference(&arguments, &*extractor, shape, &device)?;
+    let extractor = match (&arguments.features, arguments.data.as_deref()) {
+        (Some(path), _) => extractor(path, shape, &device)?,
+        (None, source) => trained_extractor(source.unwrap_or_default(), shape, &device)?,
+    };
+    let reference = match (statistics, &arguments.reference) {
+        (Some(statistics), Some(path)) => {
+            let gaussian = of_extractor(statistics, &*extractor);
+            Reference::Statistics(
+                gaussian.map_err(|error| format!("--reference: {}: {error}", path.display()))?,
+            )
+        }
+        _ => Reference::Images(Box::new(seen(&arguments, &*extractor, shape, &device)?)),
+    };
 
     let at_fault = |error: &dyn std::fmt::Display| format!("{}: {error}", arguments.model.display());
     let sampler = pollster::block_on(Sampler::new(model, backend(arguments.device)));
@@ -128,98 +156,130 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         sampler.info().adapter,
         begin.elapsed().as_secs_f64()
     );
-    describe(&figures, &source, arguments.split);
+    describe(&figures, &source, arguments.split.into(), extractor.is_of_fid());
     if let Some(out) = &arguments.out {
         let model = arguments.model.display().to_string();
-        let report =
-            Report { model, role: &role, steps, seed: arguments.seed, reference: &source, figures: &figures };
+        let report = Report {
+            model,
+            role: &role,
+            steps,
+            seed: arguments.seed,
+            reference: &source,
+            split: arguments.reference.is_none().then_some(arguments.split),
+            figures: &figures,
+        };
         disk::write(out, serde_json::to_string_pretty(&report)?.as_bytes())?;
         println!("{}", out.display());
     }
     Ok(())
 }
 
-/// What `--features` holds, or a classifier that is trained now.
-fn extractor(
-    arguments: &Arguments,
+/// What `--features` holds, for images of this shape.
+pub(crate) fn extractor(
+    path: &Path,
     shape: ImageShape,
     device: &Device,
 ) -> Result<Box<dyn Extractor>, Failure> {
-    if let Some(path) = &arguments.features {
-        let fault = |what: &dyn std::fmt::Display| format!("--features: {}: {what}", path.display());
-        let extractor = open(path, device).map_err(|error| fault(&error))?;
-        if let Some(found) = extractor.shape().filter(|found| *found != shape) {
-            let sizes = |shape: ImageShape| format!("{}x{}x{}", shape.channels, shape.height, shape.width);
-            let (expected, found) = (sizes(shape), sizes(found));
-            return Err(
-                fault(&format!("expected images of {expected}, as the model makes, found {found}")).into()
-            );
+    let extractor = open(path, device).map_err(|error| format!("--features: {error}"))?;
+    match extractor.shape().filter(|found| *found != shape) {
+        Some(found) => {
+            let path = path.display();
+            Err(format!("--features: {path}: expected images of {shape}, as the model makes, found {found}")
+                .into())
         }
-        return Ok(extractor);
+        None => Ok(extractor),
     }
-    let source = arguments.data.as_deref().unwrap_or_default();
+}
+
+/// A classifier that is trained now.
+fn trained_extractor(
+    source: &str,
+    shape: ImageShape,
+    device: &Device,
+) -> Result<Box<dyn Extractor>, Failure> {
     println!("features: none given; training a classifier on {source} (`distill features` keeps one)");
     let load = |split| load_split(source, shape, split, SHAPES, 0);
     let (data, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
     Ok(Box::new(train(&data, &held_out, source, &Training::default(), device)?))
 }
 
-/// The real images, or their statistics.
-fn reference(
+fn read_statistics(path: &Path) -> Result<Statistics, Failure> {
+    let read = disk::read(path).map_err(|error| format!("--reference: {error}"))?;
+    Ok(Statistics::from_bytes(&read).map_err(|error| format!("--reference: {}: {error}", path.display()))?)
+}
+
+/// Mean and covariance, if they are of this extractor's features.
+fn of_extractor(
+    Statistics { gaussian, features }: Statistics,
+    extractor: &dyn Extractor,
+) -> Result<Gaussian, String> {
+    let (expected, found) = (extractor.width(), gaussian.mean.len());
+    match features.filter(|features| *features != extractor.name()) {
+        Some(found) => Err(format!("expected statistics of the {}, found of the {found}", extractor.name())),
+        None if found != expected => Err(format!("expected {expected} features, found {found}")),
+        None => Ok(gaussian),
+    }
+}
+
+/// What the extractor makes of the real images.
+fn seen(
     arguments: &Arguments,
     extractor: &dyn Extractor,
     shape: ImageShape,
     device: &Device,
-) -> Result<Reference, Failure> {
-    if let Some(path) = &arguments.reference {
-        let fault = |what: &dyn std::fmt::Display| format!("--reference: {}: {what}", path.display());
-        let Statistics { gaussian, features } =
-            Statistics::from_bytes(&disk::read(path)?).map_err(|error| fault(&error))?;
-        if features.as_ref().is_some_and(|features| *features != extractor.name()) {
-            let found = features.unwrap_or_default();
-            return Err(fault(&format!(
-                "expected statistics of the {}, found of the {found}",
-                extractor.name()
-            ))
-            .into());
-        }
-        if gaussian.mean.len() != extractor.width() {
-            let (expected, found) = (extractor.width(), gaussian.mean.len());
-            return Err(fault(&format!("expected {expected} features, found {found}")).into());
-        }
-        return Ok(Reference::Statistics(gaussian));
+) -> Result<Collection, Failure> {
+    let source = arguments.data.as_deref().unwrap_or_default();
+    let data = load_split(source, shape, arguments.split.into(), SHAPES, 0)?;
+    if data.len() < LEAST_IMAGES {
+        let (split, found) = (Split::from(arguments.split), data.len());
+        return Err(format!(
+            "--data: {source}: expected at least {LEAST_IMAGES} {split} images, found {found}"
+        )
+        .into());
     }
-    let split = if arguments.split == Part::Train { Split::Train } else { Split::HeldOut };
-    let data = load_split(arguments.data.as_deref().unwrap_or_default(), shape, split, SHAPES, 0)?;
     let bar = counter("reference");
     bar.set_length(data.len() as u64);
-    let collection = Collection::of_data(extractor, &data, device, |done| bar.set_position(done as u64))?;
+    let collection = Collection::of_data(extractor, &data, device, |done| bar.set_position(done as u64))
+        .map_err(|error| format!("--data: {source}: {error}"))?;
     bar.finish_and_clear();
     if let Some(path) = &arguments.save_reference {
         let statistics = Statistics { gaussian: collection.gaussian()?, features: Some(extractor.name()) };
         disk::write(path, &statistics.to_bytes()?)?;
-        println!("{}", Path::display(path));
+        println!("{}", path.display());
     }
-    Ok(Reference::Images(Box::new(collection)))
+    Ok(collection)
 }
 
-fn describe(figures: &Figures, source: &str, split: Part) {
+/// Says now what would otherwise be found out after all the work.
+pub(crate) fn can_be_written(flag: &str, file: &Path) -> Result<(), Failure> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(format!("{flag}: {}: expected a folder, found none", folder.display()).into());
+    }
+    Ok(disk::check(folder, 0).map_err(|error| format!("{flag}: {error}"))?)
+}
+
+fn describe(figures: &Figures, source: &str, split: Split, fid: bool) {
     println!("features: {}", figures.features);
     match figures.reference_images {
         0 => println!("reference: statistics in {source}"),
-        images => {
-            let split = if split == Part::Train { Split::Train } else { Split::HeldOut };
-            println!("reference: {images} {split} images of {source}");
+        images => println!("reference: {images} {split} images of {source}"),
+    }
+    let [frechet, kernel] = if fid { ["FID", "KID"] } else { ["Fréchet distance", "kernel distance"] };
+    println!("  {frechet:<21} {:.3}", figures.frechet);
+    match &figures.kernel {
+        None => {}
+        Some(Kernel { distance, subsets: 1, images }) => {
+            println!("  {kernel:<21} {:.5}   {images} images of each", distance.mean);
+        }
+        Some(Kernel { distance: Spread { mean, deviation }, subsets, images }) => {
+            println!("  {kernel:<21} {mean:.5} ± {deviation:.5}   {subsets} subsets of {images}");
         }
     }
-    println!("  Fréchet distance      {:.3}", figures.frechet);
-    if let Some((kernel, size)) = &figures.kernel {
-        println!("  kernel distance       {:.5} ± {:.5}   subsets of {size}", kernel.mean, kernel.deviation);
-    }
-    if let Some((manifold, images)) = &figures.manifold {
+    if let Some(manifold) = &figures.manifold {
         println!(
-            "  precision, recall     {:.3}, {:.3}   {images} images of each",
-            manifold.precision, manifold.recall
+            "  precision, recall     {:.3}, {:.3}   {} images of each",
+            manifold.precision, manifold.recall, figures.manifold_images
         );
         println!("  density, coverage     {:.3}, {:.3}", manifold.density, manifold.coverage);
     }

@@ -9,11 +9,12 @@ use ccm::train::disk;
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
+use crate::eval::can_be_written;
 use crate::progress::counter;
 use crate::run::load_split;
 
-/// Shapes that a classifier of shapes learns from.
-const SHAPES: usize = 20_000;
+/// Shapes that a classifier of shapes learns from, and that a model of shapes is compared with.
+pub(crate) const SHAPES: usize = 20_000;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -51,6 +52,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if !(1..=1000).contains(&epochs) {
         return Err(format!("--epochs: expected 1 to 1000, found {epochs}").into());
     }
+    can_be_written("--out", &out)?;
     let load = |split| load_split(&source, shape, split, SHAPES, seed);
     let (data, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
     let Opened { device, name, .. } = device::open(device)?;

@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use ccm::data::Dataset;
 use ccm::train::disk;
 use ccm::train::folder::{files, read_config};
-use ccm::train::run::Run;
+use ccm::train::run::{Run, suit, trained_teacher};
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
@@ -20,13 +19,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let config = read_config(&arguments.run)?;
+    let mut config = read_config(&arguments.run)?;
     config.validate()?;
-    let (data, held_out): (Dataset, Dataset) = load_data(&config)?;
+    let teacher = trained_teacher(&config, &arguments.run)?;
+    let (data, held_out) = load_data(&config)?;
+    suit(&mut config, &data)?;
     let Opened { device, .. } = device::open(arguments.device)?;
     let run =
         Run { config, folder: arguments.run, device, threads: 1, data, held_out, command: String::new() };
-    let curves = run.curves(&run.trained_teacher()?, &mut |text| println!("{text}"))?;
+    let curves = run.curves(&teacher, &mut |text| println!("{text}"))?;
     println!("T = {} dB    curriculum               fixed step", curves.threshold);
     println!("      t    KDC/dB  teacher steps    KDC/dB  teacher steps");
     for (curriculum, fixed) in curves.curriculum.iter().zip(&curves.fixed) {

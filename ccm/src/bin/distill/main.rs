@@ -66,7 +66,7 @@ enum Command {
     Eval(eval::Arguments),
     /// Compare the curriculum with fixed steps at equal cost
     Claims(claims::Arguments),
-    /// Measure KDC and teacher steps against t for a run
+    /// Measure KDC and teacher steps against t for a run, as the report of a finished one shows them; writes RUN/kdc.json
     Kdc(kdc::Arguments),
 }
 

@@ -13,7 +13,7 @@ use crate::progress::Progress;
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
-    /// Configuration to start from: shapes, mnist, cifar10 or imagenet64; with --resume that of the run
+    /// Configuration to start from: shapes, mnist, cifar10-small, cifar10 or imagenet64; with --resume that of the run
     #[arg(long)]
     preset: Option<String>,
     /// Images: MNIST's IDX files, CIFAR-10's binary batches, or any folder, .zip, .tar or .tgz of images whose
@@ -113,7 +113,7 @@ fn numbers(preset: &str) -> Vec<u64> {
 
 fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure> {
     let mut config = match (&arguments.preset, arguments.resume) {
-        (None, true) => read_config(folder)?,
+        (None, true) => before(folder)?,
         (preset, _) => {
             let preset = preset.as_deref().unwrap_or(PRESETS[0]);
             Config::preset(preset).map_err(|error| format!("--preset: {error}"))?
@@ -127,7 +127,7 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
     let mut config = config.with_overrides(&arguments.set).map_err(|error| format!("--set: {error}"))?;
     if arguments.resume && arguments.preset.is_some() {
         // What the data and the machine had filled in when the run began.
-        let before = read_config(folder)?;
+        let before = before(folder)?;
         config.network.num_classes = config.network.num_classes.or(before.network.num_classes);
         config.run.threads = config.run.threads.or(before.run.threads);
     }
@@ -135,9 +135,13 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
     Ok(config)
 }
 
+/// The configuration of the run that is to go on.
+fn before(folder: &Path) -> Result<Config, Failure> {
+    Ok(read_config(folder).map_err(|error| format!("--resume: {error}"))?)
+}
+
 pub(crate) fn load_data(config: &Config) -> Result<(Dataset, Dataset), Failure> {
-    let network = &config.network;
-    let shape = ImageShape { channels: network.in_channels, height: network.height, width: network.width };
+    let shape = ImageShape::of(&config.network);
     let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
     let load = |split| load_split(source, shape, split, count, seed);
