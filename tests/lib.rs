@@ -168,8 +168,9 @@ pub fn small_distillation<'a>(
 /// Sets a discriminator against the student, one that is listened to from the first step on.
 pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
     let spec = distillation.teacher.spec().clone();
-    let eyes = Arc::new(UNet::frozen(&lively_model(&spec), device));
-    distillation.adversary = Some(Adversary { eyes, weight: 1.0, from: 0, learning_rate: 1e-3 });
+    let encoder = Arc::new(UNet::frozen(&lively_model(&spec), device));
+    distillation.adversary =
+        Some(Adversary { encoder, weight: 1.0, from: 0, warmup_steps: 0, learning_rate: 1e-3 });
     let untrained = Discriminator::new(&spec, 5, device);
     distillation.trainee.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
 }

@@ -33,6 +33,11 @@ impl Noise {
         self.rng.random_range(0..bound as u64) as usize
     }
 
+    /// As many values, uniform within `bound` of zero.
+    pub fn uniforms(&mut self, count: usize, bound: f64) -> Vec<f32> {
+        (0..count).map(|_| ((2.0 * self.uniform() - 1.0) * bound) as f32).collect()
+    }
+
     /// Standard normal.
     pub fn normal(&mut self) -> f32 {
         if let Some(value) = self.spare.take() {

@@ -203,8 +203,13 @@ fn a_killed_run_resumes_to_the_same_bytes() {
 fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes() {
     let folder = tempdir().unwrap();
     let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
-    let settings =
-        ["network.dropout=0.3", "teacher.micro_batch=3", "adversarial_weight=1", "adversarial_from=6"];
+    let settings = [
+        "network.dropout=0.3",
+        "teacher.micro_batch=3",
+        "adversarial_weight=1",
+        "adversarial_from=6",
+        "adversarial_warmup_steps=9",
+    ];
     let settings = settings.map(|setting| ["--set", setting]).concat();
     succeed(&mut slow(&whole, &settings));
     kill_after(&mut slow(&stopped, &settings), &stopped, StageKind::Teacher, 8);

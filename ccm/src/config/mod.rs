@@ -164,6 +164,9 @@ pub struct DistillConfig {
     pub adversarial_weight: f64,
     /// Optimiser steps before there is an adversarial loss.
     pub adversarial_from: u64,
+    /// Optimiser steps, from there on, over which its weight grows linearly from zero. A large weight leads a student
+    /// astray that the discriminator tells from real images at once.
+    pub adversarial_warmup_steps: u64,
     /// Step size of the discriminator's Adam, above 0; it cools down as the student's.
     pub discriminator_learning_rate: f64,
     /// Decay a step of the average of the student that is the target network, `[0, 1)`.

@@ -292,7 +292,7 @@ fn random(card: &ClassifierCard, seed: u64) -> Vec<HostTensor> {
         let count = shape.iter().product();
         let inputs: usize = shape[1..].iter().product();
         let bound = if shape.len() > 1 { (6.0 / inputs as f64).sqrt() } else { 0.0 };
-        let values = (0..count).map(|_| ((2.0 * noise.uniform() - 1.0) * bound) as f32).collect();
+        let values = noise.uniforms(count, bound);
         HostTensor { shape, values }
     });
     tensors.collect()

@@ -107,9 +107,8 @@ impl Heads {
             if tensor.shape.len() > 1 {
                 bound = (tensor.shape[1..].iter().product::<usize>() as f64).sqrt().recip();
             }
-            let mut noise = Noise::new(seed, i as u64);
             let count = tensor.shape.iter().product();
-            let values = (0..count).map(|_| ((2.0 * noise.uniform() - 1.0) * bound) as f32).collect();
+            let values = Noise::new(seed, i as u64).uniforms(count, bound);
             HostTensor { shape: tensor.shape, values }
         };
         Self::tensors(spec).into_iter().enumerate().map(draw).collect()
@@ -185,11 +184,13 @@ impl Discriminator {
 /// The adversarial loss in a distillation.
 pub struct Adversary {
     /// What the discriminator looks through: the teacher, [`UNet::frozen`].
-    pub eyes: Arc<UNet>,
+    pub encoder: Arc<UNet>,
     /// Length of the adversarial gradient in the student's images, in lengths of the distance's.
     pub weight: f64,
     /// Steps of the student before there is an adversarial loss.
     pub from: u64,
+    /// Steps from there on over which the weight grows linearly from zero.
+    pub warmup_steps: u64,
     /// Learning rate of the discriminator.
     pub learning_rate: f64,
 }
@@ -212,6 +213,11 @@ impl Adversary {
         Schedule { learning_rate: self.learning_rate, warmup_steps: 0, ..*student }
     }
 
+    /// The weight after so many steps of the discriminator.
+    fn weight_after(&self, steps: u64) -> f64 {
+        self.weight * ((steps + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0)
+    }
+
     /// Adds the adversarial loss to the `distance` of `estimate`, the images that the student made of `rows` of a batch;
     /// `part` is those rows.
     ///
@@ -229,24 +235,25 @@ impl Adversary {
     ) -> (Tensor<1>, Verdict) {
         let images = estimate.clone().inner().autodiff().require_grad();
         let value = distance(images.clone());
-        let of_distance = slope(&images, &value);
+        let of_distance = gradient(&images, &value);
         let views = Views::draw(part, rows);
         let real = self.look(&part.x1.clone().autodiff(), &views.of_real, &views.t, part);
         let fake = self.look(&images, &views.of_fake, &views.t, part);
-        let of_verdict = slope(&images, &discriminator.student_loss(&fake));
+        let of_verdict = gradient(&images, &discriminator.student_loss(&fake));
 
         let square = |gradient: &Tensor<4>| (gradient.clone() * gradient.clone()).sum();
         let lengths = Tensor::cat(vec![square(&of_distance), square(&of_verdict)], 0);
-        let slope = of_distance + of_verdict * (self.weight as f32 * discriminator.balance);
-        let along = (estimate * slope.autodiff()).sum();
+        let weight = self.weight_after(discriminator.step) as f32 * discriminator.balance;
+        let gradient = of_distance + of_verdict * weight;
+        let along = (estimate * gradient.autodiff()).sum();
         let rest = value.inner() - along.clone().inner();
         let (loss, gradients) = discriminator.loss(&real, &fake);
         (along + rest.autodiff(), Verdict { images: part.len(), loss, lengths, gradients })
     }
 
-    /// What the eyes make of images on their path from noise.
+    /// What the encoder makes of images on their path from noise.
     fn look(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &Tensor<1>, part: &Batch) -> Vec<Tensor<4>> {
-        self.eyes.encode(path(noise, images, t), t.clone(), part.label.clone())
+        self.encoder.encode(path(noise, images, t), t.clone(), part.label.clone())
     }
 }
 
@@ -277,7 +284,7 @@ impl Views {
 }
 
 /// Gradient of a loss with respect to the images that it was made from.
-fn slope(images: &Tensor<4>, loss: &Tensor<1>) -> Tensor<4> {
+fn gradient(images: &Tensor<4>, loss: &Tensor<1>) -> Tensor<4> {
     images.grad(&loss.backward()).unwrap_or_else(|| images.clone().inner().zeros_like())
 }
 
@@ -310,8 +317,8 @@ mod tests {
     }
 
     fn adversary(weight: f64) -> Adversary {
-        let eyes = Arc::new(UNet::frozen(&random_model(&spec(), 3), &Device::flex()));
-        Adversary { eyes, weight, from: 0, learning_rate: 0.01 }
+        let encoder = Arc::new(UNet::frozen(&random_model(&spec(), 3), &Device::flex()));
+        Adversary { encoder, weight, from: 0, warmup_steps: 0, learning_rate: 0.01 }
     }
 
     fn schedule(learning_rate: f64) -> Schedule {
@@ -335,13 +342,13 @@ mod tests {
             discriminator.student_loss(&adversary.look(images, &views.of_fake, &views.t, &batch))
         };
         let tracked = estimate.clone().autodiff().require_grad();
-        let slope = slope(&tracked, &loss(&tracked));
+        let of_logits = gradient(&tracked, &loss(&tracked));
         for direction in [images(4), images(5)] {
             let step = 1e-2;
             let at =
                 |step: f32| number(loss(&(estimate.clone() + direction.clone() * step).autodiff()).inner());
             let expected = (at(step) - at(-step)) / (2.0 * f64::from(step));
-            let found = dot(&slope, &direction);
+            let found = dot(&of_logits, &direction);
             assert!((found - expected).abs() < 0.01 * expected.abs(), "{found}, not {expected}");
         }
     }
@@ -354,7 +361,7 @@ mod tests {
         let (loss, verdict) =
             adversary(weight).join(discriminator, estimate.clone(), &batch(), 0..IMAGES, distance);
         assert!((number(loss.clone().inner()) - number(distance(estimate.clone()).inner())).abs() < 1e-7);
-        (slope(&estimate, &loss), number(loss.inner()), verdict)
+        (gradient(&estimate, &loss), number(loss.inner()), verdict)
     }
 
     #[test]
@@ -367,6 +374,14 @@ mod tests {
         let length = |gradient: &Tensor<4>| dot(gradient, gradient).sqrt();
         let ratio = length(&(both - distance.clone())) / length(&distance);
         assert!((ratio - 0.5).abs() < 1e-3, "{ratio}");
+    }
+
+    #[test]
+    fn the_weight_grows_to_what_is_asked_for() {
+        let at_once = adversary(3.0);
+        assert_eq!([0, 5].map(|steps| at_once.weight_after(steps)), [3.0, 3.0]);
+        let slowly = Adversary { warmup_steps: 30, ..at_once };
+        assert_eq!([0, 14, 29, 100].map(|steps| slowly.weight_after(steps)), [0.1, 1.5, 3.0, 3.0]);
     }
 
     #[test]

@@ -306,9 +306,10 @@ impl Run {
             gradient_clip: config.gradient_clip,
         };
         let adversary = (config.adversarial_weight > 0.0).then(|| Adversary {
-            eyes: Arc::new(UNet::frozen(teacher, &self.device)),
+            encoder: Arc::new(UNet::frozen(teacher, &self.device)),
             weight: config.adversarial_weight,
             from: config.adversarial_from,
+            warmup_steps: config.adversarial_warmup_steps,
             learning_rate: config.discriminator_learning_rate,
         });
         Ok(Distillation {

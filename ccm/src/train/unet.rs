@@ -218,7 +218,7 @@ pub fn random_model(spec: &UNetSpec, seed: u64) -> Model {
         } else if follows_norm || zero_in_block.iter().any(|name| layer.ends_with(name)) {
             vec![0.0; count]
         } else {
-            (0..count).map(|_| ((2.0 * noise.uniform() - 1.0) * bound) as f32).collect()
+            noise.uniforms(count, bound)
         };
         HostTensor { shape: tensor.shape.clone(), values }
     });

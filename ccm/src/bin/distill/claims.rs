@@ -253,7 +253,7 @@ impl Arguments {
     }
 }
 
-/// What all students share: the run with its data, the teacher, and the eyes that judge.
+/// What all students share: the run with its data, the teacher, and the features that judge.
 struct Bench {
     run: Run,
     config: Config,
