@@ -104,10 +104,7 @@ impl Collection {
         mut say: impl FnMut(usize),
     ) -> Result<Self, MetricsError> {
         let (shape, num_classes) = (ImageShape::of(sampler.spec()), sampler.spec().num_classes);
-        // Of a model that has no names for its classes, such as an imported one, their number must do.
-        let names = &sampler.card().classes;
-        let same_classes = num_classes == Some(extractor.classes())
-            && (names.is_empty() || names == extractor.class_names());
+        let same_classes = are_classes(num_classes, &sampler.card().classes, extractor);
         let mut collection = Self::new(extractor, count, MOST_KEPT);
         for start in (0..count).step_by(BATCH) {
             let numbers = start..count.min(start + BATCH);
@@ -144,6 +141,12 @@ impl Collection {
     }
 }
 
+/// Whether a model's classes, with these names, are those that the extractor tells apart. Of a model that has no names for
+/// them, such as an imported one, their number must do.
+fn are_classes(num_classes: Option<usize>, names: &[String], extractor: &dyn Extractor) -> bool {
+    num_classes == Some(extractor.classes()) && (names.is_empty() || names == extractor.class_names())
+}
+
 /// Images `[B, C, H, W]` as a tensor.
 pub(super) fn images_tensor(values: Vec<f32>, shape: ImageShape, device: &Device) -> Tensor<4> {
     let count = values.len() / shape.bytes();
@@ -172,9 +175,7 @@ pub struct Figures {
     /// Kernel distance, if there are real images.
     pub kernel: Option<Kernel>,
     /// Precision, recall, density and coverage; if there are real images.
-    pub manifold: Option<Manifold>,
-    /// Images of either set that the manifolds are made of; 0 if there are none.
-    pub manifold_images: usize,
+    pub manifold: Option<Neighbours>,
     /// Inception score, if the extractor has logits.
     pub score: Option<Spread>,
     /// Share of the generated images that the extractor takes for what they ought to show, if it knows these classes.
@@ -190,6 +191,24 @@ pub struct Kernel {
     pub subsets: usize,
     /// Images of a subset of either set.
     pub images: usize,
+}
+
+/// Precision, recall, density and coverage.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Neighbours {
+    /// The figures.
+    #[serde(flatten)]
+    pub manifold: Manifold,
+    /// Images of either set.
+    pub images: usize,
+}
+
+impl Neighbours {
+    /// Of as many images of each set as the smaller one has.
+    fn of(generated: &Rows, real: &Rows) -> Result<Self, MetricsError> {
+        let images = generated.len().min(real.len());
+        Ok(Self { manifold: manifold(&real.first(images), &generated.first(images))?, images })
+    }
 }
 
 impl Kernel {
@@ -217,12 +236,12 @@ impl Figures {
             Reference::Statistics(gaussian) => (gaussian.clone(), None),
             Reference::Images(images) => (images.gaussian()?, Some((images.rows()?, generated.rows()?))),
         };
-        let (mut kernel, mut near, mut most) = (None, None, 0);
-        if let Some((real, generated)) = pair {
-            most = real.len().min(generated.len());
-            kernel = Some(Kernel::of(&generated, &real)?);
-            near = Some(manifold(&real.first(most), &generated.first(most))?);
-        }
+        let (kernel, neighbours) = match &pair {
+            Some((real, generated)) => {
+                (Some(Kernel::of(generated, real)?), Some(Neighbours::of(generated, real)?))
+            }
+            None => (None, None),
+        };
         Ok(Self {
             features: extractor.name(),
             images: generated.images(),
@@ -232,8 +251,7 @@ impl Figures {
             },
             frechet: frechet_distance(&generated.gaussian()?, &real)?,
             kernel,
-            manifold: near,
-            manifold_images: most,
+            manifold: neighbours,
             score: generated.score.value(),
             accuracy: (generated.right.1 > 0).then(|| generated.right.0 as f64 / generated.right.1 as f64),
         })
@@ -246,8 +264,13 @@ mod tests {
     use super::*;
     use crate::train::unet::to_host;
 
-    /// Pixels are features; the first two are logits.
-    struct Pixels;
+    /// Pixels are features; the first two are logits, of a cat and a dog.
+    struct Pixels([String; 2]);
+
+    fn pixels() -> Pixels {
+        Pixels(["cat", "dog"].map(str::to_owned))
+    }
+
     impl Extractor for Pixels {
         fn name(&self) -> String {
             "pixels".into()
@@ -257,6 +280,9 @@ mod tests {
         }
         fn classes(&self) -> usize {
             2
+        }
+        fn class_names(&self) -> &[String] {
+            &self.0
         }
         fn shape(&self) -> Option<ImageShape> {
             None
@@ -272,7 +298,7 @@ mod tests {
     }
 
     fn collection(seed: u64, shift: f32) -> Collection {
-        let mut collection = Collection::new(&Pixels, 300, 200);
+        let mut collection = Collection::new(&pixels(), 300, 200);
         for part in 0..3 {
             let values = Noise::new(seed, part).normals(400).into_iter().map(|value| value + shift).collect();
             collection.add(&seen(values), &[0; 100]).unwrap();
@@ -283,8 +309,8 @@ mod tests {
     #[test]
     fn figures_tell_near_sets_from_far_ones() {
         let real = Reference::Images(Box::new(collection(1, 0.0)));
-        let near = Figures::of(&Pixels, &collection(2, 0.0), &real).unwrap();
-        let far = Figures::of(&Pixels, &collection(2, 3.0), &real).unwrap();
+        let near = Figures::of(&pixels(), &collection(2, 0.0), &real).unwrap();
+        let far = Figures::of(&pixels(), &collection(2, 3.0), &real).unwrap();
         assert_eq!((near.features.as_str(), near.images, near.reference_images), ("pixels", 300, 300));
         assert!(
             near.frechet < 0.1 && (far.frechet - 36.0).abs() < 4.0,
@@ -293,8 +319,8 @@ mod tests {
             far.frechet
         );
         let (near_by, far_off) = (near.manifold.unwrap(), far.manifold.unwrap());
-        assert_eq!(near.manifold_images, 200, "the images that were kept");
-        assert!(near_by.precision > 0.8 && far_off.precision < 0.3);
+        assert_eq!(near_by.images, 200, "the images that were kept");
+        assert!(near_by.manifold.precision > 0.8 && far_off.manifold.precision < 0.3);
         assert!(near.kernel.unwrap().distance.mean < far.kernel.unwrap().distance.mean);
         let accuracy = near.accuracy.unwrap();
         assert!((accuracy - 0.5).abs() < 0.1, "{accuracy}");
@@ -302,12 +328,22 @@ mod tests {
     }
 
     #[test]
+    fn classes_are_told_by_their_names() {
+        let are = |count, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            are_classes(count, &names, &pixels())
+        };
+        assert!(are(Some(2), &["cat", "dog"]) && are(Some(2), &[]));
+        assert!(!are(Some(2), &["dog", "cat"]) && !are(Some(3), &[]) && !are(None, &[]));
+    }
+
+    #[test]
     fn statistics_alone_give_the_same_frechet_distance() {
         let real = collection(1, 0.0);
         let statistics = Reference::Statistics(real.gaussian().unwrap());
         let generated = collection(2, 0.2);
-        let from_statistics = Figures::of(&Pixels, &generated, &statistics).unwrap();
-        let from_images = Figures::of(&Pixels, &generated, &Reference::Images(Box::new(real))).unwrap();
+        let from_statistics = Figures::of(&pixels(), &generated, &statistics).unwrap();
+        let from_images = Figures::of(&pixels(), &generated, &Reference::Images(Box::new(real))).unwrap();
         assert_eq!(from_statistics.frechet, from_images.frechet);
         assert_eq!(from_statistics.manifold, None);
     }

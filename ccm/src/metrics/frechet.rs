@@ -15,6 +15,13 @@ pub struct Gaussian {
     pub covariance: Vec<f64>,
 }
 
+impl Gaussian {
+    /// Whether all of its numbers are finite.
+    pub fn is_finite(&self) -> bool {
+        self.mean.iter().chain(&self.covariance).all(|value| value.is_finite())
+    }
+}
+
 /// Mean and covariance of features that come a few at a time; nothing else of them is kept.
 #[derive(Debug, Clone)]
 pub struct Moments {
@@ -99,7 +106,7 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, MetricsError>
         if gaussian.covariance.len() != width * width {
             return Err(MetricsError::Width { expected: width * width, found: gaussian.covariance.len() });
         }
-        if gaussian.mean.iter().chain(&gaussian.covariance).any(|value| !value.is_finite()) {
+        if !gaussian.is_finite() {
             return Err(MetricsError::NotFinite("mean and covariance"));
         }
     }

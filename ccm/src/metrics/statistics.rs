@@ -71,7 +71,7 @@ impl Statistics {
             )));
         }
         let gaussian = Gaussian { mean: mu.numbers()?, covariance: sigma.numbers()? };
-        if gaussian.mean.iter().chain(&gaussian.covariance).any(|value| !value.is_finite()) {
+        if !gaussian.is_finite() {
             return Err(MetricsError::NotFinite("`mu` and `sigma`"));
         }
         let mut features = None;

@@ -116,7 +116,10 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunErro
 /// # Errors
 /// Weights of LPIPS that cannot be used.
 pub fn check_distance(config: &DistillConfig) -> Result<(), RunError> {
-    config.distance.trunk().map_or(Ok(()), |trunk| lpips(trunk, config, &Device::flex()).map(|_| ()))
+    if let Some(trunk) = config.distance.trunk() {
+        lpips(trunk, config, &Device::flex())?;
+    }
+    Ok(())
 }
 
 /// LPIPS with the weights that the configuration names.
@@ -135,11 +138,7 @@ fn lpips(trunk: Trunk, config: &DistillConfig, device: &Device) -> Result<Lpips,
 
 /// The teacher that the configuration names, if it does.
 fn given_teacher(config: &Config) -> Result<Option<Model>, RunError> {
-    let Some(given) = &config.teacher.model else { return Ok(None) };
-    match teacher_of(config, Path::new(given)) {
-        Err(RunError::Unsuitable(what)) => Err(RunError::Unsuitable(format!("teacher.model: {what}"))),
-        model => model.map(Some),
-    }
+    config.teacher.model.as_ref().map(|given| teacher_of(config, Path::new(given))).transpose()
 }
 
 /// The teacher in a file, if it has the configuration's network.

@@ -4,8 +4,6 @@ use super::batches::StageKind;
 use super::error::RunError;
 use super::run::Run;
 use super::trainee::Stage;
-#[cfg(doc)]
-use super::trainee::StepReport;
 use crate::weights::Model;
 
 /// A student that has had its share.
@@ -23,7 +21,7 @@ impl Run {
     /// Distils a student of `teacher` with the configuration's settings until so many evaluations have been spent,
     /// however many steps that are. Nothing is written. `watch` hears how many have been spent.
     ///
-    /// Evaluations are counted as [`StepReport::evaluations`] says. The way back through the student, which every step
+    /// Evaluations are counted as [`super::trainee::StepReport::evaluations`] says. The way back through the student, which every step
     /// takes once, is not counted.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use crate::run::load_data;
 use crate::sample::backend;
 
 /// What all rows have in common.
-const TERMS: &str = "claims.json";
+const TERMS: &str = "terms.json";
 /// Rows so far, a line each; what stands there is not done again.
 const ROWS: &str = "claims.jsonl";
 /// The table.
@@ -97,7 +97,7 @@ impl Setting {
 }
 
 /// What all students of a table have in common.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Terms {
     /// The extractor's name.
     features: String,
@@ -146,14 +146,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     suit(&mut config, &data)?;
     println!("device: {}; features: {}", opened.name, terms.features);
     let threads = opened.threads.map_or(1, |own| config.run.threads.unwrap_or(own));
-    let seen = Collection::of_data(&*extractor, &data, &opened.device, |_| {})?;
+    let seen = Collection::of_data(&*extractor, &data, &opened.device, |_| {});
+    let source = config.data.source.as_deref().unwrap_or_default();
+    let real = seen.and_then(|seen| seen.gaussian()).map_err(|error| format!("{source}: {error}"))?;
     let (folder, command) = (arguments.run, String::new());
     let mut bench = Bench {
         run: Run { config: config.clone(), folder, device: opened.device, threads, data, held_out, command },
         config,
         teacher,
         extractor,
-        reference: Reference::Statistics(seen.gaussian()?),
+        reference: Reference::Statistics(real),
         backend: backend(arguments.device),
     };
     for seed in 0..arguments.seeds {
@@ -230,12 +232,12 @@ impl Arguments {
             let mut config = config.clone();
             setting.apply(&mut config.distill);
             config.validate().map_err(|error| format!("{flag}: {error}"))?;
-            check_distance(&config.distill).map_err(|error| format!("{flag}: {error}"))?;
             if !settings.contains(&setting) {
                 settings.push(setting);
             }
             Ok(())
         };
+        check_distance(&config.distill)?;
         for &threshold in &self.thresholds {
             add("--thresholds", curriculum(threshold), own)?;
         }
@@ -244,10 +246,12 @@ impl Arguments {
         }
         for name in &self.distances {
             let named = config.clone().with_overrides(&[format!("distill.distance={name}")]);
-            let distance = named.map_err(|error| format!("--distances: {error}"))?.distill.distance;
+            let named = named.map_err(|error| format!("--distances: {error}"))?.distill;
+            let distance = named.distance;
             // Beside what it is compared with.
             add("--distances", curriculum(of_run), own)?;
             add("--distances", curriculum(of_run), distance)?;
+            check_distance(&named).map_err(|error| format!("--distances: {error}"))?;
         }
         Ok(settings)
     }
@@ -354,5 +358,17 @@ fn spread(values: &[f64], digits: usize, unit: &str) -> String {
         1 => format!("{mean:.digits$}{unit}"),
         // Of the population that these are a sample of.
         _ => format!("{mean:.digits$} ± {:.digits$}{unit}", deviation * (count / (count - 1.0)).sqrt()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_that_of_a_sample() {
+        assert_eq!(spread(&[1.0, 2.0, 4.5], 2, " %"), "2.50 ± 1.80 %");
+        assert_eq!(spread(&[1.25], 1, ""), "1.2");
+        assert_eq!(spread(&[f64::NAN, 1.0], 1, ""), "–");
     }
 }

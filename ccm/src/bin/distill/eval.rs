@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use ccm::data::{ImageShape, Split};
 use ccm::metrics::classifier::Training;
-use ccm::metrics::evaluation::{Kernel, Reference};
+use ccm::metrics::evaluation::{Kernel, Neighbours, Reference};
 use ccm::metrics::file::open;
 use ccm::metrics::kernel::Spread;
 use ccm::metrics::statistics::Statistics;
@@ -117,14 +117,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         (Some(path), _) => extractor(path, shape, &device)?,
         (None, source) => trained_extractor(source.unwrap_or_default(), shape, &device)?,
     };
-    let reference = match (statistics, &arguments.reference) {
-        (Some(statistics), Some(path)) => {
-            let gaussian = of_extractor(statistics, &*extractor);
-            Reference::Statistics(
-                gaussian.map_err(|error| format!("--reference: {}: {error}", path.display()))?,
-            )
-        }
-        _ => Reference::Images(Box::new(seen(&arguments, &*extractor, shape, &device)?)),
+    let reference = match statistics {
+        Some(statistics) => Reference::Statistics(of_extractor(statistics, &*extractor)?),
+        None => Reference::Images(Box::new(seen(&arguments, &*extractor, shape, &device)?)),
     };
 
     let at_fault = |error: &dyn std::fmt::Display| format!("{}: {error}", arguments.model.display());
@@ -209,14 +204,17 @@ fn read_statistics(path: &Path) -> Result<Statistics, Failure> {
 }
 
 /// Mean and covariance, if they are of this extractor's features.
-fn of_extractor(
-    Statistics { gaussian, features }: Statistics,
-    extractor: &dyn Extractor,
-) -> Result<Gaussian, String> {
+fn of_extractor(statistics: Statistics, extractor: &dyn Extractor) -> Result<Gaussian, Failure> {
+    let Statistics { gaussian, features } = statistics;
     let (expected, found) = (extractor.width(), gaussian.mean.len());
     match features.filter(|features| *features != extractor.name()) {
-        Some(found) => Err(format!("expected statistics of the {}, found of the {found}", extractor.name())),
-        None if found != expected => Err(format!("expected {expected} features, found {found}")),
+        Some(found) => {
+            let expected = extractor.name();
+            Err(format!("--reference: expected statistics of the {expected}, found of the {found}").into())
+        }
+        None if found != expected => {
+            Err(format!("--reference: expected {expected} features, found {found}").into())
+        }
         None => Ok(gaussian),
     }
 }
@@ -276,10 +274,10 @@ fn describe(figures: &Figures, source: &str, split: Split, fid: bool) {
             println!("  {kernel:<21} {mean:.5} ± {deviation:.5}   {subsets} subsets of {images}");
         }
     }
-    if let Some(manifold) = &figures.manifold {
+    if let Some(Neighbours { manifold, images }) = &figures.manifold {
         println!(
-            "  precision, recall     {:.3}, {:.3}   {} images of each",
-            manifold.precision, manifold.recall, figures.manifold_images
+            "  precision, recall     {:.3}, {:.3}   {images} images of each",
+            manifold.precision, manifold.recall
         );
         println!("  density, coverage     {:.3}, {:.3}", manifold.density, manifold.coverage);
     }
