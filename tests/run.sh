@@ -9,7 +9,8 @@
 # and, for the page, the target wasm32-unknown-unknown with rustup. Without a Vulkan driver the tests that want one say
 # that they found no adapter; without a browser or npm their tests fail.
 #
-# CCM_FIXTURES names the folder of reference numbers; by default ../shared/fixtures beside the repository.
+# CCM_FIXTURES names the folder of reference numbers; by default ../shared/fixtures beside the repository. MNIST is
+# expected in ../data/mnist from there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,0 +1,56 @@
+//! The models that ship: the page offers each, none is larger than it may be, and digits are what their labels say.
+#![allow(clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use ccm::data::{ImageShape, LoadOptions, Split, load};
+use ccm::metrics::Collection;
+use ccm::metrics::classifier::{Classifier, Training};
+use ccm::metrics::evaluation::{Figures, Reference};
+use ccm::sampler::{Backend, Sampler};
+use ccm::weights::Model;
+use ccm_tests::fixtures;
+use pollster::block_on;
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../web/models")
+}
+
+#[test]
+fn every_model_is_offered_and_described_and_small_enough() {
+    let [offered, described] =
+        ["../demo/models.js", "README.md"].map(|file| fs::read_to_string(models().join(file)).unwrap());
+    let mut seen = 0;
+    for entry in fs::read_dir(models()).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_dir()) {
+        let name = entry.file_name().into_string().unwrap();
+        assert!(offered.contains(&format!("\"{name}\"")), "{name}: not in models.js");
+        assert!(described.contains(&format!("\n## `{name}`\n")), "{name}: not in README.md");
+        let most = if name == "mnist" { 1_000_000 } else { 12_000_000 };
+        for role in ["teacher", "student"] {
+            let bytes = fs::read(entry.path().join(format!("{role}.safetensors"))).unwrap();
+            assert!(bytes.len() <= most, "{name}: {role}: {} bytes", bytes.len());
+            assert_eq!(Model::from_bytes(&bytes).unwrap().card.role, role, "{name}");
+        }
+        seen += 1;
+    }
+    assert_eq!(offered.matches("pair(\"").count(), seen, "models.js offers what is there");
+}
+
+/// A classifier that has seen only the test set is less sure than the one of the model's card, which puts 97 % right.
+#[test]
+fn shipped_digits_are_what_their_labels_say() {
+    let bytes = fs::read(models().join("mnist/student.safetensors")).unwrap();
+    let mut sampler = block_on(Sampler::load(&bytes, Backend::Cpu)).unwrap();
+    let (shape, device) = (ImageShape::of(sampler.spec()), Device::flex());
+    let digits = fixtures().join("../data/mnist");
+    let digits = load(&digits, shape, Split::HeldOut, LoadOptions::default(), &mut |_| {}).unwrap();
+    let training = Training { epochs: 2, ..Training::default() };
+    let judge = Classifier::train(&digits, &digits, "mnist", &training, &device, |_, _, _| {}).unwrap();
+    let real = Collection::of_data(&judge, &digits, &device, |_| {}).unwrap();
+    let made = block_on(Collection::of_samples(&judge, &mut sampler, (0, 500, 1), &device, |_| {})).unwrap();
+    let figures = Figures::of(&judge, &made, &Reference::Images(Box::new(real))).unwrap();
+    println!("{figures:?}");
+    assert!(figures.accuracy.unwrap() > 0.95, "{:?}", figures.accuracy);
+}
