@@ -6,4 +6,8 @@ const pair = (name, folder) => ({
   teacher: `web/models/${folder}/teacher.safetensors`,
 });
 
-export const MODELS = [pair("Shapes, 16 x 16", "shapes"), pair("Digits, 28 x 28", "mnist")];
+export const MODELS = [
+  pair("Shapes, 16 x 16", "shapes"),
+  pair("Digits, 28 x 28", "mnist"),
+  pair("CIFAR-10, 32 x 32", "cifar10"),
+];
