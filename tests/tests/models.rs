@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::Device;
 use ccm::data::{ImageShape, LoadOptions, Split, load};
@@ -12,10 +12,11 @@ use ccm::metrics::evaluation::{Figures, Reference};
 use ccm::sampler::{Backend, Sampler};
 use ccm::weights::Model;
 use ccm_tests::fixtures;
+use ccm_web::build::root;
 use pollster::block_on;
 
 fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../web/models")
+    root().join("web/models")
 }
 
 #[test]
