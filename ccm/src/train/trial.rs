@@ -1,6 +1,7 @@
 //! Students of one teacher at equal cost: what PAPER.md §7 compares.
 
 use super::batches::StageKind;
+use super::distill::Distillation;
 use super::error::RunError;
 use super::run::Run;
 use super::trainee::Stage;
@@ -21,8 +22,9 @@ impl Run {
     /// Distils a student of `teacher` with the configuration's settings until so many evaluations have been spent,
     /// however many steps that are. Nothing is written. `watch` hears how many have been spent.
     ///
-    /// Evaluations are counted as [`super::trainee::StepReport::evaluations`] says. The way back through the student, which every step
-    /// takes once, is not counted.
+    /// Evaluations are counted as [`super::trainee::StepReport::evaluations`] says. The way back through the student,
+    /// which every step takes once, is not counted. The cooldown and the adversarial loss take the shares of these steps
+    /// that they would have of the configuration's, so that students of different settings go through the same.
     ///
     /// # Errors
     /// A loss or weights that are not finite; weights of a distance that cannot be read.
@@ -34,7 +36,7 @@ impl Run {
     ) -> Result<Trial, RunError> {
         let mut distillation = self.distillation(teacher, self.fresh_student(teacher))?;
         // Until the first step has been taken nobody knows how many steps the budget will pay for.
-        distillation.schedule.steps = u64::MAX;
+        self.stretch(&mut distillation, u64::MAX);
         let mut spent = 0;
         while spent < evaluations {
             let report = distillation.step();
@@ -45,14 +47,25 @@ impl Run {
             }
             spent += report.evaluations;
             watch(spent);
-            // At what a step has cost so far; the cooldown begins when its share of them is left.
-            distillation.schedule.steps =
-                (report.step as f64 * evaluations as f64 / spent as f64).ceil() as u64;
+            // At what a step has cost so far.
+            let steps = report.step as f64 * evaluations as f64 / spent as f64;
+            self.stretch(&mut distillation, steps.ceil() as u64);
         }
         Ok(Trial {
             student: self.finished("student", &distillation, self.config.distill.batch),
             steps: distillation.trainee().step,
             evaluations: spent,
         })
+    }
+
+    /// Has the schedule of a distillation take so many steps instead of the configuration's.
+    fn stretch(&self, distillation: &mut Distillation, steps: u64) {
+        let config = &self.config.distill;
+        let share = |of_run: u64| (of_run as f64 / config.steps as f64 * steps as f64).ceil() as u64;
+        distillation.schedule.steps = steps;
+        if let Some(adversary) = &mut distillation.adversary {
+            adversary.from = share(config.adversarial_from);
+            adversary.warmup_steps = share(config.adversarial_warmup_steps);
+        }
     }
 }
