@@ -164,9 +164,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
                 continue;
             }
             let row = bench.row(setting, seed, &terms)?;
-            println!("{}", serde_json::to_string(&row)?);
+            let line = serde_json::to_string(&row)?;
+            println!("{line}");
+            // Rows that stand there stay as they are.
+            let before = if path.exists() { disk::read_text(&path)? } else { String::new() };
+            disk::write(&path, format!("{before}{line}\n").as_bytes())?;
             rows.push(row);
-            write_rows(&path, &rows)?;
         }
     }
     let text = table(&settings, &rows, &terms);
@@ -303,15 +306,6 @@ fn read_rows(path: &Path) -> Result<Vec<Row>, Failure> {
         Ok(serde_json::from_str(text).map_err(fault)?)
     };
     text.lines().enumerate().map(row).collect()
-}
-
-fn write_rows(path: &Path, rows: &[Row]) -> Result<(), Failure> {
-    let mut text = String::new();
-    for row in rows {
-        text += &serde_json::to_string(row)?;
-        text.push('\n');
-    }
-    Ok(disk::write(path, text.as_bytes())?)
 }
 
 /// Mean and spread of every setting, in Markdown.
