@@ -5,11 +5,13 @@ pub mod browser;
 pub mod program;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
 use ccm::data::{Dataset, ImageShape, Split, shapes};
+use ccm::metrics::Extractor;
+use ccm::metrics::inception::{self, Inception};
 use ccm::noise::Noise;
 use ccm::spec::{ModelCard, UNetSpec};
 use ccm::train::batches::{Batches, StageKind};
@@ -60,6 +62,11 @@ pub fn tensors(file: &str) -> BTreeMap<String, HostTensor> {
     TensorFile::from_bytes(&bytes).expect("reference tensors").tensors
 }
 
+/// What others computed, with the scripts that had them do so.
+pub fn references() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("references")
+}
+
 /// Numbers in [0, 1) that depend on nothing but the number of a tensor and the place in it, as in
 /// `references/formula.py`.
 pub fn uniform(tensor: usize, count: usize) -> impl Iterator<Item = f64> {
@@ -90,6 +97,43 @@ pub fn lpips_weights(trunk: Trunk) -> [BTreeMap<String, HostTensor>; 2] {
     });
     let (heads, features) = tensors.partition(|(name, _): &(String, _)| name.starts_with("lin"));
     [features, heads]
+}
+
+/// Weights of the FID's network, as `references/inception.py` makes them.
+fn inception_weights() -> BTreeMap<String, HostTensor> {
+    let mut shapes = inception::tensors();
+    shapes.sort();
+    let tensors = shapes.into_iter().enumerate().map(|(number, (name, shape))| {
+        let count: usize = shape.iter().product();
+        let bound = (6.0 / (count / shape[0]) as f64).sqrt();
+        let spread = name.ends_with("bn.weight") || name.ends_with("running_var");
+        let value = |u: f64| match shape.len() {
+            2.. => (2.0 * u - 1.0) * bound,
+            _ if spread => u + 0.5,
+            _ => u - 0.5,
+        };
+        let values = uniform(number, count).map(|u| value(u) as f32).collect();
+        (name, HostTensor::new(shape.clone(), values))
+    });
+    tensors.collect()
+}
+
+/// Checks the FID's network against pytorch-fid, whose features and logits are those of `references/inception.py`.
+///
+/// # Panics
+/// Where they differ.
+pub fn agrees_with_pytorch_fid(device: &Device) {
+    let reference = std::fs::read(references().join("inception.safetensors")).expect("a file");
+    let expected = TensorFile::from_bytes(&reference).expect("a reference").tensors;
+    let network = Inception::new(inception_weights(), device).expect("weights");
+    let shape = [2, 3, 20, 17];
+    let images = uniform(1000, shape.iter().product()).map(|u| 2.0 * u as f32 - 1.0).collect::<Vec<_>>();
+    let seen = network.see(Tensor::from_data(TensorData::new(images, shape), device));
+    for (what, found) in [("features", &seen.features), ("logits", &seen.logits)] {
+        let error = relative_error(found, &expected[what].values);
+        println!("{what}: relative error {error:.1e}");
+        assert!(error < 1e-4, "{what}: relative error {error:.2e}");
+    }
 }
 
 /// `|found - expected| / |expected|`.

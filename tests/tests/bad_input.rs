@@ -444,12 +444,28 @@ fn measurements_that_cannot_be_made() {
     let statistics = |features: Option<&str>| {
         Statistics { gaussian: gaussian.clone(), features: features.map(str::to_owned) }.to_bytes().unwrap()
     };
+    let wide = Gaussian { mean: vec![0.0; 128], covariance: vec![0.0; 128 * 128] };
+    let nameless = Statistics { gaussian: wide, features: None }.to_bytes().unwrap();
     fs::write(&reference, statistics(None)).unwrap();
     let mut command = eval(&arguments.each_ref().map(String::as_str));
     fail(command.arg(&reference), &["--reference", "expected 128 features, found 3"]);
+    fs::write(&reference, nameless).unwrap();
+    let mut command = eval(&arguments.each_ref().map(String::as_str));
+    fail(command.arg(&reference), &["--reference", "found some that do not say of what"]);
+    let mut command = eval(&arguments.each_ref().map(String::as_str));
+    fail(command.arg(&reference).args(["--data", "shapes"]), &["--data: shapes", "no use for it"]);
     fs::write(&reference, statistics(Some("eyes of a cat"))).unwrap();
     let mut command = eval(&arguments.each_ref().map(String::as_str));
     fail(command.arg(&reference), &["--reference", "found of the eyes of a cat"]);
+    let mut broken = lively_model(&small_spec());
+    broken.tensors[0].values[0] = f32::NAN;
+    let (broken, whole) = (broken.to_bytes(), fs::read(&model).unwrap());
+    fs::write(&model, broken).unwrap();
+    fail(
+        &mut with_features(&path("trained.safetensors")),
+        &["model.safetensors: images: expected finite numbers"],
+    );
+    fs::write(&model, whole).unwrap();
     let few = path("few");
     picture_folder(&few, 9);
     let mut command = eval(&[&*arguments[0], &arguments[1]]);
@@ -457,4 +473,8 @@ fn measurements_that_cannot_be_made() {
         command.arg("--data").arg(&few),
         &["--data", "few", "expected at least 10 training images, found 8"],
     );
+    // A folder of pictures without folders of classes.
+    picture_folder(&path("many"), 64);
+    let flat = fs::read_dir(path("many")).unwrap().next().unwrap().unwrap().path();
+    fail(eval(&[]).arg("--data").arg(&flat), &[": expected at least two classes, found", "--features"]);
 }

@@ -3,20 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use ccm::metrics::frechet::frechet_distance;
-use ccm::metrics::inception::{self, Inception};
 use ccm::metrics::kernel::squared_mmd;
 use ccm::metrics::statistics::Statistics;
-use ccm::metrics::{Extractor, Moments, Rows};
+use ccm::metrics::{Gaussian, Moments, Rows};
 use ccm::noise::Noise;
 use ccm::train::import::read_checkpoint;
-use ccm::weights::{HostTensor, TensorFile};
+use ccm::weights::HostTensor;
 use ccm_tests::program::{TINY, distill, fail, succeed};
-use ccm_tests::{fixtures, relative_error, uniform};
+use ccm_tests::{agrees_with_pytorch_fid, fixtures, references};
 use safetensors::SafeTensors;
 use tempfile::tempdir;
 
@@ -58,44 +56,47 @@ fn distances_are_those_of_the_reference() {
 
 #[test]
 fn the_network_of_the_fid_sees_what_it_sees_in_pytorch() {
-    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/references/inception.safetensors");
-    let expected = TensorFile::from_bytes(&fs::read(reference).unwrap()).unwrap().tensors;
-    let mut shapes = inception::tensors();
-    shapes.sort();
-    let tensors = shapes.into_iter().enumerate().map(|(number, (name, shape))| {
-        let count: usize = shape.iter().product();
-        let bound = (6.0 / (count / shape[0]) as f64).sqrt();
-        let spread = name.ends_with("bn.weight") || name.ends_with("running_var");
-        let value = |u: f64| match shape.len() {
-            2.. => (2.0 * u - 1.0) * bound,
-            _ if spread => u + 0.5,
-            _ => u - 0.5,
-        };
-        let values = uniform(number, count).map(|u| value(u) as f32).collect();
-        (name, HostTensor::new(shape.clone(), values))
-    });
-    let device = Device::flex();
-    let network = Inception::new(tensors.collect(), &device).unwrap();
-    let shape = [2, 3, 20, 17];
-    let images = uniform(1000, shape.iter().product()).map(|u| 2.0 * u as f32 - 1.0).collect::<Vec<_>>();
-    let seen = network.see(Tensor::from_data(TensorData::new(images, shape), &device));
-    for (what, found) in [("features", &seen.features), ("logits", &seen.logits)] {
-        let error = relative_error(found, &expected[what].values);
-        println!("{what}: relative error {error:.1e}");
-        assert!(error < 1e-4, "{what}: relative error {error:.2e}");
-    }
+    agrees_with_pytorch_fid(&Device::flex());
 }
 
 #[test]
 fn a_checkpoint_of_batch_norms_is_read_in_both_formats_of_pytorch() {
     for file in ["checkpoint.pth", "checkpoint-legacy.pth"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("references").join(file);
-        let found = read_checkpoint(&path, None).unwrap();
+        let found = read_checkpoint(&references().join(file), None).unwrap();
         let expected = BTreeMap::from([
             ("bn.running_mean".to_owned(), HostTensor::new([2], vec![2.0, 3.0])),
             ("bn.weight".to_owned(), HostTensor::new([2], vec![0.5, -1.25])),
         ]);
         assert_eq!(found, expected, "{file}");
+    }
+}
+
+/// PyTorch's `expand` makes such a view of a single number.
+#[test]
+fn a_checkpoint_that_would_take_far_more_memory_than_its_file_is_refused() {
+    let bytes = fs::read(references().join("checkpoint-legacy.pth")).unwrap();
+    // Pickled: the shape (2,), remembered under the number 8, and the stride (1,).
+    let view = bytes.windows(8).position(|bytes| bytes == b"K\x02\x85q\x08K\x01\x85").unwrap();
+    let repeated = b"J\x00\x00\x00\x10\x85q\x08K\x00\x85";
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("repeated.pth");
+    fs::write(&path, [&bytes[..view], repeated, &bytes[view + 8..]].concat()).unwrap();
+    let message = read_checkpoint(&path, None).unwrap_err().to_string();
+    assert!(
+        message.contains("repeated.pth: tensor `bn.weight`: shape [268435456] takes 1073741824 bytes"),
+        "{message}"
+    );
+}
+
+#[test]
+fn statistics_are_read_as_numpy_writes_them() {
+    let gaussian = Gaussian {
+        mean: vec![0.5, -1.25, 2.0],
+        covariance: vec![1.0, 0.25, 0.0, 0.25, 3.0, -0.5, 0.0, -0.5, 2.0],
+    };
+    for file in ["statistics.npz", "statistics-compressed.npz"] {
+        let found = Statistics::from_bytes(&fs::read(references().join(file)).unwrap()).unwrap();
+        assert_eq!(found, Statistics { gaussian: gaussian.clone(), features: None }, "{file}");
     }
 }
 
@@ -115,10 +116,21 @@ fn ten_thousand_images_of_2048_features_are_compared_in_seconds() {
     let distance = frechet_distance(&gaussian, &gaussian).unwrap();
     let seconds = begin.elapsed().as_secs_f64();
     println!("10 000 images of {WIDTH} features: {seconds:.1} s");
+    let begin = Instant::now();
+    // As of a network with a feature that never fires: the covariance has no inverse.
+    let mut singular = gaussian.clone();
+    for i in 0..WIDTH {
+        (singular.covariance[i], singular.covariance[i * WIDTH]) = (0.0, 0.0);
+    }
+    let [there, back] =
+        [(&singular, &gaussian), (&gaussian, &singular)].map(|(a, b)| frechet_distance(a, b).unwrap());
+    println!("with a feature that never fires: {:.1} s, there and back", begin.elapsed().as_secs_f64());
     let scale: f64 = (0..WIDTH).map(|i| gaussian.covariance[i * (WIDTH + 1)]).sum();
     assert!(distance.abs() < 1e-5 * scale, "{distance} of {scale}");
     // Ten on an idle machine; tests run beside each other.
     assert!(seconds < 40.0, "{seconds} s");
+    assert!((there - back).abs() < 1e-9 * scale && there > 1e-6 * scale, "{there}, {back} of {scale}");
+    assert!(begin.elapsed().as_secs_f64() < 80.0, "{:?}", begin.elapsed());
 }
 
 #[test]

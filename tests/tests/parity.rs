@@ -10,7 +10,7 @@ use ccm::train::flow::{euler, multistep};
 use ccm::train::lpips::{Lpips, Trunk};
 use ccm::train::unet::{UNet, to_host};
 use ccm::weights::{HostTensor, Model, TensorFile};
-use ccm_tests::{configurations, lpips_weights, model, relative_error, tensors, uniform};
+use ccm_tests::{configurations, lpips_weights, model, references, relative_error, tensors, uniform};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -47,7 +47,7 @@ fn velocities_and_samples_are_those_of_pytorch() {
 
 #[test]
 fn lpips_and_its_gradient_are_those_of_the_package() {
-    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/references/lpips.safetensors");
+    let reference = references().join("lpips.safetensors");
     let expected = TensorFile::from_bytes(&std::fs::read(reference).unwrap()).unwrap().tensors;
     let device = Device::flex();
     let random = |number: usize, shape: [usize; 4]| {

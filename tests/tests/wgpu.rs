@@ -14,7 +14,9 @@ use ccm::train::batches::labels_tensor;
 use ccm::train::curriculum::Scope;
 use ccm::train::trainee::{Stage, StepReport, Workers};
 use ccm::train::unet::{UNet, to_host};
-use ccm_tests::{lively_model, oppose, relative_error, small_data, small_distillation, small_spec};
+use ccm_tests::{
+    agrees_with_pytorch_fid, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
+};
 
 /// The first adapter, a real one before a software one. It can be opened once in a process.
 fn gpu() -> Option<Device> {
@@ -91,6 +93,14 @@ fn a_classifier_on_wgpu_sees_what_it_sees_on_the_cpu() {
         let error = relative_error(found, expected);
         println!("{what}: relative error {error:.1e}");
         assert!(error < 1e-4, "{what}: relative error {error:.2e}");
+    }
+}
+
+#[test]
+fn the_network_of_the_fid_on_wgpu_sees_what_it_sees_in_pytorch() {
+    match gpu() {
+        Some(gpu) => agrees_with_pytorch_fid(&gpu),
+        None => println!("no adapter: nothing tested"),
     }
 }
 

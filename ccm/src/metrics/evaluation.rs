@@ -95,7 +95,7 @@ impl Collection {
     /// in a file. `say` hears how many have been made.
     ///
     /// # Errors
-    /// As [`Collection::add`], or what the sampler has to say.
+    /// As [`Collection::add`], what the sampler has to say, or images that are not finite.
     pub async fn of_samples(
         extractor: &dyn Extractor,
         sampler: &mut Sampler,
@@ -115,6 +115,9 @@ impl Collection {
             let request =
                 Request::from_seeds(sampler.spec(), seed.wrapping_add(start as u64), &labels, numbers.len());
             let images = sampler.sample(&request, steps).await?;
+            if images.iter().any(|value| !value.is_finite()) {
+                return Err(MetricsError::NotFinite("images"));
+            }
             let rounded = images.into_iter().map(|value| f32::from(to_byte(value)) / 127.5 - 1.0).collect();
             let known = if same_classes { &labels[..] } else { &[] };
             collection.add(&extractor.see(images_tensor(rounded, shape, device)), known)?;

@@ -114,29 +114,31 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, MetricsError>
     let matrix = |gaussian: &Gaussian| DMatrix::from_column_slice(width, width, &gaussian.covariance);
     let (a, b) = (matrix(a), matrix(b));
     let traces = a.trace() + b.trace();
-    Ok((a_mean - b_mean).norm_squared() + traces - 2.0 * trace_of_root(a, &b))
+    Ok((a_mean - b_mean).norm_squared() + traces - 2.0 * trace_of_root(a, b))
 }
 
-/// `tr (A B)^(1/2)`: with `A = R R^T`, the eigenvalues of `A B` are those of the symmetric `R^T B R`.
-fn trace_of_root(a: DMatrix<f64>, b: &DMatrix<f64>) -> f64 {
-    let root = root(a);
+/// `tr (A B)^(1/2)`, which is `tr (B A)^(1/2)`: with `A = R R^T`, the eigenvalues of `A B` are those of the symmetric
+/// `R^T B R`.
+fn trace_of_root(a: DMatrix<f64>, b: DMatrix<f64>) -> f64 {
+    // Cholesky's root of either comes many times sooner than the other, but there is none of fewer images than features.
+    let (root, b) = if let Some(factor) = Cholesky::new(a.clone()) {
+        (factor.unpack(), b)
+    } else if let Some(factor) = Cholesky::new(b.clone()) {
+        (factor.unpack(), a)
+    } else {
+        (root(a), b)
+    };
     let product = root.tr_mul(&(b * &root));
     product.symmetric_eigenvalues().iter().map(|value| value.max(0.0).sqrt()).sum()
 }
 
 /// `R` with `A = R R^T`, for `A` without negative eigenvalues; those that rounding has made are taken for zero.
 fn root(a: DMatrix<f64>) -> DMatrix<f64> {
-    match Cholesky::new(a.clone()) {
-        Some(factor) => factor.unpack(),
-        // Fewer images than features: some eigenvalues are zero.
-        None => {
-            let SymmetricEigen { mut eigenvectors, eigenvalues } = SymmetricEigen::new(a);
-            for (mut column, value) in eigenvectors.column_iter_mut().zip(&eigenvalues) {
-                column *= value.max(0.0).sqrt();
-            }
-            eigenvectors
-        }
+    let SymmetricEigen { mut eigenvectors, eigenvalues } = SymmetricEigen::new(a);
+    for (mut column, value) in eigenvectors.column_iter_mut().zip(&eigenvalues) {
+        column *= value.max(0.0).sqrt();
     }
+    eigenvectors
 }
 
 #[cfg(test)]

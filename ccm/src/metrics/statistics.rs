@@ -12,6 +12,9 @@ use super::frechet::Gaussian;
 /// The most features that are taken for real: the covariance of these takes 2 GB.
 const MOST_FEATURES: usize = 16_384;
 
+/// The most bytes of an array that are not numbers: its header, or a name.
+const MOST_TEXT: u64 = 1 << 16;
+
 /// Bytes before the text of an array's header, in its first version.
 const HEADER: usize = 10;
 
@@ -61,9 +64,9 @@ impl Statistics {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, MetricsError> {
         let mut archive = ZipArchive::new(Cursor::new(bytes))
             .map_err(|error| MetricsError::File(format!("expected NumPy's .npz: {error}")))?;
-        let mu = Array::read(&mut archive, "mu", 1)?;
+        let mu = Array::read(&mut archive, "mu", 1, MOST_FEATURES)?;
         let width = mu.shape[0];
-        let sigma = Array::read(&mut archive, "sigma", 2)?;
+        let sigma = Array::read(&mut archive, "sigma", 2, width * width)?;
         if sigma.shape != [width, width] {
             return Err(MetricsError::File(format!(
                 "`sigma`: expected shape [{width}, {width}], found {:?}",
@@ -76,7 +79,7 @@ impl Statistics {
         }
         let mut features = None;
         if archive.index_for_name("features.npy").is_some() {
-            let text = Array::read(&mut archive, "features", 0)?.values;
+            let text = Array::read(&mut archive, "features", 0, 0)?.values;
             features = Some(String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned());
         }
         Ok(Self { gaussian, features })
@@ -107,12 +110,13 @@ impl Array {
         archive: &mut ZipArchive<Cursor<&[u8]>>,
         name: &'static str,
         rank: usize,
+        most_numbers: usize,
     ) -> Result<Self, MetricsError> {
-        const MOST_BYTES: u64 = (MOST_FEATURES * MOST_FEATURES * 8) as u64 + (1 << 16);
+        let most_bytes = most_numbers as u64 * 8 + MOST_TEXT;
         let fault = |what: &dyn std::fmt::Display| MetricsError::File(format!("`{name}`: {what}"));
         let file = archive.by_name(&format!("{name}.npy")).map_err(|error| fault(&error))?;
         let mut bytes = Vec::new();
-        file.take(MOST_BYTES).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
+        file.take(most_bytes).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
         let malformed = || fault(&"expected an array of NumPy");
         // Version 1 has two bytes for the length of the header, later ones four.
         let (start, len) = match (bytes.get(..8), bytes.get(8..12)) {

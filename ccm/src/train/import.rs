@@ -76,6 +76,9 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>, ImportE
     Ok(file.tensors)
 }
 
+/// How many times the size of its file a checkpoint's tensors may be: tied weights are stored once.
+const MOST_SHARING: u64 = 4;
+
 /// State dicts that torchcfm's and CCM's training scripts save, the one to prefer first.
 const STATE_DICTS: [&str; 2] = ["ema_model", "net_model"];
 
@@ -84,9 +87,10 @@ const STATE_DICTS: [&str; 2] = ["ema_model", "net_model"];
 /// left out.
 ///
 /// # Errors
-/// A file that is missing, cut short or no checkpoint, a key that is not there, a tensor that cannot be read.
+/// A file that is missing, cut short or no checkpoint, a key that is not there, a tensor that cannot be read, tensors that
+/// would take far more memory than the file.
 pub fn read_checkpoint(path: &Path, key: Option<&str>) -> Result<BTreeMap<String, HostTensor>, ImportError> {
-    std::fs::File::open(path).map_err(|source| ImportError::Io { path: path.into(), source })?;
+    let file = std::fs::metadata(path).map_err(|source| ImportError::Io { path: path.into(), source })?;
     let reader = PytorchReader::new(path)
         .map_err(|source| ImportError::Checkpoint { path: path.into(), source: Box::new(source) })?;
     let tensors = reader.into_tensors();
@@ -102,8 +106,20 @@ pub fn read_checkpoint(path: &Path, key: Option<&str>) -> Result<BTreeMap<String
     }
     let prefix = key.map_or(String::new(), |key| format!("{key}."));
     let selected = tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?, tensor)));
+    // Tensors may share what is stored, and a view may repeat one number without end.
+    let mut left = MOST_SHARING * file.len();
     let read = selected.filter_map(|(name, tensor)| {
         let error = |reason| ImportError::Tensor { path: path.into(), name: name.into(), reason };
+        let bytes = tensor.byte_len() as u64;
+        let Some(rest) = left.checked_sub(bytes) else {
+            let reason = format!(
+                "shape {:?} takes {bytes} bytes, more than a file of {} bytes stores",
+                tensor.shape(),
+                file.len()
+            );
+            return Some(Err(error(reason)));
+        };
+        left = rest;
         let tensor = host_tensor(tensor).map_err(error).transpose()?;
         Some(tensor.map(|tensor| (name.strip_prefix("module.").unwrap_or(name).to_owned(), tensor)))
     });

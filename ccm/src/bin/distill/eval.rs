@@ -111,6 +111,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     for (flag, file) in [("--out", &arguments.out), ("--save-reference", &arguments.save_reference)] {
         file.as_deref().map_or(Ok(()), |file| can_be_written(flag, file))?;
     }
+    if let (Some(_), Some(source), Some(_)) = (&arguments.reference, &arguments.data, &arguments.features) {
+        return Err(
+            format!("--data: {source}: with --features and --reference there is no use for it").into()
+        );
+    }
     let statistics = arguments.reference.as_deref().map(read_statistics).transpose()?;
     let Opened { device, name, .. } = device::open(arguments.device)?;
     let extractor = match (&arguments.features, arguments.data.as_deref()) {
@@ -195,7 +200,8 @@ fn trained_extractor(
     println!("features: none given; training a classifier on {source} (`distill features` keeps one)");
     let load = |split| load_split(source, shape, split, SHAPES, 0);
     let (data, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
-    Ok(Box::new(train(&data, &held_out, source, &Training::default(), device)?))
+    let trained = train(&data, &held_out, source, &Training::default(), device);
+    Ok(Box::new(trained.map_err(|error| format!("{error}; --features takes a classifier of other data"))?))
 }
 
 fn read_statistics(path: &Path) -> Result<Statistics, Failure> {
@@ -206,17 +212,19 @@ fn read_statistics(path: &Path) -> Result<Statistics, Failure> {
 /// Mean and covariance, if they are of this extractor's features.
 fn of_extractor(statistics: Statistics, extractor: &dyn Extractor) -> Result<Gaussian, Failure> {
     let Statistics { gaussian, features } = statistics;
-    let (expected, found) = (extractor.width(), gaussian.mean.len());
-    match features.filter(|features| *features != extractor.name()) {
-        Some(found) => {
-            let expected = extractor.name();
-            Err(format!("--reference: expected statistics of the {expected}, found of the {found}").into())
+    let (expected, width) = (extractor.name(), gaussian.mean.len());
+    let fault = match features {
+        Some(found) if found != expected => {
+            format!("expected statistics of the {expected}, found of the {found}")
         }
-        None if found != expected => {
-            Err(format!("--reference: expected {expected} features, found {found}").into())
+        _ if width != extractor.width() => format!("expected {} features, found {width}", extractor.width()),
+        // What the field passes around is of the FID's network.
+        None if !extractor.is_of_fid() => {
+            format!("expected statistics of the {expected}, found some that do not say of what")
         }
-        None => Ok(gaussian),
-    }
+        _ => return Ok(gaussian),
+    };
+    Err(format!("--reference: {fault}").into())
 }
 
 /// What the extractor makes of the real images.
