@@ -105,22 +105,21 @@ pub fn read_checkpoint(path: &Path, key: Option<&str>) -> Result<BTreeMap<String
         return Err(ImportError::Key { path: path.into(), key: key.into(), found: found.join(", ") });
     }
     let prefix = key.map_or(String::new(), |key| format!("{key}."));
-    let selected = tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?, tensor)));
+    let selected = || tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?, tensor)));
+    let fault = |name: &str, reason| ImportError::Tensor { path: path.into(), name: name.into(), reason };
     // Tensors may share what is stored, and a view may repeat one number without end.
-    let mut left = MOST_SHARING * file.len();
-    let read = selected.filter_map(|(name, tensor)| {
-        let error = |reason| ImportError::Tensor { path: path.into(), name: name.into(), reason };
-        let bytes = tensor.byte_len() as u64;
-        let Some(rest) = left.checked_sub(bytes) else {
-            let reason = format!(
-                "shape {:?} takes {bytes} bytes, more than a file of {} bytes stores",
-                tensor.shape(),
-                file.len()
-            );
-            return Some(Err(error(reason)));
-        };
-        left = rest;
-        let tensor = host_tensor(tensor).map_err(error).transpose()?;
+    let mut taken = 0u64;
+    let beyond = selected().find(|(_, tensor)| {
+        taken = taken.saturating_add(tensor.byte_len() as u64);
+        taken > MOST_SHARING * file.len()
+    });
+    if let Some((name, tensor)) = beyond {
+        let (shape, bytes, stored) = (tensor.shape(), tensor.byte_len(), file.len());
+        let reason = format!("shape {shape:?} takes {bytes} bytes, more than a file of {stored} bytes stores");
+        return Err(fault(name, reason));
+    }
+    let read = selected().filter_map(|(name, tensor)| {
+        let tensor = host_tensor(tensor).map_err(|reason| fault(name, reason)).transpose()?;
         Some(tensor.map(|tensor| (name.strip_prefix("module.").unwrap_or(name).to_owned(), tensor)))
     });
     read.collect()
