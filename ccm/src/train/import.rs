@@ -115,7 +115,8 @@ pub fn read_checkpoint(path: &Path, key: Option<&str>) -> Result<BTreeMap<String
     });
     if let Some((name, tensor)) = beyond {
         let (shape, bytes, stored) = (tensor.shape(), tensor.byte_len(), file.len());
-        let reason = format!("shape {shape:?} takes {bytes} bytes, more than a file of {stored} bytes stores");
+        let reason =
+            format!("shape {shape:?} takes {bytes} bytes, more than a file of {stored} bytes stores");
         return Err(fault(name, reason));
     }
     let read = selected().filter_map(|(name, tensor)| {
