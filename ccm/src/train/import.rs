@@ -90,7 +90,8 @@ const STATE_DICTS: [&str; 2] = ["ema_model", "net_model"];
 /// A file that is missing, cut short or no checkpoint, a key that is not there, a tensor that cannot be read, tensors that
 /// would take far more memory than the file.
 pub fn read_checkpoint(path: &Path, key: Option<&str>) -> Result<BTreeMap<String, HostTensor>, ImportError> {
-    let file = std::fs::metadata(path).map_err(|source| ImportError::Io { path: path.into(), source })?;
+    let file = std::fs::File::open(path).and_then(|file| file.metadata());
+    let stored = file.map_err(|source| ImportError::Io { path: path.into(), source })?.len();
     let reader = PytorchReader::new(path)
         .map_err(|source| ImportError::Checkpoint { path: path.into(), source: Box::new(source) })?;
     let tensors = reader.into_tensors();
@@ -111,10 +112,10 @@ pub fn read_checkpoint(path: &Path, key: Option<&str>) -> Result<BTreeMap<String
     let mut taken = 0u64;
     let beyond = selected().find(|(_, tensor)| {
         taken = taken.saturating_add(tensor.byte_len() as u64);
-        taken > MOST_SHARING * file.len()
+        taken > MOST_SHARING * stored
     });
     if let Some((name, tensor)) = beyond {
-        let (shape, bytes, stored) = (tensor.shape(), tensor.byte_len(), file.len());
+        let (shape, bytes) = (tensor.shape(), tensor.byte_len());
         let reason =
             format!("shape {shape:?} takes {bytes} bytes, more than a file of {stored} bytes stores");
         return Err(fault(name, reason));
