@@ -69,3 +69,48 @@ impl Run {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::data::{ImageShape, Split, shapes};
+    use crate::train::run::suit;
+    use crate::train::unet::random_model;
+
+    const SETTINGS: [&str; 4] = [
+        "distill.steps=100",
+        "distill.adversarial_weight=1.0",
+        "distill.adversarial_from=10",
+        "distill.adversarial_warmup_steps=50",
+    ];
+
+    /// A run that has begun nothing yet, and a teacher that knows nothing.
+    fn run() -> (Run, Model) {
+        let mut config =
+            Config::preset("shapes").unwrap().with_overrides(&SETTINGS.map(String::from)).unwrap();
+        let shape = ImageShape::of(&config.network);
+        let data = |split| shapes(64, shape, split, 0).unwrap();
+        let (data, held_out) = (data(Split::Train), data(Split::HeldOut));
+        suit(&mut config, &data).unwrap();
+        let teacher = random_model(&config.network, 3);
+        let (folder, command) = ("never written".into(), String::new());
+        (Run { config, folder, device: Device::flex(), threads: 1, data, held_out, command }, teacher)
+    }
+
+    #[test]
+    fn a_shorter_schedule_keeps_the_shares_of_the_adversarial_loss() {
+        let (run, teacher) = run();
+        let mut distillation = run.distillation(&teacher, run.fresh_student(&teacher)).unwrap();
+        let mut stretched = |steps| {
+            run.stretch(&mut distillation, steps);
+            let adversary = distillation.adversary.as_ref().unwrap();
+            (distillation.schedule.steps, adversary.from, adversary.warmup_steps)
+        };
+        assert_eq!(stretched(50), (50, 5, 25));
+        // Of the configuration's steps, not of those it was stretched to before.
+        assert_eq!(stretched(300), (300, 30, 150));
+    }
+}
