@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use ccm::data::{Dataset, ImageShape, Split, shapes};
-use ccm::metrics::Extractor;
-use ccm::metrics::inception::{self, Inception};
+use ccm::metrics::file::open;
+use ccm::metrics::inception;
 use ccm::noise::Noise;
 use ccm::spec::{ModelCard, UNetSpec};
 use ccm::train::batches::{Batches, StageKind};
@@ -26,6 +26,7 @@ use ccm::train::optimizer::Schedule;
 use ccm::train::trainee::{Trainee, Workers};
 use ccm::train::unet::{UNet, random_model};
 use ccm::weights::{HostTensor, Model, TensorFile};
+use tempfile::NamedTempFile;
 
 /// The folder of reference numbers: `CCM_FIXTURES`, or `../shared/fixtures` beside the repository.
 pub fn fixtures() -> PathBuf {
@@ -99,8 +100,11 @@ pub fn lpips_weights(trunk: Trunk) -> [BTreeMap<String, HostTensor>; 2] {
     [features, heads]
 }
 
-/// Weights of the FID's network, as `references/inception.py` makes them.
-fn inception_weights() -> BTreeMap<String, HostTensor> {
+/// A file of weights of the FID's network, as `references/inception.py` makes them.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write_inception(path: &Path) {
     let mut shapes = inception::tensors();
     shapes.sort();
     let tensors = shapes.into_iter().enumerate().map(|(number, (name, shape))| {
@@ -115,7 +119,8 @@ fn inception_weights() -> BTreeMap<String, HostTensor> {
         let values = uniform(number, count).map(|u| value(u) as f32).collect();
         (name, HostTensor::new(shape.clone(), values))
     });
-    tensors.collect()
+    let file = TensorFile { tensors: tensors.collect(), ..TensorFile::default() };
+    std::fs::write(path, file.to_bytes()).expect("a file of weights");
 }
 
 /// Checks the FID's network against pytorch-fid, whose features and logits are those of `references/inception.py`.
@@ -125,7 +130,9 @@ fn inception_weights() -> BTreeMap<String, HostTensor> {
 pub fn agrees_with_pytorch_fid(device: &Device) {
     let reference = std::fs::read(references().join("inception.safetensors")).expect("a file");
     let expected = TensorFile::from_bytes(&reference).expect("a reference").tensors;
-    let network = Inception::new(inception_weights(), device).expect("weights");
+    let weights = NamedTempFile::with_suffix(".safetensors").expect("a temporary file");
+    write_inception(weights.path());
+    let network = open(weights.path(), device).expect("weights");
     let shape = [2, 3, 20, 17];
     let images = uniform(1000, shape.iter().product()).map(|u| 2.0 * u as f32 - 1.0).collect::<Vec<_>>();
     let seen = network.see(Tensor::from_data(TensorData::new(images, shape), device));

@@ -403,6 +403,10 @@ fn measurements_that_cannot_be_made() {
         let arguments = ["--data", "shapes", flag, nowhere.to_str().unwrap()];
         fail(&mut eval(&arguments), &[flag, "nowhere: expected a folder, found none"]);
     }
+    fail(
+        eval(&["--data", "shapes", "--out"]).arg(folder.path()),
+        &["--out", "expected a file, found a folder"],
+    );
     let features = path("features.safetensors");
     let with =
         |features: &Path| ["--data", "shapes", "--features", features.to_str().unwrap()].map(str::to_owned);

@@ -7,14 +7,15 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use ccm::metrics::frechet::frechet_distance;
-use ccm::metrics::kernel::squared_mmd;
+use ccm::metrics::kernel::{kernel_distance, squared_mmd};
+use ccm::metrics::manifold::manifold;
 use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Gaussian, Moments, Rows};
 use ccm::noise::Noise;
 use ccm::train::import::read_checkpoint;
 use ccm::weights::HostTensor;
-use ccm_tests::program::{TINY, distill, fail, succeed};
-use ccm_tests::{agrees_with_pytorch_fid, fixtures, references};
+use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed};
+use ccm_tests::{agrees_with_pytorch_fid, fixtures, lively_model, references, small_spec, write_inception};
 use safetensors::SafeTensors;
 use tempfile::tempdir;
 
@@ -134,6 +135,60 @@ fn ten_thousand_images_of_2048_features_are_compared_in_seconds() {
 }
 
 #[test]
+fn ten_thousand_images_of_2048_features_find_their_neighbours_in_seconds() {
+    const WIDTH: usize = 2048;
+    let rows = |seed| {
+        let values = Noise::new(seed, 0).normals(10_000 * WIDTH).into_iter().map(f64::from);
+        Rows::new(WIDTH, values.collect()).unwrap()
+    };
+    let (a, b) = (rows(1), rows(2));
+    let begin = Instant::now();
+    let kernel = kernel_distance(&a, &b, 100, 1000, 0).unwrap();
+    println!("kernel distance: {:.1} s, {kernel:?}", begin.elapsed().as_secs_f64());
+    // Both are of one distribution, and the kernel distance is unbiased.
+    assert!(kernel.mean.abs() < 3.0 * kernel.deviation / 10.0, "{kernel:?}");
+    let begin = Instant::now();
+    let manifold = manifold(&a, &b).unwrap();
+    println!("neighbours: {:.1} s, {manifold:?}", begin.elapsed().as_secs_f64());
+    // Then density is 1 and coverage 1 - 2^-5 in expectation (Naeem et al., section 3), but few are near so far from
+    // anything.
+    assert!((manifold.density - 1.0).abs() < 0.2, "{manifold:?}");
+    assert!((manifold.coverage - 0.97).abs() < 0.02, "{manifold:?}");
+}
+
+#[test]
+fn a_fid_is_that_of_the_weights_in_a_file() {
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("model.safetensors"), lively_model(&small_spec()).to_bytes()).unwrap();
+    write_inception(&path("inception.safetensors"));
+    picture_folder(&path("pictures"), 24);
+    let eval = || {
+        let mut eval = distill();
+        eval.arg("eval").arg(path("model.safetensors")).args(["--count", "10", "--device", "cpu"]);
+        eval.arg("--features").arg(path("inception.safetensors"));
+        eval.arg("--out").arg(path("figures.json"));
+        eval
+    };
+    let figures =
+        || serde_json::from_slice::<serde_json::Value>(&fs::read(path("figures.json")).unwrap()).unwrap();
+    let begin = Instant::now();
+    let said =
+        succeed(eval().arg("--data").arg(path("pictures")).arg("--save-reference").arg(path("fid.npz")));
+    println!("{said}{:.1} s", begin.elapsed().as_secs_f64());
+    assert!(said.contains("FID ") && said.contains("features: Inception-v3 of the FID"), "{said}");
+    let of_images = figures();
+    assert!(of_images["frechet"].as_f64().unwrap() > 0.0, "{of_images}");
+    // As the field passes them around: without a name.
+    let mut statistics = Statistics::from_bytes(&fs::read(path("fid.npz")).unwrap()).unwrap();
+    assert_eq!(statistics.gaussian.mean.len(), 2048);
+    statistics.features = None;
+    fs::write(path("fid.npz"), statistics.to_bytes().unwrap()).unwrap();
+    succeed(eval().arg("--reference").arg(path("fid.npz")));
+    assert_eq!(figures()["frechet"], of_images["frechet"]);
+}
+
+#[test]
 fn a_model_is_measured_with_features_of_its_own_data() {
     let folder = tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
@@ -192,6 +247,12 @@ fn a_model_is_measured_with_features_of_its_own_data() {
         claims.args(flags.map(|flag| if flag[0] == changed[0] { changed } else { flag }).concat());
         claims
     };
+    // What ends before the first student keeps no later one from other terms.
+    let config = fs::read_to_string(path("run/config.toml")).unwrap();
+    fs::write(path("run/config.toml"), config.replacen("source = \"shapes\"", "source = \"nowhere\"", 1))
+        .unwrap();
+    fail(&mut claims(["--count", "41"]), &["nowhere"]);
+    fs::write(path("run/config.toml"), config).unwrap();
     let same = ["", ""];
     let said = succeed(&mut claims(same));
     let rows = fs::read_to_string(path("claims/claims.jsonl")).unwrap();

@@ -9,5 +9,5 @@ const pair = (name, folder) => ({
 export const MODELS = [
   pair("Shapes, 16 x 16", "shapes"),
   pair("Digits, 28 x 28", "mnist"),
-  pair("CIFAR-10, 32 x 32", "cifar10"),
+  pair("CIFAR-10, 32 x 32, a small network trained on a CPU", "cifar10"),
 ];

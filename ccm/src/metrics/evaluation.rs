@@ -215,7 +215,7 @@ impl Neighbours {
 }
 
 impl Kernel {
-    /// Of as many subsets as its authors take or, of sets that are no larger than a subset, of all there is.
+    /// Of as many subsets as its authors take or, where a set is no larger than a subset, of one, as large as it.
     fn of(generated: &Rows, real: &Rows) -> Result<Self, MetricsError> {
         let (subsets, images) = SUBSETS;
         let most = generated.len().min(real.len());

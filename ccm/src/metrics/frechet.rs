@@ -1,7 +1,7 @@
 //! The Fréchet distance between two sets of features, each taken for a normal distribution (Heusel et al., arXiv
 //! 1706.08500): `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`.
 
-use nalgebra::{Cholesky, DMatrix, DVector, SymmetricEigen};
+use nalgebra::{DMatrix, DVector};
 
 use super::MetricsError;
 use super::rows::{Matrix, Rows, add_product};
@@ -114,36 +114,45 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, MetricsError>
     let matrix = |gaussian: &Gaussian| DMatrix::from_column_slice(width, width, &gaussian.covariance);
     let (a, b) = (matrix(a), matrix(b));
     let traces = a.trace() + b.trace();
-    Ok((a_mean - b_mean).norm_squared() + traces - 2.0 * trace_of_root(a, b))
+    Ok((a_mean - b_mean).norm_squared() + traces - 2.0 * trace_of_root(&a, &b))
 }
 
-/// `tr (A B)^(1/2)`, which is `tr (B A)^(1/2)`: with `A = R R^T`, the eigenvalues of `A B` are those of the symmetric
-/// `R^T B R`.
-fn trace_of_root(a: DMatrix<f64>, b: DMatrix<f64>) -> f64 {
-    // Cholesky's root of either comes many times sooner than the other, but there is none of fewer images than features.
-    let (root, b) = if let Some(factor) = Cholesky::new(a.clone()) {
-        (factor.unpack(), b)
-    } else if let Some(factor) = Cholesky::new(b.clone()) {
-        (factor.unpack(), a)
-    } else {
-        (root(a), b)
-    };
+/// `tr (A B)^(1/2)`, which is `tr (B A)^(1/2)`: with `A = R R^T`, the eigenvalues of `A B` other than zero are those of
+/// the symmetric `R^T B R`.
+fn trace_of_root(a: &DMatrix<f64>, b: &DMatrix<f64>) -> f64 {
+    let root = root(a);
+    if root.is_empty() {
+        return 0.0;
+    }
     let product = root.tr_mul(&(b * &root));
     product.symmetric_eigenvalues().iter().map(|value| value.max(0.0).sqrt()).sum()
 }
 
-/// `R` with `A = R R^T`, for `A` without negative eigenvalues; those that rounding has made are taken for zero.
-fn root(a: DMatrix<f64>) -> DMatrix<f64> {
-    let SymmetricEigen { mut eigenvectors, eigenvalues } = SymmetricEigen::new(a);
-    for (mut column, value) in eigenvectors.column_iter_mut().zip(&eigenvalues) {
-        column *= value.max(0.0).sqrt();
+/// `R`, `[width, rank]`, with `A = R R^T`, for `A` without negative eigenvalues: Cholesky's, the largest pivot first,
+/// until what is left of `A` is rounding. Of fewer images than features there are as few columns.
+fn root(a: &DMatrix<f64>) -> DMatrix<f64> {
+    let width = a.nrows();
+    let mut root = DMatrix::zeros(width, width);
+    let mut left = a.diagonal();
+    let rounding = width as f64 * f64::EPSILON * left.max();
+    for rank in 0..width {
+        let (pivot, height) = left.argmax();
+        if height <= rounding {
+            return root.columns(0, rank).into_owned();
+        }
+        let before = root.columns(0, rank);
+        let column = (a.column(pivot) - before * before.row(pivot).transpose()) / height.sqrt();
+        left.zip_apply(&column, |left, value| *left -= value * value);
+        root.set_column(rank, &column);
     }
-    eigenvectors
+    root
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use nalgebra::SymmetricEigen;
+
     use super::*;
     use crate::noise::Noise;
 
@@ -196,6 +205,31 @@ mod tests {
             let gaussian = gaussian(&rows(count, 12, 3));
             assert!(frechet_distance(&gaussian, &gaussian).unwrap().abs() < 1e-6, "{count} images");
         }
+    }
+
+    /// Of 12 features, of which some never fire, and of a few images, of which some are the same.
+    #[test]
+    fn the_distance_of_singular_gaussians_is_that_of_their_eigenvalues() {
+        let images = |count: usize, seed: u64, silent: usize| {
+            let mut values = rows(count, 12, seed).values().to_vec();
+            values.chunks_mut(12).for_each(|row| row[silent] = 0.0);
+            values.extend_from_within(..24);
+            gaussian(&Rows::new(12, values).unwrap())
+        };
+        for (a, b) in [(4, 200), (200, 5), (6, 7), (200, 300)] {
+            let (a, b) = (images(a, 1, 2), images(b, 2, 7));
+            let matrix = |gaussian: &Gaussian| DMatrix::from_column_slice(12, 12, &gaussian.covariance);
+            let SymmetricEigen { mut eigenvectors, eigenvalues } = SymmetricEigen::new(matrix(&a));
+            for (mut column, value) in eigenvectors.column_iter_mut().zip(&eigenvalues) {
+                column *= value.max(0.0).sqrt();
+            }
+            let product = eigenvectors.transpose() * matrix(&b) * eigenvectors;
+            let expected: f64 = product.symmetric_eigenvalues().iter().map(|v| v.max(0.0).sqrt()).sum();
+            let found = trace_of_root(&matrix(&a), &matrix(&b));
+            assert!((found - expected).abs() < 1e-6 * expected, "{found}, {expected}");
+        }
+        let nothing = DMatrix::zeros(3, 3);
+        assert_eq!(trace_of_root(&nothing, &nothing), 0.0);
     }
 
     #[test]

@@ -38,26 +38,26 @@ pub fn manifold(real: &Rows, generated: &Rows) -> Result<Manifold, MetricsError>
     }
     let neighbours = [PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS];
     let (real_radii, generated_radii) = (radii(real, neighbours), radii(generated, neighbours));
+    // Of the generated images, which; of the real ones, how many.
     let mut precise = vec![false; generated.len()];
-    let (mut recalled, mut inside, mut covered) = (0usize, 0usize, 0usize);
-    distances(real, generated, |real, to_generated| {
-        let [narrow, wide] = real_radii[real];
-        let mut hit = false;
-        for (precise, distance) in precise.iter_mut().zip(to_generated) {
-            *precise |= *distance <= narrow;
-            inside += usize::from(*distance <= wide);
-            hit |= *distance <= wide;
-        }
-        covered += usize::from(hit);
+    let (mut recalled, mut covered) = (0usize, 0usize);
+    let mut inside = 0usize;
+    distances(real, generated, |row, to_generated| {
+        let [narrow, wide] = real_radii[row];
+        let within = to_generated.iter().filter(|distance| **distance <= wide).count();
+        inside += within;
+        covered += usize::from(within > 0);
         recalled +=
-            usize::from(to_generated.iter().zip(&generated_radii).any(|(d, [radius, _])| d <= radius));
+            usize::from(to_generated.iter().zip(&generated_radii).any(|(d, [narrow, _])| d <= narrow));
+        precise.iter_mut().zip(to_generated).for_each(|(precise, distance)| *precise |= *distance <= narrow);
     });
-    let (real, generated) = (real.len() as f64, generated.len() as f64);
+    let precise = precise.into_iter().filter(|precise| *precise).count();
+    let share = |count: usize, of: &Rows| count as f64 / of.len() as f64;
     Ok(Manifold {
-        precision: precise.iter().filter(|precise| **precise).count() as f64 / generated,
-        recall: recalled as f64 / real,
-        density: inside as f64 / (generated * DENSITY_NEIGHBOURS as f64),
-        coverage: covered as f64 / real,
+        precision: share(precise, generated),
+        recall: share(recalled, real),
+        density: share(inside, generated) / DENSITY_NEIGHBOURS as f64,
+        coverage: share(covered, real),
     })
 }
 

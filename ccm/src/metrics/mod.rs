@@ -12,8 +12,8 @@
 //! | density and coverage | [`manifold`] | Naeem et al., arXiv 2002.09797 |
 //! | inception score | [`score`] | Salimans et al., arXiv 1606.03498 |
 //!
-//! Mean and covariance are summed up as features come, in `f64`; the others want features side by side, and take the
-//! first of a set.
+//! Mean and covariance, and what the score wants of the logits, are summed up as they come, in `f64`; the others want
+//! features side by side, and take the first of a set.
 
 pub mod classifier;
 pub mod evaluation;

@@ -52,7 +52,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 3)]
     seeds: u64,
     /// Network evaluations that each student may spend: of itself, its teacher and its target, an image each; two looks
-    /// through the teacher's encoder, of a distance or a discriminator, count as one
+    /// through the teacher's encoder, of a distance or a discriminator, count as one, and LPIPS' own network as none
     #[arg(long, default_value_t = 500_000)]
     evaluations: u64,
     /// Images to judge each student by
@@ -140,7 +140,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         teacher: fingerprint(teacher.tensors.iter().map(|tensor| &tensor.values)),
         config: config.clone(),
     };
-    terms.agree(&arguments.out)?;
+    if !rows.is_empty() {
+        terms.agree(&arguments.out)?;
+    }
 
     let (data, held_out) = load_data(&config)?;
     suit(&mut config, &data)?;
@@ -149,6 +151,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let seen = Collection::of_data(&*extractor, &data, &opened.device, |_| {});
     let source = config.data.source.as_deref().unwrap_or_default();
     let real = seen.and_then(|seen| seen.gaussian()).map_err(|error| format!("{source}: {error}"))?;
+    if rows.is_empty() {
+        disk::make(&arguments.out)?;
+        disk::write(&arguments.out.join(TERMS), serde_json::to_string_pretty(&terms)?.as_bytes())?;
+    }
     let (folder, command) = (arguments.run, String::new());
     let mut bench = Bench {
         run: Run { config: config.clone(), folder, device: opened.device, threads, data, held_out, command },
@@ -179,13 +185,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 impl Terms {
-    /// Writes them down in the folder of the rows, or checks that those that stand there are these.
+    /// Checks that those of the rows in a folder are these.
     fn agree(&self, folder: &Path) -> Result<(), Failure> {
-        disk::make(folder)?;
         let path = folder.join(TERMS);
-        if !path.exists() {
-            return Ok(disk::write(&path, serde_json::to_string_pretty(self)?.as_bytes())?);
-        }
         let before: Self = serde_json::from_str(&disk::read_text(&path)?)
             .map_err(|error| format!("{}: {error}", path.display()))?;
         let mut differences = before.config.differences(&self.config);

@@ -262,6 +262,9 @@ pub(crate) fn can_be_written(flag: &str, file: &Path) -> Result<(), Failure> {
     if !folder.is_dir() {
         return Err(format!("{flag}: {}: expected a folder, found none", folder.display()).into());
     }
+    if file.is_dir() {
+        return Err(format!("{flag}: {}: expected a file, found a folder", file.display()).into());
+    }
     Ok(disk::check(folder, 0).map_err(|error| format!("{flag}: {error}"))?)
 }
 
