@@ -59,6 +59,8 @@ async function load(models) {
   const loading = (state.loading = new AbortController());
   const { signal } = loading;
   $("problem").hidden = true;
+  $("note").textContent = models.note;
+  $("note").hidden = !models.note;
   document.documentElement.dataset.state = "loading";
   setReady(false);
   say("Loading the model", "");
@@ -325,7 +327,7 @@ async function lane(sampler, place, clock, request) {
 
 function takeFile(file) {
   if (!file) return;
-  const entry = { name: file.name, student: file, teacher: null };
+  const entry = { name: file.name, note: "", student: file, teacher: null };
   $("model").add(new Option(file.name, MODELS.push(entry) - 1, false, true));
   $("model-field").hidden = false;
   document.querySelector("#drop span").textContent = file.name;
