@@ -72,6 +72,7 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use burn::tensor::Device;
 
     use super::*;

@@ -140,7 +140,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         teacher: fingerprint(teacher.tensors.iter().map(|tensor| &tensor.values)),
         config: config.clone(),
     };
-    if !rows.is_empty() {
+    if rows.is_empty() {
+        disk::make(&arguments.out)?;
+        disk::write(&arguments.out.join(TERMS), serde_json::to_string_pretty(&terms)?.as_bytes())?;
+    } else {
         terms.agree(&arguments.out)?;
     }
 
@@ -151,10 +154,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let seen = Collection::of_data(&*extractor, &data, &opened.device, |_| {});
     let source = config.data.source.as_deref().unwrap_or_default();
     let real = seen.and_then(|seen| seen.gaussian()).map_err(|error| format!("{source}: {error}"))?;
-    if rows.is_empty() {
-        disk::make(&arguments.out)?;
-        disk::write(&arguments.out.join(TERMS), serde_json::to_string_pretty(&terms)?.as_bytes())?;
-    }
     let (folder, command) = (arguments.run, String::new());
     let mut bench = Bench {
         run: Run { config: config.clone(), folder, device: opened.device, threads, data, held_out, command },
