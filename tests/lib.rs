@@ -10,21 +10,21 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use ccm::data::{Dataset, ImageShape, Split, shapes};
+use ccm::import::{read_checkpoint, spec_from_json};
+use ccm::method::coupling::Coupling;
+use ccm::method::curriculum::{Curriculum, Mode, Scope};
+use ccm::method::discriminator::{Adversary, Discriminator};
+use ccm::method::distance::Distance;
+use ccm::method::lpips::Trunk;
 use ccm::metrics::file::open;
 use ccm::metrics::inception;
+use ccm::nn::optimizer::Schedule;
+use ccm::nn::unet::{UNet, random_model};
 use ccm::noise::Noise;
 use ccm::spec::{ModelCard, UNetSpec};
 use ccm::train::batches::{Batches, StageKind};
-use ccm::train::coupling::Coupling;
-use ccm::train::curriculum::{Curriculum, Mode, Scope};
-use ccm::train::discriminator::{Adversary, Discriminator};
-use ccm::train::distance::Distance;
 use ccm::train::distill::Distillation;
-use ccm::train::import::{read_checkpoint, spec_from_json};
-use ccm::train::lpips::Trunk;
-use ccm::train::optimizer::Schedule;
 use ccm::train::trainee::{Trainee, Workers};
-use ccm::train::unet::{UNet, random_model};
 use ccm::weights::{HostTensor, Model, TensorFile};
 use tempfile::NamedTempFile;
 
@@ -212,7 +212,7 @@ pub fn small_distillation<'a>(
         adversary: None,
         time_alpha: 1.0,
         teacher: UNet::new(&model, device),
-        trainee: Trainee::new(&model, &[0.9, 0.99, 0.999], device),
+        trainee: Trainee::new(&model, &[0.9, 0.999], device),
     }
 }
 

@@ -6,9 +6,9 @@ use burn::tensor::activation::silu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
+use ccm::nn::ops::{conv, group_norm};
 use ccm::noise::Noise;
 use ccm::spec::{NORM_EPSILON, NORM_GROUPS};
-use ccm::train::ops::{conv, group_norm};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 /// As in the program.

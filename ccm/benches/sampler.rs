@@ -7,10 +7,10 @@
 use std::time::Instant;
 
 use ccm::config::Config;
+use ccm::nn::unet::random_model;
 use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler};
 use ccm::spec::UNetSpec;
-use ccm::train::unet::random_model;
 use ccm::weights::Precision;
 use pollster::block_on;
 

@@ -1,19 +1,29 @@
 //! One-step image generators: the Curriculum Consistency Model (Liu et al., "See Further When Clear", CVPR 2025,
 //! arXiv 2412.06295), trained on any GPU that wgpu reaches or on the CPU.
 //!
-//! A *teacher* learns to carry noise to images by flow matching; that takes tens of network evaluations an
-//! image. A *student*, distilled from it, takes one. The crate has two halves with one door between them:
+//! A *teacher* learns to carry noise to images by flow matching; it takes tens of network evaluations an image.
+//! A *student*, distilled from it, takes one. The crate has two halves that share the model file:
 //!
 //! ```text
 //! images ──> teacher ──> student ──> model.safetensors ──> pixels
 //!            └── train (Burn) ──┘        weights           sampler
 //! ```
 //!
-//! - [`spec`] is the only description of a network, and [`weights`] the only way in and out of a file.
-//! - [`train`] (feature `train`) is everything that needs Burn: the network, flow matching, the curriculum.
-//! - [`sampler`] holds the kernels, and needs neither Burn nor a file system.
-//! - [`metrics`] says how good images are.
-//! - [`data`], [`config`] and [`report`] are what a run reads and leaves; the program `distill` joins them.
+//! | room | what it holds | may use |
+//! |---|---|---|
+//! | [`spec`], [`noise`] | what a model is; seeded noise | nothing |
+//! | [`weights`] | tensors and model files in memory | `spec` |
+//! | [`sampler`] | the engine: plans, GPU and CPU executors | `spec`, `weights`, `noise` |
+//! | [`nn`] | networks on Burn tensors, kernels, the optimiser | `spec`, `weights`, `noise` |
+//! | [`method`] | the paper: flow, KDC, curriculum, distances, adversarial loss | `nn` and what it uses |
+//! | [`data`] | images in | `spec` |
+//! | [`disk`], [`import`] | whole files; checkpoints of other programs | `spec`, `weights` |
+//! | [`metrics`] | image quality | all of these but `method` |
+//! | [`config`], [`report`] | what a run reads and leaves | `spec`, `method` |
+//! | [`train`] | state, loop, checkpoints, runs | everything |
+//!
+//! The feature `train` adds everything that needs Burn; `program` adds what only the command line `distill` needs.
+//! Without either, the crate is the sampler alone. A test checks the table.
 //!
 //! # Example
 //!
@@ -25,6 +35,7 @@
 //! use burn::tensor::Device;
 //! use ccm::config::Config;
 //! use ccm::data::{ImageShape, Split, shapes};
+//! use ccm::train::given::Given;
 //! use ccm::train::run::{Outcome, Run, Watch, suit};
 //!
 //! /// Says nothing and never stops; a program would draw a bar.
@@ -49,6 +60,7 @@
 //!     folder: folder.path().join("run"),
 //!     device: Device::flex(),
 //!     threads: 2,
+//!     given: Given::default(),
 //!     data,
 //!     held_out,
 //!     command: "an example".into(),
@@ -66,11 +78,20 @@ pub mod config;
 #[cfg(feature = "train")]
 pub mod data;
 #[cfg(feature = "train")]
+pub mod disk;
+#[cfg(feature = "train")]
+pub mod import;
+#[cfg(feature = "train")]
+pub mod method;
+#[cfg(feature = "train")]
 pub mod metrics;
+#[cfg(feature = "train")]
+pub mod nn;
 pub mod noise;
 #[cfg(feature = "train")]
 pub mod report;
 pub mod sampler;
+pub(crate) mod simd;
 pub mod spec;
 #[cfg(feature = "train")]
 pub mod train;

@@ -294,7 +294,8 @@ impl UNetSpec {
         for level in (0..levels).rev() {
             let out_channels = self.level_channels(level);
             for index in 0..=self.num_res_blocks {
-                let skip = kept.pop().unwrap_or_default();
+                #[expect(clippy::expect_used, reason = "both ways have num_res_blocks + 1 blocks a level")]
+                let skip = kept.pop().expect("an output block for every input block");
                 let mut block =
                     vec![LayerSpec::ResBlock { in_channels: channels + skip, out_channels, resample: None }];
                 channels = out_channels;

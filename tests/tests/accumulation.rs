@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use burn::tensor::Device;
-use ccm::train::curriculum::Scope;
+use ccm::method::curriculum::Scope;
 use ccm::train::trainee::{Stage, StepReport, Workers};
 use ccm_tests::{oppose, small_data, small_distillation, small_spec};
 

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use ccm::method::curriculum::times;
+use ccm::method::distance::Distance;
+use ccm::method::flow::jump;
+use ccm::nn::optimizer::gradients;
+use ccm::nn::unet::{UNet, to_host};
 use ccm::noise::Noise;
 use ccm::spec::UNetSpec;
-use ccm::train::curriculum::times;
-use ccm::train::distance::Distance;
-use ccm::train::flow::jump;
-use ccm::train::optimizer::gradients;
-use ccm::train::unet::{UNet, to_host};
 use ccm::weights::Model;
 use ccm_tests::{lively_model, small_spec};
 

@@ -6,13 +6,13 @@ use std::fs;
 use std::time::Instant;
 
 use burn::tensor::Device;
+use ccm::import::read_checkpoint;
 use ccm::metrics::frechet::frechet_distance;
 use ccm::metrics::kernel::{kernel_distance, squared_mmd};
 use ccm::metrics::manifold::manifold;
 use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Gaussian, Moments, Rows};
 use ccm::noise::Noise;
-use ccm::train::import::read_checkpoint;
 use ccm::weights::HostTensor;
 use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed};
 use ccm_tests::{agrees_with_pytorch_fid, fixtures, lively_model, references, small_spec, write_inception};

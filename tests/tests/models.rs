@@ -9,6 +9,8 @@ use ccm::data::{ImageShape, LoadOptions, Split, load};
 use ccm::metrics::Collection;
 use ccm::metrics::classifier::{Classifier, Training};
 use ccm::metrics::evaluation::{Figures, Reference};
+use ccm::sampler::image::grid;
+use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler};
 use ccm::weights::Model;
 use ccm_tests::fixtures;
@@ -37,6 +39,32 @@ fn every_model_is_offered_and_described_and_small_enough() {
         seen += 1;
     }
     assert_eq!(offered.matches("pair(\"").count(), seen, "models.js offers what is there");
+}
+
+/// The pictures in `references/pictures` are those of version 0.1.0 for the seeds 0 to 7, every class in turn.
+#[test]
+fn shipped_models_draw_the_pictures_they_drew() {
+    const IMAGES: usize = 8;
+    let references = root().join("tests/references/pictures");
+    for name in ["shapes", "mnist", "cifar10"] {
+        for role in ["student", "teacher"] {
+            let bytes = fs::read(models().join(format!("{name}/{role}.safetensors"))).unwrap();
+            let mut sampler = block_on(Sampler::load(&bytes, Backend::Cpu)).unwrap();
+            let spec = sampler.spec().clone();
+            let classes = spec.num_classes.unwrap() as u32;
+            let labels: Vec<u32> = (0..IMAGES as u32).map(|i| i % classes).collect();
+            let request = Request::from_seeds(&spec, 0, &labels, IMAGES);
+            let steps = sampler.solver().usual_steps();
+            let images = block_on(sampler.sample(&request, steps)).unwrap();
+            let drawn = grid(&images, [spec.in_channels, spec.height, spec.width], IMAGES);
+            let expected = image::open(references.join(format!("{name}-{role}.png"))).unwrap();
+            assert_eq!((expected.width(), expected.height()), (drawn.width as u32, drawn.height as u32));
+            let expected = expected.into_bytes();
+            assert_eq!(expected.len(), drawn.pixels.len());
+            let difference = expected.iter().zip(&drawn.pixels).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(difference <= 1, "{name}: {role}: a channel differs by {difference}/255");
+        }
+    }
 }
 
 /// A classifier that has seen only the test set is less sure than the one of the model's card, which puts 97 % right;

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
-use ccm::train::coupling::Coupling;
-use ccm::train::curriculum::{Curriculum, Mode, Scope, Start};
-use ccm::train::flow::{euler, multistep};
-use ccm::train::lpips::{Lpips, Trunk};
-use ccm::train::unet::{UNet, to_host};
+use ccm::method::coupling::Coupling;
+use ccm::method::curriculum::{Curriculum, Mode, Scope, Start};
+use ccm::method::flow::{euler, multistep};
+use ccm::method::lpips::{Lpips, LpipsWeights, Trunk};
+use ccm::nn::unet::{UNet, to_host};
 use ccm::weights::{HostTensor, Model, TensorFile};
 use ccm_tests::{configurations, lpips_weights, model, references, relative_error, tensors, uniform};
 
@@ -58,7 +58,7 @@ fn lpips_and_its_gradient_are_those_of_the_package() {
     // Of small images: among millions of features one lies so near a kink that rounding decides its slope.
     for (name, trunk) in [("alex", Trunk::AlexNet), ("vgg", Trunk::Vgg16)] {
         let [features, heads] = lpips_weights(trunk);
-        let lpips = Lpips::new(trunk, features, heads, &device).unwrap();
+        let lpips = Lpips::new(&LpipsWeights::new(trunk, features, heads).unwrap(), &device);
         let check = |what: &str, found: Vec<f32>| {
             let error = relative_error(&found, &expected[&format!("{name}.{what}")].values);
             println!("{name}, {what}: relative error {error:.1e}");
@@ -114,7 +114,7 @@ fn the_curriculum_is_that_of_the_paper_row_by_row() {
         let x_t = Tensor::<4>::from_data(TensorData::new(gather("x_t"), shape), &device);
         let times = Tensor::<1>::from_data(t.as_slice(), &device);
         let estimate =
-            ccm::train::flow::jump(x_t.clone(), &times, student.forward(x_t.clone(), times.clone(), None));
+            ccm::method::flow::jump(x_t.clone(), &times, student.forward(x_t.clone(), times.clone(), None));
         assert!(relative_error(&to_host(estimate.clone()), &gather("estimate")) < TOLERANCE);
 
         let curriculum = Curriculum {

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ccm::method::lpips::Trunk;
 use ccm::train::batches::StageKind;
 use ccm::train::checkpoint::{self, Checkpoint};
-use ccm::train::lpips::Trunk;
 use ccm::weights::{Model, TensorFile};
 use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed, write_idx};
 use ccm_tests::{configurations, fixtures, lpips_weights, relative_error, tensors};

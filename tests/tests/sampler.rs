@@ -2,16 +2,13 @@
 //! adapter there is.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
-use std::collections::HashSet;
-use std::process::Command;
-
 use burn::tensor::Device;
+use ccm::nn::unet::UNet;
 use ccm::sampler::rounding::round;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Backend, Sampler};
 use ccm::spec::UNetSpec;
 use ccm::train::samples::sample;
-use ccm::train::unet::UNet;
 use ccm::weights::{HostTensor, Model, Precision};
 use ccm_tests::{configurations, lively_model, model, relative_error, tensors};
 use pollster::block_on;
@@ -155,36 +152,4 @@ fn what_cannot_be_sampled_is_said() {
     fails(&request(&[]), 1, "labels: expected 1, found 0");
     fails(&request(&[0]), 0, "steps: expected 1 to 10000, found 0");
     fails(&Request { noise: vec![0.0; 7], ..request(&[0]) }, 1, "noise: expected a multiple of 240 values");
-}
-
-#[test]
-fn the_engine_does_not_link_burn() {
-    let tree = tree(&["--package", "ccm", "--no-default-features", "--edges", "normal"]);
-    let burn: Vec<&str> = tree.lines().filter(|l| l.starts_with("burn") || l.starts_with("cubecl")).collect();
-    assert!(burn.is_empty(), "{burn:?}");
-}
-
-/// A newcomer who has run the tests need not wait for another Burn when starting the program.
-#[test]
-fn program_and_tests_share_one_build_of_burn() {
-    let features = |flags: &[&str]| tree(&[flags, &["--format", "{p} with {f}"]].concat());
-    let tests = features(&["--workspace", "--edges", "normal,build,dev"]);
-    let program = features(&["--package", "ccm", "--package", "ccm-web", "--edges", "normal,build"]);
-    let plain = |line: &str| line.trim_end_matches(" (*)").to_owned();
-    let tests: HashSet<String> = tests.lines().map(plain).collect();
-    let other: Vec<String> = program.lines().map(plain).filter(|line| !tests.contains(line)).collect();
-    assert!(other.is_empty(), "with other features in the tests: {other:?}");
-}
-
-/// What `cargo tree` prints, a package a line.
-fn tree(flags: &[&str]) -> String {
-    let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--prefix", "none"])
-        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml")])
-        .args(flags)
-        .output()
-        .unwrap();
-    let tree = String::from_utf8(output.stdout).unwrap();
-    assert!(tree.contains("wgpu v"), "not a dependency tree: {tree}");
-    tree
 }

@@ -6,14 +6,14 @@ use std::sync::OnceLock;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
 use ccm::data::ImageShape;
+use ccm::method::batch::labels_tensor;
+use ccm::method::curriculum::Scope;
 use ccm::metrics::Extractor;
 use ccm::metrics::classifier::{Classifier, Training};
+use ccm::nn::unet::{UNet, to_host};
 use ccm::noise::Noise;
 use ccm::spec::UNetSpec;
-use ccm::train::batches::labels_tensor;
-use ccm::train::curriculum::Scope;
 use ccm::train::trainee::{Stage, StepReport, Workers};
-use ccm::train::unet::{UNet, to_host};
 use ccm_tests::{
     agrees_with_pytorch_fid, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
 };

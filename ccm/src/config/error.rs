@@ -22,6 +22,14 @@ pub enum ConfigError {
         /// The dotted key most like it.
         nearest: String,
     },
+    /// A setting of an earlier version.
+    #[error("`{key}`: a setting of an earlier version, to be removed: {reason}")]
+    RemovedKey {
+        /// The dotted key.
+        key: String,
+        /// Why there is no such setting any more.
+        reason: &'static str,
+    },
     /// A key without its section that stands in more than one.
     #[error("`{key}`: expected its section too, one of {}", listed(candidates))]
     AmbiguousKey {

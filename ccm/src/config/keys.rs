@@ -21,6 +21,9 @@ pub(super) const OPTIONAL: [&str; 11] = [
     "teacher.model",
 ];
 
+/// Settings of earlier versions, and why they are gone.
+const REMOVED: [(&str, &str); 1] = [("distill.middle_ema", "nothing read this average of the weights")];
+
 /// Settings by dotted key, such as `distill.threshold`.
 pub(super) type Entries = BTreeMap<String, Value>;
 
@@ -94,6 +97,9 @@ impl Known {
 
     /// The dotted key of exactly this name.
     pub(super) fn find(&self, key: &str) -> Result<&str, ConfigError> {
+        if let Some((_, reason)) = REMOVED.iter().find(|(removed, _)| *removed == key) {
+            return Err(ConfigError::RemovedKey { key: key.to_owned(), reason });
+        }
         self.iter().find(|candidate| *candidate == key).ok_or_else(|| ConfigError::UnknownKey {
             key: one_line(key),
             nearest: nearest(key, self.iter()).to_owned(),
@@ -140,7 +146,8 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
             whole.max(strsim::normalized_damerau_levenshtein(name, leaf(candidate)))
         }
     };
-    candidates.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).unwrap_or_default()
+    #[expect(clippy::expect_used, reason = "callers pass the list of keys or of presets")]
+    candidates.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).expect("at least one candidate")
 }
 
 /// What serde expected, in words for a person who does not write Rust.

@@ -11,11 +11,14 @@ mod validate;
 
 pub use error::ConfigError;
 
+use crate::method::coupling::Coupling;
+use crate::method::curriculum::{Mode, Scope};
+use crate::method::distance::DistanceKind;
+use crate::method::lpips::Trunk;
 use crate::spec::UNetSpec;
-use crate::train::coupling::Coupling;
-use crate::train::curriculum::{Mode, Scope};
-use crate::train::distance::DistanceKind;
 use keys::Known;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 /// Names of the presets, the smallest first.
@@ -171,21 +174,41 @@ pub struct DistillConfig {
     pub discriminator_learning_rate: f64,
     /// Decay a step of the average of the student that is the target network, `[0, 1)`.
     pub target_ema: f64,
-    /// Decay a step of the average between the two, kept for comparison, `[0, 1)`.
-    pub middle_ema: f64,
     /// Decay a step of the average of the student that is sampled and saved, `[0, 1)`.
     pub sample_ema: f64,
     /// Which noise belongs to which image.
     pub coupling: Coupling,
 }
 
+/// What LPIPS is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LpipsFiles<'a> {
+    /// The network whose features are compared.
+    pub trunk: Trunk,
+    /// Its weights.
+    pub features: &'a Path,
+    /// Weights of the heads.
+    pub heads: &'a Path,
+}
+
 impl DistillConfig {
-    /// The files of LPIPS' trunk and heads; empty where another distance is minimised.
-    pub fn lpips_files(&self) -> [&str; 2] {
-        match self.distance.trunk() {
-            Some(_) => [&self.lpips_trunk, &self.lpips_heads].map(|file| file.as_deref().unwrap_or_default()),
-            None => ["", ""],
+    /// The files of LPIPS; `None` where another distance is minimised.
+    ///
+    /// # Errors
+    /// A file that LPIPS needs and the configuration does not name.
+    pub fn lpips_files(&self) -> Result<Option<LpipsFiles<'_>>, ConfigError> {
+        fn named<'a>(key: &str, file: &'a Option<String>) -> Result<&'a Path, ConfigError> {
+            let file = file.as_deref().filter(|file| !file.is_empty());
+            file.map(Path::new).ok_or_else(|| ConfigError::Value {
+                key: key.to_owned(),
+                expected: "a file of weights, which LPIPS needs".to_owned(),
+                found: "none".to_owned(),
+            })
         }
+        let Some(trunk) = self.distance.trunk() else { return Ok(None) };
+        let features = named("distill.lpips_trunk", &self.lpips_trunk)?;
+        let heads = named("distill.lpips_heads", &self.lpips_heads)?;
+        Ok(Some(LpipsFiles { trunk, features, heads }))
     }
 }
 

@@ -46,7 +46,7 @@ fn the_cifar10_preset_is_the_papers() {
     let distill = &config.distill;
     assert_eq!((distill.steps, distill.batch, distill.warmup_steps), (300_000, 128, 5000));
     assert_eq!((distill.threshold, distill.step_size, distill.time_alpha), (65.0, 0.03, 2.0));
-    assert_eq!((distill.target_ema, distill.middle_ema, distill.sample_ema), (0.9, 0.999, 0.9999));
+    assert_eq!((distill.target_ema, distill.sample_ema), (0.9, 0.9999));
     assert_eq!((distill.mode, distill.scope), (Mode::Cd, Scope::Image));
     assert_eq!(
         (teacher.coupling, distill.coupling),
@@ -318,7 +318,6 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         ("distill.step_size=1.01", "1.01"),
         ("distill.time_alpha=0", "0"),
         ("distill.target_ema=1", "1"),
-        ("distill.middle_ema=1.5", "1.5"),
         ("distill.sample_ema=nan", "NaN"),
     ] {
         let key = text.split_once('=').unwrap().0;

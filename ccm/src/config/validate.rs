@@ -91,15 +91,7 @@ impl DistillConfig {
                 self.step_size,
             ));
         }
-        if self.distance.trunk().is_some() {
-            for (key, file) in
-                ["distill.lpips_trunk", "distill.lpips_heads"].into_iter().zip(self.lpips_files())
-            {
-                if file.is_empty() {
-                    return Err(wrong(key, "a file of weights, which LPIPS wants", "none"));
-                }
-            }
-        }
+        self.lpips_files()?;
         positive("distill.time_alpha", self.time_alpha)?;
         if !(self.adversarial_weight >= 0.0 && self.adversarial_weight.is_finite()) {
             return Err(wrong(
@@ -110,7 +102,6 @@ impl DistillConfig {
         }
         positive("distill.discriminator_learning_rate", self.discriminator_learning_rate)?;
         decay("distill.target_ema", self.target_ema)?;
-        decay("distill.middle_ema", self.middle_ema)?;
         decay("distill.sample_ema", self.sample_ema)
     }
 }

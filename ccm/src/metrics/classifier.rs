@@ -10,10 +10,11 @@ use super::MetricsError;
 use super::evaluation::images_tensor;
 use super::extractor::{Extractor, Seen, fingerprint};
 use crate::data::{Dataset, ImageShape};
+use crate::nn::layers::{Convolution, Linear, Loader, parameters};
+use crate::nn::optimizer::{Optimizer, Schedule, gradients};
+use crate::nn::unet::to_host;
 use crate::noise::Noise;
-use crate::train::layers::{Convolution, Linear, Loader, parameters};
-use crate::train::optimizer::{Optimizer, Schedule, gradients};
-use crate::train::unet::to_host;
+use crate::spec::TensorSpec;
 use crate::weights::{HostTensor, TensorFile};
 
 /// Channels of the four convolutions; the second and the fourth halve the image.
@@ -85,11 +86,14 @@ impl Default for Training {
 
 impl ClassifierCard {
     /// Names and shapes of the tensors, in their order.
-    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+    fn tensors(&self) -> Vec<TensorSpec> {
         let mut tensors = Vec::new();
         let mut add = |name: &str, shape: &[usize]| {
-            tensors.push((format!("{name}.weight"), shape.to_vec()));
-            tensors.push((format!("{name}.bias"), shape[..1].to_vec()));
+            let mut push = |kind, shape: &[usize]| {
+                tensors.push(TensorSpec { name: format!("{name}.{kind}"), shape: shape.to_vec() });
+            };
+            push("weight", shape);
+            push("bias", &shape[..1]);
         };
         let mut inputs = self.channels;
         for (i, outputs) in CHANNELS.into_iter().enumerate() {
@@ -107,13 +111,17 @@ impl ClassifierCard {
 
 impl Classifier {
     fn new(card: ClassifierCard, tensors: &[HostTensor], device: &Device) -> Self {
-        let mut load = Loader::new(tensors, device);
-        Self {
-            convolutions: CHANNELS.iter().map(|_| load.convolution()).collect(),
-            features: load.linear(),
-            logits: load.linear(),
+        let specs = card.tensors();
+        let mut load = Loader::new(&specs, tensors, device);
+        let convolutions = 0..CHANNELS.len();
+        let network = Self {
+            convolutions: convolutions.map(|i| load.convolution(&format!("convolutions.{i}"))).collect(),
+            features: load.linear("features"),
+            logits: load.linear("logits"),
             card,
-        }
+        };
+        load.finish();
+        network
     }
 
     /// Features `[B, WIDTH]` and logits `[B, classes]` of images `[B, C, H, W]`.
@@ -187,8 +195,8 @@ impl Classifier {
                 let loss = cross_entropy(logits, &labels, classes.len(), &plain);
                 let gradients = gradients(&network, &loss);
                 (network, _) = optimizer.step(&schedule, step as u64, network, gradients);
-                let loss = to_host(loss.inner()).first().copied().unwrap_or_default();
-                say(step + 1, steps, f64::from(loss));
+                let loss = to_host(loss.inner()).into_iter().map(f64::from).sum();
+                say(step + 1, steps, loss);
             }
         }
         let mut network = network.valid();
@@ -213,9 +221,12 @@ impl Classifier {
     pub fn to_bytes(&self) -> Vec<u8> {
         let values = parameters(self).into_iter().map(to_host);
         let tensors = self.card.tensors().into_iter().zip(values);
-        let tensors = tensors.map(|((name, shape), values)| (name, HostTensor::new(shape, values))).collect();
-        let description = serde_json::to_string(&Description { classifier: self.card.clone() });
-        TensorFile { tensors, description: description.unwrap_or_default() }.to_bytes()
+        let tensors =
+            tensors.map(|(spec, values)| (spec.name, HostTensor::new(spec.shape, values))).collect();
+        #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
+        let description = serde_json::to_string(&Description { classifier: self.card.clone() })
+            .expect("a card has string keys only");
+        TensorFile { tensors, description }.to_bytes()
     }
 
     /// Reads its file.
@@ -238,7 +249,7 @@ impl Classifier {
         let shape = ImageShape { channels: card.channels, height: card.height, width: card.width };
         shape.validate().map_err(|error| MetricsError::File(error.to_string()))?;
         let mut tensors = Vec::new();
-        for (name, expected) in card.tensors() {
+        for TensorSpec { name, shape: expected } in card.tensors() {
             let tensor = file.take(&name).map_err(|error| MetricsError::File(error.to_string()))?;
             if tensor.shape != expected {
                 let found = tensor.shape;
@@ -287,7 +298,7 @@ impl Extractor for Classifier {
 
 /// Weights uniform within `sqrt(6 / inputs)` (He et al., arXiv 1502.01852), biases zero.
 fn random(card: &ClassifierCard, seed: u64) -> Vec<HostTensor> {
-    let tensors = card.tensors().into_iter().enumerate().map(|(i, (_, shape))| {
+    let tensors = card.tensors().into_iter().enumerate().map(|(i, TensorSpec { shape, .. })| {
         let mut noise = Noise::new(seed, (1 << 32) + i as u64);
         let count = shape.iter().product();
         let inputs: usize = shape[1..].iter().product();

@@ -265,7 +265,7 @@ impl Figures {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::train::unet::to_host;
+    use crate::nn::unet::to_host;
 
     /// Pixels are features; the first two are logits, of a cat and a dog.
     struct Pixels([String; 2]);

@@ -1,5 +1,7 @@
 //! Networks that see: from images to features.
 
+use std::cmp::Ordering;
+
 use burn::tensor::Tensor;
 
 use crate::data::ImageShape;
@@ -51,12 +53,13 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The class of the largest logit of every image.
+    /// The class of the largest logit of every image; of equal ones the first.
     pub fn classes(&self, count: usize) -> impl Iterator<Item = usize> + '_ {
         self.logits.chunks_exact(count.max(1)).map(|logits| {
-            let order = |a: &&f32, b: &&f32| a.total_cmp(b);
-            let largest = logits.iter().max_by(order).copied().unwrap_or_default();
-            logits.iter().position(|&logit| logit == largest).unwrap_or_default()
+            (1..logits.len()).fold(0, |best, class| match logits[class].total_cmp(&logits[best]) {
+                Ordering::Greater => class,
+                _ => best,
+            })
         })
     }
 }

@@ -9,8 +9,8 @@ use super::MetricsError;
 use super::classifier::Classifier;
 use super::extractor::Extractor;
 use super::inception::Inception;
-use crate::train::disk;
-use crate::train::import::read_checkpoint;
+use crate::disk;
+use crate::import::read_checkpoint;
 use crate::weights::TensorFile;
 
 /// The extractor in a file: a classifier of `distill features`, or the network of the FID as `.safetensors` or as the

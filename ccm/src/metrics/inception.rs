@@ -15,7 +15,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::MetricsError;
 use super::extractor::{Extractor, Seen, fingerprint};
 use crate::data::ImageShape;
-use crate::train::unet::to_host;
+use crate::nn::unet::to_host;
 use crate::weights::HostTensor;
 
 /// Rows and columns of the images that it sees.
@@ -164,7 +164,8 @@ impl Inception {
             }
         }
         let fingerprint = fingerprint(tensors().iter().map(|(name, _)| &named[name].values));
-        let mut take = |name: String| named.remove(&name).unwrap_or_default().values;
+        #[expect(clippy::expect_used, reason = "checked above")]
+        let mut take = |name: String| named.remove(&name).expect("a tensor of `tensors`, once").values;
         let mut convolutions = BTreeMap::new();
         for Layer { name, shape, stride, padded } in layers() {
             let mut weight = take(format!("{name}.conv.weight"));

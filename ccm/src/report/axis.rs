@@ -92,7 +92,8 @@ impl Ranged for Axis {
 impl ValueFormatter<f64> for Axis {
     fn format_ext(&self, value: &f64) -> String {
         let tick = self.ticks.iter().find(|tick| tick.0 == *value);
-        tick.map(|tick| tick.1.clone()).unwrap_or_default()
+        // Places between the ticks have no label.
+        tick.map_or_else(String::new, |tick| tick.1.clone())
     }
 }
 

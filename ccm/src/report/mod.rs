@@ -107,6 +107,14 @@ pub struct Curves {
     pub fixed: Vec<KdcBin>,
 }
 
+impl Curves {
+    /// The curves as a JSON document.
+    pub fn to_json(&self) -> String {
+        #[expect(clippy::expect_used, reason = "numbers become JSON")]
+        serde_json::to_string_pretty(self).expect("curves have string keys only")
+    }
+}
+
 /// The images whose `t` fell into one interval of time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KdcBin {

@@ -3,12 +3,11 @@
 //! Every random number of a step, dropout's included, is a function of the run's seed, the stage and the number of the step, so a
 //! run that is resumed sees exactly what it would have seen.
 
-use std::ops::Range;
+use burn::tensor::{Device, Tensor, TensorData};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-
-use super::coupling::Coupling;
 use crate::data::Dataset;
+use crate::method::batch::{Batch, labels_tensor};
+use crate::method::coupling::Coupling;
 use crate::noise::Noise;
 
 /// A part of training with random numbers of its own.
@@ -26,6 +25,14 @@ impl StageKind {
         match self {
             Self::Teacher => "teacher",
             Self::Distill => "distill",
+        }
+    }
+
+    /// Averages of the weights that the stage keeps: the one that is sampled and, in distillation, the target network.
+    pub(crate) fn averages(self) -> usize {
+        match self {
+            Self::Teacher => 1,
+            Self::Distill => 2,
         }
     }
 }
@@ -49,44 +56,6 @@ pub struct Batches<'a> {
     pub class_conditional: bool,
     /// Where the tensors go; without gradients.
     pub device: Device,
-}
-
-/// One batch, paired.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// Noise, `[B, C, H, W]`.
-    pub x0: Tensor<4>,
-    /// Images in [-1, 1], `[B, C, H, W]`.
-    pub x1: Tensor<4>,
-    /// A uniform number in [0, 1) for every image.
-    pub uniform: Vec<f32>,
-    /// Labels, `[B]`, for a conditional model.
-    pub label: Option<Tensor<1, Int>>,
-    /// Seed of what the step draws on the device: dropout.
-    pub seed: u64,
-}
-
-impl Batch {
-    /// Images in the batch.
-    pub fn len(&self) -> usize {
-        self.uniform.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.uniform.is_empty()
-    }
-
-    /// Some of its rows.
-    pub fn part(&self, rows: Range<usize>) -> Batch {
-        Batch {
-            x0: self.x0.clone().narrow(0, rows.start, rows.len()),
-            x1: self.x1.clone().narrow(0, rows.start, rows.len()),
-            uniform: self.uniform[rows.clone()].to_vec(),
-            label: self.label.clone().map(|label| label.narrow(0, rows.start, rows.len())),
-            seed: self.seed,
-        }
-    }
 }
 
 impl Batches<'_> {
@@ -145,10 +114,3 @@ enum Purpose {
 
 /// Seeds that a device is given one of.
 const SEEDS: usize = 1 << 31;
-
-/// Labels as a tensor, `[B]`.
-pub fn labels_tensor(labels: &[u32], device: &Device) -> Tensor<1, Int> {
-    let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
-    let count = labels.len();
-    Tensor::from_data(TensorData::new(labels, [count]), device)
-}

@@ -11,12 +11,12 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::batches::StageKind;
-use super::discriminator::{Discriminator, Heads};
-use super::disk::{self, DiskError};
-use super::ema::Ema;
-use super::optimizer::Optimizer;
 use super::trainee::Trainee;
-use super::unet::{UNet, to_host};
+use crate::disk::{self, DiskError};
+use crate::method::discriminator::{Discriminator, Heads};
+use crate::nn::ema::Ema;
+use crate::nn::optimizer::Optimizer;
+use crate::nn::unet::{UNet, to_host};
 use crate::spec::{ModelCard, TensorSpec, UNetSpec};
 use crate::weights::{HostTensor, Model, Precision, TensorFile, WeightsError};
 
@@ -37,7 +37,17 @@ pub enum CheckpointError {
         /// What is wrong with it.
         source: WeightsError,
     },
-    /// A step left numbers behind that nothing can go on from.
+    /// It is a checkpoint of another stage or of another version of this program.
+    #[error("{path}: expected {expected}, found {found}")]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// What the stage resumes from.
+        expected: String,
+        /// What the file describes.
+        found: String,
+    },
+    /// A step left numbers behind that training cannot go on from.
     #[error("tensor `{tensor}` is not finite")]
     NotFinite {
         /// Name of the tensor in the checkpoint that was not written.
@@ -136,7 +146,8 @@ pub fn save(folder: &Path, stage: StageKind, trainee: &Trainee) -> Result<PathBu
             .as_ref()
             .map(|it| Opponent { step: it.step, balance: it.balance }),
     };
-    let description = serde_json::to_string(&description).unwrap_or_default();
+    #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
+    let description = serde_json::to_string(&description).expect("a description has string keys only");
     let path = folder.join(format!("{}-{:09}.safetensors", stage.name(), trainee.step));
     disk::write(&path, &TensorFile { tensors, description }.to_bytes())?;
     // A checkpoint of a later step is one that could not be resumed from.
@@ -163,7 +174,7 @@ pub fn resume(
 ) -> Result<Option<Trainee>, CheckpointError> {
     let mut damaged = Vec::new();
     for found in list(folder).into_iter().rev().filter(|found| found.stage == stage) {
-        match load(&found.path, spec, device) {
+        match load(&found.path, stage, spec, device) {
             Ok(trainee) => {
                 for error in &damaged {
                     note(&format!("{error}; going on from {} instead", found.path.display()));
@@ -182,8 +193,13 @@ pub fn resume(
 /// Reads a checkpoint of a network.
 ///
 /// # Errors
-/// A file that cannot be read, or that holds other tensors than the network and its training want.
-pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, CheckpointError> {
+/// A file that cannot be read, or is of another stage, or holds other tensors than the network and its training want.
+pub fn load(
+    path: &Path,
+    stage: StageKind,
+    spec: &UNetSpec,
+    device: &Device,
+) -> Result<Trainee, CheckpointError> {
     let wrong = |source| CheckpointError::Weights { path: path.to_owned(), source };
     let mut file = TensorFile::from_bytes(&disk::read(path)?).map_err(wrong)?;
     let description: Description = serde_json::from_str(&file.description)
@@ -212,6 +228,14 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
     };
     let plain = device.clone().without_autodiff();
     let student = unet("model", &device.clone().autodiff()).map_err(wrong)?;
+    let expected = stage.averages();
+    if description.stage != stage.name() || description.decays.len() != expected {
+        return Err(CheckpointError::Other {
+            path: path.to_owned(),
+            expected: format!("a checkpoint of the stage {} with {expected} averages", stage.name()),
+            found: format!("one of {} with {}", description.stage, description.decays.len()),
+        });
+    }
     let mut emas = Vec::new();
     for (i, &decay) in description.decays.iter().enumerate() {
         emas.push(Ema { decay, unet: unet(&format!("ema.{i}"), &plain).map_err(wrong)? });
@@ -233,7 +257,7 @@ pub fn load(path: &Path, spec: &UNetSpec, device: &Device) -> Result<Trainee, Ch
             let of_heads = || Heads::tensors(spec);
             let moments = moments("discriminator.", step, &of_heads).map_err(wrong)?;
             let heads = take("discriminator", of_heads()).map_err(wrong)?;
-            Some(Discriminator::resumed(&heads, moments, step, balance, device))
+            Some(Discriminator::resumed(spec, &heads, moments, step, balance, device))
         }
     };
     if let Some(name) = file.tensors.into_keys().next() {
@@ -248,7 +272,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::Config;
-    use crate::train::unet::random_model;
+    use crate::nn::unet::random_model;
 
     fn trainee(step: u64) -> Trainee {
         let mut spec = Config::preset("shapes").unwrap().network;

@@ -4,22 +4,23 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::batches::{Batch, Batches};
-use super::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start, times};
-use super::discriminator::{Adversary, Verdict};
-use super::distance::Distance;
-use super::ema::Ema;
-use super::flow::{jump, path};
-use super::optimizer::Schedule;
+use super::batches::Batches;
 use super::trainee::{Stage, StepReport, Trainee, Workers};
-use super::unet::UNet;
+use crate::method::batch::Batch;
+use crate::method::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start, times};
+use crate::method::discriminator::{Adversary, Verdict};
+use crate::method::distance::Distance;
+use crate::method::flow::{jump, path};
+use crate::nn::ema::Ema;
+use crate::nn::optimizer::Schedule;
+use crate::nn::unet::UNet;
 
-/// Places of the averages in [`Trainee::emas`].
+/// The target network's place in [`Trainee::emas`].
 pub const TARGET: usize = 0;
-/// The average that is sampled from.
-pub const SAMPLED: usize = 2;
+/// The place of the average that is sampled.
+pub const SAMPLED: usize = 1;
 
-/// A student in training. Its averages are the target network, one in between, and the one that is sampled.
+/// A student in training. Its averages are the target network and the one that is sampled.
 pub struct Distillation<'a> {
     /// Where images come from.
     pub batches: Batches<'a>,

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::checkpoint::CheckpointError;
-use super::disk::{DiskError, ModelFileError};
-use super::import::ImportError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::disk::{DiskError, ModelFileError};
+use crate::import::ImportError;
 use crate::report::ReportError;
 
 /// Why a run ends early.
@@ -20,6 +20,9 @@ pub enum RunError {
         /// What is wrong with it.
         source: ConfigError,
     },
+    /// A setting cannot be used.
+    #[error(transparent)]
+    Setting(#[from] ConfigError),
     /// The images cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::disk;
 use super::error::RunError;
 use crate::config::Config;
+use crate::disk;
 
 /// The files of a run.
 pub mod files {

@@ -1,9 +1,9 @@
 //! KDC and teacher steps against t, over images that were not trained on (PAPER.md §7, claim 1).
 
 use super::batches::Batches;
-use super::curriculum::{Curriculum, Mode, Scope, Start, times};
-use super::flow::{jump, path};
-use super::unet::UNet;
+use crate::method::curriculum::{Curriculum, Mode, Scope, Start, times};
+use crate::method::flow::{jump, path};
+use crate::nn::unet::UNet;
 use crate::report::{Curves, KdcBin};
 
 /// Bins of t.

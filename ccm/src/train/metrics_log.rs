@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::batches::StageKind;
-use super::disk::{self, DiskError};
 use super::trainee::StepReport;
+use crate::disk::{self, DiskError};
 
 /// One line: means over the steps since the line before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +57,15 @@ pub fn read(path: &Path) -> Result<Vec<Line>, DiskError> {
     Ok(disk::read_text(path)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
+impl Line {
+    /// The line as it stands in the file.
+    fn to_json(&self) -> String {
+        #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
+        let line = serde_json::to_string(self).expect("a line has string keys only");
+        line + "\n"
+    }
+}
+
 impl MetricsLog {
     /// Opens the file to go on after `step` steps of `stage`; lines of later steps are dropped. There
     /// will be a line for the first step, for every `every`-th, and for the step `last`.
@@ -70,8 +79,7 @@ impl MetricsLog {
         };
         let mut text = String::new();
         for line in read(path)?.iter().filter(|line| earlier(line)) {
-            text += &serde_json::to_string(line).unwrap_or_default();
-            text.push('\n');
+            text += &line.to_json();
         }
         disk::write(path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).map_err(DiskError::of(path))?;
@@ -115,9 +123,7 @@ impl MetricsLog {
         };
         self.pending.clear();
         self.seconds = 0.0;
-        let mut text = serde_json::to_string(&line).unwrap_or_default();
-        text.push('\n');
-        self.file.write_all(text.as_bytes()).map_err(DiskError::of(&self.path))?;
+        self.file.write_all(line.to_json().as_bytes()).map_err(DiskError::of(&self.path))?;
         Ok(Some(line))
     }
 }

@@ -9,29 +9,30 @@ use burn::tensor::Device;
 
 use super::batches::{Batches, StageKind};
 use super::checkpoint::{self, CheckpointError};
-use super::coupling::Coupling;
-use super::curriculum::Curriculum;
-use super::discriminator::{Adversary, Discriminator};
-use super::disk;
-use super::distance::{Distance, DistanceKind};
 use super::distill::{self, Distillation};
 use super::error::RunError;
 use super::folder::{self, files};
-use super::import::{ImportError, read_tensors};
+use super::given::{Given, read_teacher};
 use super::kdc_curve::{Networks, curves};
-use super::lpips::{HEAD, Lpips, Trunk};
 use super::metrics_log::{Line, MetricsLog};
-use super::optimizer::Schedule;
-use super::samples::{Request, Solver, sample_grid};
+use super::samples::{SampleGrid, sample_grid};
 use super::summary::{self, Sources};
 use super::teacher::Teacher;
 use super::trainee::{Stage, Trainee, Workers};
-use super::unet::{UNet, random_model};
-use crate::config::{Config, DistillConfig};
+use crate::config::Config;
 use crate::data::Dataset;
+use crate::disk;
+use crate::method::coupling::Coupling;
+use crate::method::curriculum::Curriculum;
+use crate::method::discriminator::{Adversary, Discriminator};
+use crate::method::distance::{Distance, DistanceKind};
+use crate::method::lpips::Lpips;
+use crate::nn::optimizer::Schedule;
+use crate::nn::unet::{UNet, random_model};
 use crate::report::Curves;
+use crate::sampler::schedule::Solver;
 use crate::spec::ModelCard;
-use crate::weights::{Model, WeightsError};
+use crate::weights::Model;
 
 /// Whoever watches a run: draws the bars, and may ask it to stop.
 pub trait Watch {
@@ -64,6 +65,8 @@ pub struct Run {
     pub device: Device,
     /// Threads that share a batch: those of the CPU, or 1 for a GPU.
     pub threads: usize,
+    /// The files that the configuration names.
+    pub given: Given,
     /// The images to train on.
     pub data: Dataset,
     /// Images that are not trained on.
@@ -100,71 +103,14 @@ pub fn suit(config: &mut Config, data: &Dataset) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Checks what can be checked before images are read: the folder, the disk, and the networks that are given:
-/// a teacher, and what LPIPS sees with.
+/// Checks what can be checked before images are read, the folder and the disk, and reads the files that the
+/// configuration names.
 ///
 /// # Errors
-/// As [`folder::check`]; a network that cannot be read, or is another.
-pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunError> {
+/// As [`folder::check`] and [`Given::read`].
+pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunError> {
     folder::check(config, folder, resume)?;
-    given_teacher(config)?;
-    check_distance(&config.distill)
-}
-
-/// Checks that what a distance sees with can be read.
-///
-/// # Errors
-/// Weights of LPIPS that cannot be used.
-pub fn check_distance(config: &DistillConfig) -> Result<(), RunError> {
-    if let Some(trunk) = config.distance.trunk() {
-        lpips(trunk, config, &Device::flex())?;
-    }
-    Ok(())
-}
-
-/// LPIPS with the weights that the configuration names.
-fn lpips(trunk: Trunk, config: &DistillConfig, device: &Device) -> Result<Lpips, RunError> {
-    let [features, heads] = config.lpips_files().map(Path::new);
-    let lpips = Lpips::new(trunk, read_tensors(features)?, read_tensors(heads)?, device);
-    Ok(lpips.map_err(|source| {
-        let of_heads = |name: &str| name.starts_with(HEAD);
-        let path = match &source {
-            WeightsError::Missing(name) | WeightsError::Shape { name, .. } if of_heads(name) => heads,
-            _ => features,
-        };
-        ImportError::Weights { path: path.into(), source }
-    })?)
-}
-
-/// The teacher that the configuration names, if it does.
-fn given_teacher(config: &Config) -> Result<Option<Model>, RunError> {
-    config.teacher.model.as_ref().map(|given| teacher_of(config, Path::new(given))).transpose()
-}
-
-/// The teacher in a file, if it has the configuration's network.
-fn teacher_of(config: &Config, path: &Path) -> Result<Model, RunError> {
-    let model = disk::read_model(path)?;
-    let mut network = config.network.clone();
-    if config.data.class_conditional && network.num_classes.is_none() {
-        // The data, which may not be read yet, will say.
-        network.num_classes = model.spec.num_classes;
-    }
-    if model.spec != network {
-        let path = path.display();
-        return Err(RunError::Unsuitable(format!("{path}: its network differs from the configuration's")));
-    }
-    Ok(model)
-}
-
-/// The teacher of the run in a folder, given or trained.
-///
-/// # Errors
-/// A run whose teacher is not trained yet, or a file with another network.
-pub fn trained_teacher(config: &Config, folder: &Path) -> Result<Model, RunError> {
-    match given_teacher(config)? {
-        Some(given) => Ok(given),
-        None => teacher_of(config, &folder.join(files::TEACHER)),
-    }
+    Given::read(config)
 }
 
 impl Run {
@@ -182,10 +128,7 @@ impl Run {
             return Ok(Outcome::Interrupted);
         }
         let curves = self.curves(&teacher, &mut |text| watch.note(text))?;
-        disk::write(
-            &self.path(files::KDC),
-            serde_json::to_string_pretty(&curves).unwrap_or_default().as_bytes(),
-        )?;
+        disk::write(&self.path(files::KDC), curves.to_json().as_bytes())?;
         let sources = Sources {
             config: &self.config,
             folder: &self.folder,
@@ -223,12 +166,20 @@ impl Run {
 
     /// The teacher: the one given, the one trained before, or one trained now; `None` if interrupted.
     fn teacher(&self, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
-        if let Some(given) = given_teacher(&self.config)? {
-            return Ok(Some(given));
+        if let Some(given) = &self.given.teacher {
+            // The number of classes is known only now.
+            if given.spec != self.config.network {
+                return Err(RunError::Unsuitable(format!(
+                    "teacher.model: expected a network of {} classes, as the data have, found {}",
+                    self.config.network.num_classes.unwrap_or(0),
+                    given.spec.num_classes.unwrap_or(0)
+                )));
+            }
+            return Ok(Some(given.clone()));
         }
         let path = self.path(files::TEACHER);
         if path.exists() {
-            return Ok(Some(teacher_of(&self.config, &path)?));
+            return Ok(Some(read_teacher(&self.config, &path)?));
         }
         let config = &self.config.teacher;
         let trainee = match self.resumed(StageKind::Teacher, &mut |text| watch.note(text))? {
@@ -282,10 +233,10 @@ impl Run {
         Ok(outcome)
     }
 
-    /// A student that is the teacher yet (PAPER.md §6).
+    /// The student before its first step: a copy of the teacher (PAPER.md §6).
     pub(super) fn fresh_student(&self, teacher: &Model) -> Trainee {
         let config = &self.config.distill;
-        let decays = [config.target_ema, config.middle_ema, config.sample_ema];
+        let decays = [config.target_ema, config.sample_ema];
         let discriminator = (config.adversarial_weight > 0.0)
             .then(|| Discriminator::new(&teacher.spec, self.config.run.seed, &self.device));
         Trainee { discriminator, ..Trainee::new(teacher, &decays, &self.device) }
@@ -304,8 +255,10 @@ impl Run {
             cooldown: config.cooldown,
             gradient_clip: config.gradient_clip,
         };
+        // One copy on the device: `without_gradients` shares its weights.
+        let frozen = Arc::new(UNet::frozen(teacher, &self.device));
         let adversary = (config.adversarial_weight > 0.0).then(|| Adversary {
-            encoder: Arc::new(UNet::frozen(teacher, &self.device)),
+            encoder: Arc::clone(&frozen),
             weight: config.adversarial_weight,
             from: config.adversarial_from,
             warmup_steps: config.adversarial_warmup_steps,
@@ -316,26 +269,32 @@ impl Run {
             schedule,
             workers: self.workers(config.batch, config.micro_batch)?,
             curriculum: self.curriculum(),
-            distance: self.distance(teacher)?,
+            distance: self.distance(&frozen)?,
             adversary,
             time_alpha: config.time_alpha as f32,
-            teacher: UNet::new(teacher, &self.device),
+            teacher: frozen.without_gradients(),
             trainee,
         })
     }
 
-    fn distance(&self, teacher: &Model) -> Result<Distance, RunError> {
+    fn distance(&self, frozen: &Arc<UNet>) -> Result<Distance, RunError> {
         let config = &self.config.distill;
-        let lpips = |trunk| lpips(trunk, config, &self.device);
         Ok(match config.distance {
             DistanceKind::PseudoHuber => Distance::PseudoHuber,
             DistanceKind::L2 => Distance::L2,
             DistanceKind::L1 => Distance::L1,
-            DistanceKind::LpipsVgg16 => Distance::Lpips(Arc::new(lpips(Trunk::Vgg16)?)),
-            DistanceKind::LpipsAlexnet => Distance::Lpips(Arc::new(lpips(Trunk::AlexNet)?)),
-            DistanceKind::TeacherFeatures => {
-                Distance::TeacherFeatures(Arc::new(UNet::frozen(teacher, &self.device)))
+            DistanceKind::LpipsVgg16 | DistanceKind::LpipsAlexnet => {
+                let weights =
+                    self.given.lpips.iter().find(|weights| Some(weights.trunk()) == config.distance.trunk());
+                let weights = weights.ok_or_else(|| {
+                    RunError::Unsuitable(format!(
+                        "distill.distance: the weights of {} are not read",
+                        config.distance
+                    ))
+                })?;
+                Distance::Lpips(Arc::new(Lpips::new(weights, &self.device)))
             }
+            DistanceKind::TeacherFeatures => Distance::TeacherFeatures(Arc::clone(frozen)),
         })
     }
 
@@ -363,12 +322,12 @@ impl Run {
     pub(super) fn finished(&self, role: &str, stage: &dyn Stage, batch: usize) -> Model {
         let trainee = stage.trainee();
         let ema = stage.sampled();
-        // A model travels; where the images lie on this machine is nobody's business.
-        let source = Path::new(self.config.data.source.as_deref().unwrap_or_default()).file_stem();
+        // The name of the data without its path, which is private to this machine.
+        let data = self.config.data.source.as_deref().and_then(|source| Path::new(source).file_stem());
         ema.unet.to_model(ModelCard {
             role: role.into(),
             source: self.config.run.name.clone(),
-            data: source.unwrap_or_default().to_string_lossy().into_owned(),
+            data: data.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
             classes: if self.config.data.class_conditional {
                 self.data.classes().to_vec()
             } else {
@@ -426,7 +385,7 @@ impl Run {
                     StageKind::Teacher => (Solver::Euler, every.report_steps),
                     StageKind::Distill => (Solver::Jumps, 1),
                 };
-                let request = Request::to_look_at(&self.config.network, every.report_images);
+                let request = SampleGrid::new(&self.config.network, every.report_images);
                 let picture = sample_grid(&stage.sampled().unet, solver, &request, evaluations, &self.device);
                 let name = format!("{}/{}-{:09}.png", files::SAMPLES, kind.name(), report.step);
                 disk::write(&self.path(&name), &picture.to_png()?)?;

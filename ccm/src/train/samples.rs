@@ -2,25 +2,36 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::batches::labels_tensor;
-use super::flow::{euler, multistep};
-use super::unet::{UNet, to_host};
+use crate::method::batch::labels_tensor;
+use crate::method::flow::{euler, multistep};
+use crate::nn::unet::{UNet, to_host};
 use crate::sampler::image::{Picture, grid};
-pub use crate::sampler::schedule::{Request, Solver};
+use crate::sampler::schedule::{Request, Solver};
 use crate::spec::UNetSpec;
 
-impl Request {
-    /// About `count` images to look at, and how many stand in a row: one row a class where there are classes.
-    pub fn to_look_at(spec: &UNetSpec, count: usize) -> (Self, usize) {
+/// Images for a person to look at: a grid with one row a class where there are classes, otherwise about square.
+pub struct SampleGrid {
+    /// The images, row by row, from seed 0 on.
+    pub request: Request,
+    /// Images in a row.
+    pub columns: usize,
+}
+
+impl SampleGrid {
+    /// A grid of about `count` images.
+    pub fn new(spec: &UNetSpec, count: usize) -> Self {
         const ROWS: usize = 10;
         match spec.num_classes {
             Some(classes) => {
                 let rows = classes.min(ROWS);
                 let columns = (count / rows).max(1);
                 let labels: Vec<u32> = (0..rows * columns).map(|i| (i / columns) as u32).collect();
-                (Self::from_seeds(spec, 0, &labels, labels.len()), columns)
+                Self { request: Request::from_seeds(spec, 0, &labels, labels.len()), columns }
             }
-            None => (Self::from_seeds(spec, 0, &[], count), (count as f64).sqrt().ceil() as usize),
+            None => Self {
+                request: Request::from_seeds(spec, 0, &[], count),
+                columns: (count as f64).sqrt().ceil() as usize,
+            },
         }
     }
 }
@@ -60,7 +71,7 @@ pub fn sample(
 pub fn sample_grid(
     unet: &UNet,
     solver: Solver,
-    (request, columns): &(Request, usize),
+    SampleGrid { request, columns }: &SampleGrid,
     steps: usize,
     device: &Device,
 ) -> Picture {

@@ -6,14 +6,15 @@ use std::time::Instant;
 use burn::tensor::Device;
 
 use super::batches::StageKind;
-use super::disk;
 use super::error::RunError;
 use super::folder::files;
 use super::metrics_log::{self, Line};
-use super::samples::{Request, Solver, sample_grid};
-use super::unet::UNet;
+use super::samples::{SampleGrid, sample_grid};
 use crate::config::Config;
+use crate::disk;
+use crate::nn::unet::UNet;
 use crate::report::{Curves, DistillPoint, Grid, Growth, Pictures, Report, TeacherPoint};
+use crate::sampler::schedule::Solver;
 use crate::weights::Model;
 
 /// Pictures of the student's growth that the report shows.
@@ -39,9 +40,11 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
     let of = |stage: StageKind| lines.iter().filter(move |line| line.stage == stage.name());
     let student = disk::read_model(&run.folder.join(files::STUDENT))?;
     let spec = &run.config.network;
-    let (request, columns) = Request::to_look_at(spec, run.config.run.report_images);
+    let SampleGrid { request, columns } = SampleGrid::new(spec, run.config.run.report_images);
     let rows = request.labels.iter().step_by(columns.max(1));
-    let class = |&label: &u32| run.classes.get(label as usize).cloned().unwrap_or_default();
+    // A network may have more classes than the data have names.
+    let class =
+        |&label: &u32| run.classes.get(label as usize).cloned().unwrap_or_else(|| format!("class {label}"));
     let report = Report {
         title: run.config.run.name.clone(),
         summary: format!(
@@ -54,7 +57,10 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
         command: run.command.to_owned(),
         version: env!("CARGO_PKG_VERSION").into(),
         tiles: tiles(run, of),
-        config_toml: run.config.to_toml().unwrap_or_default(),
+        config_toml: run
+            .config
+            .to_toml()
+            .map_err(|source| RunError::Config { path: run.folder.join(files::CONFIG), source })?,
         pictures: Pictures {
             student: Some(grid(run, &student, Solver::Jumps, 1)?),
             teacher: Some(grid(run, teacher, Solver::Euler, run.config.run.report_steps)?),
@@ -80,10 +86,10 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
 
 fn grid(run: &Sources, model: &Model, solver: Solver, steps: usize) -> Result<Grid, RunError> {
     let unet = UNet::new(model, run.device);
-    let request = Request::to_look_at(&run.config.network, run.config.run.report_images);
+    let samples = SampleGrid::new(&run.config.network, run.config.run.report_images);
     let begin = Instant::now();
-    let picture = sample_grid(&unet, solver, &request, steps, run.device);
-    let images = request.0.noise.len() / run.config.network.image_len();
+    let picture = sample_grid(&unet, solver, &samples, steps, run.device);
+    let images = samples.request.noise.len() / run.config.network.image_len();
     let ms_per_image = Some(begin.elapsed().as_secs_f64() * 1e3 / images.max(1) as f64);
     Ok(Grid { steps: steps as u32, ms_per_image, png: picture.to_png()? })
 }

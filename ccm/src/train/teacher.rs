@@ -4,14 +4,15 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::batches::{Batch, Batches};
-use super::curriculum::times;
-use super::distance::Distance;
-use super::ema::Ema;
-use super::flow::path;
-use super::optimizer::Schedule;
+use super::batches::Batches;
 use super::trainee::{Stage, StepReport, Trainee, Workers};
-use super::unet::UNet;
+use crate::method::batch::Batch;
+use crate::method::curriculum::times;
+use crate::method::distance::Distance;
+use crate::method::flow::path;
+use crate::nn::ema::Ema;
+use crate::nn::optimizer::Schedule;
+use crate::nn::unet::UNet;
 
 /// A teacher in training.
 pub struct Teacher<'a> {

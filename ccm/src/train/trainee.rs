@@ -5,11 +5,11 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use super::batches::Batch;
-use super::discriminator::Discriminator;
-use super::ema::Ema;
-use super::optimizer::{Optimizer, Schedule, gradients};
-use super::unet::{UNet, to_host};
+use crate::method::batch::Batch;
+use crate::method::discriminator::Discriminator;
+use crate::nn::ema::Ema;
+use crate::nn::optimizer::{Optimizer, Schedule, gradients};
+use crate::nn::unet::{UNet, to_host};
 use crate::weights::Model;
 
 /// What a stage of training changes, and a checkpoint holds.

@@ -73,13 +73,17 @@ impl Run {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
     use burn::tensor::Device;
 
     use super::*;
     use crate::config::Config;
     use crate::data::{ImageShape, Split, shapes};
+    use crate::method::distance::{Distance, DistanceKind};
+    use crate::nn::unet::random_model;
+    use crate::train::given::Given;
     use crate::train::run::suit;
-    use crate::train::unet::random_model;
 
     const SETTINGS: [&str; 4] = [
         "distill.steps=100",
@@ -98,7 +102,19 @@ mod tests {
         suit(&mut config, &data).unwrap();
         let teacher = random_model(&config.network, 3);
         let (folder, command) = ("never written".into(), String::new());
-        (Run { config, folder, device: Device::flex(), threads: 1, data, held_out, command }, teacher)
+        let given = Given::default();
+        (Run { config, folder, device: Device::flex(), threads: 1, given, data, held_out, command }, teacher)
+    }
+
+    #[test]
+    fn the_teacher_is_on_the_device_once() {
+        let (mut run, teacher) = run();
+        run.config.distill.distance = DistanceKind::TeacherFeatures;
+        let distillation = run.distillation(&teacher, run.fresh_student(&teacher)).unwrap();
+        let Distance::TeacherFeatures(of_distance) = &distillation.distance else {
+            panic!("{:?}", distillation.distance)
+        };
+        assert!(Arc::ptr_eq(of_distance, &distillation.adversary.as_ref().unwrap().encoder));
     }
 
     #[test]

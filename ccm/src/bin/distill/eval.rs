@@ -5,26 +5,21 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use ccm::data::{ImageShape, Split};
-use ccm::metrics::classifier::Training;
+use ccm::disk::{self, read_model};
 use ccm::metrics::evaluation::{Kernel, Neighbours, Reference};
-use ccm::metrics::file::open;
 use ccm::metrics::kernel::Spread;
 use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Collection, Extractor, Figures, Gaussian};
 use ccm::sampler::Sampler;
 use ccm::sampler::schedule::Solver;
-use ccm::train::disk::{self, read_model};
 use serde::Serialize;
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
-use crate::features::{SHAPES, train};
+use crate::extractor::{LEAST_IMAGES, SHAPES, open_extractor, trained_extractor};
 use crate::progress::counter;
 use crate::run::load_split;
 use crate::sample::backend;
-
-/// Images of either set that all figures can be computed of; density and coverage want the most.
-pub(crate) const LEAST_IMAGES: usize = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -36,7 +31,7 @@ pub(crate) struct Arguments {
     /// Which of the real images are the reference
     #[arg(long, value_enum, default_value_t = Part::Train)]
     split: Part,
-    /// What to see with: a classifier of `distill features`, or the Inception-v3 of the FID (.pth or .safetensors).
+    /// Feature extractor: a classifier of `distill features`, or the Inception-v3 of the FID (.pth or .safetensors).
     /// Without it, a classifier is trained on the data first
     #[arg(long, value_name = "FILE", required_unless_present = "data")]
     features: Option<PathBuf>,
@@ -95,6 +90,13 @@ struct Report<'a> {
     figures: &'a Figures,
 }
 
+impl Arguments {
+    /// The real images.
+    fn data(&self) -> Result<&str, Failure> {
+        Ok(self.data.as_deref().ok_or("--data: expected real images, found none")?)
+    }
+}
+
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let model = read_model(&arguments.model)?;
     let spec = &model.spec;
@@ -109,7 +111,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     }
     for (flag, file) in [("--out", &arguments.out), ("--save-reference", &arguments.save_reference)] {
-        file.as_deref().map_or(Ok(()), |file| can_be_written(flag, file))?;
+        if let Some(file) = file {
+            disk::check_file(file).map_err(|error| format!("{flag}: {error}"))?;
+        }
     }
     if let (Some(_), Some(source), Some(_)) = (&arguments.reference, &arguments.data, &arguments.features) {
         return Err(
@@ -118,9 +122,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let statistics = arguments.reference.as_deref().map(read_statistics).transpose()?;
     let Opened { device, name, .. } = device::open(arguments.device)?;
-    let extractor = match (&arguments.features, arguments.data.as_deref()) {
-        (Some(path), _) => extractor(path, shape, &device)?,
-        (None, source) => trained_extractor(source.unwrap_or_default(), shape, &device)?,
+    let extractor = match &arguments.features {
+        Some(path) => open_extractor(path, shape, &device)?,
+        None => trained_extractor(arguments.data()?, shape, &device)?,
     };
     let reference = match statistics {
         Some(statistics) => Reference::Statistics(of_extractor(statistics, &*extractor)?),
@@ -145,9 +149,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let made = begin.elapsed().as_secs_f64();
     let begin = Instant::now();
     let figures = Figures::of(&*extractor, &generated, &reference).map_err(|error| at_fault(&error))?;
-    let source = match (&arguments.reference, &arguments.data) {
-        (Some(file), _) => file.display().to_string(),
-        (None, data) => data.clone().unwrap_or_default(),
+    let source = match &arguments.reference {
+        Some(file) => file.display().to_string(),
+        None => arguments.data()?.to_owned(),
     };
     println!(
         "{}: {role}, {} images of {steps} evaluations, made and seen in {made:.1} s on {} and {name}; compared in {:.1} s",
@@ -172,36 +176,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         println!("{}", out.display());
     }
     Ok(())
-}
-
-/// What `--features` holds, for images of this shape.
-pub(crate) fn extractor(
-    path: &Path,
-    shape: ImageShape,
-    device: &Device,
-) -> Result<Box<dyn Extractor>, Failure> {
-    let extractor = open(path, device).map_err(|error| format!("--features: {error}"))?;
-    match extractor.shape().filter(|found| *found != shape) {
-        Some(found) => {
-            let path = path.display();
-            Err(format!("--features: {path}: expected images of {shape}, as the model makes, found {found}")
-                .into())
-        }
-        None => Ok(extractor),
-    }
-}
-
-/// A classifier that is trained now.
-fn trained_extractor(
-    source: &str,
-    shape: ImageShape,
-    device: &Device,
-) -> Result<Box<dyn Extractor>, Failure> {
-    println!("features: none given; training a classifier on {source} (`distill features` keeps one)");
-    let load = |split| load_split(source, shape, split, SHAPES, 0);
-    let (data, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
-    let trained = train(&data, &held_out, source, &Training::default(), device);
-    Ok(Box::new(trained.map_err(|error| format!("{error}; --features takes a classifier of other data"))?))
 }
 
 fn read_statistics(path: &Path) -> Result<Statistics, Failure> {
@@ -234,7 +208,7 @@ fn seen(
     shape: ImageShape,
     device: &Device,
 ) -> Result<Collection, Failure> {
-    let source = arguments.data.as_deref().unwrap_or_default();
+    let source = arguments.data()?;
     let data = load_split(source, shape, arguments.split.into(), SHAPES, 0)?;
     if data.len() < LEAST_IMAGES {
         let (split, found) = (Split::from(arguments.split), data.len());
@@ -254,18 +228,6 @@ fn seen(
         println!("{}", path.display());
     }
     Ok(collection)
-}
-
-/// Says now what would otherwise be found out after all the work.
-pub(crate) fn can_be_written(flag: &str, file: &Path) -> Result<(), Failure> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !folder.is_dir() {
-        return Err(format!("{flag}: {}: expected a folder, found none", folder.display()).into());
-    }
-    if file.is_dir() {
-        return Err(format!("{flag}: {}: expected a file, found a folder", file.display()).into());
-    }
-    Ok(disk::check(folder, 0).map_err(|error| format!("{flag}: {error}"))?)
 }
 
 fn describe(figures: &Figures, source: &str, split: Split, fid: bool) {

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use ccm::disk::{self, read_model};
 use ccm::sampler::rounding::round;
-use ccm::train::disk::{self, read_model};
 use ccm::weights::Precision;
 
 use crate::Failure;

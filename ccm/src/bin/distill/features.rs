@@ -1,20 +1,15 @@
-//! `distill features`: a classifier for `distill eval` to see with.
+//! `distill features`: a classifier whose features `distill eval` compares images by.
 
 use std::path::PathBuf;
 
-use burn::tensor::Device;
-use ccm::data::{Dataset, ImageShape, Split};
-use ccm::metrics::classifier::{Classifier, Training};
-use ccm::train::disk;
+use ccm::data::{ImageShape, Split};
+use ccm::disk;
+use ccm::metrics::classifier::Training;
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
-use crate::eval::can_be_written;
-use crate::progress::counter;
+use crate::extractor::{SHAPES, train_classifier};
 use crate::run::load_split;
-
-/// Shapes that a classifier of shapes learns from, and that a model of shapes is compared with.
-pub(crate) const SHAPES: usize = 20_000;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -52,36 +47,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if !(1..=1000).contains(&epochs) {
         return Err(format!("--epochs: expected 1 to 1000, found {epochs}").into());
     }
-    can_be_written("--out", &out)?;
+    disk::check_file(&out).map_err(|error| format!("--out: {error}"))?;
     let load = |split| load_split(&source, shape, split, SHAPES, seed);
     let (data, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
     let Opened { device, name, .. } = device::open(device)?;
     println!("device: {name}");
     let training = Training { epochs, horizontal_flip, seed, ..Training::default() };
-    let classifier = train(&data, &held_out, &source, &training, &device)?;
+    let classifier = train_classifier(&data, &held_out, &source, &training, &device)?;
     disk::write(&out, &classifier.to_bytes())?;
     println!("{}", out.display());
     Ok(())
-}
-
-/// Trains a classifier, and says how good it is.
-pub(crate) fn train(
-    data: &Dataset,
-    held_out: &Dataset,
-    source: &str,
-    training: &Training,
-    device: &Device,
-) -> Result<Classifier, Failure> {
-    // The name of the data, not where they lie on this machine.
-    let name = std::path::Path::new(source).file_stem().map_or(source.into(), |name| name.to_string_lossy());
-    let bar = counter("classifier");
-    let classifier = Classifier::train(data, held_out, &name, training, device, |done, steps, loss| {
-        bar.set_length(steps as u64);
-        bar.set_position(done as u64);
-        bar.set_message(format!("loss {loss:.4}"));
-    })?;
-    bar.finish_and_clear();
-    let card = classifier.card();
-    println!("classifier: {:.2} % of {} held-out images right", 100.0 * card.accuracy, held_out.len());
-    Ok(classifier)
 }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use ccm::config::Config;
+use ccm::disk;
+use ccm::import::{read_checkpoint, spec_from_json};
 use ccm::spec::{ModelCard, UNetSpec};
-use ccm::train::disk;
-use ccm::train::import::{read_checkpoint, spec_from_json};
 use ccm::weights::Model;
 
 use crate::Failure;

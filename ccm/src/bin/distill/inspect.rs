@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ccm::train::disk::read_model;
+use ccm::disk::read_model;
 
 use crate::Failure;
 

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use ccm::train::disk;
+use ccm::disk;
 use ccm::train::folder::{files, read_config};
-use ccm::train::run::{Run, suit, trained_teacher};
+use ccm::train::given::Given;
+use ccm::train::run::{Run, suit};
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
@@ -21,12 +22,13 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut config = read_config(&arguments.run)?;
     config.validate()?;
-    let teacher = trained_teacher(&config, &arguments.run)?;
+    let mut given = Given::read(&config)?;
+    let teacher = given.teacher_of_run(&config, &arguments.run)?;
     let (data, held_out) = load_data(&config)?;
     suit(&mut config, &data)?;
     let Opened { device, .. } = device::open(arguments.device)?;
-    let run =
-        Run { config, folder: arguments.run, device, threads: 1, data, held_out, command: String::new() };
+    let (folder, command) = (arguments.run, String::new());
+    let run = Run { config, folder, device, threads: 1, given, data, held_out, command };
     let curves = run.curves(&teacher, &mut |text| println!("{text}"))?;
     println!("T = {} dB    curriculum               fixed step", curves.threshold);
     println!("      t    KDC/dB  teacher steps    KDC/dB  teacher steps");
@@ -37,7 +39,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         );
     }
     let path = run.folder.join(files::KDC);
-    disk::write(&path, serde_json::to_string_pretty(&curves)?.as_bytes())?;
+    disk::write(&path, curves.to_json().as_bytes())?;
     println!("{}", path.display());
     Ok(())
 }

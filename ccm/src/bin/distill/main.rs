@@ -4,6 +4,7 @@ mod claims;
 mod device;
 mod eval;
 mod export;
+mod extractor;
 mod features;
 mod import;
 mod inspect;
@@ -86,7 +87,9 @@ fn main() -> ExitCode {
         Err(asked) if !asked.use_stderr() => asked.exit(),
         Err(wrong) => {
             let text = wrong.to_string();
-            eprintln!("{}", one_line(text.split("\n\n").next().unwrap_or_default()));
+            // What is wrong, without the usage that follows it.
+            let wrong = text.split_once("\n\n").map_or(text.as_str(), |(wrong, _)| wrong);
+            eprintln!("{}", one_line(wrong));
             return ExitCode::FAILURE;
         }
     };

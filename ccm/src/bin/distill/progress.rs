@@ -70,8 +70,10 @@ impl Watch for Progress {
             (Some(kdc), Some(steps)) => format!(", KDC {kdc:.1} dB, {steps:.2} teacher steps"),
             _ => String::new(),
         };
-        let opponent =
-            line.discriminator_loss.map(|loss| format!(", discriminator {loss:.2}")).unwrap_or_default();
+        let opponent = match line.discriminator_loss {
+            Some(loss) => format!(", discriminator {loss:.2}"),
+            None => String::new(),
+        };
         let figures = format!(
             "loss {:.4}{curriculum}{opponent}, {:.0} images/s, {} left",
             line.loss,

@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.resume && arguments.out.is_none() {
         println!("--resume: {}, the newest run of its preset", folder.display());
     }
-    check(&config, &folder, arguments.resume)?;
+    let given = check(&config, &folder, arguments.resume)?;
     let Opened { device, name, threads } = device::open(arguments.device)?;
     let (data, held_out) = load_data(&config)?;
     suit(&mut config, &data)?;
@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let threads = share(&mut config, threads, arguments.resume);
     let command =
         std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
-    let run = Run { config, folder, device, threads, data, held_out, command };
+    let run = Run { config, folder, device, threads, given, data, held_out, command };
     match run.go(arguments.resume, &mut Progress::new()?)? {
         Outcome::Finished | Outcome::Interrupted => Ok(()),
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ccm::disk::{self, read_model};
 use ccm::sampler::image::grid;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Api, Backend, Sampler};
 use ccm::spec::UNetSpec;
-use ccm::train::disk::{self, read_model};
 use ccm::weights::{HostTensor, TensorFile};
 
 use crate::Failure;

@@ -8,10 +8,10 @@ use std::cell::RefCell;
 use pulp::{Simd, WithSimd};
 
 use super::arch::Arch;
-use super::exp::exp;
 use super::multiply::{MAX_ROWS, Part, multiply, panel_vectors};
 use super::shared::{Member, Shared};
 use crate::sampler::plan::Attention;
+use crate::simd::exp;
 
 #[derive(Default)]
 struct Scratch {

@@ -5,9 +5,9 @@
 //! put together (Chan, Golub and LeVeque, 1979), which never subtracts two large sums.
 
 use super::arch::Arch;
-use super::exp::exp;
 use super::shared::{Member, Shared};
 use crate::sampler::plan::GroupNorm;
+use crate::simd::exp;
 use crate::spec::{NORM_EPSILON, NORM_GROUPS};
 
 /// This member's share of the norm of one image.

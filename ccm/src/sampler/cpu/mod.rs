@@ -7,7 +7,6 @@ mod advance;
 mod arch;
 mod attention;
 mod conv;
-pub(crate) mod exp;
 mod group_norm;
 mod multiply;
 mod pool;

@@ -12,7 +12,7 @@ use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::ops::conv;
+use crate::nn::ops::conv;
 use crate::weights::{HostTensor, WeightsError};
 
 /// Rows and columns that images are brought to (PAPER.md §6).
@@ -106,6 +106,51 @@ impl Trunk {
     }
 }
 
+/// The weights of a trunk and its heads, in memory.
+#[derive(Debug, Clone)]
+pub struct LpipsWeights {
+    trunk: Trunk,
+    /// Weight `[outputs, inputs, kernel, kernel]` and bias `[outputs]` of each convolution.
+    convolutions: Vec<[HostTensor; 2]>,
+    /// `[1, channels, 1, 1]` for each tap.
+    heads: Vec<HostTensor>,
+}
+
+impl LpipsWeights {
+    /// Takes the weights of torchvision's trunk and of `lpips`' heads. Their other tensors are not read.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape, by name.
+    pub fn new(
+        trunk: Trunk,
+        mut features: BTreeMap<String, HostTensor>,
+        mut heads: BTreeMap<String, HostTensor>,
+    ) -> Result<Self, WeightsError> {
+        let [of_trunk, of_heads] = trunk.tensors();
+        let take = |named: &mut BTreeMap<String, HostTensor>, (name, expected): &(String, Vec<usize>)| {
+            let tensor = named.remove(name).ok_or(WeightsError::Missing(name.clone()))?;
+            if tensor.shape != *expected {
+                let (name, expected) = (name.clone(), expected.clone());
+                return Err(WeightsError::Shape { name, expected, found: tensor.shape });
+            }
+            Ok(tensor)
+        };
+        let convolutions = of_trunk
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|[weight, bias]| Ok([take(&mut features, weight)?, take(&mut features, bias)?]));
+        let convolutions = convolutions.collect::<Result<_, WeightsError>>()?;
+        let heads = of_heads.iter().map(|head| take(&mut heads, head)).collect::<Result<_, _>>()?;
+        Ok(Self { trunk, convolutions, heads })
+    }
+
+    /// The network that they are of.
+    pub fn trunk(&self) -> Trunk {
+        self.trunk
+    }
+}
+
 /// The distance.
 #[derive(Debug, Clone)]
 pub struct Lpips {
@@ -115,32 +160,19 @@ pub struct Lpips {
 }
 
 impl Lpips {
-    /// The distance with the weights of torchvision's trunk and of `lpips`' heads. Their other tensors are not read.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape, by name.
-    pub fn new(
-        trunk: Trunk,
-        mut features: BTreeMap<String, HostTensor>,
-        mut heads: BTreeMap<String, HostTensor>,
-        device: &Device,
-    ) -> Result<Self, WeightsError> {
-        let [of_trunk, of_heads] = trunk.tensors();
-        let take = |named: &mut BTreeMap<String, HostTensor>, (name, expected): (String, Vec<usize>)| {
-            let tensor = named.remove(&name).ok_or(WeightsError::Missing(name.clone()))?;
-            if tensor.shape != expected {
-                return Err(WeightsError::Shape { name, expected, found: tensor.shape });
-            }
-            Ok(TensorData::new(tensor.values, tensor.shape))
-        };
-        let mut convolutions = Vec::new();
-        let mut tensors = of_trunk.into_iter();
-        while let (Some(weight), Some(bias)) = (tensors.next(), tensors.next()) {
-            let weight = Tensor::from_data(take(&mut features, weight)?, device);
-            convolutions.push((weight, Tensor::from_data(take(&mut features, bias)?, device)));
+    /// The distance on a device, which need not record gradients.
+    pub fn new(weights: &LpipsWeights, device: &Device) -> Self {
+        fn tensor<const D: usize>(HostTensor { shape, values }: &HostTensor, device: &Device) -> Tensor<D> {
+            Tensor::from_data(TensorData::new(values.clone(), shape.clone()), device)
         }
-        let heads = of_heads.into_iter().map(|head| Ok(Tensor::from_data(take(&mut heads, head)?, device)));
-        Ok(Self { trunk, convolutions, heads: heads.collect::<Result<_, WeightsError>>()? })
+        let convolutions = weights.convolutions.iter();
+        Self {
+            trunk: weights.trunk,
+            convolutions: convolutions
+                .map(|[weight, bias]| (tensor(weight, device), tensor(bias, device)))
+                .collect(),
+            heads: weights.heads.iter().map(|head| tensor(head, device)).collect(),
+        }
     }
 
     /// The distance of every pair: `[B, C, H, W]` twice, in [-1, 1], C = 1 or 3, to `[B]`. Both images are brought to

@@ -1,8 +1,7 @@
 //! The velocity network as a Burn module, built from [`UNetSpec`].
 //!
-//! ADM's U-Net (Dhariwal and Nichol, arXiv 2105.05233, as torchcfm has it). The fields of every struct stand in
-//! the order of PyTorch's state dict, so that the n-th parameter that Burn visits is the n-th tensor of
-//! [`UNetSpec::tensors`].
+//! ADM's U-Net (Dhariwal and Nichol, arXiv 2105.05233, as torchcfm has it). Parameters are
+//! found by the names of [`UNetSpec::tensors`]; see [`super::layers`].
 
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
@@ -85,20 +84,32 @@ impl UNet {
     /// The network with a model's weights.
     ///
     /// With a device that records gradients, the parameters ask for them and dropout is active.
+    ///
+    /// # Panics
+    /// If a tensor of the model is missing or has another shape than its spec says, by name.
     pub fn new(model: &Model, device: &Device) -> Self {
         let spec = &model.spec;
-        let layout = spec.layout();
-        let mut load = Loader::new(&model.tensors, device);
-        Self {
-            time_embed: [load.linear(), load.linear()],
-            label_emb: spec.num_classes.map(|_| load.param()),
-            input_blocks: layout.input_blocks.iter().map(|layers| load.block(layers, spec)).collect(),
-            middle_block: load.block(&layout.middle_block, spec),
-            output_blocks: layout.output_blocks.iter().map(|layers| load.block(layers, spec)).collect(),
-            out_norm: load.norm(),
-            out_conv: load.convolution(),
+        let (layout, specs) = (spec.layout(), spec.tensors());
+        let mut load = Loader::new(&specs, &model.tensors, device);
+        let mut blocks = |name: &str, blocks: &[Vec<LayerSpec>]| -> Vec<Block> {
+            let block =
+                |(i, layers): (usize, &Vec<LayerSpec>)| load.block(&format!("{name}.{i}"), layers, spec);
+            blocks.iter().enumerate().map(block).collect()
+        };
+        let input_blocks = blocks("input_blocks", &layout.input_blocks);
+        let output_blocks = blocks("output_blocks", &layout.output_blocks);
+        let unet = Self {
+            time_embed: [load.linear("time_embed.0"), load.linear("time_embed.2")],
+            label_emb: spec.num_classes.map(|_| load.param("label_emb.weight")),
+            input_blocks,
+            middle_block: load.block("middle_block", &layout.middle_block, spec),
+            output_blocks,
+            out_norm: load.norm("out.0"),
+            out_conv: load.convolution("out.2"),
             spec: spec.clone(),
-        }
+        };
+        load.finish();
+        unet
     }
 
     /// The architecture.
@@ -189,10 +200,10 @@ impl UNet {
     }
 }
 
-/// The values of a tensor.
+/// The values of a tensor of any floating-point type, as `f32`.
 pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    // Every tensor of this crate holds `f32`.
-    tensor.into_data().try_into_vec::<f32>().unwrap_or_default()
+    #[expect(clippy::expect_used, reason = "the line before makes it f32")]
+    tensor.into_data().convert::<f32>().try_into_vec::<f32>().expect("converted to f32")
 }
 
 /// Weights as PyTorch draws them for this network: uniform within `1 / sqrt(inputs)`, embeddings normal, and
@@ -204,7 +215,8 @@ pub fn random_model(spec: &UNetSpec, seed: u64) -> Model {
     let values = tensors.iter().enumerate().map(|(i, tensor)| {
         let mut noise = Noise::new(seed, i as u64);
         let count = tensor.shape.iter().product();
-        let (layer, kind) = tensor.name.rsplit_once('.').unwrap_or_default();
+        #[expect(clippy::expect_used, reason = "`UNetSpec::tensors` names layer and kind")]
+        let (layer, kind) = tensor.name.rsplit_once('.').expect("a layer and its weight or bias");
         let is_norm = kind == "weight" && tensor.shape.len() == 1;
         let follows_norm = kind == "bias" && i > 0 && tensors[i - 1].shape.len() == 1;
         if kind == "weight" {
@@ -231,38 +243,41 @@ pub fn random_model(spec: &UNetSpec, seed: u64) -> Model {
 }
 
 impl Loader<'_> {
-    fn norm(&mut self) -> Norm {
-        Norm { weight: self.param(), bias: self.param() }
+    fn norm(&mut self, name: &str) -> Norm {
+        Norm { weight: self.param(&format!("{name}.weight")), bias: self.param(&format!("{name}.bias")) }
     }
 
-    fn pointwise(&mut self) -> Pointwise {
-        Pointwise { weight: self.param(), bias: self.param() }
+    fn pointwise(&mut self, name: &str) -> Pointwise {
+        Pointwise { weight: self.param(&format!("{name}.weight")), bias: self.param(&format!("{name}.bias")) }
     }
 
-    fn block(&mut self, layers: &[LayerSpec], spec: &UNetSpec) -> Block {
-        Block { layers: layers.iter().map(|layer| self.layer(layer, spec)).collect() }
+    fn block(&mut self, name: &str, layers: &[LayerSpec], spec: &UNetSpec) -> Block {
+        let layer = |(j, layer)| self.layer(&format!("{name}.{j}"), layer, spec);
+        Block { layers: layers.iter().enumerate().map(layer).collect() }
     }
 
-    fn layer(&mut self, layer: &LayerSpec, spec: &UNetSpec) -> Layer {
+    fn layer(&mut self, name: &str, layer: &LayerSpec, spec: &UNetSpec) -> Layer {
+        let part = |part: &str| format!("{name}.{part}");
         match *layer {
-            LayerSpec::Conv { .. } => Layer::Conv(self.convolution()),
-            LayerSpec::Downsample { .. } => Layer::Downsample(self.convolution()),
-            LayerSpec::Upsample { .. } => Layer::Upsample(self.convolution()),
+            LayerSpec::Conv { .. } => Layer::Conv(self.convolution(name)),
+            LayerSpec::Downsample { .. } => Layer::Downsample(self.convolution(&part("op"))),
+            LayerSpec::Upsample { .. } => Layer::Upsample(self.convolution(&part("conv"))),
             LayerSpec::ResBlock { in_channels, out_channels, resample } => Layer::ResBlock(ResBlock {
-                in_norm: self.norm(),
-                in_conv: self.convolution(),
-                embed: self.linear(),
-                out_norm: self.norm(),
-                out_conv: self.convolution(),
-                skip_connection: (in_channels != out_channels).then(|| self.convolution()),
+                in_norm: self.norm(&part("in_layers.0")),
+                in_conv: self.convolution(&part("in_layers.2")),
+                embed: self.linear(&part("emb_layers.1")),
+                out_norm: self.norm(&part("out_layers.0")),
+                out_conv: self.convolution(&part("out_layers.3")),
+                skip_connection: (in_channels != out_channels)
+                    .then(|| self.convolution(&part("skip_connection"))),
                 dropout: DropoutConfig::new(spec.dropout).init(),
                 resample,
                 use_scale_shift_norm: spec.use_scale_shift_norm,
             }),
             LayerSpec::Attention { num_heads, .. } => Layer::Attention(Attention {
-                norm: self.norm(),
-                qkv: self.pointwise(),
-                proj_out: self.pointwise(),
+                norm: self.norm(&part("norm")),
+                qkv: self.pointwise(&part("qkv")),
+                proj_out: self.pointwise(&part("proj_out")),
                 num_heads,
                 use_new_attention_order: spec.use_new_attention_order,
             }),
@@ -384,4 +399,20 @@ fn downsample(x: Tensor<4>) -> Tensor<4> {
         height / 2,
         width / 2,
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::DType;
+
+    use super::*;
+
+    #[test]
+    fn values_of_any_floating_type_come_to_the_host() {
+        let values = [0.5f32, -2.0, 3.25, 0.0];
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
+            let tensor = Tensor::<1>::from_data(values, &Device::flex()).cast(dtype);
+            assert_eq!(to_host(tensor), values, "{dtype:?}");
+        }
+    }
 }

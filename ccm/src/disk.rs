@@ -16,6 +16,16 @@ pub enum DiskError {
         /// What the system says.
         source: io::Error,
     },
+    /// A folder in place of a file, or nothing in place of a folder.
+    #[error("{path}: expected {expected}, found {found}")]
+    Kind {
+        /// The file or folder.
+        path: PathBuf,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        found: &'static str,
+    },
     /// The disk cannot hold what a run will write.
     #[error("{path}: the run needs {needed} MB more of disk, {free} MB are free")]
     Full {
@@ -90,6 +100,21 @@ pub fn check(folder: &Path, needed: u64) -> Result<(), DiskError> {
         });
     }
     Ok(())
+}
+
+/// Checks that a file can be written, before the work that makes it. Leaves nothing behind.
+///
+/// # Errors
+/// A folder that is not there or cannot be written, or a folder where the file is to be.
+pub fn check_file(file: &Path) -> Result<(), DiskError> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(DiskError::Kind { path: folder.to_owned(), expected: "a folder", found: "none" });
+    }
+    if file.is_dir() {
+        return Err(DiskError::Kind { path: file.to_owned(), expected: "a file", found: "a folder" });
+    }
+    check(folder, 0)
 }
 
 /// Makes a folder, and those above it.

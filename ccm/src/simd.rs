@@ -1,4 +1,4 @@
-//! The exponential function, written so that a loop over it is vector code.
+//! Arithmetic that the CPU kernels of training and sampling share, written so that loops over it are vector code.
 
 /// `exp(x)` to two units in the last place, without a branch, so that a loop over it is vector code. Arguments
 /// are limited to ±87, where the result is near the ends of the range of `f32`.

@@ -5,8 +5,8 @@ use burn::tensor::module::conv2d;
 use burn::tensor::{Device, TensorData};
 
 use super::*;
+use crate::nn::unet::to_host;
 use crate::noise::Noise;
-use crate::train::unet::to_host;
 
 fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
     let values = Noise::new(seed, 0).normals(shape.iter().product());

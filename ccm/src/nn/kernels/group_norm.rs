@@ -7,7 +7,7 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
-use crate::sampler::cpu::exp::exp;
+use crate::simd::exp;
 
 /// Sizes of a group norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

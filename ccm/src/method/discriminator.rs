@@ -13,13 +13,13 @@ use burn::module::Module;
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::batches::Batch;
+use super::batch::Batch;
 use super::curriculum::times;
 use super::flow::path;
-use super::layers::{Convolution, Loader, parameters, zip_map};
-use super::ops::group_norm;
-use super::optimizer::{Optimizer, Schedule, gradients};
-use super::unet::{UNet, to_host};
+use crate::nn::layers::{Convolution, Loader, parameters, zip_map};
+use crate::nn::ops::group_norm;
+use crate::nn::optimizer::{Optimizer, Schedule, gradients};
+use crate::nn::unet::{UNet, to_host};
 use crate::noise::Noise;
 use crate::spec::{TensorSpec, UNetSpec};
 use crate::weights::HostTensor;
@@ -90,14 +90,20 @@ impl Heads {
         tensors
     }
 
-    /// Heads with the values of [`Heads::tensors`], in their order.
-    pub(super) fn new(tensors: &[HostTensor], device: &Device) -> Self {
-        /// Weights and biases of two layers.
-        const TENSORS_OF_HEAD: usize = 4;
-        let mut load = Loader::new(tensors, device);
-        let heads = (0..tensors.len() / TENSORS_OF_HEAD)
-            .map(|_| Head { features: load.convolution(), logits: load.convolution() });
-        Self { heads: heads.collect() }
+    /// Heads on the encoder of such a network, with the values of [`Heads::tensors`].
+    ///
+    /// # Panics
+    /// If a tensor is missing or misshapen.
+    pub(crate) fn new(spec: &UNetSpec, tensors: &[HostTensor], device: &Device) -> Self {
+        let specs = Self::tensors(spec);
+        let mut load = Loader::new(&specs, tensors, device);
+        let heads = (0..=spec.channel_mult.len()).map(|i| Head {
+            features: load.convolution(&format!("heads.{i}.features")),
+            logits: load.convolution(&format!("heads.{i}.logits")),
+        });
+        let heads = Self { heads: heads.collect() };
+        load.finish();
+        heads
     }
 
     /// Weights as PyTorch draws them: uniform within `1 / sqrt(inputs)`.
@@ -129,19 +135,20 @@ impl Heads {
 impl Discriminator {
     /// One that knows nothing yet, for the encoder of such a network.
     pub fn new(spec: &UNetSpec, seed: u64, device: &Device) -> Self {
-        let heads = Heads::new(&Heads::random(spec, seed), &device.clone().autodiff());
+        let heads = Heads::new(spec, &Heads::random(spec, seed), &device.clone().autodiff());
         Self { heads, optimizer: Optimizer::of_discriminator(), step: 0, balance: 0.0 }
     }
 
     /// One that goes on after `step` steps, from the values of [`Heads::tensors`] and the optimiser's moments.
-    pub(super) fn resumed(
+    pub(crate) fn resumed(
+        spec: &UNetSpec,
         heads: &[HostTensor],
         moments: Vec<[Tensor<1>; 2]>,
         step: u64,
         balance: f32,
         device: &Device,
     ) -> Self {
-        let heads = Heads::new(heads, &device.clone().autodiff());
+        let heads = Heads::new(spec, heads, &device.clone().autodiff());
         Self { heads, optimizer: Optimizer::of_discriminator().from_moments(moments), step, balance }
     }
 
@@ -293,8 +300,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::Config;
-    use crate::train::batches::labels_tensor;
-    use crate::train::unet::random_model;
+    use crate::method::batch::labels_tensor;
+    use crate::nn::unet::random_model;
 
     const IMAGES: usize = 4;
 

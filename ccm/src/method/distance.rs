@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::lpips::{Lpips, Trunk, normalized};
-use super::unet::UNet;
+use crate::nn::unet::UNet;
 
 /// The name of a distance in a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

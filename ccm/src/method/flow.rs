@@ -4,7 +4,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::unet::UNet;
+use crate::nn::unet::UNet;
 
 /// One number a row, `[B]`, as `[B, 1, 1, 1]`.
 fn per_image(t: &Tensor<1>) -> Tensor<4> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::flow::{euler_step, jump};
 use super::kdc::{kdc, mse};
-use super::unet::UNet;
+use crate::nn::unet::UNet;
 
 /// What carries `x_u` along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

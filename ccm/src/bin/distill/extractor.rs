@@ -1,0 +1,71 @@
+//! Feature extractors for `eval`, `features` and `claims`: opened from a file, or trained on the data.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use ccm::data::{Dataset, ImageShape, Split};
+use ccm::metrics::Extractor;
+use ccm::metrics::classifier::{Classifier, Training};
+use ccm::metrics::file::open;
+
+use crate::Failure;
+use crate::progress::counter;
+use crate::run::load_split;
+
+/// Images of either set that all figures can be computed of; density and coverage want the most.
+pub(crate) const LEAST_IMAGES: usize = 10;
+
+/// Shapes to draw where the data are `shapes`: for training a classifier, and as reference images.
+pub(crate) const SHAPES: usize = 20_000;
+
+/// Opens the extractor in the file that `--features` names, for images of this shape.
+pub(crate) fn open_extractor(
+    path: &Path,
+    shape: ImageShape,
+    device: &Device,
+) -> Result<Box<dyn Extractor>, Failure> {
+    let extractor = open(path, device).map_err(|error| format!("--features: {error}"))?;
+    match extractor.shape().filter(|found| *found != shape) {
+        Some(found) => {
+            let path = path.display();
+            Err(format!("--features: {path}: expected images of {shape}, as the model makes, found {found}")
+                .into())
+        }
+        None => Ok(extractor),
+    }
+}
+
+/// Trains a classifier on the data, to be used as an extractor.
+pub(crate) fn trained_extractor(
+    source: &str,
+    shape: ImageShape,
+    device: &Device,
+) -> Result<Box<dyn Extractor>, Failure> {
+    println!("features: none given; training a classifier on {source} (`distill features` keeps one)");
+    let load = |split| load_split(source, shape, split, SHAPES, 0);
+    let (data, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
+    let trained = train_classifier(&data, &held_out, source, &Training::default(), device);
+    Ok(Box::new(trained.map_err(|error| format!("{error}; --features takes a classifier of other data"))?))
+}
+
+/// Trains a classifier, and prints its accuracy on held-out images.
+pub(crate) fn train_classifier(
+    data: &Dataset,
+    held_out: &Dataset,
+    source: &str,
+    training: &Training,
+    device: &Device,
+) -> Result<Classifier, Failure> {
+    // The name of the data, not where they lie on this machine.
+    let name = std::path::Path::new(source).file_stem().map_or(source.into(), |name| name.to_string_lossy());
+    let bar = counter("classifier");
+    let classifier = Classifier::train(data, held_out, &name, training, device, |done, steps, loss| {
+        bar.set_length(steps as u64);
+        bar.set_position(done as u64);
+        bar.set_message(format!("loss {loss:.4}"));
+    })?;
+    bar.finish_and_clear();
+    let card = classifier.card();
+    println!("classifier: {:.2} % of {} held-out images right", 100.0 * card.accuracy, held_out.len());
+    Ok(classifier)
+}

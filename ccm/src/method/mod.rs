@@ -1,0 +1,19 @@
+//! The Curriculum Consistency Model, to be read beside PAPER.md. No files, no threads.
+//!
+//! | module | what it holds | source |
+//! |---|---|---|
+//! | [`flow`] | the straight path, the jump, Euler and multistep sampling | PAPER.md §1 |
+//! | [`coupling`] | pairs of noise and images | PAPER.md §2 |
+//! | [`kdc`] | knowledge discrepancy of the curriculum | PAPER.md §4 |
+//! | [`curriculum`] | the target of each image | PAPER.md §5 |
+//! | [`distance`], [`lpips`] | what the student minimises | PAPER.md §6 |
+//! | [`discriminator`] | the adversarial loss | PAPER.md §6 |
+
+pub mod batch;
+pub mod coupling;
+pub mod curriculum;
+pub mod discriminator;
+pub mod distance;
+pub mod flow;
+pub mod kdc;
+pub mod lpips;

@@ -1,0 +1,232 @@
+//! Layers that networks are built from, and a network's parameters as a flat list.
+//!
+//! Parameters are taken from a model by name ([`Loader`]). The fields of every struct stand in the order of PyTorch's
+//! state dict, so that the n-th parameter that Burn visits is the n-th tensor of the model; [`parameters`] checks it.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::ops::conv;
+use crate::spec::TensorSpec;
+use crate::weights::HostTensor;
+
+/// `x W^T + b`.
+#[derive(Module, Debug)]
+pub(crate) struct Linear {
+    pub(crate) weight: Param<Tensor<2>>,
+    pub(crate) bias: Param<Tensor<1>>,
+}
+
+/// A convolution, 3x3 with padding 1 or 1x1.
+#[derive(Module, Debug)]
+pub(crate) struct Convolution {
+    pub(crate) weight: Param<Tensor<4>>,
+    pub(crate) bias: Param<Tensor<1>>,
+}
+
+impl Linear {
+    pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze()
+    }
+}
+
+impl Convolution {
+    /// `[B, C, H, W] -> [B, D, H / stride, W / stride]`; `shift`, `[B, D]`, is added to every pixel.
+    pub(crate) fn forward(&self, x: Tensor<4>, shift: Option<Tensor<2>>, stride: usize) -> Tensor<4> {
+        let bias = self.bias.val().unsqueeze();
+        let bias = shift.map_or(bias.clone(), |shift| shift + bias);
+        conv(x, self.weight.val(), bias, stride)
+    }
+}
+
+/// Takes the tensors of a model by name, and numbers the parameters as the model does, so that an optimiser's state can be
+/// matched with them after a restart.
+///
+/// On a device that records gradients the parameters ask for them.
+pub(crate) struct Loader<'a> {
+    specs: &'a [TensorSpec],
+    tensors: &'a [HostTensor],
+    taken: Vec<bool>,
+    device: &'a Device,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader of `tensors`, whose names and shapes are `specs`.
+    ///
+    /// # Panics
+    /// If a tensor has another shape than its spec, or is missing.
+    pub(crate) fn new(specs: &'a [TensorSpec], tensors: &'a [HostTensor], device: &'a Device) -> Self {
+        assert_eq!(specs.len(), tensors.len(), "tensors of the network");
+        for (spec, tensor) in specs.iter().zip(tensors) {
+            assert_eq!(tensor.shape, spec.shape, "shape of tensor `{}`", spec.name);
+        }
+        Self { specs, tensors, taken: vec![false; specs.len()], device }
+    }
+
+    /// The parameter `name`.
+    ///
+    /// # Panics
+    /// If there is none of that name or rank, or it was taken before.
+    pub(crate) fn param<const D: usize>(&mut self, name: &str) -> Param<Tensor<D>> {
+        let place = self.specs.iter().position(|spec| spec.name == name);
+        let place = place.unwrap_or_else(|| panic!("the network has no tensor `{name}`"));
+        assert!(!std::mem::replace(&mut self.taken[place], true), "tensor `{name}` is taken twice");
+        let HostTensor { shape, values } = self.tensors[place].clone();
+        let value = Tensor::from_data(TensorData::new(values, shape), self.device);
+        let value = if self.device.is_autodiff() { value.require_grad() } else { value };
+        Param::initialized(id(place), value)
+    }
+
+    pub(crate) fn linear(&mut self, name: &str) -> Linear {
+        Linear { weight: self.param(&format!("{name}.weight")), bias: self.param(&format!("{name}.bias")) }
+    }
+
+    pub(crate) fn convolution(&mut self, name: &str) -> Convolution {
+        Convolution {
+            weight: self.param(&format!("{name}.weight")),
+            bias: self.param(&format!("{name}.bias")),
+        }
+    }
+
+    /// Ends the loading.
+    ///
+    /// # Panics
+    /// If a tensor was not taken.
+    pub(crate) fn finish(self) {
+        if let Some(place) = self.taken.iter().position(|taken| !taken) {
+            panic!("tensor `{}` is not part of the network", self.specs[place].name);
+        }
+    }
+}
+
+/// Burn's number of a model's n-th parameter, counted from 0.
+fn id(place: usize) -> ParamId {
+    ParamId::from(place as u64 + 1)
+}
+
+/// The parameters of a network, flat, without gradients, in the order of its model.
+///
+/// # Panics
+/// If the fields of a layer stand in another order than its tensors.
+pub(crate) fn parameters<M: Module>(network: &M) -> Vec<Tensor<1>> {
+    struct Flatten(Vec<Tensor<1>>);
+    impl ModuleVisitor for Flatten {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            assert_eq!(param.id, id(self.0.len()), "parameters in the order of the model");
+            let value = param.val().inner();
+            let count = value.shape().num_elements();
+            self.0.push(value.reshape([count]));
+        }
+    }
+    let mut flatten = Flatten(Vec::new());
+    network.visit(&mut flatten);
+    flatten.0
+}
+
+/// Replaces every parameter by `f(parameter, value)`, the values in the order of [`parameters`].
+///
+/// # Panics
+/// If there are more or fewer values than parameters.
+pub(crate) fn zip_map<M: Module>(
+    network: M,
+    values: Vec<Tensor<1>>,
+    f: impl FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>,
+) -> M {
+    struct Zip<F> {
+        values: std::vec::IntoIter<Tensor<1>>,
+        f: F,
+    }
+    impl<F: FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>> ModuleMapper for Zip<F> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let value = self.values.next().unwrap_or_else(|| panic!("a value for every parameter"));
+            let (id, parameter, mapper) = param.consume();
+            let tracked = parameter.is_require_grad();
+            let parameter = parameter.inner();
+            let shape = parameter.shape();
+            let count = shape.num_elements();
+            let changed = (self.f)(parameter.reshape([count]), value).reshape(shape);
+            let changed = if tracked { changed.autodiff().require_grad() } else { changed };
+            Param::from_mapped_value(id, changed, mapper)
+        }
+    }
+    let mut zip = Zip { values: values.into_iter(), f };
+    let network = network.map(&mut zip);
+    assert_eq!(zip.values.len(), 0, "values without a parameter");
+    network
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn specs() -> Vec<TensorSpec> {
+        let spec = |name: &str, shape: &[usize]| TensorSpec { name: name.into(), shape: shape.to_vec() };
+        vec![spec("a.weight", &[2, 3]), spec("a.bias", &[2]), spec("b.weight", &[2, 3]), spec("b.bias", &[2])]
+    }
+
+    fn tensors() -> Vec<HostTensor> {
+        let filled = |(i, spec): (usize, &TensorSpec)| {
+            HostTensor::new(spec.shape.clone(), vec![i as f32; spec.shape.iter().product()])
+        };
+        specs().iter().enumerate().map(filled).collect()
+    }
+
+    #[derive(Module, Debug)]
+    struct Two {
+        first: Linear,
+        second: Linear,
+    }
+
+    #[test]
+    fn parameters_are_found_by_name_whatever_the_order() {
+        let (specs, tensors, device) = (specs(), tensors(), Device::flex());
+        let mut load = Loader::new(&specs, &tensors, &device);
+        let (b, a) = (load.linear("b"), load.linear("a"));
+        load.finish();
+        assert_eq!(b.weight.val().into_data().to_vec::<f32>(), Ok(vec![2.0; 6]));
+        assert_eq!(parameters(&Two { first: a, second: b }).len(), 4);
+    }
+
+    #[test]
+    #[should_panic(expected = "parameters in the order of the model")]
+    fn fields_in_another_order_than_the_tensors_are_found_out() {
+        let (specs, tensors, device) = (specs(), tensors(), Device::flex());
+        let mut load = Loader::new(&specs, &tensors, &device);
+        let (b, a) = (load.linear("b"), load.linear("a"));
+        parameters(&Two { first: b, second: a });
+    }
+
+    #[test]
+    #[should_panic(expected = "shape of tensor `b.bias`")]
+    fn a_misshapen_tensor_is_named() {
+        let (specs, mut tensors, device) = (specs(), tensors(), Device::flex());
+        tensors[3] = HostTensor::new([3], vec![0.0; 3]);
+        Loader::new(&specs, &tensors, &device);
+    }
+
+    #[test]
+    #[should_panic(expected = "tensor `b.weight` is not part of the network")]
+    fn a_tensor_that_is_not_taken_is_named() {
+        let (specs, tensors, device) = (specs(), tensors(), Device::flex());
+        let mut load = Loader::new(&specs, &tensors, &device);
+        load.linear("a");
+        load.finish();
+    }
+
+    #[test]
+    #[should_panic(expected = "the network has no tensor `c.weight`")]
+    fn a_tensor_that_is_not_there_is_named() {
+        let (specs, tensors, device) = (specs(), tensors(), Device::flex());
+        Loader::new(&specs, &tensors, &device).linear("c");
+    }
+
+    #[test]
+    #[should_panic(expected = "a value for every parameter")]
+    fn a_parameter_without_a_value_is_found_out() {
+        let (specs, tensors, device) = (specs(), tensors(), Device::flex());
+        let mut load = Loader::new(&specs, &tensors, &device);
+        let network = load.linear("a");
+        let values = parameters(&network)[..1].to_vec();
+        zip_map(network, values, |_, value| value);
+    }
+}

@@ -1,0 +1,81 @@
+//! The files that a configuration names beside the images: a teacher, and the weights of LPIPS.
+
+use std::path::Path;
+
+use super::error::RunError;
+use super::folder::files;
+use crate::config::{Config, DistillConfig, LpipsFiles};
+use crate::disk;
+use crate::import::{ImportError, read_tensors};
+use crate::method::lpips::{HEAD, LpipsWeights};
+use crate::weights::{Model, WeightsError};
+
+/// The files that a configuration names beside the images, read and checked.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// The teacher (`teacher.model`).
+    pub teacher: Option<Model>,
+    /// The weights of LPIPS, one for each trunk that a distance uses.
+    pub lpips: Vec<LpipsWeights>,
+}
+
+impl Given {
+    /// Reads the teacher, and the weights of the distance.
+    ///
+    /// # Errors
+    /// A teacher that cannot be read or has another network; weights of LPIPS that cannot be used.
+    pub fn read(config: &Config) -> Result<Self, RunError> {
+        let teacher = config.teacher.model.as_ref();
+        let teacher = teacher.map(|path| read_teacher(config, Path::new(path))).transpose()?;
+        let mut given = Self { teacher, lpips: Vec::new() };
+        given.read_distance(&config.distill)?;
+        Ok(given)
+    }
+
+    /// Reads the weights of a distance, unless they are there already.
+    ///
+    /// # Errors
+    /// Weights of LPIPS that are not named or cannot be used.
+    pub fn read_distance(&mut self, config: &DistillConfig) -> Result<(), RunError> {
+        let Some(LpipsFiles { trunk, features, heads }) = config.lpips_files()? else { return Ok(()) };
+        if self.lpips.iter().any(|weights| weights.trunk() == trunk) {
+            return Ok(());
+        }
+        let weights = LpipsWeights::new(trunk, read_tensors(features)?, read_tensors(heads)?);
+        self.lpips.push(weights.map_err(|source| {
+            let of_heads = |name: &str| name.starts_with(HEAD);
+            let path = match &source {
+                WeightsError::Missing(name) | WeightsError::Shape { name, .. } if of_heads(name) => heads,
+                _ => features,
+            };
+            ImportError::Weights { path: path.into(), source }
+        })?);
+        Ok(())
+    }
+
+    /// The teacher of the run in a folder: the one given, or the one that the run has trained.
+    ///
+    /// # Errors
+    /// A run whose teacher is not trained yet, or a file with another network.
+    pub fn teacher_of_run(&mut self, config: &Config, folder: &Path) -> Result<Model, RunError> {
+        match self.teacher.take() {
+            Some(given) => Ok(given),
+            None => read_teacher(config, &folder.join(files::TEACHER)),
+        }
+    }
+}
+
+/// The teacher in a file, if it has the configuration's network.
+pub(super) fn read_teacher(config: &Config, path: &Path) -> Result<Model, RunError> {
+    let model = disk::read_model(path)?;
+    let mut network = config.network.clone();
+    if config.data.class_conditional && network.num_classes.is_none() {
+        // The data set, which may not be read yet, decides.
+        network.num_classes = model.spec.num_classes;
+    }
+    if model.spec != network {
+        let path = path.display();
+        return Err(RunError::Unsuitable(format!("{path}: its network differs from the configuration's")));
+    }
+    Ok(model)
+}
