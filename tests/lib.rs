@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use ccm::data::{Dataset, ImageShape, Split, shapes};
-use ccm::import::{read_checkpoint, spec_from_json};
+use ccm::import::{Checkpoint, spec_from_json};
 use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::{Curriculum, Mode, Scope};
 use ccm::method::discriminator::{Adversary, Discriminator};
@@ -21,7 +21,7 @@ use ccm::metrics::inception;
 use ccm::nn::optimizer::Schedule;
 use ccm::nn::unet::{UNet, random_model};
 use ccm::noise::Noise;
-use ccm::spec::{ModelCard, UNetSpec};
+use ccm::spec::{ModelCard, TensorSpec, UNetSpec};
 use ccm::train::batches::{Batches, StageKind};
 use ccm::train::distill::Distillation;
 use ccm::train::trainee::{Trainee, Workers};
@@ -53,8 +53,9 @@ pub fn configurations() -> Vec<(String, UNetSpec)> {
 
 /// The model in a checkpoint of the fixtures.
 pub fn model(file: &str, spec: &UNetSpec, key: Option<&str>) -> Model {
-    let tensors = read_checkpoint(&fixtures().join(file), key).expect("checkpoint");
-    Model::new(spec.clone(), ModelCard::default(), tensors).expect("the checkpoint fits its configuration")
+    let checkpoint = Checkpoint::open(&fixtures().join(file)).expect("checkpoint");
+    let found = checkpoint.select(&spec.tensors(), key).expect("the checkpoint fits its configuration");
+    Model::new(spec.clone(), ModelCard::default(), found.tensors).expect("tensors of the network")
 }
 
 /// A file of reference tensors.
@@ -84,8 +85,8 @@ pub fn uniform(tensor: usize, count: usize) -> impl Iterator<Item = f64> {
 /// Weights of LPIPS' trunk and heads, as `references/lpips.py` makes them.
 pub fn lpips_weights(trunk: Trunk) -> [BTreeMap<String, HostTensor>; 2] {
     let mut shapes = trunk.tensors().concat();
-    shapes.sort();
-    let tensors = shapes.into_iter().enumerate().map(|(number, (name, shape))| {
+    shapes.sort_by(|a, b| a.name.cmp(&b.name));
+    let tensors = shapes.into_iter().enumerate().map(|(number, TensorSpec { name, shape })| {
         let count: usize = shape.iter().product();
         let bound = (6.0 / (count / shape[0]) as f64).sqrt();
         let value = |u: f64| match (name.starts_with("lin"), shape.len()) {
@@ -106,8 +107,8 @@ pub fn lpips_weights(trunk: Trunk) -> [BTreeMap<String, HostTensor>; 2] {
 /// If it cannot be written.
 pub fn write_inception(path: &Path) {
     let mut shapes = inception::tensors();
-    shapes.sort();
-    let tensors = shapes.into_iter().enumerate().map(|(number, (name, shape))| {
+    shapes.sort_by(|a, b| a.name.cmp(&b.name));
+    let tensors = shapes.into_iter().enumerate().map(|(number, TensorSpec { name, shape })| {
         let count: usize = shape.iter().product();
         let bound = (6.0 / (count / shape[0]) as f64).sqrt();
         let spread = name.ends_with("bn.weight") || name.ends_with("running_var");

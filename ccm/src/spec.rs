@@ -415,12 +415,41 @@ impl TensorList<'_> {
     }
 }
 
+/// What a model was trained as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// A velocity field: many solver steps from noise to data.
+    #[default]
+    // Files of version 0.1 of imported models.
+    #[serde(alias = "imported", alias = "")]
+    Teacher,
+    /// A consistency model: one jump from noise to data, or a few with fresh noise between them.
+    Student,
+}
+
+impl Role {
+    /// The role's name in files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Teacher => "teacher",
+            Self::Student => "student",
+        }
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Where a model comes from, kept in the metadata of its file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelCard {
-    /// `teacher`, `student` or `imported`.
-    pub role: String,
+    /// What the model was trained as, which decides how it is sampled.
+    pub role: Role,
     /// The preset it was trained with, or the checkpoint it was imported from.
     pub source: String,
     /// The data it was trained on.
@@ -508,6 +537,24 @@ mod tests {
         let spec = cifar10();
         let json = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<UNetSpec>(&json).unwrap(), spec);
+    }
+
+    #[test]
+    fn roles_of_all_versions_are_read_and_others_are_refused() {
+        let role = |text: &str| serde_json::from_str::<ModelCard>(text).map(|card| card.role);
+        for (text, expected) in [
+            (r#"{"role": "teacher"}"#, Role::Teacher),
+            (r#"{"role": "student"}"#, Role::Student),
+            (r#"{"role": "imported"}"#, Role::Teacher),
+            (r#"{"role": ""}"#, Role::Teacher),
+            ("{}", Role::Teacher),
+        ] {
+            assert_eq!(role(text).unwrap(), expected, "{text}");
+        }
+        let error = role(r#"{"role": "judge"}"#).unwrap_err().to_string();
+        assert!(error.contains("`judge`") && error.contains("`student`"), "{error}");
+        let card = ModelCard { role: Role::Student, ..ModelCard::default() };
+        assert!(serde_json::to_string(&card).unwrap().contains(r#""role":"student""#));
     }
 
     #[test]

@@ -130,11 +130,11 @@ impl TensorFile {
     }
 
     /// Writes a safetensors file; the same contents always give the same bytes.
+    ///
+    /// # Panics
+    /// If a tensor has more or fewer values than its shape says.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let stored = self.tensors.iter().map(|(name, tensor)| {
-            let bytes = bytemuck::cast_slice(&tensor.values).to_vec();
-            Stored { name: name.clone(), kind: Dtype::F32, shape: tensor.shape.clone(), bytes }
-        });
+        let stored = self.tensors.iter().map(|(name, tensor)| StoredTensor::f32(name.clone(), tensor));
         serialize(&stored.collect::<Vec<_>>(), &self.description)
     }
 
@@ -158,6 +158,7 @@ fn host_tensor(name: &str, entry: Entry) -> Result<HostTensor, WeightsError> {
         "BF16" => read(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
         "F64" => read(bytes, |b| f64::from_le_bytes(b) as f32),
         "I64" => read(bytes, |b| i64::from_le_bytes(b) as f32),
+        "U64" => read(bytes, |b| u64::from_le_bytes(b) as f32),
         "I32" => read(bytes, |b| i32::from_le_bytes(b) as f32),
         "U8" => read(bytes, |[b]: [u8; 1]| f32::from(b)),
         "I8" => read(bytes, |b| f32::from(i8::from_le_bytes(b))),
@@ -167,50 +168,76 @@ fn host_tensor(name: &str, entry: Entry) -> Result<HostTensor, WeightsError> {
 }
 
 /// A tensor as it stands in a file.
-struct Stored {
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredTensor {
     name: String,
     kind: Dtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
-fn serialize(tensors: &[Stored], description: &str) -> Vec<u8> {
-    let views = tensors.iter().filter_map(|tensor| {
-        let view = TensorView::new(tensor.kind, tensor.shape.clone(), &tensor.bytes).ok()?;
-        Some((tensor.name.as_str(), view))
+impl StoredTensor {
+    /// Single precision.
+    pub fn f32(name: impl Into<String>, tensor: &HostTensor) -> Self {
+        let bytes = bytemuck::cast_slice(&tensor.values).to_vec();
+        Self { name: name.into(), kind: Dtype::F32, shape: tensor.shape.clone(), bytes }
+    }
+
+    /// A vector of signed integers.
+    pub fn i64(name: impl Into<String>, values: &[i64]) -> Self {
+        let (shape, bytes) = (vec![values.len()], bytemuck::cast_slice(values).to_vec());
+        Self { name: name.into(), kind: Dtype::I64, shape, bytes }
+    }
+
+    /// A vector of unsigned integers.
+    pub fn u64(name: impl Into<String>, values: &[u64]) -> Self {
+        let (shape, bytes) = (vec![values.len()], bytemuck::cast_slice(values).to_vec());
+        Self { name: name.into(), kind: Dtype::U64, shape, bytes }
+    }
+}
+
+/// Writes a safetensors file of tensors of any kind, with `description` under the metadata key `ccm` unless it is empty.
+///
+/// # Panics
+/// If a tensor has more or fewer values than its shape says.
+pub fn serialize(tensors: &[StoredTensor], description: &str) -> Vec<u8> {
+    let views = tensors.iter().map(|tensor| {
+        let view = TensorView::new(tensor.kind, tensor.shape.clone(), &tensor.bytes)
+            .unwrap_or_else(|error| panic!("tensor `{}`: values of its shape: {error}", tensor.name));
+        (tensor.name.as_str(), view)
     });
     let metadata =
         (!description.is_empty()).then(|| HashMap::from([(METADATA_KEY.to_owned(), description.to_owned())]));
-    safetensors::serialize(views, metadata).unwrap_or_default()
+    #[expect(
+        clippy::expect_used,
+        reason = "the views are checked, and a header of names and numbers is JSON"
+    )]
+    safetensors::serialize(views, metadata).expect("tensors that fit their shapes")
 }
 
 /// A tensor in the given precision; as bytes it is followed by its scales.
-fn store(name: String, tensor: &HostTensor, precision: Precision) -> Vec<Stored> {
+fn store(name: String, tensor: &HostTensor, precision: Precision) -> Vec<StoredTensor> {
     let HostTensor { shape, values } = tensor;
-    let rows = shape[0].max(1);
-    let stored = |kind, bytes| Stored { name: name.clone(), kind, shape: shape.clone(), bytes };
+    let stored = |kind, bytes| StoredTensor { name: name.clone(), kind, shape: shape.clone(), bytes };
     match precision {
         Precision::F16 if shape.len() > 1 => {
             let bytes = values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes());
             vec![stored(Dtype::F16, bytes.collect())]
         }
         Precision::Q8 if shape.len() > 1 => {
-            let rows_of_values = || values.chunks_exact(values.len() / rows);
+            let rows = shape[0];
+            let rows_of_values = || values.chunks_exact((values.len() / rows.max(1)).max(1));
             let scale = |row: &[f32]| row.iter().fold(0f32, |most, value| most.max(value.abs())) / 127.0;
             let scales: Vec<f32> = rows_of_values().map(scale).collect();
             let byte = |value: f32, scale: f32| if scale > 0.0 { (value / scale).round() as i8 } else { 0 };
             let bytes = rows_of_values()
                 .zip(&scales)
                 .flat_map(|(row, &scale)| row.iter().map(move |&value| byte(value, scale) as u8));
-            let scales = Stored {
-                name: name.clone() + SCALE_SUFFIX,
-                kind: Dtype::F32,
-                shape: vec![rows],
-                bytes: bytemuck::cast_slice(&scales).to_vec(),
-            };
-            vec![stored(Dtype::I8, bytes.collect()), scales]
+            let bytes = stored(Dtype::I8, bytes.collect());
+            let scales = HostTensor { shape: vec![rows], values: scales };
+            vec![bytes, StoredTensor::f32(name.clone() + SCALE_SUFFIX, &scales)]
         }
-        _ => vec![stored(Dtype::F32, bytemuck::cast_slice(values).to_vec())],
+        _ => vec![StoredTensor::f32(name, tensor)],
     }
 }
 
@@ -300,18 +327,24 @@ impl Model {
     }
 
     /// Writes a model file in its precision; the same model always gives the same bytes.
+    ///
+    /// # Panics
+    /// If the tensors are not those of the spec, which [`Model::new`] checks.
     pub fn to_bytes(&self) -> Vec<u8> {
         let Self { spec, card, precision, tensors } = self;
+        assert_eq!(tensors.len(), spec.tensors().len(), "tensors of the network");
         let description = Description { spec: spec.clone(), card: card.clone(), precision: *precision };
         let names = spec.tensors().into_iter().map(|tensor| tensor.name);
         let stored = names.zip(tensors).flat_map(|(name, tensor)| store(name, tensor, *precision));
-        serialize(&stored.collect::<Vec<_>>(), &serde_json::to_string(&description).unwrap_or_default())
+        #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
+        let description = serde_json::to_string(&description).expect("a description has string keys only");
+        serialize(&stored.collect::<Vec<_>>(), &description)
     }
 
     /// The model rounded to a precision, as its file will hold it.
     ///
     /// # Errors
-    /// None in practice: what is written here is read here.
+    /// A spec that is out of range, which [`Model::new`] refuses as well.
     pub fn rounded(mut self, precision: Precision) -> Result<Self, WeightsError> {
         self.precision = precision;
         Self::from_bytes(&self.to_bytes())
@@ -336,6 +369,40 @@ mod tests {
         let bytes = file().to_bytes();
         assert_eq!(TensorFile::from_bytes(&bytes).unwrap(), file());
         assert_eq!(bytes, file().to_bytes());
+    }
+
+    #[test]
+    #[should_panic(expected = "tensor `a`: values of its shape")]
+    fn a_tensor_that_does_not_fit_its_shape_is_not_left_out() {
+        let mut file = file();
+        file.tensors.insert("a".into(), HostTensor { shape: vec![2, 3], values: vec![1.0; 5] });
+        file.to_bytes();
+    }
+
+    #[test]
+    fn integers_are_written_as_integers() {
+        let tensors = [StoredTensor::i64("label", &[-1, 3]), StoredTensor::u64("seed", &[u64::MAX, 0])];
+        let bytes = serialize(&tensors, "");
+        let found = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let view = |name| found.tensor(name).unwrap();
+        assert_eq!((view("label").dtype(), view("label").shape()), (Dtype::I64, &[2][..]));
+        assert_eq!(view("label").data(), [-1i64, 3].map(i64::to_le_bytes).concat());
+        assert_eq!(
+            (view("seed").dtype(), view("seed").data()),
+            (Dtype::U64, &[u64::MAX, 0].map(u64::to_le_bytes).concat()[..])
+        );
+        assert_eq!(TensorFile::from_bytes(&bytes).unwrap().tensors["label"].values, [-1.0, 3.0]);
+    }
+
+    #[test]
+    fn scalars_and_empty_tensors_are_stored_in_every_precision() {
+        for (shape, values) in [(vec![], vec![2.5]), (vec![3, 0], vec![]), (vec![0, 3], vec![])] {
+            let tensor = HostTensor::new(shape, values);
+            for precision in [Precision::F32, Precision::F16, Precision::Q8] {
+                let bytes = serialize(&store("a".into(), &tensor, precision), "");
+                assert_eq!(TensorFile::from_bytes(&bytes).unwrap().tensors["a"], tensor, "{precision}");
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use ccm::nn::unet::UNet;
 use ccm::sampler::rounding::round;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Backend, Sampler};
-use ccm::spec::UNetSpec;
+use ccm::spec::{Role, UNetSpec};
 use ccm::train::samples::sample;
 use ccm::weights::{HostTensor, Model, Precision};
 use ccm_tests::{configurations, lively_model, model, relative_error, tensors};
@@ -71,9 +71,9 @@ fn specs() -> Vec<UNetSpec> {
 fn every_option_gives_the_picture_that_training_sees() {
     for spec in specs() {
         spec.validate().unwrap();
-        for role in ["student", "teacher"] {
+        for role in [Role::Student, Role::Teacher] {
             let mut model = lively_model(&spec);
-            model.card.role = role.into();
+            model.card.role = role;
             let labels: Vec<u32> = (0..5).map(|i| i % spec.num_classes.unwrap_or(1) as u32).collect();
             let request = Request::from_seeds(&spec, 7, &labels, 5);
             let unet = UNet::new(&model, &Device::flex());
@@ -93,7 +93,7 @@ fn every_option_gives_the_picture_that_training_sees() {
 fn a_rounded_model_is_smaller_and_says_how_far_off_it_is() {
     let spec = specs().remove(0);
     let mut model = lively_model(&spec);
-    model.card.role = "student".into();
+    model.card.role = Role::Student;
     let size = model.to_bytes().len();
     for (precision, share, most) in [(Precision::F16, 0.52, 2.0), (Precision::Q8, 0.3, 20.0)] {
         let rounded = block_on(round(model.clone(), precision, Backend::Cpu)).unwrap();

@@ -65,7 +65,7 @@ impl Engine {
         set("channels", (spec.in_channels as f64).into())?;
         set("numClasses", spec.num_classes.map_or(JsValue::NULL, |count| (count as f64).into()))?;
         set("classes", card.classes.iter().map(JsValue::from).collect::<Array>().into())?;
-        set("role", card.role.as_str().into())?;
+        set("role", card.role.name().into())?;
         set("source", card.source.as_str().into())?;
         set("data", card.data.as_str().into())?;
         Ok(description.into())

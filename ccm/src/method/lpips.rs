@@ -13,13 +13,11 @@ use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::nn::ops::conv;
+use crate::spec::TensorSpec;
 use crate::weights::{HostTensor, WeightsError};
 
 /// Rows and columns that images are brought to (PAPER.md §6).
 pub const SIDE: usize = 224;
-
-/// What the names of the heads' tensors begin with.
-pub const HEAD: &str = "lin";
 
 /// What the trunk sees is `(image - SHIFT) / SCALE`, channel by channel.
 const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
@@ -85,20 +83,22 @@ impl Trunk {
     }
 
     /// Names and shapes of the tensors of torchvision's file that are read, and of the heads of `lpips`.
-    pub fn tensors(self) -> [Vec<(String, Vec<usize>)>; 2] {
+    pub fn tensors(self) -> [Vec<TensorSpec>; 2] {
         let (mut trunk, mut heads) = (Vec::new(), Vec::new());
+        let spec = |name: String, shape: &[usize]| TensorSpec { name, shape: shape.to_vec() };
         // torchvision counts convolution, ReLU and pool.
         let (mut number, mut inputs) = (0, 3);
         for layer in self.layers() {
             match layer {
                 Layer::Convolution { outputs, kernel, .. } => {
-                    trunk.push((format!("features.{number}.weight"), vec![outputs, inputs, kernel, kernel]));
-                    trunk.push((format!("features.{number}.bias"), vec![outputs]));
+                    let weight = [outputs, inputs, kernel, kernel];
+                    trunk.push(spec(format!("features.{number}.weight"), &weight));
+                    trunk.push(spec(format!("features.{number}.bias"), &[outputs]));
                     (number, inputs) = (number + 2, outputs);
                 }
                 Layer::Pool(_) => number += 1,
                 Layer::Tap => {
-                    heads.push((format!("{HEAD}{}.model.1.weight", heads.len()), vec![1, inputs, 1, 1]))
+                    heads.push(spec(format!("lin{}.model.1.weight", heads.len()), &[1, inputs, 1, 1]));
                 }
             }
         }
@@ -127,10 +127,10 @@ impl LpipsWeights {
         mut heads: BTreeMap<String, HostTensor>,
     ) -> Result<Self, WeightsError> {
         let [of_trunk, of_heads] = trunk.tensors();
-        let take = |named: &mut BTreeMap<String, HostTensor>, (name, expected): &(String, Vec<usize>)| {
+        let take = |named: &mut BTreeMap<String, HostTensor>, TensorSpec { name, shape }: &TensorSpec| {
             let tensor = named.remove(name).ok_or(WeightsError::Missing(name.clone()))?;
-            if tensor.shape != *expected {
-                let (name, expected) = (name.clone(), expected.clone());
+            if tensor.shape != *shape {
+                let (name, expected) = (name.clone(), shape.clone());
                 return Err(WeightsError::Shape { name, expected, found: tensor.shape });
             }
             Ok(tensor)

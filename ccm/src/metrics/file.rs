@@ -1,6 +1,5 @@
-//! Extractors in files.
+//! Feature extractors in files.
 
-use std::fmt::Display;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -8,29 +7,23 @@ use burn::tensor::Device;
 use super::MetricsError;
 use super::classifier::Classifier;
 use super::extractor::Extractor;
-use super::inception::Inception;
+use super::inception::{self, Inception};
 use crate::disk;
-use crate::import::read_checkpoint;
-use crate::weights::TensorFile;
+use crate::import::Checkpoint;
 
-/// The extractor in a file: a classifier of `distill features`, or the network of the FID as `.safetensors` or as the
-/// checkpoint of PyTorch that pytorch-fid and torchmetrics publish.
+/// Opens the extractor in a file: a classifier of `distill features`, or the network of the FID as PyTorch's checkpoint,
+/// which pytorch-fid and torchmetrics publish, or as safetensors.
 ///
 /// # Errors
 /// A file that cannot be read, or holds neither, by its name.
 pub fn open(path: &Path, device: &Device) -> Result<Box<dyn Extractor>, MetricsError> {
-    let unreadable = |error: &dyn Display| MetricsError::File(error.to_string());
-    let fault = |error: &dyn Display| MetricsError::File(format!("{}: {error}", path.display()));
-    let inception = |tensors| Inception::new(tensors, device).map_err(|error| fault(&error));
-    if path.extension().is_none_or(|extension| extension != "safetensors") {
-        let tensors = read_checkpoint(path, None).map_err(|error| unreadable(&error))?;
-        return Ok(Box::new(inception(tensors)?));
+    let unreadable = |error: &dyn std::fmt::Display| MetricsError::File(error.to_string());
+    let fault = |error: MetricsError| MetricsError::File(format!("{}: {error}", path.display()));
+    let checkpoint = Checkpoint::open(path).map_err(|error| unreadable(&error))?;
+    if checkpoint.description.is_empty() {
+        let found = checkpoint.select_part(&inception::tensors()).map_err(|error| unreadable(&error))?;
+        return Ok(Box::new(Inception::new(found.tensors, device).map_err(fault)?));
     }
     let bytes = disk::read(path).map_err(|error| unreadable(&error))?;
-    let file = TensorFile::from_bytes(&bytes).map_err(|error| fault(&error))?;
-    if file.description.is_empty() {
-        Ok(Box::new(inception(file.tensors)?))
-    } else {
-        Ok(Box::new(Classifier::from_file(file, device).map_err(|error| fault(&error))?))
-    }
+    Ok(Box::new(Classifier::from_bytes(&bytes, device).map_err(fault)?))
 }

@@ -16,6 +16,7 @@ use super::MetricsError;
 use super::extractor::{Extractor, Seen, fingerprint};
 use crate::data::ImageShape;
 use crate::nn::unet::to_host;
+use crate::spec::TensorSpec;
 use crate::weights::HostTensor;
 
 /// Rows and columns of the images that it sees.
@@ -121,15 +122,16 @@ fn layers() -> Vec<Layer> {
 }
 
 /// Names and shapes of the tensors that it takes from a file; others are not read.
-pub fn tensors() -> Vec<(String, Vec<usize>)> {
+pub fn tensors() -> Vec<TensorSpec> {
     let mut tensors = Vec::new();
+    let mut push = |name, shape: &[usize]| tensors.push(TensorSpec { name, shape: shape.to_vec() });
     for Layer { name, shape, .. } in layers() {
-        tensors.push((format!("{name}.conv.weight"), shape.to_vec()));
+        push(format!("{name}.conv.weight"), &shape);
         for vector in ["weight", "bias", "running_mean", "running_var"] {
-            tensors.push((format!("{name}.bn.{vector}"), shape[..1].to_vec()));
+            push(format!("{name}.bn.{vector}"), &shape[..1]);
         }
     }
-    tensors.push(("fc.weight".into(), vec![CLASSES, WIDTH]));
+    push("fc.weight".into(), &[CLASSES, WIDTH]);
     tensors
 }
 
@@ -153,7 +155,7 @@ impl Inception {
     /// # Errors
     /// A tensor that is missing or of another shape, by name.
     pub fn new(mut named: BTreeMap<String, HostTensor>, device: &Device) -> Result<Self, MetricsError> {
-        for (name, expected) in tensors() {
+        for TensorSpec { name, shape: expected } in tensors() {
             match named.get(&name) {
                 None => return Err(MetricsError::File(format!("tensor `{name}` is missing"))),
                 Some(HostTensor { shape, .. }) if *shape != expected => {
@@ -163,7 +165,7 @@ impl Inception {
                 Some(_) => {}
             }
         }
-        let fingerprint = fingerprint(tensors().iter().map(|(name, _)| &named[name].values));
+        let fingerprint = fingerprint(tensors().iter().map(|tensor| &named[&tensor.name].values));
         #[expect(clippy::expect_used, reason = "checked above")]
         let mut take = |name: String| named.remove(&name).expect("a tensor of `tensors`, once").values;
         let mut convolutions = BTreeMap::new();

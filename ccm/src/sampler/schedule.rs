@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{BLOCK, Plan};
 use crate::noise::{Noise, image_noise};
-use crate::spec::{ModelCard, UNetSpec};
+use crate::spec::{ModelCard, Role, UNetSpec};
 
 /// How a network is sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +34,12 @@ pub struct Step {
 }
 
 impl Solver {
-    /// Jumps for a student, Euler steps for everything else.
+    /// Jumps for a student, Euler steps for a teacher.
     pub fn of(card: &ModelCard) -> Self {
-        if card.role == "student" { Self::Jumps } else { Self::Euler }
+        match card.role {
+            Role::Teacher => Self::Euler,
+            Role::Student => Self::Jumps,
+        }
     }
 
     /// Evaluations that give a good image: one jump, or fifty Euler steps.

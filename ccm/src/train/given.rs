@@ -6,9 +6,10 @@ use super::error::RunError;
 use super::folder::files;
 use crate::config::{Config, DistillConfig, LpipsFiles};
 use crate::disk;
-use crate::import::{ImportError, read_tensors};
-use crate::method::lpips::{HEAD, LpipsWeights};
-use crate::weights::{Model, WeightsError};
+use crate::import::{Checkpoint, ImportError};
+use crate::method::lpips::LpipsWeights;
+use crate::spec::TensorSpec;
+use crate::weights::Model;
 
 /// The files that a configuration names beside the images, read and checked.
 #[derive(Debug, Default)]
@@ -41,15 +42,12 @@ impl Given {
         if self.lpips.iter().any(|weights| weights.trunk() == trunk) {
             return Ok(());
         }
-        let weights = LpipsWeights::new(trunk, read_tensors(features)?, read_tensors(heads)?);
-        self.lpips.push(weights.map_err(|source| {
-            let of_heads = |name: &str| name.starts_with(HEAD);
-            let path = match &source {
-                WeightsError::Missing(name) | WeightsError::Shape { name, .. } if of_heads(name) => heads,
-                _ => features,
-            };
-            ImportError::Weights { path: path.into(), source }
-        })?);
+        let [of_trunk, of_heads] = trunk.tensors();
+        let read = |path, tensors: &[TensorSpec]| Ok(Checkpoint::open(path)?.select_part(tensors)?.tensors);
+        let read: &dyn Fn(&Path, &[TensorSpec]) -> Result<_, ImportError> = &read;
+        let (of_trunk, of_heads) = (read(features, &of_trunk)?, read(heads, &of_heads)?);
+        let fault = |source| ImportError::Weights { path: features.into(), source };
+        self.lpips.push(LpipsWeights::new(trunk, of_trunk, of_heads).map_err(fault)?);
         Ok(())
     }
 

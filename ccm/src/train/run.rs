@@ -31,7 +31,7 @@ use crate::nn::optimizer::Schedule;
 use crate::nn::unet::{UNet, random_model};
 use crate::report::Curves;
 use crate::sampler::schedule::Solver;
-use crate::spec::ModelCard;
+use crate::spec::{ModelCard, Role};
 use crate::weights::Model;
 
 /// Whoever watches a run: draws the bars, and may ask it to stop.
@@ -206,7 +206,7 @@ impl Run {
         if outcome == Outcome::Interrupted {
             return Ok(None);
         }
-        let model = self.finished("teacher", &teacher, config.batch);
+        let model = self.finished(Role::Teacher, &teacher, config.batch);
         disk::write(&path, &model.to_bytes())?;
         watch.note(&format!("teacher: {}", path.display()));
         Ok(Some(model))
@@ -226,7 +226,7 @@ impl Run {
         let steps = (config.steps, config.batch);
         let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
         if outcome == Outcome::Finished {
-            let model = self.finished("student", &distillation, config.batch);
+            let model = self.finished(Role::Student, &distillation, config.batch);
             disk::write(&path, &model.to_bytes())?;
             watch.note(&format!("student: {}", path.display()));
         }
@@ -319,13 +319,13 @@ impl Run {
         Ok(checkpoint::resume(&folder, stage, &self.config.network, &self.device, note)?)
     }
 
-    pub(super) fn finished(&self, role: &str, stage: &dyn Stage, batch: usize) -> Model {
+    pub(super) fn finished(&self, role: Role, stage: &dyn Stage, batch: usize) -> Model {
         let trainee = stage.trainee();
         let ema = stage.sampled();
         // The name of the data without its path, which is private to this machine.
         let data = self.config.data.source.as_deref().and_then(|source| Path::new(source).file_stem());
         ema.unet.to_model(ModelCard {
-            role: role.into(),
+            role,
             source: self.config.run.name.clone(),
             data: data.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
             classes: if self.config.data.class_conditional {

@@ -5,6 +5,7 @@ use super::distill::Distillation;
 use super::error::RunError;
 use super::run::Run;
 use super::trainee::Stage;
+use crate::spec::Role;
 use crate::weights::Model;
 
 /// A student that has had its share.
@@ -52,7 +53,7 @@ impl Run {
             self.stretch(&mut distillation, steps.ceil() as u64);
         }
         Ok(Trial {
-            student: self.finished("student", &distillation, self.config.distill.batch),
+            student: self.finished(Role::Student, &distillation, self.config.distill.batch),
             steps: distillation.trainee().step,
             evaluations: spent,
         })

@@ -12,6 +12,7 @@ use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Collection, Extractor, Figures, Gaussian};
 use ccm::sampler::Sampler;
 use ccm::sampler::schedule::Solver;
+use ccm::spec::Role;
 use serde::Serialize;
 
 use crate::Failure;
@@ -80,7 +81,7 @@ impl From<Part> for Split {
 #[derive(Serialize)]
 struct Report<'a> {
     model: String,
-    role: &'a str,
+    role: Role,
     steps: usize,
     seed: u64,
     reference: &'a str,
@@ -101,8 +102,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let model = read_model(&arguments.model)?;
     let spec = &model.spec;
     let shape = ImageShape::of(spec);
-    let (role, steps) =
-        (model.card.role.clone(), arguments.steps.unwrap_or(Solver::of(&model.card).usual_steps()));
+    let role = model.card.role;
+    let steps = arguments.steps.unwrap_or(Solver::of(&model.card).usual_steps());
     for (flag, value, least, most) in
         [("--steps", steps, 1, 10_000), ("--count", arguments.count, LEAST_IMAGES, 1_000_000)]
     {
@@ -165,7 +166,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         let model = arguments.model.display().to_string();
         let report = Report {
             model,
-            role: &role,
+            role,
             steps,
             seed: arguments.seed,
             reference: &source,

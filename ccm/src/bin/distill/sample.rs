@@ -1,6 +1,5 @@
 //! `distill sample`: images from a model.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -9,7 +8,7 @@ use ccm::sampler::image::grid;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Api, Backend, Sampler};
 use ccm::spec::UNetSpec;
-use ccm::weights::{HostTensor, TensorFile};
+use ccm::weights::{HostTensor, StoredTensor, TensorFile, serialize};
 
 use crate::Failure;
 use crate::device::Choice;
@@ -34,7 +33,8 @@ pub(crate) struct Arguments {
     /// Take the noise from tensor `x` (and the labels from `label`) of a safetensors file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "count", "label"])]
     noise: Option<PathBuf>,
-    /// Picture of a grid (.png), or the images as tensor `images` (.safetensors)
+    /// Picture of a grid (.png), or tensors (.safetensors): `images`, the `label` of each where there are classes, and its
+    /// `seed` unless the noise comes from a file
     #[arg(long, value_name = "FILE.png|FILE.safetensors")]
     out: PathBuf,
     /// Images in a row of the grid; by default about as many as rows
@@ -95,9 +95,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let count = images.len() / spec.image_len();
     let dims = [spec.in_channels, spec.height, spec.width];
     let file = if as_tensor {
-        let tensor = HostTensor::new([count, dims[0], dims[1], dims[2]], images);
-        let tensors = BTreeMap::from([("images".to_owned(), tensor)]);
-        TensorFile { tensors, description: String::new() }.to_bytes()
+        let images = HostTensor::new([count, dims[0], dims[1], dims[2]], images);
+        let mut tensors = vec![StoredTensor::f32("images", &images)];
+        if spec.num_classes.is_some() {
+            let labels: Vec<i64> = request.labels.iter().map(|&label| label.into()).collect();
+            tensors.push(StoredTensor::i64("label", &labels));
+        }
+        if arguments.noise.is_none() {
+            let seeds: Vec<u64> = (0..count as u64).map(|i| arguments.seed.wrapping_add(i)).collect();
+            tensors.push(StoredTensor::u64("seed", &seeds));
+        }
+        serialize(&tensors, "")
     } else {
         let columns = arguments.columns.unwrap_or((count as f64).sqrt().ceil() as usize);
         grid(&images, dims, columns).to_png()?
@@ -105,13 +113,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     disk::write(&arguments.out, &file)?;
     let info = sampler.info();
     println!(
-        "{}: {count} images, {steps} evaluations each, {:.1} ms an image on {} ({})",
+        "{}: {}, {} each, {:.1} ms an image on {} ({})",
         arguments.out.display(),
+        counted(count, "image"),
+        counted(steps, "evaluation"),
         seconds * 1e3 / count.max(1) as f64,
         info.adapter,
         info.backend
     );
     Ok(())
+}
+
+/// `1 image`, `2 images`.
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 fn labels(arguments: &Arguments, spec: &UNetSpec, classes: &[String]) -> Result<Vec<u32>, Failure> {

@@ -1,0 +1,137 @@
+//! The tensors of a file: PyTorch's formats, read as they are asked for, or safetensors.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use burn_store::pytorch::PytorchReader;
+use burn_store::pytorch_reader::{DType, Tensor};
+
+use super::ImportError;
+use super::format::{Format, HEAD, format};
+use crate::disk::{self, DiskError};
+use crate::weights::{HostTensor, TensorFile};
+
+/// How many times the size of its file a checkpoint's tensors may be: tied weights are stored once.
+const MOST_SHARING: u64 = 4;
+
+/// A file of named tensors. Names in nested dictionaries are joined by dots.
+pub struct Checkpoint {
+    pub(super) path: PathBuf,
+    pub(super) tensors: BTreeMap<String, Stored>,
+    /// JSON under the metadata key `ccm` of a safetensors file of this program; empty in other files.
+    pub description: String,
+    bytes: u64,
+}
+
+/// A tensor of a file.
+pub(super) enum Stored {
+    /// Of a PyTorch checkpoint, not read yet.
+    PyTorch(Box<Tensor>),
+    /// Of a safetensors file.
+    Read(HostTensor),
+}
+
+impl Stored {
+    pub(super) fn shape(&self) -> &[usize] {
+        match self {
+            Self::PyTorch(tensor) => tensor.shape(),
+            Self::Read(tensor) => &tensor.shape,
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Opens a PyTorch checkpoint or a safetensors file. Tensors of whole numbers in a PyTorch checkpoint, such as counters,
+    /// are left out.
+    ///
+    /// # Errors
+    /// A file that is missing, cut short, or of another format.
+    pub fn open(path: &Path) -> Result<Self, ImportError> {
+        let unreadable = |source| ImportError::Disk(DiskError::of(path)(source));
+        let file = File::open(path).map_err(unreadable)?;
+        let bytes = file.metadata().map_err(unreadable)?.len();
+        let mut head = Vec::new();
+        file.take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
+        let format =
+            format(&head, bytes).map_err(|found| ImportError::Format { path: path.into(), found })?;
+        let (tensors, description) = match format {
+            Format::PyTorch => {
+                let reader = PytorchReader::new(path).map_err(|source| ImportError::Checkpoint {
+                    path: path.into(),
+                    source: Box::new(source),
+                })?;
+                let floats = reader.into_tensors().into_iter().filter(|(_, tensor)| is_float(tensor.dtype()));
+                (
+                    floats.map(|(name, tensor)| (name, Stored::PyTorch(Box::new(tensor)))).collect(),
+                    String::new(),
+                )
+            }
+            Format::Safetensors => {
+                let file = TensorFile::from_bytes(&disk::read(path)?)
+                    .map_err(|source| ImportError::Weights { path: path.into(), source })?;
+                let read = file.tensors.into_iter().map(|(name, tensor)| (name, Stored::Read(tensor)));
+                (read.collect(), file.description)
+            }
+        };
+        Ok(Self { path: path.into(), tensors, description, bytes })
+    }
+
+    /// Number of rows of the first tensor whose name is `name` behind any prefix.
+    pub fn rows(&self, name: &str) -> Option<usize> {
+        let found = self.tensors.iter().find(|(found, _)| {
+            found.strip_suffix(name).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+        });
+        found.and_then(|(_, tensor)| tensor.shape().first().copied())
+    }
+
+    /// Takes tensors out and reads them.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read; tensors that would take far more memory than the file has bytes.
+    pub(super) fn read(&mut self, names: &[String]) -> Result<Vec<HostTensor>, ImportError> {
+        let path = self.path.clone();
+        let fault =
+            |name: &str, reason| ImportError::Tensor { path: path.clone(), name: name.into(), reason };
+        // Tensors may share what is stored, and a view may repeat one number without end.
+        let mut taken = 0u64;
+        for name in names {
+            if let Some(Stored::PyTorch(tensor)) = self.tensors.get(name) {
+                taken = taken.saturating_add(tensor.byte_len() as u64);
+                if taken > MOST_SHARING.saturating_mul(self.bytes) {
+                    let (shape, bytes, stored) = (tensor.shape(), tensor.byte_len(), self.bytes);
+                    let reason = format!(
+                        "shape {shape:?} takes {bytes} bytes, more than a file of {stored} bytes stores"
+                    );
+                    return Err(fault(name, reason));
+                }
+            }
+        }
+        let read = names.iter().map(|name| match self.tensors.remove(name) {
+            Some(Stored::Read(tensor)) => Ok(tensor),
+            Some(Stored::PyTorch(tensor)) => host_tensor(&tensor).map_err(|reason| fault(name, reason)),
+            None => Err(fault(name, "expected once, found twice or not at all".into())),
+        });
+        read.collect()
+    }
+}
+
+fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
+}
+
+fn host_tensor(tensor: &Tensor) -> Result<HostTensor, String> {
+    fn read<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
+    }
+    let values: fn(&[u8]) -> Vec<f32> = match tensor.dtype() {
+        DType::F32 => |bytes| read(bytes, f32::from_ne_bytes),
+        DType::F16 => |bytes| read(bytes, |b| half::f16::from_ne_bytes(b).to_f32()),
+        DType::BF16 => |bytes| read(bytes, |b| half::bf16::from_ne_bytes(b).to_f32()),
+        DType::F64 => |bytes| read(bytes, |b| f64::from_ne_bytes(b) as f32),
+        other => return Err(format!("expected floating-point values, found {other:?}")),
+    };
+    let bytes = tensor.read().map_err(|error| error.to_string())?;
+    Ok(HostTensor { shape: tensor.shape().to_vec(), values: values(&bytes) })
+}
