@@ -3,7 +3,7 @@
 
 use ccm_shaders::Tile;
 
-use super::condition::Conditioner;
+use super::condition::{Conditioner, Linear};
 use super::plan::{
     Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector,
 };
@@ -11,9 +11,14 @@ use super::schedule::{Step, Work};
 use super::{cpu, gpu};
 use crate::noise::Noise;
 use crate::spec::UNetSpec;
-use crate::weights::Precision;
+use crate::weights::{HostTensor, Precision};
 
-/// A plan in the making: random weights, every map in a buffer of its own.
+/// A layer for the conditioner of a plan whose rows of conditions are empty.
+fn no_layer() -> Linear {
+    Linear { weight: HostTensor::new(vec![0, 0], Vec::new()), bias: Vec::new() }
+}
+
+/// A plan under construction, with random weights and every map in a buffer of its own.
 struct Sketch {
     plan: Plan,
     noise: Noise,
@@ -34,7 +39,7 @@ impl Sketch {
                 velocity: Map { buffer: 0, height, width, channels: BLOCK },
                 weights: Vec::new(),
                 vectors: Vec::new(),
-                conditioner: Conditioner::new(32),
+                conditioner: Conditioner::new(32, [(); 2].map(|()| no_layer()), None),
             },
             noise: Noise::new(11, 0),
         };
