@@ -109,7 +109,7 @@ pub struct Conv {
 /// A map that is added to the output of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Residual {
-    /// The map. It may be the output itself: then the convolution is added to what the output holds.
+    /// The map, which is not the output.
     pub map: Map,
     /// Whether it is first upsampled by 2 (nearest neighbour).
     pub upsample: bool,

@@ -179,8 +179,9 @@ impl Executor {
         write_step(&Step { t: 0.0, step: 0.0, keep: 0.0, fresh: 1.0 });
         device.submit(|encoder| pipelines.encode(encoder, std::iter::once(&prepared.advance)));
         for (number, step) in work.steps.iter().enumerate() {
-            if let Some(noise) = work.noise.get(number + 1) {
-                queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(noise));
+            match work.noise.get(number + 1) {
+                Some(noise) => queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(noise)),
+                None => assert!(step.fresh == 0.0, "a step that mixes in noise has none: {step:?}"),
             }
             let rows: Vec<f32> = work.rows[number].iter().flat_map(|row| row.iter().copied()).collect();
             queue.write_buffer(&prepared.rows, 0, bytemuck::cast_slice(&rows));

@@ -17,7 +17,8 @@ impl Plan {
     /// `sizes` are the values of one image of each map.
     ///
     /// # Panics
-    /// If an operation reads a map that no operation before it writes, or if no operation writes the velocity.
+    /// If an operation reads a map that no operation before it writes, or writes a map that it reads, or if no operation
+    /// writes the velocity.
     #[expect(clippy::expect_used, reason = "the assertion before it checks the maps that operations read")]
     pub(super) fn share_buffers(&mut self, sizes: &[usize]) {
         let mut last_use = vec![0; sizes.len()];
@@ -44,6 +45,10 @@ impl Plan {
                 );
             }
             let map = op.output().buffer;
+            assert!(
+                op.inputs().iter().all(|x| x.buffer != map),
+                "operation {time} writes what it reads: {op:?}"
+            );
             if places[map].is_none() {
                 let place = place(&mut buffers, sizes[map], time);
                 buffers[place].busy_until = last_use[map];
@@ -154,6 +159,12 @@ mod tests {
     #[should_panic(expected = "operation 0 reads map 1, which nothing writes before")]
     fn a_map_that_is_written_too_late_is_not_read_from_another_buffer() {
         pools(&[[1, 2], [0, 1]], 2).share_buffers(&[16; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "operation 1 writes what it reads")]
+    fn a_map_is_not_written_while_it_is_read() {
+        pools(&[[0, 1], [1, 1]], 1).share_buffers(&[16; 2]);
     }
 
     #[test]
