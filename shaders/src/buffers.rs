@@ -69,9 +69,10 @@ macro_rules! buffers {
         impl<B> $struct<B> {
             /// The buffers in the order of their bindings, from 1 on.
             pub fn in_order(self) -> Vec<B> {
-                let buffers = [$(self.$field),*].into_iter();
-                $(let buffers = buffers.chain(self.$last);)?
-                buffers.collect()
+                #[allow(unused_mut, reason = "only a struct with an optional buffer extends the list")]
+                let mut buffers = vec![$(self.$field),*];
+                $(buffers.extend(self.$last);)?
+                buffers
             }
         }
     )*};

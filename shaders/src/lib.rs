@@ -127,28 +127,28 @@ impl Kernel {
 
     /// Its source: a complete WGSL module.
     pub fn source(self, real: Real) -> String {
-        let mut parts = vec![match real {
+        let mut source = String::from(match real {
             Real::F32 => wgsl!("prelude/f32.wgsl"),
             Real::F16 => wgsl!("prelude/f16.wgsl"),
-        }];
+        });
         if let Self::Conv(weights, tile) = self {
-            parts.push(match weights {
+            source.push_str(match weights {
                 Weights::F32 => wgsl!("prelude/weight_f32.wgsl"),
                 Weights::F16 => wgsl!("prelude/weight_f16.wgsl"),
                 Weights::Q8 => wgsl!("prelude/weight_q8.wgsl"),
             });
-            parts.push(match tile {
+            source.push_str(match tile {
                 Tile::Narrow => wgsl!("prelude/narrow.wgsl"),
                 Tile::Wide | Tile::Direct => wgsl!("prelude/wide.wgsl"),
             });
         }
-        parts.push(match self {
+        source.push_str(match self {
             Self::Conv(..) => wgsl!("conv.wgsl"),
             Self::Moments | Self::Normalize => wgsl!("group_norm.wgsl"),
             Self::Attention | Self::AttentionDirect => wgsl!("attention.wgsl"),
             Self::Pool => wgsl!("pool.wgsl"),
             Self::Advance => wgsl!("advance.wgsl"),
         });
-        parts.concat()
+        source
     }
 }

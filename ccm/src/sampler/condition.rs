@@ -16,8 +16,7 @@ pub struct Linear {
 
 impl Linear {
     fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let expected = [self.bias.len(), x.len()];
-        assert_eq!(self.weight.shape, expected, "shape of a linear layer's weight");
+        assert!(self.weight.shape == [self.bias.len(), x.len()], "shape of a linear layer's weight");
         let rows = self.weight.values.chunks_exact(x.len());
         rows.zip(&self.bias).map(|(row, bias)| dot(row, x) + bias).collect()
     }
@@ -73,14 +72,14 @@ impl Conditioner {
 
     /// Adds a projection that is added to a bias. Returns the position of the sum in a row.
     pub(super) fn shift(&mut self, embed: Linear, bias: &[f32]) -> usize {
-        assert_eq!(embed.bias.len(), bias.len(), "outputs of a shift");
+        assert!(embed.bias.len() == bias.len(), "outputs of a shift");
         self.push(embed, Projection::Shift { bias: bias.to_vec() })
     }
 
     /// Adds a projection to the scale and the shift of a norm. Returns the position of the gain in a row; the offset
     /// follows it.
     pub(super) fn scale_and_shift(&mut self, embed: Linear, gain: &[f32], offset: &[f32]) -> usize {
-        assert_eq!(embed.bias.len(), gain.len() + offset.len(), "outputs of a scale and a shift");
+        assert!(embed.bias.len() == gain.len() + offset.len(), "outputs of a scale and a shift");
         self.push(embed, Projection::ScaleAndShift { gain: gain.to_vec(), offset: offset.to_vec() })
     }
 

@@ -194,6 +194,12 @@ impl Op {
         }
     }
 
+    /// Asserts that it writes none of the buffers that it reads.
+    pub(super) fn assert_writes_no_input(&self) {
+        let y = self.output().buffer;
+        assert!(self.inputs().iter().all(|x| x.buffer != y), "an operation writes what it reads");
+    }
+
     /// Floating-point operations for one image; a multiplication and an addition count as two.
     pub fn flops(&self) -> usize {
         match self {

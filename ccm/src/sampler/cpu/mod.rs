@@ -94,13 +94,7 @@ impl Executor {
     /// # Panics
     /// If an operation of the plan writes a buffer that it reads.
     pub(super) fn sample(&mut self, plan: &Plan, work: &Work) -> Vec<f32> {
-        for op in &plan.ops {
-            let y = op.output().buffer;
-            assert!(
-                op.inputs().iter().all(|map| map.buffer != y),
-                "an operation writes what it reads: {op:?}"
-            );
-        }
+        plan.ops.iter().for_each(Op::assert_writes_no_input);
         let image = plan.x.len();
         let members = if work.images() < self.threads { self.threads } else { 1 };
         let teams = self.threads / members;

@@ -60,10 +60,7 @@ fn blocks(map: Map) -> u32 {
 /// A position in channels as one in blocks.
 fn in_blocks(position: u32) -> u32 {
     let block = BLOCK as u32;
-    assert!(
-        position.is_multiple_of(block),
-        "a bias at channel {position}, which is not the start of a block"
-    );
+    assert!(position.is_multiple_of(block), "a bias that does not start at a block");
     position / block
 }
 

@@ -181,7 +181,7 @@ impl Executor {
         for (number, step) in work.steps.iter().enumerate() {
             match work.noise.get(number + 1) {
                 Some(noise) => queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(noise)),
-                None => assert!(step.fresh == 0.0, "a step that mixes in noise has none: {step:?}"),
+                None => assert!(step.fresh == 0.0, "a step that mixes in noise has none"),
             }
             let rows: Vec<f32> = work.rows[number].iter().flat_map(|row| row.iter().copied()).collect();
             queue.write_buffer(&prepared.rows, 0, bytemuck::cast_slice(&rows));

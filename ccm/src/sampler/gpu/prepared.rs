@@ -52,9 +52,12 @@ pub(super) fn block_bytes(real: Real) -> u64 {
 
 /// The bytes of a uniform, padded to a multiple of 16.
 pub(super) fn uniform_bytes<U: Uniform>(uniform: &U) -> Vec<u8> {
-    let mut bytes = bytemuck::bytes_of(uniform).to_vec();
-    bytes.resize(bytes.len().next_multiple_of(16), 0);
-    bytes
+    fn padded(bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        bytes.resize(bytes.len().next_multiple_of(16), 0);
+        bytes
+    }
+    padded(bytemuck::bytes_of(uniform))
 }
 
 impl Prepared {

@@ -35,7 +35,8 @@ impl Plan {
         };
         let (x, velocity) = build.network();
         let Builder { tensors, ops, maps, weights, vectors, conditioner, .. } = build;
-        assert!(tensors.0.is_empty(), "tensors that the plan does not use: {:?}", tensors.0.keys());
+        let unused = tensors.0.keys().next().map_or("", String::as_str);
+        assert!(tensors.0.is_empty(), "the plan does not use {unused}");
         (Self { ops, buffers: Vec::new(), x, velocity, weights, vectors, conditioner, spec }, maps)
     }
 }
@@ -46,12 +47,13 @@ struct Tensors(BTreeMap<String, HostTensor>);
 impl Tensors {
     fn new(spec: &UNetSpec, tensors: Vec<HostTensor>) -> Self {
         let expected = spec.tensors();
-        assert_eq!(tensors.len(), expected.len(), "the model must have one tensor for each of its spec");
-        let named = expected.into_iter().zip(tensors).map(|(expected, tensor)| {
-            assert_eq!(tensor.shape, expected.shape, "shape of {}", expected.name);
-            (expected.name, tensor)
-        });
-        Self(named.collect())
+        assert!(tensors.len() == expected.len(), "the model must have one tensor for each of its spec");
+        let mut named = BTreeMap::new();
+        for (expected, tensor) in expected.into_iter().zip(tensors) {
+            assert!(tensor.shape == expected.shape, "shape of {}", expected.name);
+            named.insert(expected.name, tensor);
+        }
+        Self(named)
     }
 
     fn take(&mut self, name: &str) -> HostTensor {
@@ -213,8 +215,7 @@ impl Builder<'_> {
     }
 
     fn push_norm(&mut self, x: Input, gain: Vector, offset: Vector, silu: bool) -> Map {
-        let channels = x.channels();
-        assert!(channels.is_multiple_of(NORM_GROUPS), "{channels} channels in {NORM_GROUPS} groups");
+        assert!(x.channels().is_multiple_of(NORM_GROUPS), "channels of a norm that are no whole groups");
         let y = self.map(x.first.height, x.first.width, x.channels());
         self.ops.push(Op::GroupNorm(GroupNorm { x, gain, offset, silu, y }));
         y
