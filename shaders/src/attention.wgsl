@@ -1,9 +1,9 @@
 // y = softmax(q^T k / sqrt(head_channels)) v in every head.
 //
-// A workgroup has 16 queries of one head and meets 16 keys at a time; the softmax is kept up as they come (Milakov
-// and Gimelshein, arXiv 1805.02867), so that scores never leave workgroup memory. Four invocations share a query:
-// each finds the scores of four keys, and sums four of the blocks of four channels that the workgroup writes. A
-// head of more than 64 channels is written by several workgroups, each of which finds the scores anew.
+// A workgroup handles 16 queries of one head and reads 16 keys at a time. It updates the softmax after each group of
+// keys (online softmax: Milakov and Gimelshein, arXiv 1805.02867), so that scores stay in workgroup memory. Four
+// invocations share a query: each computes the scores of four keys, and sums four of the blocks of four channels that
+// the workgroup writes. Several workgroups write a head of more than 64 channels; each computes the scores again.
 
 struct Attention {
     positions: u32,
@@ -23,16 +23,19 @@ struct Attention {
 const QUERIES: u32 = 16u;
 const KEYS: u32 = 16u;
 const LANES: u32 = 4u;
-// Blocks that a workgroup writes, and blocks of queries and keys staged at a time.
+// Blocks that a workgroup of `attend` writes.
 const WIDTH: u32 = 16u;
+// Blocks of queries and keys that are staged at a time.
 const DEPTH: u32 = 4u;
+// Blocks that an invocation of `direct` writes.
+const DIRECT_WIDTH: u32 = 4u;
 
 var<workgroup> queries: array<vec4<f32>, QUERIES * DEPTH>;
 var<workgroup> keys: array<vec4<f32>, KEYS * DEPTH>;
 var<workgroup> scores: array<vec4<f32>, QUERIES * LANES>;
 var<workgroup> values: array<vec4<f32>, KEYS * WIDTH>;
 
-// A block of a position's query (kind 0), key (1) or value (2); zero outside.
+// A block of a position's query (kind 0), key (1) or value (2). Zero past the last position or block.
 fn load(image: u32, position: u32, kind: u32, head: u32, block: u32) -> vec4<f32> {
     if position >= attention.positions || block >= attention.blocks {
         return vec4<f32>();
@@ -64,7 +67,7 @@ fn attend(
     var sums: array<vec4<f32>, 4>;
 
     for (var first_key = 0u; first_key < attention.positions; first_key += KEYS) {
-        // Scores of this invocation's four keys.
+        // The scores of this invocation's four keys.
         var score = vec4<f32>();
         for (var depth = 0u; depth < attention.blocks; depth += DEPTH) {
             queries[index] = load(image, first_query + index / DEPTH, 0u, head, depth + index % DEPTH);
@@ -87,7 +90,7 @@ fn attend(
             values[place] = load(image, first_key + place / WIDTH, 2u, head, first_block + place % WIDTH);
         }
         workgroupBarrier();
-        // Every invocation of a query finds the same new maximum.
+        // All invocations of a query compute the same new maximum.
         var larger = largest;
         for (var i = 0u; i < LANES; i++) {
             let s = scores[local.y * LANES + i];
@@ -116,24 +119,24 @@ fn attend(
     }
 }
 
-// One query and four blocks an invocation, for adapters that run on a CPU: they compile barriers to something large and
-// slow, and keep what is indexed by a loop's variable in memory.
+// One query and four blocks an invocation, without barriers and without arrays. For adapters that run on a CPU: there,
+// barriers are slow, and arrays that a loop variable indexes stay in memory.
 @compute @workgroup_size(QUERIES)
 fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let query = invocation.x;
     if query >= attention.positions {
         return;
     }
-    let runs = (attention.blocks + 3u) / 4u;
+    let runs = (attention.blocks + DIRECT_WIDTH - 1u) / DIRECT_WIDTH;
     let head = invocation.y / runs;
-    let block = invocation.y % runs * 4u;
+    let block = invocation.y % runs * DIRECT_WIDTH;
     let image = invocation.z;
-    // From one position to the next, from query to key, and from key to value.
+    // Distances in qkv: from one position to the next, and from query to key and from key to value.
     let pitch = 3u * attention.heads * attention.blocks;
     let kind = attention.heads * attention.blocks;
     let start = image * attention.positions * pitch + head * attention.blocks;
     let own = start + query * pitch;
-    // Past the last block it is read again, and not written.
+    // Blocks past the last are read from the last one, and are not written.
     let last = attention.blocks - 1u;
     let places = min(vec4<u32>(block) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
     var largest = -3.0e38;

@@ -1,34 +1,34 @@
 // y = conv(x) + bias + residual: 3x3 with zero padding, or 1x1.
 //
-// An implicit matrix product: left rows are pixels of all images, found through the tap, right columns are output
-// channels, and the sum runs over taps and blocks of four input channels. x may be two maps, read as if their
-// channels were concatenated, and may be upsampled by 2 while it is read.
+// An implicit matrix product: the rows of the left matrix are pixels of all images, shifted by the tap; the columns of
+// the right matrix are output channels; the sum runs over taps and blocks of four input channels. x may be two maps,
+// read as if their channels were concatenated, and may be upsampled by 2 while it is read.
 //
-// `tiled` stages both sides in workgroup memory; an invocation keeps PIXELS x BLOCKS blocks in registers. `direct`
-// does without: for adapters that run on a CPU, whose workgroup memory is no faster than any other.
+// `tiled` stages both matrices in workgroup memory; an invocation keeps PIXELS x BLOCKS blocks in registers. `direct`
+// uses no workgroup memory: it is for adapters that run on a CPU, where workgroup memory is no faster than other memory.
 
 struct Conv {
-    // Of x, before it is upsampled.
+    // Size of x in pixels, before upsampling.
     in_height: u32,
     in_width: u32,
     out_height: u32,
     out_width: u32,
-    // Blocks of four channels.
+    // Blocks of four channels of a pixel.
     first_blocks: u32,
     second_blocks: u32,
     out_blocks: u32,
-    // 1 or 3.
+    // Side of the kernel: 1 or 3.
     kernel: u32,
     // 1 or 2.
     stride: u32,
-    // 1 to upsample x, 0 not to.
+    // 1: x is upsampled by 2. 0: it is not.
     upsample: u32,
-    // Where the bias begins, and from one image's to the next, in blocks.
+    // Position of the bias, and distance from one image's bias to the next, in blocks.
     bias_start: u32,
     bias_pitch: u32,
     // 0: none. 1: a map like y. 2: a map of half its size.
     residual: u32,
-    // Of all images together.
+    // Pixels of y in all images together.
     pixels: u32,
 }
 
@@ -38,12 +38,12 @@ struct Conv {
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> residual: array<real4>;
 @group(0) @binding(5) var<storage, read_write> y: array<real4>;
-// Bindings 6 and 7, the weight, are declared by its kind; `weight(i)` is its i-th block of four output channels,
-// in the order [tap, input channel, output block], and `scaled` takes the scale of a block into account.
+// The prelude of the weight's format declares bindings 6 and 7, and two functions: `weight(i)` is the i-th block of four
+// output channels, in the order [tap, input channel, output block]; `scaled` multiplies a sum by its block's scale.
 
 const OUTSIDE: u32 = 0xffffffffu;
 
-// The pixel of x that a tap reads for an output pixel.
+// The pixel of x that a tap reads for an output pixel, or OUTSIDE.
 fn source(pixel: u32, tap: u32) -> u32 {
     if pixel >= conv.pixels {
         return OUTSIDE;
@@ -51,7 +51,7 @@ fn source(pixel: u32, tap: u32) -> u32 {
     let image_pixels = conv.out_height * conv.out_width;
     let image = pixel / image_pixels;
     let place = pixel % image_pixels;
-    // Below zero wraps to far outside.
+    // A negative row or column wraps to a large number, which is outside.
     let border = conv.kernel / 2u;
     let row = place / conv.out_width * conv.stride + tap / conv.kernel - border;
     let column = place % conv.out_width * conv.stride + tap % conv.kernel - border;
@@ -88,10 +88,15 @@ const SIDE: u32 = 8u;
 const INVOCATIONS: u32 = SIDE * SIDE;
 const TILE_PIXELS: u32 = SIDE * PIXELS;
 const TILE_BLOCKS: u32 = SIDE * BLOCKS;
-// Input blocks staged at a time.
+// Input blocks that are staged at a time.
 const DEPTH: u32 = 4u;
 const LOADS_X: u32 = TILE_PIXELS * DEPTH / INVOCATIONS;
 const LOADS_WEIGHT: u32 = 4u * DEPTH * TILE_BLOCKS / INVOCATIONS;
+// Invocations of a workgroup of `direct`; pixels and blocks of each; pixels of the workgroup.
+const DIRECT_ROWS: u32 = 16u;
+const DIRECT_PIXELS: u32 = 4u;
+const DIRECT_BLOCKS: u32 = 2u;
+const DIRECT_TILE_PIXELS: u32 = DIRECT_PIXELS * DIRECT_ROWS;
 
 // [DEPTH, TILE_PIXELS]
 var<workgroup> tile_x: array<real4, TILE_PIXELS * DEPTH>;
@@ -135,7 +140,7 @@ fn tiled(
                 tile_weight[place] = value;
             }
             workgroupBarrier();
-            // Products of one stage are summed in `real`, stages in f32.
+            // The products of one stage are summed in the type of feature maps, the stages in f32.
             var stage: array<real4, PIXELS * BLOCKS>;
             for (var d = 0u; d < DEPTH; d++) {
                 var columns: array<real4, 4u * BLOCKS>;
@@ -169,21 +174,21 @@ fn tiled(
     }
 }
 
-// Where a pixel's blocks begin in a map that has so many blocks a pixel; somewhere harmless for OUTSIDE.
+// Position of a pixel in a map with `blocks` blocks a pixel. 0 for OUTSIDE: a valid position, whose value is not used.
 fn begin(pixel: u32, blocks: u32) -> u32 {
     return select(pixel, 0u, pixel == OUTSIDE) * blocks;
 }
 
-// Four pixels by eight output channels. Everything is spelled out: such adapters leave loops as they are, and keep
-// what is indexed by a loop's variable in memory.
-@compute @workgroup_size(1, 16)
+// Four pixels by eight output channels an invocation, with all loops over them unrolled by hand: adapters that run on a
+// CPU do not unroll loops, and keep arrays that a loop variable indexes in memory.
+@compute @workgroup_size(1, DIRECT_ROWS)
 fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
-    let pixel = invocation.y * 4u;
-    let block = invocation.x * 2u;
+    let pixel = invocation.y * DIRECT_PIXELS;
+    let block = invocation.x * DIRECT_BLOCKS;
     if pixel >= conv.pixels {
         return;
     }
-    // A last block of its own is computed twice.
+    // Where the number of blocks is odd, the last block is computed twice.
     let other = min(block + 1u, conv.out_blocks - 1u);
     var a0 = vec4<f32>();
     var a1 = vec4<f32>();

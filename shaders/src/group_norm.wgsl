@@ -1,20 +1,20 @@
-// y = act(gain * (x - mean) / deviation + offset), mean and deviation over each of 32 groups of channels.
+// y = act(gain * (x - mean) / deviation + offset), with mean and deviation over each of 32 groups of channels.
 //
-// `moments` finds mean and mean square about it of every channel; `normalize` puts those of a group together
-// (Chan, Golub and LeVeque, 1979), which never subtracts two large sums, and applies the result. A workgroup has
-// 32 channels, eight blocks side by side in memory, and eight pixels at a time.
+// `moments` computes each channel's mean and its mean squared distance from that mean. `normalize` combines those of a
+// group (Chan, Golub and LeVeque, 1979), which never subtracts two large sums, and applies the result. A workgroup
+// handles 32 channels, which are eight adjacent blocks, and eight pixels at a time.
 
 struct GroupNorm {
-    // Of one image.
+    // Pixels of one image.
     pixels: u32,
-    // Blocks of four channels.
+    // Blocks of four channels of a pixel.
     first_blocks: u32,
     second_blocks: u32,
-    // Where they begin, and from one image's to the next, in channels.
+    // Positions of gain and offset, and distance from one image's to the next, in channels.
     gain_start: u32,
     offset_start: u32,
     pitch: u32,
-    // 1 for SiLU.
+    // 1: SiLU follows. 0: nothing follows.
     silu: u32,
 }
 
@@ -26,7 +26,7 @@ const ROWS: u32 = 8u;
 @group(0) @binding(0) var<uniform> norm: GroupNorm;
 @group(0) @binding(1) var<storage, read> first: array<real4>;
 @group(0) @binding(2) var<storage, read> second: array<real4>;
-// For each image and block of channels its mean, then its mean square.
+// For each image and block of channels: the mean, then the mean squared distance from it.
 @group(0) @binding(3) var<storage, read_write> statistics: array<vec4<f32>>;
 
 fn input(image: u32, pixel: u32, block: u32) -> vec4<f32> {
@@ -39,7 +39,7 @@ fn input(image: u32, pixel: u32, block: u32) -> vec4<f32> {
 
 var<workgroup> partial: array<vec4<f32>, BLOCKS * ROWS>;
 
-// The sum over the rows of a workgroup, the same for all of them.
+// The sum over the rows of a workgroup; all of them get the same sum.
 fn total(local: vec3<u32>, value: vec4<f32>) -> vec4<f32> {
     partial[local.y * BLOCKS + local.x] = value;
     workgroupBarrier();
@@ -78,7 +78,7 @@ fn moments(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocatio
 @group(0) @binding(5) var<storage, read> offset: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<real4>;
 
-// Pixels that a workgroup normalizes.
+// Pixels that a workgroup of `normalize` writes.
 const RUN: u32 = 64u;
 
 var<workgroup> slopes: array<f32, 4u * BLOCKS>;

@@ -1,4 +1,4 @@
-// Draws one image, values in [-1, 1], over the whole target.
+// Draws one image, with values in [-1, 1], over the whole render target.
 
 struct Picture {
     height: u32,
@@ -12,7 +12,7 @@ struct Picture {
 
 @vertex
 fn corner(@builtin(vertex_index) index: u32) -> @builtin(position) vec4<f32> {
-    // One triangle that holds the whole target.
+    // One triangle that covers the whole target.
     return vec4<f32>(f32(index & 1u) * 4.0 - 1.0, f32(index >> 1u) * 4.0 - 1.0, 0.0, 1.0);
 }
 

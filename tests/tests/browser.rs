@@ -517,3 +517,25 @@ fn the_npm_package_works_in_a_vite_project() {
     }
     assert_no_complaints(&browser);
 }
+
+/// A network that gives zero leaves the noise of its seed as the picture. The bytes are those of `references/noise.py`.
+#[test]
+fn a_seed_gives_the_picture_it_always_gave() {
+    let mut model = ccm::weights::Model::from_bytes(&grey()).unwrap();
+    let names = model.spec.tensors().into_iter().map(|tensor| tensor.name);
+    for (_, tensor) in names.zip(&mut model.tensors).filter(|(name, _)| name.starts_with("out.2.")) {
+        tensor.values.fill(0.0);
+    }
+    let expected = [164, 193, 99, 0, 18, 255, 159, 84, 249, 120, 64, 184, 120, 255, 0, 105];
+    let picture = native(&model.to_bytes(), 7, 0, 1);
+    assert_eq!(picture.iter().step_by(4).take(16).collect::<Vec<_>>(), expected.each_ref(), "natively");
+    let site = Site::new();
+    let url = site.put("zero.safetensors", &model.to_bytes());
+    for (webgpu, backend) in [(WebGpu::Absent, "cpu"), (WebGpu::Software, "webgpu-software")] {
+        let found = site.open(webgpu).eval(&format!(
+            "ccm.Sampler.load('{url}', {{ backend: '{backend}' }}).then((s) => s.sample({{ seed: 7 }}))
+                .then(([image]) => [...image.data].filter((_, i) => i % 4 === 0).slice(0, 16))"
+        ));
+        assert_eq!(found, json!(expected), "{backend}");
+    }
+}

@@ -1,9 +1,9 @@
-//! Every operation on both executors, on shapes that are multiples of nothing, and on any number of threads.
+//! Every operation on both executors, for shapes that are no multiple of a tile, and for several numbers of threads.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use ccm_shaders::Tile;
 
-use super::condition::Conditioner;
+use super::condition::{Conditioner, Linear};
 use super::plan::{
     Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector,
 };
@@ -11,9 +11,14 @@ use super::schedule::{Step, Work};
 use super::{cpu, gpu};
 use crate::noise::Noise;
 use crate::spec::UNetSpec;
-use crate::weights::Precision;
+use crate::weights::{HostTensor, Precision};
 
-/// A plan in the making: random weights, every map in a buffer of its own.
+/// A layer for the conditioner of a plan whose rows of conditions are empty.
+fn no_layer() -> Linear {
+    Linear { weight: HostTensor::new(vec![0, 0], Vec::new()), bias: Vec::new() }
+}
+
+/// A plan under construction, with random weights and every map in a buffer of its own.
 struct Sketch {
     plan: Plan,
     noise: Noise,
@@ -34,7 +39,7 @@ impl Sketch {
                 velocity: Map { buffer: 0, height, width, channels: BLOCK },
                 weights: Vec::new(),
                 vectors: Vec::new(),
-                conditioner: Conditioner::new(32),
+                conditioner: Conditioner::new(32, [(); 2].map(|()| no_layer()), None),
             },
             noise: Noise::new(11, 0),
         };
@@ -54,7 +59,7 @@ impl Sketch {
         Vector::Fixed(place)
     }
 
-    /// A convolution with a weight that keeps the scale of what goes through.
+    /// A convolution whose weight keeps the scale of its input.
     fn conv(&mut self, x: Input, channels: usize, kernel: usize, stride: usize, upsample: bool) -> Conv {
         let in_channels = x.channels();
         let count = kernel * kernel * in_channels * channels;
@@ -72,13 +77,13 @@ impl Sketch {
         op.output()
     }
 
-    /// The image as a map of so many channels, by a 1x1 convolution.
+    /// A 1x1 convolution from the image to a map of `channels` channels.
     fn widened(&mut self, channels: usize) -> Map {
         let conv = self.conv(self.plan.x.into(), channels, 1, 1, false);
         self.push(Op::Conv(conv))
     }
 
-    /// A map of the image's size as the velocity.
+    /// The plan, whose velocity is a 1x1 convolution of a map of the image's size.
     fn finish(mut self, map: Map) -> Plan {
         let conv = self.conv(map.into(), BLOCK, 1, 1, false);
         self.plan.velocity = self.push(Op::Conv(conv));
@@ -103,7 +108,7 @@ fn on_cpu(plan: &Plan, threads: usize) -> Vec<f32> {
     cpu::Executor::new(plan, threads).unwrap().sample(plan, &work(plan))
 }
 
-/// The same from an adapter that computes on the CPU or a real one; `None` where there is none.
+/// As [`on_cpu`], on a GPU or on an adapter that computes on the CPU; `None` if there is neither.
 fn on_gpu(plan: &Plan, precision: Precision, tile: Tile) -> Option<Vec<f32>> {
     match pollster::block_on(gpu::Executor::new(plan, precision, None, true)) {
         Ok(executor) => Some(pollster::block_on(executor.with_tile(tile).sample(plan, &work(plan))).unwrap()),
@@ -165,7 +170,7 @@ fn residuals_are_added_at_their_own_size_and_upsampled() {
 
 #[test]
 fn norms_agree_whatever_the_size_of_a_group() {
-    // Groups of 1 to 5 channels; the second input begins in the middle of one.
+    // Groups of 1 to 5 channels; some second inputs begin in the middle of a group.
     for (first, second, silu) in
         [(32, 0, true), (32, 32, false), (64, 32, true), (32, 96, true), (96, 64, true)]
     {
@@ -218,7 +223,7 @@ fn attention_is_that_of_its_formula() {
     let rows: Vec<Vec<f64>> = (0..15).map(row).collect();
     let mut expected = Vec::new();
     for query in &rows {
-        // A head of three channels is filled up to four, and the fourth counts like the others.
+        // The head of three channels is padded to four; here the fourth is not zero, and counts like the others.
         let score = |key: &Vec<f64>| (0..4).map(|c| query[c] * key[4 + c]).sum::<f64>() / 3f64.sqrt();
         let weights: Vec<f64> = rows.iter().map(|key| score(key).exp()).collect();
         let total: f64 = weights.iter().sum();
@@ -226,7 +231,7 @@ fn attention_is_that_of_its_formula() {
             rows.iter().zip(&weights).map(|(key, weight)| weight * key[8 + c]).sum::<f64>() / total
         }));
     }
-    // The attention alone: its map is read as the velocity, which one step of 1 adds to the image.
+    // Only the attention: its output is the velocity, which one step of length 1 adds to the image.
     let mut alone = plan.clone();
     alone.ops.truncate(2);
     alone.velocity = y;

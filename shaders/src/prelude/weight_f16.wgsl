@@ -1,4 +1,4 @@
-// Weights in half precision, expanded without need of the feature `shader-f16`.
+// Weights in half precision. They are expanded without the feature `shader-f16`.
 @group(0) @binding(6) var<storage, read> weights: array<vec2<u32>>;
 
 fn weight(i: u32) -> real4 {

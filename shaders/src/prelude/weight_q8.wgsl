@@ -1,4 +1,4 @@
-// Weights as signed bytes n, which stand for n / 127 times the scale of their output channel.
+// Weights as signed bytes: a byte n is the weight n / 127 times the scale of its output channel.
 @group(0) @binding(6) var<storage, read> weights: array<u32>;
 @group(0) @binding(7) var<storage, read> scales: array<vec4<f32>>;
 

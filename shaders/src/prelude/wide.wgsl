@@ -1,3 +1,3 @@
-// A tile for large maps: 64 pixels by 64 output channels.
+// A tile of 64 pixels by 64 output channels, for large maps.
 const PIXELS: u32 = 8u;
 const BLOCKS: u32 = 2u;

@@ -1,5 +1,5 @@
-//! The instructions that the kernels are compiled for: natively all that pulp knows, chosen when the program runs;
-//! in wasm those that the module was compiled with, because a module cannot choose, and would only be larger.
+//! The instruction sets that the kernels are compiled for. Natively: all that pulp supports, chosen at run time. In wasm:
+//! that of the module, because a module cannot choose at run time and would only become larger.
 
 #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
 pub(super) use pulp::Arch;
@@ -10,7 +10,7 @@ pub(super) struct Arch(pulp::wasm::Simd128);
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 impl Arch {
     pub(super) fn new() -> Self {
-        // SAFETY: the module is compiled for simd128, and would not have started without.
+        // SAFETY: the module is compiled for simd128, and does not start on an engine without it.
         Self(unsafe { pulp::wasm::Simd128::new_unchecked() })
     }
 

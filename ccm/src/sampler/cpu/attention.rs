@@ -1,7 +1,7 @@
 //! `y = softmax(q^T k / sqrt(head_channels)) v` in every head, as `shaders/src/attention.wgsl`.
 //!
-//! Members share heads, and where there are too few, the queries of a head. A few queries at a time meet all keys;
-//! their scores stay in the cache.
+//! Members share heads, and where there are too few of them, the queries of a head. Scores are computed for a few queries
+//! and all keys at a time, so that they stay in the cache.
 
 use std::cell::RefCell;
 
@@ -19,9 +19,9 @@ struct Scratch {
     keys: Vec<f32>,
     /// Values as panels of channels, `[positions, width]` each.
     values: Vec<f32>,
-    /// `[MAX_ROWS, positions]`, filled up.
+    /// `[MAX_ROWS, positions]`, padded to whole panels.
     scores: Vec<f32>,
-    /// `[MAX_ROWS, head_channels]`, filled up.
+    /// `[MAX_ROWS, head_channels]`, padded to whole panels.
     sums: Vec<f32>,
 }
 
@@ -60,7 +60,7 @@ impl WithSimd for Head<'_> {
     }
 }
 
-/// A matrix of `rows` by `columns` as panels of `width` columns, the last filled up with zeros.
+/// A matrix of `rows` by `columns` as panels of `width` columns; the last is padded with zeros.
 #[inline(always)]
 fn pack(panels: &mut Vec<f32>, [rows, columns, width]: [usize; 3], value: impl Fn(usize, usize) -> f32) {
     panels.clear();
@@ -91,7 +91,7 @@ impl Head<'_> {
 
         let scale = 1.0 / (self.op.head_channels as f32).sqrt();
         for first in self.queries.clone().step_by(MAX_ROWS) {
-            // Rows past the last query are the last one again.
+            // Rows past the last query repeat the last query.
             let query = |m: usize| (first + m).min(self.queries.end - 1);
             let rows = std::array::from_fn(|m| {
                 self.qkv[query(m) * channels + self.head * depth..][..depth].as_ptr()
@@ -140,7 +140,7 @@ fn product<S: Simd, const N: usize>(
     }
 }
 
-/// Scores become `exp(scale * (score - largest))`; their sum is given back.
+/// Replaces scores by `exp(scale * (score - largest))`. Returns their sum.
 #[inline(always)]
 fn soften(scores: &mut [f32], scale: f32) -> f32 {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);

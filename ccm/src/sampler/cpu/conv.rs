@@ -1,9 +1,8 @@
 //! `y = conv(x) + bias + residual`, as `shaders/src/conv.wgsl`.
 //!
-//! A convolution is a matrix product whose left rows are pixels, found through pointers: for every output pixel
-//! and tap there is the pixel it reads, or zeros outside the map (the indirect convolution algorithm, Dukhan,
-//! arXiv 1907.02129). Nothing is copied or padded, and stride, upsampling and a second input only change where
-//! the pointers go.
+//! A convolution is a matrix product whose left rows are pixels, read through pointers: for every output pixel and tap
+//! there is a pointer to the pixel that it reads, or to zeros outside the map (indirect convolution: Dukhan, arXiv
+//! 1907.02129). Nothing is copied or padded; stride, upsampling and a second input only change the pointers.
 
 use pulp::{Simd, WithSimd};
 
@@ -24,13 +23,13 @@ struct Panel {
     channel: usize,
     /// Vectors of output channels.
     vectors: usize,
-    /// Where it begins.
+    /// Its position in the values.
     start: usize,
-    /// Values for each input channel of each tap.
+    /// Values of each input channel of each tap.
     width: usize,
 }
 
-/// Vectors of a panel, and values of a vector, on this machine.
+/// Vectors of the widest panel, and values of a vector, on this machine.
 fn panel_shape() -> (usize, usize) {
     struct Shape;
     impl WithSimd for Shape {
@@ -51,7 +50,7 @@ impl PackedWeight {
         let mut channel = 0;
         while channel < weight.out_channels {
             let left = (weight.out_channels - channel).div_ceil(lanes);
-            // 4, 2 or 1, so that few sizes of tile are enough.
+            // 4, 2 or 1: kernels are compiled for these widths.
             let vectors = widest.min(1 << left.ilog2());
             let width = vectors * lanes;
             panels.push(Panel { channel, vectors, start: values.len(), width });
@@ -90,7 +89,7 @@ pub(super) struct Operands<'a> {
 
 /// This member's share of the convolution.
 pub(super) fn conv(op: &Conv, operands: &Operands, member: &Member) {
-    // Members share panels, so that each reads its own weights, and where there are too few of those, pixels.
+    // Members share panels, so that each reads its own weights. Where there are too few panels, they share pixels too.
     let panels = operands.weight.panels.len();
     let (mut groups, mut rest) = (panels, member.count);
     while rest > 0 {
@@ -122,7 +121,7 @@ impl WithSimd for Strip<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         match self.panel.vectors {
             1 => self.run::<S, 1>(simd),
-            // The compiler knows whether there are wider ones.
+            // A constant for each instruction set, so that unused widths are not compiled.
             4 if panel_vectors::<S>() == 4 => self.run::<S, 4>(simd),
             _ => self.run::<S, 2>(simd),
         }
@@ -132,7 +131,7 @@ impl WithSimd for Strip<'_> {
 impl Strip<'_> {
     #[inline(always)]
     fn run<S: Simd, const N: usize>(self, simd: S) {
-        /// Values of a panel that stay in the second-level cache while pixel after pixel meets them.
+        /// Values of a panel that stay in the second-level cache while they are used for all pixels.
         const CACHED: usize = 128 * 1024;
         let taps = self.op.kernel * self.op.kernel;
         let pass = (CACHED / (self.op.x.channels() * self.panel.width)).clamp(1, taps);
@@ -154,7 +153,7 @@ impl Strip<'_> {
         }
     }
 
-    /// Adds taps of `M` pixels to what stands there, or, from the first tap on, to bias and residual.
+    /// Adds some taps of `M` pixels: the first taps to bias and residual, later ones to what the output holds.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(
         &self,
@@ -204,7 +203,7 @@ impl Strip<'_> {
         let panel = &weight.values[self.panel.start..];
         for tap in taps {
             let source: [Option<usize>; M] = std::array::from_fn(|m| {
-                // Below zero wraps to far outside.
+                // A negative row or column wraps to a large number, which is outside.
                 let row = (position[m].0 * stride + tap / kernel).wrapping_sub(border);
                 let column = (position[m].1 * stride + tap % kernel).wrapping_sub(border);
                 let inside = row < height && column < width_in;

@@ -1,8 +1,8 @@
 //! `y = act(gain * (x - mean) / deviation + offset)`, as `shaders/src/group_norm.wgsl`.
 //!
-//! Members share groups. Each walks through the map three times, channels side by side: for the mean of every
-//! channel, for the squares about it, and to write the result. Means and squares of a group's channels are then
-//! put together (Chan, Golub and LeVeque, 1979), which never subtracts two large sums.
+//! Members share groups. Each reads the map three times, pixel by pixel: for the mean of every channel, for the mean
+//! squared distance from it, and to write the result. Those of a group's channels are combined (Chan, Golub and LeVeque,
+//! 1979), which never subtracts two large sums.
 
 use super::arch::Arch;
 use super::shared::{Member, Shared};
@@ -29,7 +29,7 @@ pub(super) fn group_norm(
         return;
     }
     let (mut slope, mut shift) = (vec![0.0; own.len()], vec![0.0; own.len()]);
-    // The part of each map that is this member's, and where it stands among this member's channels.
+    // This member's part of each map, and the position of that part among this member's channels.
     let mut before = 0;
     let parts = op.x.maps().zip(x).filter_map(|(map, values)| {
         let first = own.start.max(before);
@@ -102,7 +102,7 @@ impl Part<'_> {
         self.values.chunks_exact(self.channels).map(|pixel| &pixel[self.first..][..self.len])
     }
 
-    /// Mean of each channel, and mean square about it.
+    /// Mean of each channel, and mean squared distance from it.
     #[inline(always)]
     fn moments(&self, mean: &mut [f32], square: &mut [f32]) {
         let scale = 1.0 / (self.values.len() / self.channels) as f32;

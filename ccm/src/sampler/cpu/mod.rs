@@ -1,7 +1,7 @@
-//! Runs a [`Plan`] on the CPU; one file for each kernel, named as its shader.
+//! Runs a [`Plan`] on the CPU; one file for each kernel, with the name of its shader.
 //!
-//! Threads go through a plan side by side, each with its share of every operation, and meet at a barrier between
-//! one and the next. Where there are images enough, each thread takes whole images instead and meets nobody.
+//! The threads of a team compute a plan together: each computes its share of every operation, and all wait at a barrier
+//! between one operation and the next. With enough images, each thread is a team of its own and computes whole images.
 
 mod advance;
 mod arch;
@@ -18,18 +18,18 @@ use shared::{Barrier, Member, Presence, Shared};
 use super::plan::{Map, Op, Plan, Vector};
 use super::schedule::Work;
 
-/// A network's weights as the kernels want them, and the threads and buffers to run it with.
+/// The packed weights of a network, threads and buffers.
 pub(super) struct Executor {
     weights: Vec<PackedWeight>,
     zeros: Vec<f32>,
     threads: usize,
     #[cfg(not(target_arch = "wasm32"))]
     pool: rayon::ThreadPool,
-    /// For each team of threads the buffers of the plan.
+    /// The buffers of the plan, for each team of threads.
     buffers: Vec<Vec<Vec<f32>>>,
 }
 
-/// Buffers that a team shares.
+/// What a team of threads shares.
 struct Arena<'a> {
     buffers: Vec<Shared<'a>>,
     vectors: &'a [f32],
@@ -38,7 +38,7 @@ struct Arena<'a> {
 
 impl Arena<'_> {
     /// # Safety
-    /// Nobody writes the map's buffer meanwhile.
+    /// No thread writes the map's buffer while the slice is in use.
     unsafe fn read(&self, map: Map) -> &[f32] {
         // SAFETY: the caller's promise.
         unsafe { self.buffers[map.buffer].read(map.len()) }
@@ -89,7 +89,11 @@ impl Executor {
     }
 
     /// Samples the images of `work`: `[N, height, width, 4]`.
+    ///
+    /// # Panics
+    /// If an operation of the plan writes a buffer that it reads.
     pub(super) fn sample(&mut self, plan: &Plan, work: &Work) -> Vec<f32> {
+        plan.ops.iter().for_each(Op::assert_writes_no_input);
         let image = plan.x.len();
         let members = if work.images() < self.threads { self.threads } else { 1 };
         let teams = self.threads / members;
@@ -112,7 +116,7 @@ impl Executor {
             for i in (team..work.images()).step_by(teams) {
                 for (number, step) in work.steps.iter().enumerate() {
                     let own = member.share(image);
-                    // SAFETY: members copy and advance their own shares, with barriers before and after the
+                    // SAFETY: members copy and advance their own shares. There are barriers before and after the
                     // evaluation, which reads only the arena.
                     let x = unsafe { output.write(i * image + own.start, own.len()) };
                     let place = arena.buffers[plan.x.buffer];
@@ -138,13 +142,13 @@ impl Executor {
     }
 }
 
-/// Zeros, as many as any map has channels.
+/// As many zeros as the largest number of channels of any input.
 fn zeros(plan: &Plan) -> Vec<f32> {
     let inputs = plan.ops.iter().flat_map(Op::inputs);
-    vec![0.0; inputs.map(|map| map.channels).max().unwrap_or_default()]
+    vec![0.0; inputs.map(|map| map.channels).fold(0, usize::max)]
 }
 
-/// The buffers, as large as the plan wants them.
+/// The buffers, resized for the plan.
 fn fitted<'a>(buffers: &'a mut Vec<Vec<f32>>, plan: &Plan) -> &'a mut [Vec<f32>] {
     buffers.resize(plan.buffers.len(), Vec::new());
     for (buffer, len) in buffers.iter_mut().zip(&plan.buffers) {
@@ -153,10 +157,11 @@ fn fitted<'a>(buffers: &'a mut Vec<Vec<f32>>, plan: &Plan) -> &'a mut [Vec<f32>]
     buffers
 }
 
-/// Goes through the operations of the plan, for one image, with this member's share of each.
+/// Computes this member's share of every operation of the plan, for one image.
 fn evaluate(plan: &Plan, weights: &[PackedWeight], arena: &Arena, row: &[f32], member: &Member) {
     for op in &plan.ops {
-        // SAFETY: no operation reads a buffer that it writes, and between operations all members wait.
+        // SAFETY: `sample` has checked that no operation reads a buffer that it writes, and between operations all
+        // members wait.
         let read = |map: Map| unsafe { arena.read(map) };
         let y = arena.buffers[op.output().buffer];
         match op {

@@ -1,24 +1,25 @@
-//! The register tile that convolution and attention are made of: rows of the left matrix by a panel of the right.
+//! The matrix product in registers of convolution and attention: rows of the left matrix by a panel of the right.
 //!
-//! `M` rows, each anywhere in memory, times `N` vectors of columns: the sums stay in registers while values of the
-//! rows are broadcast. `M` and `N` are chosen for the number of registers.
+//! `M` rows, each anywhere in memory, times `N` vectors of columns. The sums stay in registers while values of the rows
+//! are broadcast. `M` and `N` are chosen for the number of registers.
 
 use pulp::Simd;
 
-/// Rows of the largest tile. Engines of wasm keep one of 16 registers for themselves, and multiply before they add.
+/// Rows of the largest tile. Wasm engines reserve one of 16 registers, and multiply and add with two instructions.
 pub(super) const MAX_ROWS: usize = if cfg!(target_arch = "wasm32") { 4 } else { 6 };
 
-/// Rows of the tile for what the largest ones leave; the rest goes row by row. Nearly all maps have a multiple of 4.
+/// Rows of the tile for the pixels that the largest tiles leave; the rest is computed row by row. Nearly all maps have a
+/// multiple of 4 pixels.
 pub(super) const TAIL_ROWS: usize = if MAX_ROWS == 4 { 1 } else { 4 };
 
-/// Vectors of columns of the widest tile that leaves some registers to spare.
+/// Vectors of columns of the widest tile whose sums fit in registers.
 #[inline(always)]
 pub(super) fn panel_vectors<S: Simd>() -> usize {
-    // pulp counts 32 registers for wasm, whose engines have 16 to give on most machines.
+    // pulp counts 32 registers for wasm, but wasm engines have 16 on most machines.
     if S::REGISTER_COUNT >= 32 && !cfg!(target_arch = "wasm32") { 4 } else { 2 }
 }
 
-/// A part of the sum: rows of the left matrix, each `depth` values long, and the panel that they meet.
+/// A part of the sum: rows of the left matrix, each `depth` values long, and the panel that they are multiplied by.
 #[derive(Clone, Copy)]
 pub(super) struct Part<'a, const M: usize> {
     /// Start of each row.
@@ -31,7 +32,7 @@ pub(super) struct Part<'a, const M: usize> {
 
 /// The sums of a tile with the products of `part` added.
 ///
-/// They go in and out by value: of a borrowed array the compiler stores every sum at every step.
+/// The sums are passed by value: if they were borrowed, the compiler would store every sum at every step.
 ///
 /// # Safety
 /// Every row is `depth` values long.
@@ -46,7 +47,7 @@ pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize>(
     assert!(panel.len() >= depth * width);
     let mut panel = panel.as_ptr();
     for k in 0..depth {
-        // SAFETY: the assertion bounds the panel; the caller vouches for the rows.
+        // SAFETY: the assertion bounds the panel; the caller promises the length of the rows.
         unsafe {
             let mut columns = [simd.splat_f32s(0.0); N];
             for (n, column) in columns.iter_mut().enumerate() {

@@ -1,5 +1,5 @@
-//! What the threads of a team share: buffers of which each writes its own part, and the barrier between one
-//! operation and the next.
+//! What the threads of a team share: buffers, of which each thread writes its own part, and the barrier between two
+//! operations.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,8 +12,8 @@ pub(super) struct Shared<'a> {
     of: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: all access is through `read` and `write`, whose callers promise that no value is written by one thread
-// while another has it in hand.
+// SAFETY: all access is through `read` and `write`, whose callers promise that no thread writes a value while another
+// thread uses it.
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Shared<'_> {}
@@ -29,7 +29,7 @@ impl<'a> Shared<'a> {
     /// No thread writes any of them while the slice is in use.
     pub(super) unsafe fn read(self, len: usize) -> &'a [f32] {
         assert!(len <= self.len);
-        // SAFETY: within the buffer; the caller keeps writers away.
+        // SAFETY: within the buffer; the caller promises that no thread writes it.
         unsafe { std::slice::from_raw_parts(self.start, len) }
     }
 
@@ -39,19 +39,19 @@ impl<'a> Shared<'a> {
     /// No other thread, and no other slice of this one, has any of them in use.
     pub(super) unsafe fn write(self, place: usize, len: usize) -> &'a mut [f32] {
         assert!(place <= self.len && len <= self.len - place);
-        // SAFETY: within the buffer; the caller keeps everybody else away.
+        // SAFETY: within the buffer; the caller promises that nothing else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(place), len) }
     }
 }
 
-/// One of the threads that go through a plan side by side.
+/// One of the threads that compute a plan together.
 #[derive(Clone, Copy)]
 pub(super) struct Member<'a> {
     /// Its number.
     pub(super) index: usize,
     /// How many there are.
     pub(super) count: usize,
-    /// Where they wait for each other.
+    /// The barrier of the team.
     pub(super) barrier: &'a Barrier,
 }
 
@@ -61,7 +61,7 @@ impl Member<'_> {
         items * self.index / self.count..items * (self.index + 1) / self.count
     }
 
-    /// Waits until all members have come here.
+    /// Waits until all members wait.
     pub(super) fn wait(&self) {
         if self.count > 1 {
             self.barrier.wait(self.count);
@@ -69,7 +69,7 @@ impl Member<'_> {
     }
 }
 
-/// A barrier that spins: an operation of a plan is done in microseconds, a sleeping thread wakes in tens of them.
+/// A barrier that spins: an operation takes microseconds, and a sleeping thread needs tens of them to wake.
 #[derive(Default)]
 pub(super) struct Barrier {
     arrived: AtomicUsize,
@@ -77,7 +77,7 @@ pub(super) struct Barrier {
     broken: AtomicBool,
 }
 
-/// Held by a member while it works: if it panics, the others do not wait for it for ever.
+/// Held by a member while it works. If the member panics, the barrier breaks, and the others do not wait for ever.
 pub(super) struct Presence<'a>(pub(super) &'a Barrier);
 
 impl Drop for Presence<'_> {
@@ -90,7 +90,7 @@ impl Drop for Presence<'_> {
 
 impl Barrier {
     fn wait(&self, count: usize) {
-        /// Where there are fewer cores than threads, the others have to be let through.
+        /// Spins before a thread yields, which it must where there are fewer cores than threads.
         const SPINS: usize = 2_000;
         let round = self.round.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {

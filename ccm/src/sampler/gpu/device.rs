@@ -1,9 +1,9 @@
-//! Finding an adapter and opening a device on it.
+//! Finds an adapter and opens a device on it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use wgpu::{Adapter, AdapterInfo, Backends, DeviceType, Instance, InstanceDescriptor};
+use wgpu::{Adapter, AdapterInfo, Backends, CommandEncoder, DeviceType, Instance, InstanceDescriptor};
 
 use crate::sampler::{Api, SamplerError};
 
@@ -16,6 +16,7 @@ pub(super) struct Device {
     /// Whether the adapter computes on the CPU.
     pub(super) software: bool,
     lost: Arc<AtomicBool>,
+    /// The first error that the device has reported since the last check.
     fault: Arc<Mutex<Option<String>>>,
 }
 
@@ -26,16 +27,14 @@ impl Device {
         let descriptor = InstanceDescriptor { backends, ..InstanceDescriptor::new_without_display_handle() };
         let instance = Instance::new(descriptor);
         let adapters = adapters(&instance, backends).await;
-        let is_software: Vec<bool> =
-            adapters.iter().map(|adapter| is_software(&adapter.get_info())).collect();
-        let real = is_software.iter().position(|software| !software);
-        let chosen = real.or((software && !adapters.is_empty()).then_some(0));
-        let Some(chosen) = chosen else {
+        let is_real = |adapter: &&Adapter| !is_software(&adapter.get_info());
+        let real = adapters.iter().find(is_real);
+        let Some(adapter) = real.or(adapters.first().filter(|_| software)).cloned() else {
             let found: Vec<String> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
             let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
             return Err(SamplerError::NoGpu(format!("adapters found: {found}")));
         };
-        let adapter = adapters.into_iter().nth(chosen).ok_or(SamplerError::NoGpu("none".into()))?;
+        let software = is_software(&adapter.get_info());
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("ccm"),
@@ -50,13 +49,13 @@ impl Device {
         device.set_device_lost_callback(move |_, _| flag.store(true, Ordering::Relaxed));
         let first = Arc::clone(&fault);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            if let Ok(mut first) = first.lock() {
-                first.get_or_insert(error.to_string());
-            }
+            let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(error.to_string());
         }));
-        Ok(Self { instance, adapter, device, queue, software: is_software[chosen], lost, fault })
+        Ok(Self { instance, adapter, device, queue, software, lost, fault })
     }
 
+    /// Whether the device is lost.
     pub(super) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
@@ -66,12 +65,19 @@ impl Device {
         self.device.features().contains(wgpu::Features::SHADER_F16)
     }
 
-    /// An error that the device has reported since the last call.
+    /// Submits one command buffer.
+    pub(super) fn submit(&self, encode: impl FnOnce(&mut CommandEncoder)) {
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encode(&mut encoder);
+        self.queue.submit([encoder.finish()]);
+    }
+
+    /// The loss of the device, or an error that it has reported since the last call.
     pub(super) fn check(&self) -> Result<(), SamplerError> {
         if self.is_lost() {
             return Err(SamplerError::DeviceLost);
         }
-        match self.fault.lock().ok().and_then(|mut fault| fault.take()) {
+        match self.fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(fault) => Err(SamplerError::Device(fault)),
             None => Ok(()),
         }
@@ -109,7 +115,7 @@ async fn adapters(instance: &Instance, _: Backends) -> Vec<Adapter> {
     instance.request_adapter(&options).await.into_iter().collect()
 }
 
-/// Whether an adapter computes on the CPU. Some drivers that do report themselves as something else.
+/// Whether an adapter computes on the CPU. Some drivers that do report another device type, so the name counts too.
 pub fn is_software(info: &AdapterInfo) -> bool {
     let name = info.name.to_ascii_lowercase();
     let software = ["llvmpipe", "lavapipe", "swiftshader", "softpipe", "basic render"];

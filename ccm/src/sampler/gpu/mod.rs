@@ -1,18 +1,22 @@
 //! Runs a [`Plan`] on a GPU with wgpu: on Vulkan, Metal, DX12, or in a browser on WebGPU.
 //!
-//! Buffers, bind groups and pipelines are made once for a number of images. An evaluation is one command buffer and
-//! one submission; between noise and picture nothing comes back to the CPU.
+//! Buffers, bind groups and pipelines are created once for a number of images. An evaluation is one command buffer and
+//! one submission; nothing is read back between the noise and the picture.
 
 pub(crate) mod device;
+mod drafts;
+mod pipelines;
 mod prepared;
 mod weights;
 
-use ccm_shaders::{RGBA, Real, Weights};
+use ccm_shaders::{RGBA, Real, Tile, Weights, buffers, uniform};
 use device::Device;
-use prepared::{Dispatch, Fixed, Pipelines, Prepared, block_bytes};
+use drafts::Fixed;
+use pipelines::Pipelines;
+use prepared::{MOST_WORKGROUPS, Prepared, block_bytes, uniform_bytes};
 use weights::StoredWeight;
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
-use wgpu::{BufferUsages, CommandEncoder, ComputePipeline};
+use wgpu::{Buffer, BufferUsages, RenderPipeline, TextureFormat};
 
 use super::plan::Plan;
 use super::schedule::{Step, Work};
@@ -24,12 +28,14 @@ pub(super) struct Executor {
     device: Device,
     fixed: Fixed,
     pipelines: Pipelines,
+    /// For the number of images that was sampled last.
     prepared: Option<Prepared>,
     most_images: usize,
-    picture: Option<(wgpu::TextureFormat, wgpu::RenderPipeline)>,
+    /// Draws on a surface of this format.
+    picture: Option<(TextureFormat, RenderPipeline)>,
 }
 
-/// A canvas or a window that pictures are drawn on.
+/// A canvas or a window to draw pictures on.
 pub struct Surface {
     surface: wgpu::Surface<'static>,
     size: [u32; 2],
@@ -51,16 +57,14 @@ impl Executor {
             Precision::F16 => Weights::F16,
             Precision::Q8 => Weights::Q8,
         };
-        // A file in single precision is computed with as it is; one that has been rounded, as fast as can be.
+        // A model in single precision is computed in single precision; a rounded one in half precision where possible.
         let real = if precision != Precision::F32 && device.has_f16() { Real::F16 } else { Real::F32 };
-        let largest = plan.weights.iter().map(|weight| weight.values.len() as u64 * kind_bytes(kind)).max();
+        let weights = plan.weights.iter().map(|weight| weight.values.len() as u64 * kind_bytes(kind));
+        let largest_weight = weights.fold(0, u64::max);
         let most_images = most_images(plan, real, most_bytes);
-        if largest.unwrap_or_default() > most_bytes || most_images == 0 {
-            let map = plan.buffers.iter().max().map_or(0, |&len| len as u64 / 4 * block_bytes(real));
-            return Err(SamplerError::TooLarge {
-                needed: largest.unwrap_or_default().max(map),
-                allowed: most_bytes,
-            });
+        if largest_weight > most_bytes || most_images == 0 {
+            let needed = largest_weight.max(largest_map(plan, real));
+            return Err(SamplerError::TooLarge { needed, allowed: most_bytes });
         }
         let gpu = &device.device;
         let weights = plan.weights.iter().map(|weight| StoredWeight::new(gpu, weight, kind)).collect();
@@ -81,14 +85,14 @@ impl Executor {
         })
     }
 
-    /// Cuts every convolution up in the same way, whatever its size and the adapter.
+    /// Uses the same tile for every convolution, whatever its size and the adapter.
     #[cfg(test)]
-    pub(super) fn with_tile(mut self, tile: ccm_shaders::Tile) -> Self {
+    pub(super) fn with_tile(mut self, tile: Tile) -> Self {
         self.fixed.tile = Some(tile);
         self
     }
 
-    /// What wgpu says of the adapter.
+    /// The adapter's description.
     pub(super) fn adapter(&self) -> wgpu::AdapterInfo {
         self.device.adapter.get_info()
     }
@@ -98,22 +102,22 @@ impl Executor {
         self.device.software
     }
 
-    /// Whether the device is lost; a new executor has to be made then.
+    /// Whether the device is lost; then only a new executor can sample.
     pub(super) fn is_lost(&self) -> bool {
         self.device.is_lost()
     }
 
-    /// Gives the device back, as a browser or a driver may at any time.
+    /// Destroys the device, as a browser or a driver may at any time.
     pub(super) fn destroy(&self) {
         self.device.device.destroy();
     }
 
-    /// What feature maps are stored as and products computed as.
+    /// Number format of feature maps and of products.
     pub(super) fn real(&self) -> Real {
         self.fixed.real
     }
 
-    /// Images that fit the adapter together.
+    /// Images that the adapter can hold at once.
     pub(super) fn most_images(&self) -> usize {
         self.most_images
     }
@@ -126,25 +130,22 @@ impl Executor {
 
     /// Samples the images of `work`, and reads them: `[N, height, width, 4]`.
     pub(super) async fn sample(&mut self, plan: &Plan, work: &Work) -> Result<Vec<f32>, SamplerError> {
-        self.run(plan, work)?;
-        let Some(prepared) = &self.prepared else { return Ok(Vec::new()) };
+        let image = self.run(plan, work)?;
         let gpu = &self.device.device;
-        let size = prepared.image.size();
+        let size = image.size();
         let staging = gpu.create_buffer(&wgpu::BufferDescriptor {
             label: Some("staging"),
             size,
             usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let mut encoder = gpu.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(&prepared.image, 0, &staging, 0, size);
-        self.device.queue.submit([encoder.finish()]);
+        self.device.submit(|encoder| encoder.copy_buffer_to_buffer(&image, 0, &staging, 0, size));
         let (send, receive) = futures_channel::oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // Nobody waits any more if the call was given up.
+            // The receiver is gone if the caller has dropped this future.
             let _ = send.send(result);
         });
-        // In a browser this does nothing, and the event loop runs the callback.
+        // In a browser this does nothing, and the event loop runs the callback. Natively a fault reaches the callback.
         let _ = gpu.poll(wgpu::PollType::wait_indefinitely());
         let mapped = receive.await;
         self.device.check()?;
@@ -154,62 +155,46 @@ impl Executor {
         Ok(bytemuck::pod_collect_to_vec(&view))
     }
 
-    /// Submits the evaluations of `work`; the images stay on the device.
-    fn run(&mut self, plan: &Plan, work: &Work) -> Result<(), SamplerError> {
+    /// Submits the evaluations of `work`. Returns the buffer of the images, which stay on the device.
+    fn run(&mut self, plan: &Plan, work: &Work) -> Result<Buffer, SamplerError> {
         self.device.check()?;
-        if self.prepared.as_ref().is_none_or(|prepared| prepared.images != work.images()) {
-            // The old buffers go before the new ones come.
-            self.prepared = None;
-            self.prepared =
-                Some(Prepared::new(&self.device, plan, &self.fixed, &mut self.pipelines, work.images()));
-        }
-        let Some(prepared) = &self.prepared else { return Ok(()) };
-        let queue = &self.device.queue;
-        let write_step = |step: &Step| {
-            let count = (prepared.images * plan.x.pixels()) as u32;
-            let values = [step.step.to_bits(), step.keep.to_bits(), step.fresh.to_bits(), count];
-            queue.write_buffer(&prepared.step, 0, bytemuck::cast_slice(&values));
+        let images = work.images();
+        let prepared = match self.prepared.take() {
+            Some(prepared) if prepared.images == images => prepared,
+            old => {
+                // The old buffers are freed before the new ones are created.
+                drop(old);
+                Prepared::new(&self.device, plan, &self.fixed, &mut self.pipelines, images)
+            }
         };
-        // The image begins as noise alone.
+        let prepared = self.prepared.insert(prepared);
+        let (device, pipelines, queue) = (&self.device, &self.pipelines, &self.device.queue);
+        let write_step = |step: &Step| {
+            let count = (images * plan.x.pixels()) as u32;
+            let step = uniform::Step { step: step.step, keep: step.keep, fresh: step.fresh, count };
+            queue.write_buffer(&prepared.step, 0, &uniform_bytes(&step));
+        };
+        // Before the first step the image is noise alone.
         queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(&work.noise[0]));
         write_step(&Step { t: 0.0, step: 0.0, keep: 0.0, fresh: 1.0 });
-        self.submit(|encoder| self.encode(encoder, std::iter::once(&prepared.advance)));
+        device.submit(|encoder| pipelines.encode(encoder, std::iter::once(&prepared.advance)));
         for (number, step) in work.steps.iter().enumerate() {
-            if let Some(noise) = work.noise.get(number + 1) {
-                queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(noise));
+            match work.noise.get(number + 1) {
+                Some(noise) => queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(noise)),
+                None => assert!(step.fresh == 0.0, "a step that mixes in noise has none"),
             }
             let rows: Vec<f32> = work.rows[number].iter().flat_map(|row| row.iter().copied()).collect();
             queue.write_buffer(&prepared.rows, 0, bytemuck::cast_slice(&rows));
             write_step(step);
-            self.submit(|encoder| {
-                self.encode(encoder, prepared.evaluate.iter().chain([&prepared.advance]));
+            device.submit(|encoder| {
+                pipelines.encode(encoder, prepared.evaluate.iter().chain([&prepared.advance]));
             });
         }
-        self.device.check()
+        device.check()?;
+        Ok(prepared.image.clone())
     }
 
-    fn submit(&self, encode: impl FnOnce(&mut CommandEncoder)) {
-        let mut encoder = self.device.device.create_command_encoder(&Default::default());
-        encode(&mut encoder);
-        self.device.queue.submit([encoder.finish()]);
-    }
-
-    fn encode<'a>(&self, encoder: &mut CommandEncoder, dispatches: impl Iterator<Item = &'a Dispatch>) {
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        let mut last: Option<&ComputePipeline> = None;
-        for dispatch in dispatches {
-            let pipeline = self.pipelines.get(dispatch.kernel);
-            if last != Some(pipeline) {
-                pass.set_pipeline(pipeline);
-                last = Some(pipeline);
-            }
-            pass.set_bind_group(0, &dispatch.operands, &[]);
-            let [x, y, z] = dispatch.workgroups;
-            pass.dispatch_workgroups(x, y, z);
-        }
-    }
-
-    /// Prepares a canvas or a window to be drawn on.
+    /// Prepares a canvas or a window to draw on.
     pub(super) fn surface(&self, target: wgpu::SurfaceTarget<'static>) -> Result<Surface, SamplerError> {
         let surface = self.device.instance.create_surface(target);
         let surface = surface.map_err(|error| SamplerError::Device(error.to_string()))?;
@@ -223,7 +208,7 @@ impl Executor {
         work: &Work,
         surface: &mut Surface,
     ) -> Result<(), SamplerError> {
-        self.run(plan, work)?;
+        let image = self.run(plan, work)?;
         let gpu = &self.device.device;
         let size = [plan.x.width as u32, plan.x.height as u32];
         let capabilities = surface.surface.get_capabilities(&self.device.adapter);
@@ -242,26 +227,26 @@ impl Executor {
                 return Err(SamplerError::Device("the canvas gives no texture".into()));
             }
         };
-        if self.picture.as_ref().is_none_or(|(found, _)| *found != format) {
-            self.picture = Some((format, picture_pipeline(gpu, format)));
-        }
-        let (Some(prepared), Some((_, pipeline))) = (&self.prepared, &self.picture) else { return Ok(()) };
-        let sizes = [size[1], size[0], plan.spec.in_channels as u32, 0];
-        let sizes = gpu.create_buffer_init(&BufferInitDescriptor {
+        let pipeline = match &self.picture {
+            Some((found, pipeline)) if *found == format => pipeline.clone(),
+            _ => {
+                let pipeline = picture_pipeline(gpu, format);
+                self.picture = Some((format, pipeline.clone()));
+                pipeline
+            }
+        };
+        let [width, height] = size;
+        let picture = uniform::Picture { height, width, channels: plan.spec.in_channels as u32 };
+        let uniform = gpu.create_buffer_init(&BufferInitDescriptor {
             label: Some("picture"),
-            contents: bytemuck::cast_slice(&sizes),
+            contents: &uniform_bytes(&picture),
             usage: BufferUsages::UNIFORM,
         });
-        let operands = gpu.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.get_bind_group_layout(0),
-            entries: &[
-                wgpu::BindGroupEntry { binding: 0, resource: sizes.as_entire_binding() },
-                wgpu::BindGroupEntry { binding: 1, resource: prepared.image.as_entire_binding() },
-            ],
-        });
+        let layout = pipeline.get_bind_group_layout(0);
+        let operands = buffers::Picture { image: &image };
+        let operands = prepared::bind(gpu, &layout, uniform.as_entire_buffer_binding(), &operands.in_order());
         let view = texture.texture.create_view(&Default::default());
-        self.submit(|encoder| {
+        self.device.submit(|encoder| {
             let attachment = wgpu::RenderPassColorAttachment {
                 view: &view,
                 depth_slice: None,
@@ -272,7 +257,7 @@ impl Executor {
                 color_attachments: &[Some(attachment)],
                 ..Default::default()
             });
-            pass.set_pipeline(pipeline);
+            pass.set_pipeline(&pipeline);
             pass.set_bind_group(0, &operands, &[]);
             pass.draw(0..3, 0..1);
         });
@@ -282,7 +267,7 @@ impl Executor {
 }
 
 impl Surface {
-    fn configure(&mut self, gpu: &wgpu::Device, format: wgpu::TextureFormat, size: [u32; 2]) {
+    fn configure(&mut self, gpu: &wgpu::Device, format: TextureFormat, size: [u32; 2]) {
         self.surface.configure(
             gpu,
             &wgpu::SurfaceConfiguration {
@@ -301,7 +286,7 @@ impl Surface {
     }
 }
 
-fn picture_pipeline(gpu: &wgpu::Device, format: wgpu::TextureFormat) -> wgpu::RenderPipeline {
+fn picture_pipeline(gpu: &wgpu::Device, format: TextureFormat) -> RenderPipeline {
     let source = wgpu::ShaderSource::Wgsl(RGBA.into());
     let module = gpu.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some("rgba"), source });
     gpu.create_render_pipeline(&wgpu::RenderPipelineDescriptor {
@@ -327,6 +312,7 @@ fn picture_pipeline(gpu: &wgpu::Device, format: wgpu::TextureFormat) -> wgpu::Re
     })
 }
 
+/// Bytes of a weight.
 fn kind_bytes(kind: Weights) -> u64 {
     match kind {
         Weights::F32 => 4,
@@ -335,14 +321,17 @@ fn kind_bytes(kind: Weights) -> u64 {
     }
 }
 
-/// Images that go through the network together: as many as each buffer may hold, and all buffers within a limit
-/// that does not trouble a small GPU.
+/// Bytes of the largest buffer of a plan, for one image.
+fn largest_map(plan: &Plan, real: Real) -> u64 {
+    plan.buffers.iter().map(|&values| values as u64 / 4 * block_bytes(real)).fold(0, u64::max)
+}
+
+/// Images that go through the network at once: each buffer is within the adapter's limit, all buffers together within
+/// a limit that fits a small GPU, and each dispatch within WebGPU's limit.
 fn most_images(plan: &Plan, real: Real, most_bytes: u64) -> usize {
     const MOST_BYTES: u64 = 1 << 30;
-    let bytes = |values: usize| values as u64 / 4 * block_bytes(real);
-    let largest = plan.buffers.iter().max().map_or(1, |&values| bytes(values).max(1));
-    let together = MOST_BYTES / bytes(plan.values_per_image()).max(1);
-    // Workgroups have at least 32 pixels, and a dimension of a dispatch at most 65 535 of them.
-    let pixels = 65_535 * 32 / plan.x.pixels() as u64;
-    (most_bytes / largest).min(together.max(1)).min(pixels) as usize
+    let together = plan.values_per_image() as u64 / 4 * block_bytes(real);
+    let together = MOST_BYTES / together.max(1);
+    let pixels = u64::from(MOST_WORKGROUPS * Tile::Narrow.pixels()) / plan.x.pixels() as u64;
+    (most_bytes / largest_map(plan, real).max(1)).min(together.max(1)).min(pixels) as usize
 }

@@ -1,0 +1,203 @@
+//! From the operations of a plan to dispatches: which kernel, with which uniform, buffers and workgroups.
+
+use ccm_shaders::uniform::Uniform;
+use ccm_shaders::{
+    ATTENTION_DIRECT_WIDTH, ATTENTION_QUERIES, ATTENTION_WIDTH, Kernel, NORM_BLOCKS, NORMALIZE_RUN, Real,
+    Tile, Weights, buffers, uniform,
+};
+use wgpu::Buffer;
+
+use super::device::Device;
+use super::prepared::{line, uniform_bytes};
+use super::weights::StoredWeight;
+use crate::sampler::plan::{Attention, BLOCK, Conv, GroupNorm, Map, Op, Plan, Pool, Vector};
+use crate::spec::{NORM_EPSILON, NORM_GROUPS};
+
+// The kernels have these numbers in their source; the CPU and training take them from the spec.
+const _: () = assert!(ccm_shaders::NORM_GROUPS as usize == NORM_GROUPS);
+const _: () = assert!(ccm_shaders::NORM_EPSILON == NORM_EPSILON);
+
+/// What does not depend on the number of images.
+pub(super) struct Fixed {
+    pub(super) real: Real,
+    pub(super) kind: Weights,
+    /// The tile of every convolution. `None`: chosen for each by its size and the adapter.
+    pub(super) tile: Option<Tile>,
+    pub(super) weights: Vec<StoredWeight>,
+    pub(super) vectors: Buffer,
+}
+
+/// A dispatch before its buffers are bound.
+pub(super) struct Draft<'a> {
+    pub(super) kernel: Kernel,
+    pub(super) uniform: Vec<u8>,
+    pub(super) buffers: Vec<&'a Buffer>,
+    pub(super) workgroups: [u32; 3],
+}
+
+impl<'a> Draft<'a> {
+    fn new<U: Uniform>(kernel: Kernel, uniform: &U, buffers: Vec<&'a Buffer>, workgroups: [u32; 3]) -> Self {
+        Self { kernel, uniform: uniform_bytes(uniform), buffers, workgroups }
+    }
+}
+
+/// What the dispatches of a plan are made from.
+pub(super) struct Build<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) fixed: &'a Fixed,
+    pub(super) maps: &'a [Buffer],
+    pub(super) rows: &'a Buffer,
+    pub(super) statistics: &'a Buffer,
+    pub(super) device: &'a Device,
+    pub(super) images: usize,
+}
+
+/// Blocks of four channels of a pixel of a map.
+fn blocks(map: Map) -> u32 {
+    (map.channels / BLOCK) as u32
+}
+
+/// A position in channels as one in blocks.
+fn in_blocks(position: u32) -> u32 {
+    let block = BLOCK as u32;
+    assert!(position.is_multiple_of(block), "a bias that does not start at a block");
+    position / block
+}
+
+impl<'a> Build<'a> {
+    /// The dispatches of one operation.
+    pub(super) fn drafts(&self, op: &Op) -> Vec<Draft<'a>> {
+        match op {
+            Op::Conv(op) => vec![self.conv(op)],
+            Op::GroupNorm(op) => self.group_norm(op),
+            Op::Attention(op) => vec![self.attention(op)],
+            Op::Pool(op) => vec![self.pool(op)],
+        }
+    }
+
+    fn map(&self, map: Map) -> &'a Buffer {
+        &self.maps[map.buffer]
+    }
+
+    /// The buffer of a vector, its position there, and the distance from one image's vector to the next, in channels.
+    fn vector(&self, vector: Vector) -> (&'a Buffer, u32, u32) {
+        match vector {
+            Vector::Fixed(place) => (&self.fixed.vectors, place as u32, 0),
+            Vector::Conditioned(place) => (self.rows, place as u32, self.plan.conditioner.row_len() as u32),
+        }
+    }
+
+    fn conv(&self, op: &Conv) -> Draft<'a> {
+        let (first, second) = (op.x.first, op.x.second);
+        let (bias, bias_start, bias_pitch) = self.vector(op.bias);
+        let pixels = (self.images * op.y.pixels()) as u32;
+        let out_blocks = blocks(op.y);
+        let (residual, residual_kind) = match op.residual {
+            None => (first, 0),
+            Some(residual) => (residual.map, if residual.upsample { 2 } else { 1 }),
+        };
+        let uniform = uniform::Conv {
+            in_height: first.height as u32,
+            in_width: first.width as u32,
+            out_height: op.y.height as u32,
+            out_width: op.y.width as u32,
+            first_blocks: blocks(first),
+            second_blocks: second.map_or(0, blocks),
+            out_blocks,
+            kernel: op.kernel as u32,
+            stride: op.stride as u32,
+            upsample: u32::from(op.upsample),
+            bias_start: in_blocks(bias_start),
+            bias_pitch: in_blocks(bias_pitch),
+            residual: residual_kind,
+            pixels,
+        };
+        let weight = &self.fixed.weights[op.weight];
+        let buffers = buffers::Conv {
+            first: self.map(first),
+            second: self.map(second.unwrap_or(first)),
+            bias,
+            residual: self.map(residual),
+            y: self.map(op.y),
+            weights: &weight.values,
+            scales: weight.scales.as_ref(),
+        };
+        let tile = self.tile(pixels, out_blocks);
+        let [pixels, blocks] = [pixels.div_ceil(tile.pixels()), out_blocks.div_ceil(tile.blocks())];
+        let workgroups = match tile {
+            Tile::Direct => [blocks, pixels, 1],
+            Tile::Wide | Tile::Narrow => [pixels, blocks, 1],
+        };
+        Draft::new(Kernel::Conv(self.fixed.kind, tile), &uniform, buffers.in_order(), workgroups)
+    }
+
+    fn group_norm(&self, op: &GroupNorm) -> Vec<Draft<'a>> {
+        let images = self.images as u32;
+        let (gain, gain_start, pitch) = self.vector(op.gain);
+        let (offset, offset_start, _) = self.vector(op.offset);
+        let pixels = op.y.pixels() as u32;
+        let uniform = uniform::GroupNorm {
+            pixels,
+            first_blocks: blocks(op.x.first),
+            second_blocks: op.x.second.map_or(0, blocks),
+            gain_start,
+            offset_start,
+            pitch,
+            silu: u32::from(op.silu),
+        };
+        let (first, second) = (self.map(op.x.first), self.map(op.x.second.unwrap_or(op.x.first)));
+        let statistics = self.statistics;
+        let moments = buffers::Moments { first, second, statistics };
+        let normalize = buffers::Normalize { first, second, statistics, gain, offset, y: self.map(op.y) };
+        let columns = blocks(op.y) / NORM_BLOCKS;
+        vec![
+            Draft::new(Kernel::Moments, &uniform, moments.in_order(), [columns, images, 1]),
+            Draft::new(
+                Kernel::Normalize,
+                &uniform,
+                normalize.in_order(),
+                [columns, pixels.div_ceil(NORMALIZE_RUN), images],
+            ),
+        ]
+    }
+
+    fn attention(&self, op: &Attention) -> Draft<'a> {
+        let (positions, heads) = (op.y.pixels() as u32, op.heads as u32);
+        let of_head = (op.padded_channels() / BLOCK) as u32;
+        let scale = 1.0 / (op.head_channels as f32).sqrt();
+        let uniform = uniform::Attention { positions, heads, blocks: of_head, scale };
+        let buffers = buffers::Attention { qkv: self.map(op.qkv), y: self.map(op.y) };
+        let (kernel, width) = match self.direct() {
+            true => (Kernel::AttentionDirect, ATTENTION_DIRECT_WIDTH),
+            false => (Kernel::Attention, ATTENTION_WIDTH),
+        };
+        let workgroups =
+            [positions.div_ceil(ATTENTION_QUERIES), heads * of_head.div_ceil(width), self.images as u32];
+        Draft::new(kernel, &uniform, buffers.in_order(), workgroups)
+    }
+
+    fn pool(&self, op: &Pool) -> Draft<'a> {
+        let count = (self.images * op.y.len() / BLOCK) as u32;
+        let (height, width) = (op.y.height as u32, op.y.width as u32);
+        let uniform = uniform::Pool { height, width, blocks: blocks(op.y), count };
+        let buffers = buffers::Pool { x: self.map(op.x), y: self.map(op.y) };
+        Draft::new(Kernel::Pool, &uniform, buffers.in_order(), line(count))
+    }
+
+    fn tile(&self, pixels: u32, blocks: u32) -> Tile {
+        /// Workgroups that occupy a GPU of medium size.
+        const BUSY: u32 = 96;
+        let wide = pixels.div_ceil(Tile::Wide.pixels()) * blocks.div_ceil(Tile::Wide.blocks());
+        match self.fixed.tile {
+            Some(tile) => tile,
+            None if self.direct() => Tile::Direct,
+            None if wide >= BUSY => Tile::Wide,
+            None => Tile::Narrow,
+        }
+    }
+
+    /// Whether to use kernels without workgroup memory.
+    fn direct(&self) -> bool {
+        self.fixed.tile.map_or(self.device.software, |tile| tile == Tile::Direct)
+    }
+}

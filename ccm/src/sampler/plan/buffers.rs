@@ -1,0 +1,168 @@
+//! Which buffer each feature map of a plan lives in.
+
+use super::{Map, Op, Plan};
+
+/// A buffer while maps are assigned to it.
+struct Buffer {
+    /// Values of one image.
+    size: usize,
+    /// The last operation that uses the map in it.
+    busy_until: usize,
+}
+
+impl Plan {
+    /// Gives every map, which is in a buffer of its own so far, the smallest buffer that is free as long as the map is
+    /// in use.
+    ///
+    /// `sizes` are the values of one image of each map.
+    ///
+    /// # Panics
+    /// If an operation reads a map that no operation before it writes, or writes a map that it reads, or if no operation
+    /// writes the velocity.
+    #[expect(clippy::expect_used, reason = "the assertion before it checks the maps that operations read")]
+    pub(super) fn share_buffers(&mut self, sizes: &[usize]) {
+        let mut last_use = vec![0; sizes.len()];
+        for (time, op) in self.ops.iter().enumerate() {
+            for map in op.inputs().into_iter().chain([op.output()]) {
+                last_use[map.buffer] = time;
+            }
+        }
+        // The image and the velocity are used after the last operation.
+        last_use[self.x.buffer] = usize::MAX;
+        last_use[self.velocity.buffer] = usize::MAX;
+
+        let mut buffers: Vec<Buffer> = Vec::new();
+        let mut places = vec![None; sizes.len()];
+        places[self.x.buffer] = Some(0);
+        buffers.push(Buffer { size: sizes[self.x.buffer], busy_until: usize::MAX });
+        for (time, op) in self.ops.iter().enumerate() {
+            op.assert_writes_no_input();
+            for map in op.inputs() {
+                let written = places[map.buffer].is_some();
+                assert!(written, "operation {time} reads map {}, which nothing writes before", map.buffer);
+            }
+            let map = op.output().buffer;
+            if places[map].is_none() {
+                let place = place(&mut buffers, sizes[map], time);
+                buffers[place].busy_until = last_use[map];
+                places[map] = Some(place);
+            }
+        }
+        let share = |map: &mut Map| {
+            map.buffer =
+                places[map.buffer].expect("some operation writes every map that is read, and the velocity");
+        };
+        for op in &mut self.ops {
+            op.maps_mut().into_iter().for_each(share);
+        }
+        share(&mut self.x);
+        share(&mut self.velocity);
+        self.buffers = buffers.into_iter().map(|buffer| buffer.size).collect();
+    }
+}
+
+/// A buffer that is free before operation `time` and holds `size` values: the smallest that is large enough, otherwise
+/// the largest, which grows, otherwise a new one.
+fn place(buffers: &mut Vec<Buffer>, size: usize, time: usize) -> usize {
+    let free = (0..buffers.len()).filter(|&i| buffers[i].busy_until < time);
+    let large_enough = free.clone().filter(|&i| buffers[i].size >= size).min_by_key(|&i| buffers[i].size);
+    let place = large_enough.or(free.max_by_key(|&i| buffers[i].size));
+    let place = place.unwrap_or_else(|| {
+        buffers.push(Buffer { size, busy_until: time });
+        buffers.len() - 1
+    });
+    buffers[place].size = buffers[place].size.max(size);
+    place
+}
+
+impl Op {
+    fn maps_mut(&mut self) -> Vec<&mut Map> {
+        match self {
+            Self::Conv(op) => {
+                let residual = op.residual.as_mut().map(|residual| &mut residual.map);
+                op.x.maps_mut().chain(residual).chain([&mut op.y]).collect()
+            }
+            Self::GroupNorm(op) => op.x.maps_mut().chain([&mut op.y]).collect(),
+            Self::Attention(op) => vec![&mut op.qkv, &mut op.y],
+            Self::Pool(op) => vec![&mut op.x, &mut op.y],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampler::plan::build::tests::{specs, unshared};
+    use crate::sampler::plan::{BLOCK, Pool};
+
+    /// Which map each operation finds in the buffers that it reads, if maps are named by the plan before.
+    #[test]
+    fn every_operation_reads_the_maps_that_it_read_before_buffers_were_shared() {
+        for spec in specs() {
+            let (before, sizes) = unshared(&spec);
+            let mut plan = before.clone();
+            plan.share_buffers(&sizes);
+            assert!(
+                plan.buffers.len() < sizes.len() / 2,
+                "{} buffers of {}",
+                plan.buffers.len(),
+                sizes.len()
+            );
+            let mut holds = vec![None; plan.buffers.len()];
+            holds[plan.x.buffer] = Some(before.x.buffer);
+            for (time, (own, shared)) in before.ops.iter().zip(&plan.ops).enumerate() {
+                for (own, shared) in own.inputs().iter().zip(shared.inputs()) {
+                    assert_eq!(holds[shared.buffer], Some(own.buffer), "operation {time} of {spec:?}");
+                    assert!(shared.len() <= plan.buffers[shared.buffer]);
+                }
+                let inputs: Vec<usize> = shared.inputs().iter().map(|map| map.buffer).collect();
+                let y = shared.output();
+                assert!(!inputs.contains(&y.buffer), "operation {time} of {spec:?} reads what it writes");
+                assert!(y.len() <= plan.buffers[y.buffer]);
+                holds[y.buffer] = Some(own.output().buffer);
+            }
+            assert_eq!(holds[plan.velocity.buffer], Some(before.velocity.buffer));
+            assert_eq!(holds[plan.x.buffer], Some(before.x.buffer), "the image is still there");
+        }
+    }
+
+    /// A plan of pooling operations: reads map `pair[0]` and writes map `pair[1]` for each pair.
+    fn pools(pairs: &[[usize; 2]], velocity: usize) -> Plan {
+        let (mut plan, _) = unshared(&specs()[0]);
+        let map = |buffer| Map { buffer, height: 2, width: 2, channels: BLOCK };
+        plan.ops = pairs.iter().map(|&[x, y]| Op::Pool(Pool { x: map(x), y: map(y) })).collect();
+        (plan.x, plan.velocity) = (map(0), map(velocity));
+        plan
+    }
+
+    #[test]
+    fn a_chain_of_maps_shares_two_buffers_besides_the_image() {
+        let mut plan = pools(&[[0, 1], [1, 2], [2, 3], [3, 4]], 4);
+        plan.share_buffers(&[16; 5]);
+        assert_eq!(plan.buffers, [16; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "operation 1 reads map 2, which nothing writes before")]
+    fn a_map_that_is_never_written_is_not_read_from_another_buffer() {
+        pools(&[[0, 1], [2, 3]], 3).share_buffers(&[16; 4]);
+    }
+
+    #[test]
+    #[should_panic(expected = "operation 0 reads map 1, which nothing writes before")]
+    fn a_map_that_is_written_too_late_is_not_read_from_another_buffer() {
+        pools(&[[1, 2], [0, 1]], 2).share_buffers(&[16; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "an operation writes what it reads")]
+    fn a_map_is_not_written_while_it_is_read() {
+        pools(&[[0, 1], [1, 1]], 1).share_buffers(&[16; 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the velocity")]
+    fn a_velocity_that_is_never_written_is_not_read_from_another_buffer() {
+        pools(&[[0, 1]], 2).share_buffers(&[16; 3]);
+    }
+}

@@ -1,0 +1,145 @@
+//! The uniform of each kernel as the host writes it.
+//!
+//! A struct here has the name, the fields and the order of the struct in WGSL. The tests compare each field's offset
+//! and type with those that naga computes from the source.
+
+/// One field of a uniform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    /// Its name, the same in Rust and in WGSL.
+    pub name: &'static str,
+    /// Bytes from the start of the struct.
+    pub offset: usize,
+    /// Its type, the same in Rust and in WGSL: `u32` or `f32`.
+    pub scalar: &'static str,
+}
+
+/// A struct that is the uniform of a kernel.
+pub trait Uniform: bytemuck::Pod {
+    /// Its name in WGSL.
+    const NAME: &'static str;
+    /// Its fields, in order.
+    const FIELDS: &'static [Field];
+}
+
+/// Declares uniforms: plain structs with the layout of C, and the list of their fields.
+macro_rules! uniforms {
+    ($(
+        $(#[$doc:meta])*
+        $vis:vis struct $struct:ident { $($(#[$field_doc:meta])* $field:ident: $scalar:ident,)* }
+    )*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        $vis struct $struct { $($(#[$field_doc])* $vis $field: $scalar,)* }
+
+        impl $crate::uniform::Uniform for $struct {
+            const NAME: &'static str = stringify!($struct);
+            const FIELDS: &'static [$crate::uniform::Field] = &[$($crate::uniform::Field {
+                name: stringify!($field),
+                offset: std::mem::offset_of!($struct, $field),
+                scalar: stringify!($scalar),
+            },)*];
+        }
+    )*};
+}
+#[cfg(test)]
+pub(crate) use uniforms;
+
+uniforms! {
+    /// Uniform of `conv.wgsl`.
+    pub struct Conv {
+        /// Height of `x` in pixels, before upsampling.
+        in_height: u32,
+        /// Width of `x` in pixels, before upsampling.
+        in_width: u32,
+        /// Height of `y` in pixels.
+        out_height: u32,
+        /// Width of `y` in pixels.
+        out_width: u32,
+        /// Blocks of four channels of the first input.
+        first_blocks: u32,
+        /// Blocks of four channels of the second input; 0 without one.
+        second_blocks: u32,
+        /// Blocks of four channels of `y`.
+        out_blocks: u32,
+        /// Side of the kernel: 1 or 3.
+        kernel: u32,
+        /// 1 or 2.
+        stride: u32,
+        /// 1 if `x` is upsampled by 2, otherwise 0.
+        upsample: u32,
+        /// Position of the bias, in blocks.
+        bias_start: u32,
+        /// Distance from one image's bias to the next, in blocks; 0 if all images share it.
+        bias_pitch: u32,
+        /// 0: no residual. 1: a map of the size of `y`. 2: a map of half that size.
+        residual: u32,
+        /// Pixels of `y` in all images together.
+        pixels: u32,
+    }
+
+    /// Uniform of `group_norm.wgsl`.
+    pub struct GroupNorm {
+        /// Pixels of one image.
+        pixels: u32,
+        /// Blocks of four channels of the first input.
+        first_blocks: u32,
+        /// Blocks of four channels of the second input; 0 without one.
+        second_blocks: u32,
+        /// Position of the gain, in channels.
+        gain_start: u32,
+        /// Position of the offset, in channels.
+        offset_start: u32,
+        /// Distance from one image's gain and offset to the next, in channels; 0 if all images share them.
+        pitch: u32,
+        /// 1 if SiLU follows, otherwise 0.
+        silu: u32,
+    }
+
+    /// Uniform of `attention.wgsl`.
+    pub struct Attention {
+        /// Pixels of one image.
+        positions: u32,
+        /// Heads.
+        heads: u32,
+        /// Blocks of four channels of a head.
+        blocks: u32,
+        /// `1 / sqrt(head_channels)`.
+        scale: f32,
+    }
+
+    /// Uniform of `pool.wgsl`.
+    pub struct Pool {
+        /// Height of `y` in pixels.
+        height: u32,
+        /// Width of `y` in pixels.
+        width: u32,
+        /// Blocks of four channels of a pixel.
+        blocks: u32,
+        /// Blocks of `y` in all images together.
+        count: u32,
+    }
+
+    /// Uniform of `advance.wgsl`.
+    pub struct Step {
+        /// Factor of the velocity.
+        step: f32,
+        /// Factor of the image.
+        keep: f32,
+        /// Factor of the noise.
+        fresh: f32,
+        /// Pixels of all images together.
+        count: u32,
+    }
+
+    /// Uniform of `rgba.wgsl`.
+    pub struct Picture {
+        /// Height in pixels.
+        height: u32,
+        /// Width in pixels.
+        width: u32,
+        /// 1 (grey) or 3 (RGB).
+        channels: u32,
+    }
+}
