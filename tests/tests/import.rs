@@ -208,7 +208,7 @@ fn a_role_decides_how_an_imported_model_is_sampled() {
     let (_, _, description) = description(&folder);
     let out = folder.path().join("model.safetensors");
     let images = folder.path().join("images.safetensors");
-    let mut sample = |role: &[&str]| {
+    let sample = |role: &[&str]| {
         let said = succeed(import(&case("compiled.pt"), &description, &out).args(role));
         let mut sample = distill();
         sample.arg("sample").arg(&out).args(["--device", "cpu", "--seed", "7", "--count", "2", "--out"]);

@@ -10,8 +10,8 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::DataError;
-use super::content::{Content, Found, LARGEST_FILE, read_bounded, too_large};
-use super::files::{name_of_interest, open_maybe_gzip};
+use super::content::{Content, LARGEST_FILE, Source, read_bounded, too_large};
+use super::files::{Kind, kind, open_maybe_gzip};
 
 /// The first bytes of a zip archive that has entries.
 const ZIP_MAGIC: [u8; 2] = *b"PK";
@@ -19,13 +19,13 @@ const ZIP_MAGIC: [u8; 2] = *b"PK";
 /// Bytes of a tar block. A whole archive ends in at least one block of zeros.
 const TAR_BLOCK: u64 = 512;
 
-/// The files of interest in the zip archive at `path`. An entry that cannot be unpacked is an unreadable
+/// The files in the zip archive at `path`. An entry that cannot be unpacked is an unreadable
 /// image.
 ///
 /// # Errors
 /// [`DataError::Truncated`] when the directory at the archive's end is missing, [`DataError::Archive`] when
 /// it is not a zip archive, [`DataError::Io`].
-pub(super) fn in_zip(path: &Path) -> Result<Found, DataError> {
+pub(super) fn in_zip(path: &Path) -> Result<Source, DataError> {
     let failed = |error| DataError::reading(path, error);
     let mut magic = Vec::new();
     File::open(path).and_then(|file| file.take(2).read_to_end(&mut magic)).map_err(failed)?;
@@ -46,14 +46,17 @@ pub(super) fn in_zip(path: &Path) -> Result<Found, DataError> {
             reason: error.to_string(),
         },
     })?;
-    let mut found = Found::new();
+    let mut source = Source::default();
     for index in 0..archive.len() {
-        let Some(name) = archive.name_for_index(index).and_then(Result::ok).and_then(|name| {
-            let is_folder = name.ends_with(['/', '\\']);
-            if is_folder { None } else { name_of_interest(&name) }
-        }) else {
+        let Some(name) = archive.name_for_index(index).and_then(Result::ok) else { continue };
+        if name.ends_with(['/', '\\']) {
             continue;
-        };
+        }
+        let kind = kind(&name);
+        if !matches!(kind, Kind::Data(_)) {
+            source.add(kind, Content::default);
+            continue;
+        }
         let content = match archive.by_index(index) {
             Ok(entry) if entry.size() > LARGEST_FILE => Content::Refused(too_large()),
             Ok(entry) => match read_bounded(entry) {
@@ -62,17 +65,17 @@ pub(super) fn in_zip(path: &Path) -> Result<Found, DataError> {
             },
             Err(error) => Content::Refused(format!("cannot be unpacked: {error}")),
         };
-        found.insert(name, content);
+        source.add(kind, || content);
     }
-    Ok(found)
+    Ok(source)
 }
 
-/// The files of interest in the tar archive at `path`, compressed with gzip or not.
+/// The files in the tar archive at `path`, compressed with gzip or not.
 ///
 /// # Errors
 /// [`DataError::Truncated`] when the archive ends early, [`DataError::Archive`] when it is damaged or not a
 /// tar archive, [`DataError::Io`].
-pub(super) fn in_tar(path: &Path) -> Result<Found, DataError> {
+pub(super) fn in_tar(path: &Path) -> Result<Source, DataError> {
     let mut stream = Watched { inner: open_maybe_gzip(path)?, ended: false, zeros: 0 };
     let truncated =
         |detail: &str| DataError::Truncated { path: path.to_path_buf(), detail: detail.to_owned() };
@@ -93,25 +96,27 @@ pub(super) fn in_tar(path: &Path) -> Result<Found, DataError> {
     }
 }
 
-fn read_entries(stream: impl Read) -> io::Result<Found> {
+fn read_entries(stream: impl Read) -> io::Result<Source> {
     let mut archive = tar::Archive::new(stream);
-    let mut found = Found::new();
+    let mut source = Source::default();
     for entry in archive.entries()? {
         let entry = entry?;
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let Some(name) = name_of_interest(&String::from_utf8_lossy(&entry.path_bytes())) else {
+        let kind = kind(&String::from_utf8_lossy(&entry.path_bytes()));
+        if !matches!(kind, Kind::Data(_)) {
+            source.add(kind, Content::default);
             continue;
-        };
+        }
         let size = entry.size();
         let content = if size > LARGEST_FILE { Err(too_large()) } else { read_bounded(entry)? };
         if content.as_ref().is_ok_and(|bytes| (bytes.len() as u64) < size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        found.insert(name, Content::from(content));
+        source.add(kind, || Content::from(content));
     }
-    Ok(found)
+    Ok(source)
 }
 
 /// A reader that remembers whether it came to its end, and how many zeros it gave last.
@@ -178,7 +183,7 @@ mod tests {
         writer.finish().unwrap().into_inner()
     }
 
-    type Reader = fn(&Path) -> Result<Found, DataError>;
+    type Reader = fn(&Path) -> Result<Source, DataError>;
 
     #[test]
     fn every_truncation_of_every_kind_is_named_as_one() {
@@ -193,7 +198,7 @@ mod tests {
         for (name, whole, read) in kinds {
             let path = folder.path().join(name);
             fs::write(&path, &whole).unwrap();
-            let found = read(&path).unwrap();
+            let found = read(&path).unwrap().found;
             assert_eq!(found.keys().collect::<Vec<_>>(), ["a/x.png", "b/y.png"]);
             assert!(found.values().all(|content| matches!(content, Content::Encoded(b) if *b == big)));
             // A tar archive may lose a part of its end marker without losing anything.
@@ -204,6 +209,22 @@ mod tests {
                 assert!(error.to_string().contains("truncated"), "{name} cut to {length}: {error}");
                 assert!(error.to_string().contains(name), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn entries_of_one_path_are_all_read_and_other_files_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let files: &[(&str, &[u8])] =
+            &[("a/x.png", b"one"), ("./a/x.png", b"two"), ("a/x.heic", b"three"), ("a/.x.png", b"four")];
+        let archives: [(&str, Vec<u8>, Reader); 2] =
+            [("t.tar", tar_of(files), in_tar), ("t.zip", zip_of(files), in_zip)];
+        for (name, bytes, read) in archives {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            let Source { found, not_read } = read(&path).unwrap();
+            assert_eq!(found.keys().collect::<Vec<_>>(), ["a/x.png", "a/x.png (2)"], "{name}");
+            assert_eq!(not_read.to_string(), "1 .heic picture", "{name}");
         }
     }
 
@@ -229,7 +250,7 @@ mod tests {
         for (name, bytes, read) in kinds {
             let path = folder.path().join(name);
             fs::write(&path, bytes).unwrap();
-            let found = read(&path).unwrap();
+            let found = read(&path).unwrap().found;
             assert!(matches!(&found["huge.png"], Content::Refused(reason) if reason.contains("64 MiB")));
             assert!(matches!(&found["x.png"], Content::Encoded(bytes) if bytes == b"small"));
         }
@@ -243,7 +264,7 @@ mod tests {
         let mut bytes = zip_of(&[("x.png", &big), ("y.png", &big)]);
         bytes[500] ^= 0xff;
         fs::write(&path, bytes).unwrap();
-        let found = in_zip(&path).unwrap();
+        let found = in_zip(&path).unwrap().found;
         assert!(matches!(&found["x.png"], Content::Refused(reason) if reason.contains("unpacked")));
         assert!(matches!(&found["y.png"], Content::Encoded(bytes) if *bytes == big));
     }

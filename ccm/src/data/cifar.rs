@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::content::{Content, Found};
-use super::{DataError, Entry, ImageShape, Listing, Split};
+use super::{DataError, Entry, ImageShape, Listing, NotRead, Split};
 
 /// The shape of every image.
 const SHAPE: ImageShape = ImageShape { channels: 3, height: 32, width: 32 };
@@ -73,7 +73,7 @@ pub(super) fn list(source: &Path, found: Found, split: Split) -> Result<Listing,
         };
         return Err(DataError::EmptySplit { path: source.to_path_buf(), split, expected });
     }
-    Ok(Listing { classes, left_out: 0, entries })
+    Ok(Listing { classes, below: None, left_out: 0, not_read: NotRead::default(), entries })
 }
 
 fn class_names(path: &Path, bytes: &[u8]) -> Result<Vec<String>, DataError> {
@@ -103,7 +103,7 @@ fn records(path: &Path, name: &str, bytes: &[u8]) -> Result<Vec<Entry>, DataErro
             path: path.to_path_buf(),
             record: index,
             classes: CLASSES.len(),
-            found: record.first().copied().unwrap_or_default(),
+            found: record[0],
         }),
     };
     bytes.chunks_exact(RECORD).enumerate().map(record).collect()

@@ -1,14 +1,14 @@
-//! From the paths of pictures to classes and splits. No file is opened here.
+//! From the paths of images to classes and splits. No file is opened here.
 //!
-//! The folders that all pictures share are ignored. The class is the folder that holds the picture; pictures
-//! without one are the class `all` if none has one, and are left out otherwise. If some pictures are under a
-//! folder `train` and some under `test`, `val`, `valid` or `validation`, those folders are the splits, and
-//! pictures under neither are left out.
+//! Folders that all images share are ignored. If some images are under a folder `train` and some under `test`, `val`,
+//! `valid` or `validation`, those folders are the splits, and images under neither are left out. The class is the first
+//! folder that remains, as in torchvision's `ImageFolder`; folders below it belong to it. Images without a class folder
+//! are the class `all` if no image has one, and are left out otherwise.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::content::{Content, Found};
+use super::content::{Content, Source};
 use super::{DataError, Entry, Listing, Split};
 
 /// One in this many pictures of a class is held out where the source does not say which.
@@ -17,24 +17,37 @@ const HELD_OUT_EVERY: usize = 20;
 /// The class of pictures that have none.
 const ONLY_CLASS: &str = "all";
 
-/// What a path says about its picture.
+/// What the path of an image means.
 struct Place<'a> {
     split: Option<Split>,
     class: Option<&'a str>,
+    /// The folder below the class.
+    below: Option<&'a str>,
+}
+
+/// What becomes of a list of images.
+struct Choices {
+    /// Names of the classes, sorted.
+    classes: Vec<String>,
+    /// A folder below a class folder, if there is any.
+    below: Option<String>,
+    /// What becomes of each image.
+    chosen: Vec<Choice>,
 }
 
 /// The pictures of `split` among `found`, sorted by path, with classes numbered by name over both splits.
 ///
 /// # Errors
 /// [`DataError::NoImages`] and [`DataError::EmptySplit`].
-pub(super) fn list(source: &Path, mut found: Found, split: Split) -> Result<Listing, DataError> {
-    // Nothing but the pictures: a stray `batches.meta.txt` is not one.
+pub(super) fn list(path: &Path, source: Source, split: Split) -> Result<Listing, DataError> {
+    let Source { mut found, not_read } = source;
+    // Images alone: a stray `batches.meta.txt` is none.
     found.retain(|name, _| !super::cifar::is_part(name));
     if found.is_empty() {
-        return Err(DataError::NoImages { path: source.to_path_buf() });
+        return Err(DataError::NoImages { path: path.to_path_buf(), not_read });
     }
     let names: Vec<&str> = found.keys().map(String::as_str).collect();
-    let (classes, chosen) = choose(&names, split);
+    let Choices { classes, below, chosen } = choose(&names, split);
     let left_out = chosen.iter().filter(|choice| matches!(choice, Choice::LeftOut)).count();
     let pair = |((name, content), choice): ((String, Content), Choice)| match choice {
         Choice::Taken(label) => Some(Entry { name, label, content }),
@@ -46,9 +59,9 @@ pub(super) fn list(source: &Path, mut found: Found, split: Split) -> Result<List
             Split::Train => "images with a class under a folder train",
             Split::HeldOut => "a folder test, val or valid, or at least two images in a class",
         };
-        return Err(DataError::EmptySplit { path: source.to_path_buf(), split, expected });
+        return Err(DataError::EmptySplit { path: path.to_path_buf(), split, expected });
     }
-    Ok(Listing { classes, left_out, entries })
+    Ok(Listing { classes, below, left_out, not_read, entries })
 }
 
 /// What becomes of a picture when one split is loaded.
@@ -60,8 +73,8 @@ enum Choice {
     LeftOut,
 }
 
-/// The class names, sorted, and what becomes of each of the sorted paths `names`.
-fn choose(names: &[&str], split: Split) -> (Vec<String>, Vec<Choice>) {
+/// The classes, and what becomes of each of the sorted paths `names` when `split` is loaded.
+fn choose(names: &[&str], split: Split) -> Choices {
     let places = places(names);
     let has_splits = places.iter().any(|place| place.split.is_some());
     let has_classes = places.iter().any(|place| place.class.is_some());
@@ -88,8 +101,8 @@ fn choose(names: &[&str], split: Split) -> (Vec<String>, Vec<Choice>) {
         let own = place.split.unwrap_or_else(|| split_by_position(*seen, *total));
         if own == split { Choice::Taken(label as u32) } else { Choice::OtherSplit }
     });
-    let choices = choices.collect();
-    (classes, choices)
+    let chosen = choices.collect();
+    Choices { classes, below: places.iter().find_map(|place| place.below).map(str::to_owned), chosen }
 }
 
 /// The split of the `position`th (from 1) of `total` pictures of a class: every 20th is held out, or the last
@@ -108,7 +121,7 @@ fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
             parts
         })
         .collect();
-    let shared = shared_folders(&folders);
+    let shared = shared_folders(folders.iter().map(Vec::as_slice));
     let split_at = |folders: &[&str]| {
         let found = folders.iter().enumerate().skip(shared);
         found.filter_map(|(depth, folder)| named_split(folder).map(|split| (depth, split))).next()
@@ -116,27 +129,34 @@ fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
     let splits: Vec<Option<(usize, Split)>> = folders.iter().map(|folders| split_at(folders)).collect();
     let has = |wanted| splits.iter().flatten().any(|(_, split)| *split == wanted);
     let has_splits = has(Split::Train) && has(Split::HeldOut);
-    folders
-        .iter()
-        .zip(splits)
-        .map(|(folders, split)| {
-            let split = split.filter(|_| has_splits);
-            let first_class = split.map_or(shared, |(depth, _)| depth + 1);
-            Place {
-                split: split.map(|(_, split)| split),
-                class: folders.get(first_class..).and_then(|folders| folders.last().copied()),
-            }
-        })
-        .collect()
+    // What remains of a path without the shared folders and the folder of its split.
+    let remaining = folders.into_iter().zip(splits).map(|(mut folders, split)| {
+        let split = split.filter(|_| has_splits);
+        if let Some((depth, _)) = split {
+            folders.remove(depth);
+        }
+        (split.map(|(_, split)| split), folders.split_off(shared))
+    });
+    let remaining: Vec<(Option<Split>, Vec<&str>)> = remaining.collect();
+    // Folders that all classes share inside the splits: `animals` of `train/animals/cats` and `val/animals/dogs`.
+    let in_splits = remaining.iter().filter(|(split, folders)| split.is_some() && !folders.is_empty());
+    let in_splits: Vec<&[&str]> = in_splits.map(|(_, folders)| folders.as_slice()).collect();
+    let least = in_splits.iter().map(|folders| folders.len()).min().unwrap_or(0);
+    let root = shared_folders(in_splits.into_iter()).min(least.saturating_sub(1));
+    let place = |(split, folders): (Option<Split>, Vec<&'a str>)| {
+        let mut below_root = folders.into_iter().skip(if split.is_some() { root } else { 0 });
+        Place { split, class: below_root.next(), below: below_root.next() }
+    };
+    remaining.into_iter().map(place).collect()
 }
 
 /// How many of the outermost folders are the same for all.
-fn shared_folders(folders: &[Vec<&str>]) -> usize {
-    let Some((first, rest)) = folders.split_first() else {
+fn shared_folders<'a>(mut folders: impl Iterator<Item = &'a [&'a str]>) -> usize {
+    let Some(first) = folders.next() else {
         return 0;
     };
-    let same = |other: &Vec<&str>| first.iter().zip(other).take_while(|(a, b)| a == b).count();
-    rest.iter().map(same).min().unwrap_or(first.len())
+    let same = |other: &[&str]| first.iter().zip(other).take_while(|(a, b)| a == b).count();
+    folders.map(same).min().unwrap_or(first.len())
 }
 
 fn named_split(folder: &str) -> Option<Split> {
@@ -152,41 +172,81 @@ fn named_split(folder: &str) -> Option<Split> {
 mod tests {
     use super::Choice::{LeftOut, OtherSplit, Taken};
     use super::*;
+    use crate::data::content::Found;
+
+    fn chosen(names: &[&str], split: Split) -> (Vec<String>, Vec<Choice>) {
+        let Choices { classes, chosen, .. } = choose(names, split);
+        (classes, chosen)
+    }
+
+    /// The classes of images in such folders, and the folder below a class.
+    fn classes(folders: &[&str]) -> (Vec<String>, Option<String>) {
+        let mut names: Vec<String> = folders.iter().map(|folder| format!("{folder}/x.png")).collect();
+        names.sort();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let Choices { classes, below, .. } = choose(&names, Split::Train);
+        (classes, below)
+    }
+
+    #[test]
+    fn the_class_is_the_first_folder_that_tells_images_apart() {
+        for (folders, expected, below) in [
+            (
+                &["pets/cats/2021", "pets/cats/2022", "pets/dogs/2021"][..],
+                &["cats", "dogs"][..],
+                Some("2021"),
+            ),
+            (&["cats", "dogs"], &["cats", "dogs"], None),
+            (&["data/cats", "data/dogs/old"], &["cats", "dogs"], Some("old")),
+            // Folders of one name in different places are not merged.
+            (&["a/left", "b/left"], &["a", "b"], Some("left")),
+            // Splits above the classes, below them, and with a folder of their own between.
+            (&["d/train/cats", "d/val/cats", "d/val/dogs"], &["cats", "dogs"], None),
+            (&["cats/train", "cats/test", "dogs/train", "dogs/test"], &["cats", "dogs"], None),
+            (&["train/animals/cats", "val/animals/cats", "val/animals/dogs"], &["cats", "dogs"], None),
+            (&["train/animals/cats/2021", "val/animals/dogs/2021"], &["cats", "dogs"], Some("2021")),
+            (&["train/cats", "val/cats"], &["cats"], None),
+            (&["x/train/cats", "y/val/cats"], &["x", "y"], Some("cats")),
+        ] {
+            let expected: Vec<String> = expected.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(classes(folders), (expected, below.map(str::to_owned)), "{folders:?}");
+        }
+    }
 
     #[test]
     fn split_folders_above_classes_are_the_splits() {
         let names =
             ["c/test/cat/1.png", "c/test/owl/1.png", "c/train/ape/1.png", "c/train/cat/1.png", "c/x.png"];
-        let (classes, train) = choose(&names, Split::Train);
+        let (classes, train) = chosen(&names, Split::Train);
         assert_eq!(classes, ["ape", "cat", "owl"], "numbered over both splits");
         assert_eq!(train, [OtherSplit, OtherSplit, Taken(0), Taken(1), LeftOut]);
-        let (classes, held_out) = choose(&names, Split::HeldOut);
+        let (classes, held_out) = chosen(&names, Split::HeldOut);
         assert_eq!(classes, ["ape", "cat", "owl"]);
         assert_eq!(held_out, [Taken(1), Taken(2), OtherSplit, OtherSplit, LeftOut]);
     }
 
     #[test]
     fn a_class_called_train_is_a_class() {
-        let (classes, train) = choose(&["boat/1.png", "train/1.png", "train/2.png"], Split::Train);
+        let (classes, train) = chosen(&["boat/1.png", "train/1.png", "train/2.png"], Split::Train);
         assert_eq!(classes, ["boat", "train"]);
         assert_eq!(train, [Taken(0), Taken(1), OtherSplit]);
         let nested = ["train/train/1.png", "val/boat/1.png"];
         assert_eq!(
-            choose(&nested, Split::Train),
+            chosen(&nested, Split::Train),
             (vec!["boat".into(), "train".into()], vec![Taken(1), OtherSplit])
         );
     }
 
     #[test]
-    fn pictures_without_a_class_folder_are_one_class_or_left_out() {
+    fn images_without_a_class_folder_are_one_class_or_left_out() {
         for names in [["1.png", "2.png"], ["d/1.png", "d/2.png"], ["train/1.png", "test/1.png"]] {
-            assert_eq!(choose(&names, Split::Train).0, ["all"], "{names:?}");
+            assert_eq!(choose(&names, Split::Train).classes, ["all"], "{names:?}");
         }
-        let (classes, choices) = choose(&["d/a/1.png", "d/b/1.png", "d/preview.png"], Split::Train);
+        let (classes, choices) = chosen(&["d/a/1.png", "d/b/1.png", "d/preview.png"], Split::Train);
         assert_eq!(classes, ["a", "b"]);
         assert_eq!(choices, [Taken(0), Taken(1), LeftOut]);
         // Unlabelled test pictures beside a labelled training set.
-        let (classes, choices) = choose(&["test/1.png", "train/a/1.png", "train/b/1.png"], Split::Train);
+        let (classes, choices) = chosen(&["test/1.png", "train/a/1.png", "train/b/1.png"], Split::Train);
         assert_eq!((classes.len(), choices[0]), (2, LeftOut));
     }
 
@@ -196,7 +256,7 @@ mod tests {
             let names: Vec<String> = (0..total).map(|index| format!("a/{index:03}.png")).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).chain(["b/0.png", "b/1.png"]).collect();
             let taken = |split| {
-                let (_, choices) = choose(&names, split);
+                let (_, choices) = chosen(&names, split);
                 choices.iter().map(|choice| *choice == Taken(0)).collect::<Vec<_>>()
             };
             let (train, test) = (taken(Split::Train), taken(Split::HeldOut));
@@ -207,8 +267,12 @@ mod tests {
 
     #[test]
     fn nothing_found_and_nothing_left_are_different_errors() {
-        let one = || Found::from([("x.png".to_owned(), Content::Encoded(Vec::new()))]);
-        assert!(matches!(list(Path::new("d"), Found::new(), Split::Train), Err(DataError::NoImages { .. })));
+        let one = || {
+            let found = Found::from([("x.png".to_owned(), Content::Encoded(Vec::new()))]);
+            Source { found, ..Source::default() }
+        };
+        let none = list(Path::new("d"), Source::default(), Split::Train);
+        assert!(matches!(none, Err(DataError::NoImages { .. })));
         assert!(matches!(list(Path::new("d"), one(), Split::HeldOut), Err(DataError::EmptySplit { .. })));
         assert_eq!(list(Path::new("d"), one(), Split::Train).unwrap().entries.len(), 1);
     }

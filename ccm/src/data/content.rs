@@ -1,5 +1,4 @@
-//! What stands behind the names of a source before anything is decoded, and how it is read without trusting its
-//! size. What the bytes mean is not asked here.
+//! The files of a source before they are decoded, and how they are read without trusting their size.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -7,12 +6,41 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use super::ImageShape;
+use super::files::Kind;
+use super::not_read::NotRead;
 
 /// The largest encoded image or CIFAR-10 batch that is read, in bytes.
 pub(super) const LARGEST_FILE: u64 = 64 << 20;
 
-/// The files of a source by their path within it, `/` between its parts: sorted, and each path once.
+/// The images of a source, or parts of CIFAR-10, by their path within it: sorted, `/` between the parts of a path.
 pub(super) type Found = BTreeMap<String, Content>;
+
+/// A folder or archive whose files are listed.
+#[derive(Debug, Default)]
+pub(super) struct Source {
+    /// The files that are read.
+    pub(super) found: Found,
+    /// The files that are not.
+    pub(super) not_read: NotRead,
+}
+
+impl Source {
+    /// Adds a file. Where a path is there already, as it can be in an archive, the later file gets a number behind its
+    /// name, so that neither is lost.
+    pub(super) fn add(&mut self, kind: Kind, content: impl FnOnce() -> Content) {
+        match kind {
+            Kind::Hidden => {}
+            Kind::Other(ending) => self.not_read.add(ending),
+            Kind::Data(name) => {
+                let numbered = (2..).map(|number| format!("{name} ({number})"));
+                let mut names = std::iter::once(name.clone()).chain(numbered);
+                if let Some(free) = names.find(|name| !self.found.contains_key(name)) {
+                    self.found.insert(free, content());
+                }
+            }
+        }
+    }
+}
 
 /// An image that is not decoded yet.
 #[derive(Debug)]
@@ -23,7 +51,7 @@ pub(super) enum Content {
     Encoded(Vec<u8>),
     /// Plain pixels, `[C, H, W]` with `C` 1 or 3; there are as many as `shape` says.
     Planes { shape: ImageShape, pixels: Vec<u8> },
-    /// Nothing, and why.
+    /// A file that cannot be read, and why.
     Refused(String),
 }
 
@@ -72,6 +100,16 @@ pub(super) fn too_large() -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_files_of_one_path_are_both_kept() {
+        let mut source = Source::default();
+        for bytes in [1, 2, 3] {
+            source.add(Kind::Data("a/x.png".into()), || Content::Encoded(vec![bytes]));
+        }
+        let names: Vec<&str> = source.found.keys().map(String::as_str).collect();
+        assert_eq!(names, ["a/x.png", "a/x.png (2)", "a/x.png (3)"]);
+    }
 
     #[test]
     fn reading_stops_at_the_limit() {

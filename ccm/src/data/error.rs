@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Split;
+use super::not_read::{FORMATS, NotRead};
 
 /// Why a data set could not be loaded or drawn.
 #[derive(Debug, thiserror::Error)]
@@ -31,12 +32,15 @@ pub enum DataError {
     },
     /// A folder or archive that holds nothing to train on.
     #[error(
-        "{} holds no images: expected PNG, JPEG, WebP, GIF or BMP, MNIST IDX files or CIFAR-10 binary batches",
-        path.display()
+        "{} holds no images: expected {FORMATS}, MNIST IDX files or CIFAR-10 binary batches, found {}",
+        path.display(),
+        if not_read.is_empty() { "no files".to_owned() } else { not_read.to_string() }
     )]
     NoImages {
         /// The folder or archive.
         path: PathBuf,
+        /// What it holds instead.
+        not_read: NotRead,
     },
     /// A source with images, but none for the split that was asked for.
     #[error("{} has no {split} images: expected {expected}", path.display())]

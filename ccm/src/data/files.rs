@@ -1,6 +1,6 @@
 //! Finding the files of a data set: which names count, and how a folder is searched.
 //!
-//! What a file's name means for classes and splits is `classes`' business; archives are `archive`'s.
+//! `classes` decides what a path means for classes and splits. `archive` reads archives.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -11,46 +11,56 @@ use flate2::read::MultiGzDecoder;
 
 use super::DataError;
 use super::cifar;
-use super::content::{Content, Found};
+use super::content::{Content, Source};
 
-/// File name endings of the image formats that can be decoded, in lower case.
-const IMAGE_EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
+/// Endings of the image formats that are decoded, in lower case.
+const IMAGES: [&str; 11] = ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// `path` within a source with `/` between its parts, or nothing if the file is of no interest.
-///
-/// Hidden files and folders (and so the `._x` files of macOS), `__MACOSX`, and whatever is neither a picture
-/// nor part of CIFAR-10 are of no interest.
-pub(super) fn name_of_interest(path: &str) -> Option<String> {
+/// What a file is by its name.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Hidden, or made by an operating system: `.x`, `._x`, `__MACOSX/x`.
+    Hidden,
+    /// An image, or a part of CIFAR-10, by its path within the source.
+    Data(String),
+    /// Any other file, by its ending in lower case; empty without one.
+    Other(String),
+}
+
+/// What the file at `path` within a source is. The parts of the path may be separated by `/` or `\\`; `.` and `..` are
+/// dropped.
+pub(super) fn kind(path: &str) -> Kind {
     let parts: Vec<&str> = path.split(['/', '\\']).filter(|part| !matches!(*part, "" | "." | "..")).collect();
+    let Some(file) = parts.last() else { return Kind::Hidden };
     if parts.iter().any(|part| is_hidden(part)) {
-        return None;
+        return Kind::Hidden;
     }
-    let file = parts.last()?;
-    let is_image = file
-        .rsplit_once('.')
-        .is_some_and(|(_, extension)| IMAGE_EXTENSIONS.contains(&extension.to_lowercase().as_str()));
-    (is_image || cifar::is_part(file)).then(|| parts.join("/"))
+    let ending = file.rsplit_once('.').map_or_else(String::new, |(_, ending)| ending.to_lowercase());
+    if IMAGES.contains(&ending.as_str()) || cifar::is_part(file) {
+        Kind::Data(parts.join("/"))
+    } else {
+        Kind::Other(ending)
+    }
 }
 
 fn is_hidden(part: &str) -> bool {
     part.starts_with('.') || part == "__MACOSX"
 }
 
-/// The files of interest under `folder`, which is searched to any depth; links are followed, each folder
-/// once.
+/// The files under `folder`, which is searched to any depth; links are followed, each folder once.
 ///
 /// # Errors
 /// [`DataError::Io`] when a folder cannot be listed.
-pub(super) fn in_folder(folder: &Path) -> Result<Found, DataError> {
-    let mut found = Found::new();
-    search(folder, "", &mut found, &mut HashSet::new())?;
-    Ok(found)
+pub(super) fn in_folder(folder: &Path) -> Result<Source, DataError> {
+    let mut source = Source::default();
+    search(folder, "", &mut source, &mut HashSet::new())?;
+    Ok(source)
 }
 
 fn search(
     folder: &Path,
     prefix: &str,
-    found: &mut Found,
+    source: &mut Source,
     visited: &mut HashSet<PathBuf>,
 ) -> Result<(), DataError> {
     let unlisted = |error| DataError::reading(folder, error);
@@ -64,14 +74,14 @@ fn search(
         let path = child.path();
         let file_name = child.file_name().to_string_lossy().replace('\\', "_");
         let name = format!("{prefix}{file_name}");
-        let kind = child.file_type().map_err(|error| DataError::reading(&path, error))?;
+        let file_type = child.file_type().map_err(|error| DataError::reading(&path, error))?;
         if is_hidden(&file_name) {
             continue;
         }
-        if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
-            search(&path, &format!("{name}/"), found, visited)?;
-        } else if let Some(name) = name_of_interest(&name) {
-            found.insert(name, Content::File(path));
+        if file_type.is_dir() || (file_type.is_symlink() && path.is_dir()) {
+            search(&path, &format!("{name}/"), source, visited)?;
+        } else {
+            source.add(kind(&name), || Content::File(path));
         }
     }
     Ok(())
@@ -97,12 +107,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_normalised_and_only_images_and_cifar_files_count() {
-        assert_eq!(name_of_interest("./a//b.PNG").as_deref(), Some("a/b.PNG"));
-        assert_eq!(name_of_interest("a\\b.jpeg").as_deref(), Some("a/b.jpeg"));
-        assert_eq!(name_of_interest("c/data_batch_1.bin").as_deref(), Some("c/data_batch_1.bin"));
-        for name in ["a/b.txt", "png", "__MACOSX/a/b.png", "a/._b.png", ".cache/b.png", "", "a.bin"] {
-            assert_eq!(name_of_interest(name), None, "{name}");
+    fn names_are_normalised_and_told_apart() {
+        let data = |name: &str| Kind::Data(name.to_owned());
+        let other = |ending: &str| Kind::Other(ending.to_owned());
+        for (path, expected) in [
+            ("./a//b.PNG", data("a/b.PNG")),
+            ("a\\b.jpeg", data("a/b.jpeg")),
+            ("../a/b.tiff", data("a/b.tiff")),
+            ("/a/b.Tif", data("a/b.Tif")),
+            ("c/data_batch_1.bin", data("c/data_batch_1.bin")),
+            ("a/b.txt", other("txt")),
+            ("a.b/c.HEIC", other("heic")),
+            ("png", other("")),
+            ("a.bin", other("bin")),
+            ("__MACOSX/a/b.png", Kind::Hidden),
+            ("a/._b.png", Kind::Hidden),
+            (".cache/b.png", Kind::Hidden),
+            ("", Kind::Hidden),
+        ] {
+            assert_eq!(kind(path), expected, "{path}");
         }
     }
 
@@ -112,7 +135,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("a")).unwrap();
         fs::write(folder.path().join("a/x.png"), "").unwrap();
+        fs::write(folder.path().join("a/x.heic"), "").unwrap();
         std::os::unix::fs::symlink(folder.path(), folder.path().join("a/top")).unwrap();
-        assert_eq!(in_folder(folder.path()).unwrap().into_keys().collect::<Vec<_>>(), ["a/x.png"]);
+        let source = in_folder(folder.path()).unwrap();
+        assert_eq!(source.found.into_keys().collect::<Vec<_>>(), ["a/x.png"]);
+        assert_eq!(source.not_read.to_string(), "1 .heic picture");
     }
 }

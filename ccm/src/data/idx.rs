@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::content::Content;
 use super::files::open_maybe_gzip;
-use super::{DataError, Entry, ImageShape, Listing, Split};
+use super::{DataError, Entry, ImageShape, Listing, NotRead, Split};
 
 /// The number of classes: the digits.
 const CLASSES: usize = 10;
@@ -81,7 +81,7 @@ pub(super) fn list(folder: &Path, split: Split) -> Result<Listing, DataError> {
         return Err(DataError::BadLabel { path: labels_path, record, classes: CLASSES, found });
     }
     let shape = ImageShape { channels: 1, height: height as usize, width: width as usize };
-    let file = images_path.file_name().unwrap_or_default().to_string_lossy();
+    let file = images_path.file_name().map_or(images_path.to_string_lossy(), |name| name.to_string_lossy());
     let entries = pixels.chunks_exact(shape.bytes()).zip(labels).enumerate();
     let entries = entries.map(|(index, (pixels, label))| Entry {
         name: format!("{file}[{index}]"),
@@ -90,7 +90,9 @@ pub(super) fn list(folder: &Path, split: Split) -> Result<Listing, DataError> {
     });
     Ok(Listing {
         classes: (0..CLASSES).map(|digit| digit.to_string()).collect(),
+        below: None,
         left_out: 0,
+        not_read: NotRead::default(),
         entries: entries.collect(),
     })
 }

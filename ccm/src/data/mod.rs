@@ -8,8 +8,10 @@
 //! |---|---|---|
 //! | folder with MNIST IDX files, `.gz` or not | `train-*` | `t10k-*` |
 //! | CIFAR-10 binary batches: folder, `.tar`, `.tar.gz`, `.tgz`, `.zip` | `data_batch_*.bin` | `test_batch.bin` |
-//! | pictures with a folder `train` and a folder `test`, `val`, `valid` or `validation` | the one | the others |
-//! | any other folder or archive of pictures | the rest | every 20th of each class |
+//! | images with a folder `train` and a folder `test`, `val`, `valid` or `validation` | the one | the others |
+//! | any other folder or archive of images | the rest | every 20th of each class |
+//!
+//! The class of an image is the first folder that tells images apart, as in torchvision's `ImageFolder`.
 
 mod archive;
 mod cifar;
@@ -21,6 +23,7 @@ mod decode;
 mod error;
 mod files;
 mod idx;
+mod not_read;
 mod outline;
 mod shapes;
 
@@ -32,6 +35,7 @@ use rayon::prelude::*;
 
 pub use dataset::{Dataset, ImageShape};
 pub use error::DataError;
+pub use not_read::NotRead;
 pub use shapes::{SHAPE_CLASSES, shapes};
 
 /// Images decoded between two [`Event::Progress`].
@@ -92,6 +96,20 @@ pub enum Event<'a> {
         /// Memory that the data set will take, in bytes.
         bytes: u64,
     },
+    /// There are folders below the class folders, which are not classes.
+    Nested {
+        /// Names of the classes.
+        classes: &'a [String],
+        /// A folder below one of them.
+        below: &'a str,
+    },
+    /// There are files that are not read, hidden ones aside.
+    NotRead {
+        /// How many of each kind.
+        files: &'a NotRead,
+        /// The image formats that are read.
+        formats: &'static str,
+    },
     /// An image was skipped.
     Unreadable {
         /// Its path within the source.
@@ -118,7 +136,10 @@ pub enum Event<'a> {
 /// The images of one split, not decoded yet.
 struct Listing {
     classes: Vec<String>,
+    /// A folder below a class folder, if there is any.
+    below: Option<String>,
     left_out: usize,
+    not_read: NotRead,
     entries: Vec<Entry>,
 }
 
@@ -167,7 +188,7 @@ fn list(source: &Path, split: Split) -> Result<Listing, DataError> {
     if metadata.is_dir() && idx::is_in(source) {
         return idx::list(source, split);
     }
-    let found = if metadata.is_dir() {
+    let files = if metadata.is_dir() {
         files::in_folder(source)?
     } else {
         let name = source.to_string_lossy().to_lowercase();
@@ -179,10 +200,10 @@ fn list(source: &Path, split: Split) -> Result<Listing, DataError> {
             return Err(DataError::Unrecognised { path: source.to_path_buf() });
         }
     };
-    if found.keys().any(|name| cifar::is_batch(name)) {
-        cifar::list(source, found, split)
+    if files.found.keys().any(|name| cifar::is_batch(name)) {
+        cifar::list(source, files.found, split)
     } else {
-        classes::list(source, found, split)
+        classes::list(source, files, split)
     }
 }
 
@@ -195,11 +216,17 @@ fn assemble(
     options: LoadOptions,
     observer: &mut dyn FnMut(Event<'_>),
 ) -> Result<Dataset, DataError> {
-    let Listing { classes, left_out, mut entries } = listing;
+    let Listing { classes, below, left_out, not_read, mut entries } = listing;
     let total = entries.len();
     let size = shape.bytes();
     let bytes = total as u64 * (size + size_of::<u32>()) as u64;
     observer(Event::Found { images: total, classes: classes.len(), left_out, bytes });
+    if let Some(below) = &below {
+        observer(Event::Nested { classes: &classes, below });
+    }
+    if !not_read.is_empty() {
+        observer(Event::NotRead { files: &not_read, formats: not_read::FORMATS });
+    }
 
     let mut pixels = shape.allocate(total)?;
     let mut labels = Vec::with_capacity(total);

@@ -8,7 +8,6 @@ use crate::config::{Config, DistillConfig, LpipsFiles};
 use crate::disk;
 use crate::import::{Checkpoint, ImportError};
 use crate::method::lpips::LpipsWeights;
-use crate::spec::TensorSpec;
 use crate::weights::Model;
 
 /// The files that a configuration names beside the images, read and checked.
@@ -43,9 +42,8 @@ impl Given {
             return Ok(());
         }
         let [of_trunk, of_heads] = trunk.tensors();
-        let read = |path, tensors: &[TensorSpec]| Ok(Checkpoint::open(path)?.select_part(tensors)?.tensors);
-        let read: &dyn Fn(&Path, &[TensorSpec]) -> Result<_, ImportError> = &read;
-        let (of_trunk, of_heads) = (read(features, &of_trunk)?, read(heads, &of_heads)?);
+        let of_trunk = Checkpoint::open(features)?.select_part(&of_trunk)?.tensors;
+        let of_heads = Checkpoint::open(heads)?.select_part(&of_heads)?.tensors;
         let fault = |source| ImportError::Weights { path: features.into(), source };
         self.lpips.push(LpipsWeights::new(trunk, of_trunk, of_heads).map_err(fault)?);
         Ok(())

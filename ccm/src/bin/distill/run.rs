@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     preset: Option<String>,
     /// Images: MNIST's IDX files, CIFAR-10's binary batches, or any folder, .zip, .tar or .tgz of images whose
-    /// class is the name of their folder
+    /// class is the first folder that tells them apart
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Folder of the run; by default runs/PRESET, or with a number after it if that is taken
@@ -174,6 +174,16 @@ pub(crate) fn load_split(
     Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)
 }
 
+/// The first names of a list, and how many more there are.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 8;
+    let listed = names.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(MOST) {
+        0 => listed,
+        more => format!("{listed} and {more} more"),
+    }
+}
+
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
@@ -187,6 +197,17 @@ fn describe(source: &str, split: Split, event: Event<'_>) {
                 megabytes(bytes)
             );
         }
+        // Told once; the held-out images are of the same source.
+        Event::Nested { classes, below } if split == Split::Train => {
+            println!(
+                "data: {source}: the classes are the folders {}; folders below them, such as {below}, are not classes",
+                listed(classes)
+            );
+        }
+        Event::NotRead { files, formats } if split == Split::Train => {
+            println!("data: {source}: not read: {files} (read are {formats})");
+        }
+        Event::Nested { .. } | Event::NotRead { .. } => {}
         Event::Unreadable { name, reason } => eprintln!("data: {name}: {reason}; skipped"),
         Event::Skipped { unreadable, kept } => {
             println!("data: {split}: {unreadable} images skipped, {kept} kept");

@@ -7,8 +7,14 @@ use image::{ImageEncoder, ImageFormat, LumaA, Rgb};
 
 use super::*;
 
-const FORMATS: [ImageFormat; 5] =
-    [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
+const FORMATS: [ImageFormat; 6] = [
+    ImageFormat::Png,
+    ImageFormat::Jpeg,
+    ImageFormat::WebP,
+    ImageFormat::Gif,
+    ImageFormat::Bmp,
+    ImageFormat::Tiff,
+];
 
 fn shape(channels: usize, height: usize, width: usize) -> ImageShape {
     ImageShape { channels, height, width }
@@ -46,6 +52,20 @@ fn an_image_of_the_right_size_is_taken_byte_for_byte() {
     }
     let again = decoded(Content::Planes { shape: shape(3, 7, 13), pixels: planes.clone() }, shape(3, 7, 13));
     assert_eq!(again.unwrap(), planes);
+}
+
+#[test]
+fn tiff_of_any_depth_gives_the_values_of_its_8_bits() {
+    let image = textured(13, 7);
+    let shape = shape(3, 7, 13);
+    let expected = fitted(image.clone(), shape);
+    let image = DynamicImage::ImageRgb8(image);
+    let deep: [DynamicImage; 2] = [image.to_rgb16().into(), image.to_rgb32f().into()];
+    for image in deep {
+        let found = decoded(Content::Encoded(encode(image, ImageFormat::Tiff)), shape).unwrap();
+        let difference = found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(difference <= Some(1), "{difference:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,99 @@
+//! Files of a source that are not read, counted by kind.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The image formats that are read, for messages.
+pub(super) const FORMATS: &str = "PNG, JPEG, WebP, GIF, BMP and TIFF";
+
+/// Endings of pictures in formats that are not read.
+///
+/// AVIF: the decoder in pure Rust, `rav1d`, has the interface of the C library that it is translated from; the safe ones
+/// made from it are under the AGPL.
+const PICTURES: [&str; 32] = [
+    "ai", "arw", "avif", "cr2", "cr3", "dds", "dng", "eps", "exr", "hdr", "heic", "heif", "ico", "j2k",
+    "jp2", "jxl", "jxr", "nef", "orf", "pbm", "pcx", "pgm", "pnm", "ppm", "psd", "qoi", "raf", "raw", "rw2",
+    "svg", "tga", "xcf",
+];
+
+/// Files that are not read, by their ending in lower case. Hidden files are not among them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NotRead {
+    counts: BTreeMap<String, usize>,
+}
+
+impl NotRead {
+    pub(super) fn add(&mut self, ending: String) {
+        *self.counts.entry(ending).or_default() += 1;
+    }
+
+    /// Whether every file is read.
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
+    /// Number of pictures among the files.
+    pub fn pictures(&self) -> usize {
+        self.of(true).map(|(_, count)| count).sum()
+    }
+
+    /// The kinds of pictures, or of other files, the most frequent first.
+    fn of(&self, pictures: bool) -> impl Iterator<Item = (&str, usize)> {
+        let is_picture = |ending: &str| PICTURES.contains(&ending);
+        let kinds = self.counts.iter().filter(move |(ending, _)| is_picture(ending) == pictures);
+        let mut kinds: Vec<_> = kinds.map(|(ending, &count)| (ending.as_str(), count)).collect();
+        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        kinds.into_iter()
+    }
+}
+
+impl fmt::Display for NotRead {
+    /// `3 .avif and 1 .heic pictures, 2 .txt files`: pictures first, at most six kinds of each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 6;
+        let mut parts = Vec::new();
+        for (pictures, what) in [(true, "picture"), (false, "file")] {
+            let mut total = 0;
+            let mut kinds: Vec<String> = Vec::new();
+            for (i, (ending, count)) in self.of(pictures).enumerate() {
+                total += count;
+                let kind = if ending.is_empty() { "without an ending".into() } else { format!(".{ending}") };
+                if i < MOST {
+                    kinds.push(format!("{count} {kind}"));
+                } else if i == MOST {
+                    kinds.push("others".into());
+                }
+            }
+            if let Some(last) = kinds.pop() {
+                let listed = if kinds.is_empty() { last } else { format!("{} and {last}", kinds.join(", ")) };
+                parts.push(format!("{listed} {what}{}", if total == 1 { "" } else { "s" }));
+            }
+        }
+        f.write_str(&parts.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(counts: &[(&str, usize)]) -> NotRead {
+        NotRead { counts: counts.iter().map(|(ending, count)| ((*ending).to_owned(), *count)).collect() }
+    }
+
+    #[test]
+    fn pictures_come_first_and_the_most_frequent_kind_before_others() {
+        let files = of(&[("txt", 2), ("heic", 1), ("avif", 3), ("", 1)]);
+        assert_eq!(files.to_string(), "3 .avif and 1 .heic pictures, 2 .txt and 1 without an ending files");
+        assert_eq!(files.pictures(), 4);
+        assert_eq!(of(&[("json", 1)]).to_string(), "1 .json file");
+        assert!(NotRead::default().is_empty());
+    }
+
+    #[test]
+    fn many_kinds_are_cut_short() {
+        let endings = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let files = of(&endings.map(|ending| (ending, 1)));
+        assert_eq!(files.to_string(), "1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f and others files");
+    }
+}
