@@ -38,7 +38,10 @@ impl Plan {
         for (time, op) in self.ops.iter().enumerate() {
             op.assert_writes_no_input();
             for map in op.inputs() {
-                assert!(places[map.buffer].is_some(), "operation {time} reads a map that nothing writes before");
+                assert!(
+                    places[map.buffer].is_some(),
+                    "operation {time} reads a map that nothing writes before"
+                );
             }
             let map = op.output().buffer;
             if places[map].is_none() {
