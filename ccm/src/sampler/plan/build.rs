@@ -35,8 +35,7 @@ impl Plan {
         };
         let (x, velocity) = build.network();
         let Builder { tensors, ops, maps, weights, vectors, conditioner, .. } = build;
-        let unused = tensors.0.keys().next().map_or("", String::as_str);
-        assert!(tensors.0.is_empty(), "the plan does not use {unused}");
+        assert!(tensors.0.is_empty(), "the plan uses every tensor");
         (Self { ops, buffers: Vec::new(), x, velocity, weights, vectors, conditioner, spec }, maps)
     }
 }
