@@ -24,7 +24,7 @@ use ccm::noise::Noise;
 use ccm::spec::{ModelCard, TensorSpec, UNetSpec};
 use ccm::train::batches::{Batches, StageKind};
 use ccm::train::distill::Distillation;
-use ccm::train::trainee::{Trainee, Workers};
+use ccm::train::state::{TrainState, Workers};
 use ccm::weights::{HostTensor, Model, TensorFile};
 use tempfile::NamedTempFile;
 
@@ -136,7 +136,7 @@ pub fn agrees_with_pytorch_fid(device: &Device) {
     let network = open(weights.path(), device).expect("weights");
     let shape = [2, 3, 20, 17];
     let images = uniform(1000, shape.iter().product()).map(|u| 2.0 * u as f32 - 1.0).collect::<Vec<_>>();
-    let seen = network.see(Tensor::from_data(TensorData::new(images, shape), device));
+    let seen = network.extract(Tensor::from_data(TensorData::new(images, shape), device));
     for (what, found) in [("features", &seen.features), ("logits", &seen.logits)] {
         let error = relative_error(found, &expected[what].values);
         println!("{what}: relative error {error:.1e}");
@@ -213,7 +213,7 @@ pub fn small_distillation<'a>(
         adversary: None,
         time_alpha: 1.0,
         teacher: UNet::new(&model, device),
-        trainee: Trainee::new(&model, &[0.9, 0.999], device),
+        state: TrainState::new(&model, &[0.9, 0.999], device),
     }
 }
 
@@ -224,7 +224,7 @@ pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
     distillation.adversary =
         Some(Adversary { encoder, weight: 1.0, from: 0, warmup_steps: 0, learning_rate: 1e-3 });
     let untrained = Discriminator::new(&spec, 5, device);
-    distillation.trainee.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
+    distillation.state.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
 }
 
 /// Random weights of which none is zero, so that every layer has a say.

@@ -16,8 +16,8 @@ use ccm::nn::unet::{UNet, random_model};
 use ccm::spec::UNetSpec;
 use ccm::train::batches::{Batches, StageKind};
 use ccm::train::distill::Distillation;
+use ccm::train::state::{Stage, TrainState, Workers};
 use ccm::train::teacher::Teacher;
-use ccm::train::trainee::{Stage, Trainee, Workers};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 /// As in the program.
@@ -68,7 +68,7 @@ fn steps(c: &mut Criterion) {
         batches: batches(StageKind::Teacher),
         schedule,
         workers: workers(),
-        trainee: Trainee::new(&model, &[0.999], &device),
+        state: TrainState::new(&model, &[0.999], &device),
     };
     group.bench_function("teacher step", |b| b.iter(|| teacher.step()));
 
@@ -84,7 +84,7 @@ fn steps(c: &mut Criterion) {
         adversary: None,
         time_alpha: 1e6,
         teacher: UNet::new(&model, &device),
-        trainee: Trainee::new(&model, &[0.9, 0.9999], &device),
+        state: TrainState::new(&model, &[0.9, 0.9999], &device),
     };
     group.bench_function("distillation step", |b| {
         b.iter(|| {

@@ -3,7 +3,7 @@
 
 use burn::tensor::Device;
 use ccm::method::curriculum::Scope;
-use ccm::train::trainee::{Stage, StepReport, Workers};
+use ccm::train::state::{Stage, StepReport, Workers};
 use ccm_tests::{oppose, small_data, small_distillation, small_spec};
 
 /// A step; with a discriminator, also the balance of the two losses that it finds.
@@ -15,7 +15,7 @@ fn step(scope: Scope, opposed: bool, threads: usize, micro_batch: usize) -> (Ste
         oppose(&mut distillation, &device);
     }
     let report = distillation.step();
-    (report, distillation.trainee.discriminator.map(|discriminator| discriminator.balance))
+    (report, distillation.state.discriminator.map(|discriminator| discriminator.balance))
 }
 
 #[test]

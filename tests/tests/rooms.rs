@@ -92,6 +92,31 @@ fn the_rules_have_no_circles() {
 }
 
 #[test]
+fn no_two_subcommands_use_each_other() {
+    let mut files = Vec::new();
+    sources(&library().join("bin/distill"), &mut files);
+    let name = |file: &Path| file.file_stem().unwrap().to_str().unwrap().to_owned();
+    let texts: BTreeMap<String, String> =
+        files.iter().map(|file| (name(file), fs::read_to_string(file).unwrap())).collect();
+    let graph: BTreeMap<&str, BTreeSet<&str>> = texts
+        .iter()
+        .map(|(file, text)| (file.as_str(), uses(text)))
+        .map(|(file, used)| (file, used.into_iter().filter(|used| texts.contains_key(*used)).collect()))
+        .collect();
+    assert!(graph.len() > 8, "{} files", graph.len());
+    for file in graph.keys() {
+        let mut reached: BTreeSet<&str> = BTreeSet::new();
+        let mut next: Vec<&str> = graph[file].iter().copied().collect();
+        while let Some(used) = next.pop() {
+            if reached.insert(used) {
+                next.extend(&graph[used]);
+            }
+        }
+        assert!(!reached.contains(file), "{file}.rs uses itself by way of {reached:?}");
+    }
+}
+
+#[test]
 fn the_library_without_the_program_has_no_crates_of_the_command_line() {
     let library =
         tree(&["--package", "ccm", "--no-default-features", "--features", "train", "--edges", "normal"]);

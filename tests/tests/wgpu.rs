@@ -13,7 +13,7 @@ use ccm::metrics::classifier::{Classifier, Training};
 use ccm::nn::unet::{UNet, to_host};
 use ccm::noise::Noise;
 use ccm::spec::UNetSpec;
-use ccm::train::trainee::{Stage, StepReport, Workers};
+use ccm::train::state::{Stage, StepReport, Workers};
 use ccm_tests::{
     agrees_with_pytorch_fid, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
 };
@@ -48,7 +48,7 @@ fn step(device: &Device) -> (StepReport, Vec<f32>) {
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
     oppose(&mut distillation, device);
     let report = distillation.step();
-    (report, distillation.trainee().unet.parameters().into_iter().flat_map(to_host).collect())
+    (report, distillation.state().unet.parameters().into_iter().flat_map(to_host).collect())
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_classifier_on_wgpu_sees_what_it_sees_on_the_cpu() {
     let ImageShape { channels, height, width } = data.shape();
     let see = |device: &Device| {
         let images = TensorData::new(images.clone(), [5, channels, height, width]);
-        Classifier::from_bytes(&bytes, device).unwrap().see(Tensor::from_data(images, device))
+        Classifier::from_bytes(&bytes, device).unwrap().extract(Tensor::from_data(images, device))
     };
     let (found, expected) = (see(&gpu), see(&cpu));
     for (what, found, expected) in

@@ -9,7 +9,7 @@ pub(super) enum Format {
     Safetensors,
 }
 
-/// Bytes of a file that [`format`] looks at.
+/// Bytes of a file that [`format`] needs.
 pub(super) const HEAD: usize = 512;
 
 /// The format of a file of `len` bytes that begins with `head`, or the name of another format.

@@ -54,7 +54,7 @@ impl Checkpoint {
     ///
     /// Tensors behind the prefix whose first word is a word of the network's own, such as `input_blocks`, must be part of the
     /// network; tensors beside them, such as those of a loss, are left out and counted. Single numbers are counters and are
-    /// not looked at.
+    /// ignored.
     ///
     /// # Errors
     /// A file without the whole network, or with a tensor of another shape, or with more of it than is expected; a tensor

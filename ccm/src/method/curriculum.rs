@@ -1,4 +1,4 @@
-//! The curriculum's target (PAPER.md §5): let the teacher walk on until the target is far enough ahead.
+//! The curriculum (PAPER.md §5): the teacher steps on until the target is far enough ahead of the student.
 
 use std::iter::Sum;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use super::flow::{euler_step, jump};
 use super::kdc::{kdc, mse};
 use crate::nn::unet::UNet;
 
-/// What carries `x_u` along.
+/// The direction of a step from `x_u`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
@@ -27,17 +27,17 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
-    /// Every image's own KDC; images that have reached their target leave the batch.
+    /// Each image's own KDC. Images that have reached their target leave the batch.
     Image,
-    /// One KDC over the whole batch, ended by the first image's time: the published code. The walk then comes
-    /// before the loss, with an estimate of its own, to which dropout is not applied.
+    /// One KDC over the whole batch, ended by the first image's time, as in the published code. The target is then
+    /// computed before the loss, from an estimate of its own without dropout.
     Batch,
 }
 
-/// How far the teacher looks ahead.
+/// How many steps ahead of the student the target is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Curriculum {
-    /// What carries `x_u` along.
+    /// The direction of a step from `x_u`.
     pub mode: Mode,
     /// What is compared with the threshold.
     pub scope: Scope,
@@ -47,7 +47,7 @@ pub struct Curriculum {
     pub step_size: f32,
 }
 
-/// Where the walk begins.
+/// The student's estimates of a batch, and the points that they start from.
 #[derive(Debug, Clone)]
 pub struct Start {
     /// `f_theta(x_t, t)`, the student's estimate, without gradient. `[B, C, H, W]`
@@ -62,7 +62,7 @@ pub struct Start {
     pub direction: Option<Tensor<4>>,
 }
 
-/// Where it ends.
+/// The targets of a batch.
 #[derive(Debug, Clone)]
 pub struct Goal {
     /// `f_theta-(x_u, u)`, `[B, C, H, W]`.
@@ -71,14 +71,14 @@ pub struct Goal {
     pub u: Vec<f32>,
     /// Teacher steps taken for every image.
     pub steps: Vec<usize>,
-    /// Times that teacher and target were asked about every image.
+    /// Evaluations of the teacher and of the target network for every image.
     pub evaluations: Vec<usize>,
     /// KDC of every image's estimate and target, in dB.
     pub kdc: Vec<f64>,
 }
 
 impl Goal {
-    /// That of some of the images.
+    /// The targets of `rows`.
     pub fn part(&self, rows: Range<usize>) -> Self {
         Self {
             target: self.target.clone().narrow(0, rows.start, rows.len()),
@@ -89,7 +89,7 @@ impl Goal {
         }
     }
 
-    /// What it comes to.
+    /// Sums over the images.
     pub fn counts(&self) -> Counts {
         Counts {
             kdc: self.kdc.iter().sum(),
@@ -120,8 +120,9 @@ impl Sum for Counts {
     }
 }
 
-/// Images that are still walking: their rows in the batch and what they carry.
-struct Walkers {
+/// The images that have not reached their target yet.
+struct Active {
+    /// Their rows in the batch.
     rows: Vec<usize>,
     estimate: Tensor<4>,
     x_u: Tensor<4>,
@@ -130,8 +131,8 @@ struct Walkers {
     direction: Option<Tensor<4>>,
 }
 
-impl Walkers {
-    /// Those at the given places.
+impl Active {
+    /// The images at the given places.
     fn select(self, places: &[usize]) -> Self {
         if places.len() == self.rows.len() {
             return self;
@@ -147,7 +148,7 @@ impl Walkers {
         }
     }
 
-    /// `f_theta-(x_u, u)`. At `u = 1` that is `x_u` itself, and the network is not asked.
+    /// `f_theta-(x_u, u)`. At `u = 1` that is `x_u` itself, without an evaluation.
     fn jump(&self, target: &UNet) -> Tensor<4> {
         let device = self.x_u.device();
         let (there, short): (Vec<usize>, Vec<usize>) =
@@ -172,12 +173,12 @@ impl Walkers {
 }
 
 impl Curriculum {
-    /// Walks every image to its target. `teacher` and `target` must not record gradients; neither does this.
+    /// Computes the target of every image. `teacher` and `target` must not record gradients; neither does the result.
     pub fn goal(&self, start: Start, teacher: &UNet, target: &UNet) -> Goal {
         let device = start.x_t.device();
         let batch = start.t.len();
         let mut goal = GoalRows::new(batch);
-        let mut walkers = Walkers {
+        let mut active = Active {
             rows: (0..batch).collect(),
             estimate: start.estimate,
             x_u: start.x_t,
@@ -186,46 +187,46 @@ impl Curriculum {
             direction: start.direction,
         };
         for step in 1.. {
-            self.advance(&mut walkers, teacher);
-            let reached = walkers.jump(target);
-            for (&row, &u) in walkers.rows.iter().zip(&walkers.u) {
+            self.advance(&mut active, teacher);
+            let reached = active.jump(target);
+            for (&row, &u) in active.rows.iter().zip(&active.u) {
                 goal.evaluations[row] += usize::from(self.mode != Mode::Ct) + usize::from(u < 1.0);
             }
-            let kdc = self.discrepancy(walkers.estimate.clone(), reached.clone());
+            let kdc = self.discrepancy(active.estimate.clone(), reached.clone());
             let far_enough = |place: usize| match (self.mode, self.scope) {
                 (Mode::Fixed, _) => true,
-                (_, Scope::Image) => kdc[place] >= self.threshold || walkers.u[place] >= 1.0,
-                (_, Scope::Batch) => kdc[place] >= self.threshold || walkers.u[0] >= 1.0,
+                (_, Scope::Image) => kdc[place] >= self.threshold || active.u[place] >= 1.0,
+                (_, Scope::Batch) => kdc[place] >= self.threshold || active.u[0] >= 1.0,
             };
-            let (done, walking): (Vec<usize>, Vec<usize>) =
-                (0..walkers.rows.len()).partition(|&place| far_enough(place));
-            goal.record(&walkers, &done, &reached, step, &kdc);
-            if walking.is_empty() {
+            let (done, left): (Vec<usize>, Vec<usize>) =
+                (0..active.rows.len()).partition(|&place| far_enough(place));
+            goal.record(&active, &done, &reached, step, &kdc);
+            if left.is_empty() {
                 break;
             }
-            walkers = walkers.select(&walking);
+            active = active.select(&left);
         }
         goal.finish(&device)
     }
 
     /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `dt = min(s, 1 - u)`.
-    fn advance(&self, walkers: &mut Walkers, teacher: &UNet) {
+    fn advance(&self, active: &mut Active, teacher: &UNet) {
         /// A step that would leave less than this to go goes all the way.
         const ROUNDING: f32 = 1e-5;
-        let device = walkers.x_u.device();
-        let before = times(&walkers.u, &device);
-        let mut dt = Vec::with_capacity(walkers.u.len());
-        for u in &mut walkers.u {
+        let device = active.x_u.device();
+        let before = times(&active.u, &device);
+        let mut dt = Vec::with_capacity(active.u.len());
+        for u in &mut active.u {
             let left = 1.0 - *u;
             let arrives = left <= self.step_size + ROUNDING;
             dt.push(if arrives { left } else { self.step_size });
             *u = if arrives { 1.0 } else { *u + self.step_size };
         }
-        let v = match (self.mode, &walkers.direction) {
+        let v = match (self.mode, &active.direction) {
             (Mode::Ct, Some(direction)) => direction.clone(),
-            _ => teacher.forward(walkers.x_u.clone(), before, walkers.label.clone()),
+            _ => teacher.forward(active.x_u.clone(), before, active.label.clone()),
         };
-        walkers.x_u = euler_step(walkers.x_u.clone(), &times(&dt, &device), v);
+        active.x_u = euler_step(active.x_u.clone(), &times(&dt, &device), v);
     }
 
     fn discrepancy(&self, estimate: Tensor<4>, reached: Tensor<4>) -> Vec<f64> {
@@ -237,7 +238,7 @@ impl Curriculum {
     }
 }
 
-/// A [`Goal`] in the making: targets in the order in which images reach them.
+/// A [`Goal`] under construction: targets in the order in which images reach them.
 struct GoalRows {
     targets: Vec<Tensor<4>>,
     /// For each image its place in `targets`.
@@ -262,19 +263,19 @@ impl GoalRows {
         }
     }
 
-    fn record(&mut self, walkers: &Walkers, done: &[usize], reached: &Tensor<4>, step: usize, kdc: &[f64]) {
+    fn record(&mut self, active: &Active, done: &[usize], reached: &Tensor<4>, step: usize, kdc: &[f64]) {
         if done.is_empty() {
             return;
         }
-        self.targets.push(match done.len() == walkers.rows.len() {
+        self.targets.push(match done.len() == active.rows.len() {
             true => reached.clone(),
             false => reached.clone().select(0, indices(done, &reached.device())),
         });
         for &place in done {
-            let row = walkers.rows[place];
+            let row = active.rows[place];
             self.places[row] = self.arrived;
             self.arrived += 1;
-            self.u[row] = walkers.u[place];
+            self.u[row] = active.u[place];
             self.steps[row] = step;
             self.kdc[row] = kdc[place];
         }

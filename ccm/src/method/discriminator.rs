@@ -1,10 +1,10 @@
-//! The adversarial loss of PAPER.md §6: a discriminator that sees through the teacher.
+//! The adversarial loss of PAPER.md §6: a discriminator on the teacher's features.
 //!
-//! The published discriminator looks at images through networks that learned to see on ImageNet. This one looks through
-//! a network that every run has: the teacher's encoder, frozen, to which an image is shown somewhere on the later half of
-//! its path from noise. A diffusion model's features tell real from generated there (Sauer et al., arXiv 2403.12015; Yin
-//! et al., arXiv 2405.14867), and the noise does what augmentation does elsewhere. On each of the encoder's maps sits a
-//! small head with a logit for every pixel: above 0 for an image of the data, below 0 for one of the student's.
+//! The published discriminator uses the features of networks trained on ImageNet. This one uses those of a network that
+//! every run has: the teacher's encoder, frozen. Its input is an image with noise, at a random time in the later half of
+//! the path. A diffusion model's features separate real from generated images there (Sauer et al., arXiv 2403.12015; Yin
+//! et al., arXiv 2405.14867), and the noise replaces augmentation. Each of the encoder's feature maps has a small head with
+//! a logit for every pixel: above 0 for an image of the data, below 0 for one of the student.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,27 +27,27 @@ use crate::weights::HostTensor;
 /// Channels of a head.
 const WIDTH: usize = 64;
 
-/// Times at which images are shown: from here to 1.
+/// Times at which the encoder gets images: from here to 1.
 const EARLIEST: f64 = 0.5;
 
 /// What [`Discriminator::balance`] is kept within (PAPER.md §6).
 const BALANCE: [f32; 2] = [0.01, 10.0];
 
-/// A discriminator in training: the heads, and what their optimiser remembers.
+/// A discriminator in training: the heads and the state of their optimiser.
 #[derive(Clone)]
 pub struct Discriminator {
-    /// What is trained; it records gradients.
+    /// The trained part; it records gradients.
     pub heads: Heads,
     /// The optimiser.
     pub optimizer: Optimizer,
     /// Steps taken.
     pub step: u64,
-    /// Length of the distance's gradient in the student's images, in lengths of the adversarial loss's, as the last step
-    /// found it. 0 before the first: a discriminator that knows nothing would lead the student astray.
+    /// Ratio of two norms: of the distance's gradient and of the adversarial loss's gradient, both with respect to the
+    /// student's images, in the last step. 0 before the first step, since an untrained discriminator gives no direction.
     pub balance: f32,
 }
 
-/// The part of a discriminator that learns: a head for each of the encoder's maps.
+/// The trained part of a discriminator: a head for each of the encoder's feature maps.
 #[derive(Module, Debug)]
 pub struct Heads {
     heads: Vec<Head>,
@@ -133,13 +133,13 @@ impl Heads {
 }
 
 impl Discriminator {
-    /// One that knows nothing yet, for the encoder of such a network.
+    /// An untrained discriminator for the encoder of a network.
     pub fn new(spec: &UNetSpec, seed: u64, device: &Device) -> Self {
         let heads = Heads::new(spec, &Heads::random(spec, seed), &device.clone().autodiff());
         Self { heads, optimizer: Optimizer::of_discriminator(), step: 0, balance: 0.0 }
     }
 
-    /// One that goes on after `step` steps, from the values of [`Heads::tensors`] and the optimiser's moments.
+    /// A discriminator after `step` steps, from the values of [`Heads::tensors`] and the optimiser's moments.
     pub(crate) fn resumed(
         spec: &UNetSpec,
         heads: &[HostTensor],
@@ -152,7 +152,7 @@ impl Discriminator {
         Self { heads, optimizer: Optimizer::of_discriminator().from_moments(moments), step, balance }
     }
 
-    /// What the student minimises, minus the mean logit of its images' maps, `[1]`.
+    /// The student's loss, `[1]`: minus the mean logit of its images.
     fn student_loss(&self, fake: &[Tensor<4>]) -> Tensor<1> {
         -self.heads.clone().no_grad().mean(fake, |logit| logit)
     }
@@ -168,20 +168,22 @@ impl Discriminator {
         (loss.inner(), gradients)
     }
 
-    /// Takes a step down the gradient of its loss, and gives back that loss: what parts of a batch add up to.
-    pub fn learn(&mut self, schedule: &Schedule, verdicts: Vec<Verdict>) -> f64 {
-        let images = verdicts.iter().map(|verdict| verdict.images).sum::<usize>() as f32;
-        let weigh = |Verdict { images: of_part, loss, lengths, gradients }: Verdict| {
-            let share = of_part as f32 / images;
-            let figures = Tensor::cat(vec![loss * share, lengths * (share * share)], 0);
-            (figures, gradients.into_iter().map(|gradient| gradient * share).collect::<Vec<_>>())
-        };
-        let sum = verdicts.into_iter().map(weigh).reduce(|(figures, sum), (others, gradients)| {
+    /// Takes an optimiser step with the gradients of all micro-batches, and returns the loss of the batch.
+    pub fn learn(&mut self, schedule: &Schedule, parts: Vec<DiscriminatorGradients>) -> f64 {
+        let images = parts.iter().map(|part| part.images).sum::<usize>() as f32;
+        let weigh =
+            |DiscriminatorGradients { images: of_part, loss, lengths, gradients }: DiscriminatorGradients| {
+                let share = of_part as f32 / images;
+                let figures = Tensor::cat(vec![loss * share, lengths * (share * share)], 0);
+                (figures, gradients.into_iter().map(|gradient| gradient * share).collect::<Vec<_>>())
+            };
+        let sum = parts.into_iter().map(weigh).reduce(|(figures, sum), (others, gradients)| {
             (figures + others, sum.into_iter().zip(gradients).map(|(sum, gradient)| sum + gradient).collect())
         });
         let Some((figures, gradients)) = sum else { return 0.0 };
-        let [loss, of_distance, of_verdict] = to_host(figures)[..] else { return 0.0 };
-        self.balance = (of_distance / of_verdict.max(f32::MIN_POSITIVE)).sqrt().clamp(BALANCE[0], BALANCE[1]);
+        let [loss, of_distance, of_adversary] = to_host(figures)[..] else { return 0.0 };
+        self.balance =
+            (of_distance / of_adversary.max(f32::MIN_POSITIVE)).sqrt().clamp(BALANCE[0], BALANCE[1]);
         (self.heads, _) = self.optimizer.step(schedule, self.step, self.heads.clone(), gradients);
         self.step += 1;
         loss.into()
@@ -190,9 +192,9 @@ impl Discriminator {
 
 /// The adversarial loss in a distillation.
 pub struct Adversary {
-    /// What the discriminator looks through: the teacher, [`UNet::frozen`].
+    /// The network whose features the discriminator uses: the teacher, [`UNet::frozen`].
     pub encoder: Arc<UNet>,
-    /// Length of the adversarial gradient in the student's images, in lengths of the distance's.
+    /// Norm of the adversarial loss's gradient with respect to the student's images, relative to the distance's.
     pub weight: f64,
     /// Steps of the student before there is an adversarial loss.
     pub from: u64,
@@ -202,8 +204,8 @@ pub struct Adversary {
     pub learning_rate: f64,
 }
 
-/// What a discriminator has to say of a part of a batch.
-pub struct Verdict {
+/// Loss and gradients of a discriminator for one micro-batch.
+pub struct DiscriminatorGradients {
     images: usize,
     /// Its own loss, `[1]`: the mean of `relu(1 - logit)` of real images and of `relu(1 + logit)` of the student's.
     loss: Tensor<1>,
@@ -214,8 +216,7 @@ pub struct Verdict {
 }
 
 impl Adversary {
-    /// How the discriminator's gradient becomes a step, where the student's does so by `student`. Without a warm-up: the
-    /// sooner it knows something, the better.
+    /// The discriminator's schedule: the student's, with its own learning rate and without a warm-up.
     pub fn schedule(&self, student: &Schedule) -> Schedule {
         Schedule { learning_rate: self.learning_rate, warmup_steps: 0, ..*student }
     }
@@ -239,32 +240,32 @@ impl Adversary {
         part: &Batch,
         rows: Range<usize>,
         distance: impl FnOnce(Tensor<4>) -> Tensor<1>,
-    ) -> (Tensor<1>, Verdict) {
+    ) -> (Tensor<1>, DiscriminatorGradients) {
         let images = estimate.clone().inner().autodiff().require_grad();
         let value = distance(images.clone());
         let of_distance = gradient(&images, &value);
         let views = Views::draw(part, rows);
-        let real = self.look(&part.x1.clone().autodiff(), &views.of_real, &views.t, part);
-        let fake = self.look(&images, &views.of_fake, &views.t, part);
-        let of_verdict = gradient(&images, &discriminator.student_loss(&fake));
+        let real = self.features(&part.x1.clone().autodiff(), &views.of_real, &views.t, part);
+        let fake = self.features(&images, &views.of_fake, &views.t, part);
+        let of_adversary = gradient(&images, &discriminator.student_loss(&fake));
 
         let square = |gradient: &Tensor<4>| (gradient.clone() * gradient.clone()).sum();
-        let lengths = Tensor::cat(vec![square(&of_distance), square(&of_verdict)], 0);
+        let lengths = Tensor::cat(vec![square(&of_distance), square(&of_adversary)], 0);
         let weight = self.weight_after(discriminator.step) as f32 * discriminator.balance;
-        let gradient = of_distance + of_verdict * weight;
+        let gradient = of_distance + of_adversary * weight;
         let along = (estimate * gradient.autodiff()).sum();
         let rest = value.inner() - along.clone().inner();
         let (loss, gradients) = discriminator.loss(&real, &fake);
-        (along + rest.autodiff(), Verdict { images: part.len(), loss, lengths, gradients })
+        (along + rest.autodiff(), DiscriminatorGradients { images: part.len(), loss, lengths, gradients })
     }
 
-    /// What the encoder makes of images on their path from noise.
-    fn look(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &Tensor<1>, part: &Batch) -> Vec<Tensor<4>> {
+    /// The encoder's features of images with noise.
+    fn features(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &Tensor<1>, part: &Batch) -> Vec<Tensor<4>> {
         self.encoder.encode(path(noise, images, t), t.clone(), part.label.clone())
     }
 }
 
-/// Where on their path from noise the images of a part of a batch are looked at.
+/// Noise and times at which the encoder gets the images of a micro-batch.
 struct Views {
     t: Tensor<1>,
     of_real: Tensor<4>,
@@ -346,7 +347,7 @@ mod tests {
         let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
         let loss = |images: &Tensor<4>| {
             let views = Views::draw(&batch, 0..IMAGES);
-            discriminator.student_loss(&adversary.look(images, &views.of_fake, &views.t, &batch))
+            discriminator.student_loss(&adversary.features(images, &views.of_fake, &views.t, &batch))
         };
         let tracked = estimate.clone().autodiff().require_grad();
         let of_logits = gradient(&tracked, &loss(&tracked));
@@ -360,22 +361,22 @@ mod tests {
         }
     }
 
-    /// The gradient of both losses in the student's images, their value, and the verdict.
-    fn joined(weight: f64, discriminator: &Discriminator) -> (Tensor<4>, f64, Verdict) {
+    /// The gradient of both losses in the student's images, their value, and the gradients of the discriminator.
+    fn joined(weight: f64, discriminator: &Discriminator) -> (Tensor<4>, f64, DiscriminatorGradients) {
         let target = images(6).autodiff();
         let estimate = images(3).autodiff().require_grad();
         let distance = |images: Tensor<4>| ((images - target.clone()) * 0.01).abs().mean();
-        let (loss, verdict) =
+        let (loss, part) =
             adversary(weight).join(discriminator, estimate.clone(), &batch(), 0..IMAGES, distance);
         assert!((number(loss.clone().inner()) - number(distance(estimate.clone()).inner())).abs() < 1e-7);
-        (gradient(&estimate, &loss), number(loss.inner()), verdict)
+        (gradient(&estimate, &loss), number(loss.inner()), part)
     }
 
     #[test]
     fn both_gradients_are_equally_long() {
         let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
-        let (distance, value, verdict) = joined(1.0, &discriminator);
-        discriminator.learn(&schedule(0.0), vec![verdict]);
+        let (distance, value, part) = joined(1.0, &discriminator);
+        discriminator.learn(&schedule(0.0), vec![part]);
         let (both, same_value, _) = joined(0.5, &discriminator);
         assert_eq!(value, same_value);
         let length = |gradient: &Tensor<4>| dot(gradient, gradient).sqrt();
@@ -396,8 +397,8 @@ mod tests {
         let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
         let losses: Vec<f64> = (0..60)
             .map(|_| {
-                let verdict = joined(1.0, &discriminator).2;
-                discriminator.learn(&schedule(0.01), vec![verdict])
+                let part = joined(1.0, &discriminator).2;
+                discriminator.learn(&schedule(0.01), vec![part])
             })
             .collect();
         assert_eq!(discriminator.step, 60);

@@ -55,16 +55,15 @@ pub enum Distance {
     L2,
     /// Mean absolute difference.
     L1,
-    /// How differently they look to a network that has learned to see.
+    /// Distance of the features of a pretrained network: LPIPS.
     Lpips(Arc<Lpips>),
-    /// How differently they look to the teacher, where there is no other network: the mean over its encoder's feature
-    /// maps of what LPIPS compares in those of its trunk, with all channels alike. It sees images at the end of their
-    /// way, t = 1, without a label. The teacher is [`UNet::frozen`].
+    /// Distance of the teacher's features: as LPIPS, over the feature maps of the teacher's encoder, with equal weights for
+    /// all channels. The encoder gets images at t = 1, without a label. The teacher is [`UNet::frozen`].
     TeacherFeatures(Arc<UNet>),
 }
 
 impl Distance {
-    /// Network evaluations that it takes for an image: two looks through an encoder, about half a network, are one.
+    /// Network evaluations for an image. Two passes through the encoder, about half a network each, count as one.
     pub fn evaluations(&self) -> usize {
         match self {
             Self::TeacherFeatures(_) => 1,

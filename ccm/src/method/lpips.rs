@@ -1,4 +1,4 @@
-//! LPIPS, the distance of PAPER.md §6: how differently two images look to a network that has learned to see (Zhang et
+//! LPIPS, the distance of PAPER.md §6: the distance of two images in the feature space of a pretrained network (Zhang et
 //! al., arXiv 1801.03924).
 //!
 //! A trunk, VGG16 or AlexNet, with the weights of torchvision, makes feature maps of both images; at every pixel of five
@@ -19,7 +19,7 @@ use crate::weights::{HostTensor, WeightsError};
 /// Rows and columns that images are brought to (PAPER.md §6).
 pub const SIDE: usize = 224;
 
-/// What the trunk sees is `(image - SHIFT) / SCALE`, channel by channel.
+/// The trunk's input is `(image - SHIFT) / SCALE`, channel by channel.
 const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
 /// See [`SHIFT`].
 const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
@@ -27,7 +27,7 @@ const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
 /// Added to a length that is divided by.
 const EPSILON: f64 = 1e-10;
 
-/// A network that has learned to see.
+/// A pretrained network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trunk {
     /// VGG16 (Simonyan and Zisserman, arXiv 1409.1556).
@@ -43,7 +43,7 @@ enum Layer {
     Convolution { outputs: usize, kernel: usize, stride: usize },
     /// The maximum of so many pixels across, every second one.
     Pool(usize),
-    /// Features are compared here.
+    /// The features at this place are compared.
     Tap,
 }
 

@@ -1,5 +1,5 @@
-//! A small classifier, trained on the data itself: features where nothing can be downloaded, and a judge of whether
-//! an image shows what its label says.
+//! A small classifier, trained on the data itself. It extracts features where no pretrained network is at hand, and
+//! measures class accuracy.
 
 use burn::module::Module;
 use burn::tensor::activation::{log_softmax, relu};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MetricsError;
 use super::evaluation::images_tensor;
-use super::extractor::{Extractor, Seen, fingerprint};
+use super::extractor::{Extractor, Features, fingerprint};
 use crate::data::{Dataset, ImageShape};
 use crate::nn::layers::{Convolution, Linear, Loader, parameters};
 use crate::nn::optimizer::{Optimizer, Schedule, gradients};
@@ -22,7 +22,7 @@ const CHANNELS: [usize; 4] = [32, 32, 64, 64];
 /// Features.
 const WIDTH: usize = 128;
 
-/// What a classifier is: the description in its file.
+/// Description of a classifier, kept in its file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassifierCard {
     /// Channels of its images.
@@ -39,7 +39,7 @@ pub struct ClassifierCard {
     pub epochs: usize,
     /// Seed of its training.
     pub seed: u64,
-    /// Share of images it never saw that it names rightly.
+    /// Accuracy on held-out images, in [0, 1].
     pub accuracy: f64,
     /// Version of this program.
     pub version: String,
@@ -135,13 +135,13 @@ impl Classifier {
         (features.clone(), self.logits.forward(features))
     }
 
-    /// What it is.
+    /// The description in its file.
     pub fn card(&self) -> &ClassifierCard {
         &self.card
     }
 
-    /// Trains a classifier, and measures it on images that it has not seen. `say` hears of every step: how many of how
-    /// many are done, and the loss.
+    /// Trains a classifier, and measures its accuracy on held-out images. `say` is called after every step with the steps
+    /// done, the steps in all, and the loss.
     ///
     /// # Errors
     /// Data without classes.
@@ -204,13 +204,13 @@ impl Classifier {
         Ok(network)
     }
 
-    /// Share of images that it names rightly.
+    /// Accuracy on a data set, in [0, 1].
     pub fn accuracy(&self, data: &Dataset, device: &Device) -> f64 {
         const BATCH: usize = 256;
         let all: Vec<usize> = (0..data.len()).collect();
         let mut right = 0;
         for indices in all.chunks(BATCH) {
-            let seen = self.see(images_tensor(data.batch(indices, &[]), data.shape(), device));
+            let seen = self.extract(images_tensor(data.batch(indices, &[]), data.shape(), device));
             let found = seen.classes(self.card.classes.len()).zip(indices);
             right += found.filter(|(class, index)| *class == data.label(**index) as usize).count();
         }
@@ -290,9 +290,9 @@ impl Extractor for Classifier {
         Some(ImageShape { channels, height, width })
     }
 
-    fn see(&self, images: Tensor<4>) -> Seen {
+    fn extract(&self, images: Tensor<4>) -> Features {
         let (features, logits) = self.forward(images);
-        Seen { features: to_host(features), logits: to_host(logits) }
+        Features { features: to_host(features), logits: to_host(logits) }
     }
 }
 
@@ -359,7 +359,7 @@ mod tests {
         let read = Classifier::from_bytes(&network.to_bytes(), &device).unwrap();
         assert_eq!(read.card, network.card);
         let images = || images_tensor(held_out.batch(&[1, 2, 3], &[]), shape, &device);
-        assert_eq!(read.see(images()), network.see(images()));
+        assert_eq!(read.extract(images()), network.extract(images()));
     }
 
     #[test]

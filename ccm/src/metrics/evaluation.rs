@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::Serialize;
 
 use super::MetricsError;
-use super::extractor::{Extractor, Seen};
+use super::extractor::{Extractor, Features};
 use super::frechet::{Gaussian, Moments, frechet_distance};
 use super::kernel::{Spread, kernel_distance};
 use super::manifold::{Manifold, manifold};
@@ -19,13 +19,13 @@ use crate::sampler::schedule::Request;
 /// Subsets of the kernel distance, and images of one, as its authors take them.
 const SUBSETS: (usize, usize) = (100, 1000);
 
-/// Images that are made and seen at a time.
+/// Images that are generated, or whose features are extracted, at a time.
 const BATCH: usize = 100;
 
-/// Features that stay side by side; comparing every pair of more takes minutes.
+/// Images whose features are kept; comparing every pair of more takes minutes.
 pub const MOST_KEPT: usize = 10_000;
 
-/// What is kept of a set of images: moments of all features, and the first features themselves.
+/// Features of a set of images: the moments of all, and the first features themselves.
 pub struct Collection {
     moments: Moments,
     width: usize,
@@ -38,7 +38,7 @@ pub struct Collection {
 }
 
 impl Collection {
-    /// Of `total` images to come, of which the first `most_kept` stay side by side.
+    /// A collection for `total` images, of which the features of the first `most_kept` are kept.
     pub fn new(extractor: &dyn Extractor, total: usize, most_kept: usize) -> Self {
         let (width, classes) = (extractor.width(), extractor.classes());
         Self {
@@ -52,11 +52,11 @@ impl Collection {
         }
     }
 
-    /// Adds a batch; `labels` are what the images ought to show, if anything.
+    /// Adds a batch; `labels` are the classes that the images were generated for, if any.
     ///
     /// # Errors
     /// Features that are not finite.
-    pub fn add(&mut self, seen: &Seen, labels: &[u32]) -> Result<(), MetricsError> {
+    pub fn add(&mut self, seen: &Features, labels: &[u32]) -> Result<(), MetricsError> {
         let features: Vec<f64> = seen.features.iter().map(|&value| f64::from(value)).collect();
         let room = (self.most_kept * self.width).saturating_sub(self.kept.len());
         self.kept.extend(&features[..room.min(features.len())]);
@@ -70,7 +70,7 @@ impl Collection {
         Ok(())
     }
 
-    /// Of all images of a data set. `say` hears how many have been seen.
+    /// Features of all images of a data set. `say` is called with the number of images done.
     ///
     /// # Errors
     /// As [`Collection::add`].
@@ -84,7 +84,7 @@ impl Collection {
         // Data come in order, and those that are kept must be of all kinds.
         let order = Noise::new(0, 0).permutation(data.len());
         for indices in order.chunks(BATCH) {
-            let seen = extractor.see(images_tensor(data.batch(indices, &[]), data.shape(), device));
+            let seen = extractor.extract(images_tensor(data.batch(indices, &[]), data.shape(), device));
             collection.add(&seen, &[])?;
             say(collection.images() as usize);
         }
@@ -92,10 +92,10 @@ impl Collection {
     }
 
     /// Of `count` images of a sampler, from the seeds `seed, seed + 1, ...`, every class in turn, rounded to bytes as
-    /// in a file. `say` hears how many have been made.
+    /// in a file. `say` is called with the number of images done.
     ///
     /// # Errors
-    /// As [`Collection::add`], what the sampler has to say, or images that are not finite.
+    /// As [`Collection::add`] and [`Sampler::sample`]; images that are not finite.
     pub async fn of_samples(
         extractor: &dyn Extractor,
         sampler: &mut Sampler,
@@ -120,7 +120,7 @@ impl Collection {
             }
             let rounded = images.into_iter().map(|value| f32::from(to_byte(value)) / 127.5 - 1.0).collect();
             let known = if same_classes { &labels[..] } else { &[] };
-            collection.add(&extractor.see(images_tensor(rounded, shape, device)), known)?;
+            collection.add(&extractor.extract(images_tensor(rounded, shape, device)), known)?;
             say(numbers.end);
         }
         Ok(collection)
@@ -144,8 +144,8 @@ impl Collection {
     }
 }
 
-/// Whether a model's classes, with these names, are those that the extractor tells apart. Of a model that has no names for
-/// them, such as an imported one, their number must do.
+/// Whether a model's classes are the extractor's, by their names. A model without names, such as an imported one, is
+/// compared by the number of classes.
 fn are_classes(num_classes: Option<usize>, names: &[String], extractor: &dyn Extractor) -> bool {
     num_classes == Some(extractor.classes()) && (names.is_empty() || names == extractor.class_names())
 }
@@ -156,7 +156,7 @@ pub(super) fn images_tensor(values: Vec<f32>, shape: ImageShape, device: &Device
     Tensor::from_data(TensorData::new(values, [count, shape.channels, shape.height, shape.width]), device)
 }
 
-/// What real images are known by: statistics from a file, or images that have been seen.
+/// The real images: statistics from a file, or features of images.
 pub enum Reference {
     /// Mean and covariance alone.
     Statistics(Gaussian),
@@ -164,7 +164,7 @@ pub enum Reference {
     Images(Box<Collection>),
 }
 
-/// How good a set of generated images is.
+/// Quality of a set of generated images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figures {
     /// The extractor, without whose name the figures mean nothing.
@@ -181,7 +181,7 @@ pub struct Figures {
     pub manifold: Option<Neighbours>,
     /// Inception score, if the extractor has logits.
     pub score: Option<Spread>,
-    /// Share of the generated images that the extractor takes for what they ought to show, if it knows these classes.
+    /// Class accuracy of the generated images, in [0, 1], if the extractor has the model's classes.
     pub accuracy: Option<f64>,
 }
 
@@ -290,14 +290,14 @@ mod tests {
         fn shape(&self) -> Option<ImageShape> {
             None
         }
-        fn see(&self, images: Tensor<4>) -> Seen {
+        fn extract(&self, images: Tensor<4>) -> Features {
             seen(to_host(images))
         }
     }
 
-    fn seen(features: Vec<f32>) -> Seen {
+    fn seen(features: Vec<f32>) -> Features {
         let logits = features.chunks_exact(4).flat_map(|row| [row[0], row[1]]).collect();
-        Seen { features, logits }
+        Features { features, logits }
     }
 
     fn collection(seed: u64, shift: f32) -> Collection {

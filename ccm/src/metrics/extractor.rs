@@ -1,4 +1,4 @@
-//! Networks that see: from images to features.
+//! Feature extractors: from images to features.
 
 use std::cmp::Ordering;
 
@@ -6,18 +6,18 @@ use burn::tensor::Tensor;
 
 use crate::data::ImageShape;
 
-/// A network whose features images are compared by.
+/// A network that extracts features of images.
 pub trait Extractor {
-    /// What it is, in a few words; every figure carries it.
+    /// Name of the extractor and fingerprint of its weights; every figure carries it.
     fn name(&self) -> String;
 
     /// Features of an image.
     fn width(&self) -> usize;
 
-    /// Classes that it tells apart; 0 if it has no logits.
+    /// Number of classes; 0 if it has no logits.
     fn classes(&self) -> usize;
 
-    /// Their names, in the order of the logits; empty if it does not know them.
+    /// Names of the classes, in the order of the logits; empty if they have none.
     fn class_names(&self) -> &[String] {
         &[]
     }
@@ -27,14 +27,14 @@ pub trait Extractor {
         false
     }
 
-    /// The images that it takes; `None` if it takes them of any shape.
+    /// Shape of its input; `None` if images may have any shape.
     fn shape(&self) -> Option<ImageShape>;
 
-    /// What it makes of images `[B, C, H, W]` in [-1, 1].
-    fn see(&self, images: Tensor<4>) -> Seen;
+    /// Features and logits of images `[B, C, H, W]` in [-1, 1].
+    fn extract(&self, images: Tensor<4>) -> Features;
 }
 
-/// A few digits that tell weights from others: their CRC-32.
+/// Fingerprint of weights: their CRC-32, in hexadecimal digits.
 pub fn fingerprint(tensors: impl IntoIterator<Item = impl AsRef<[f32]>>) -> String {
     let mut hasher = crc32fast::Hasher::new();
     for tensor in tensors {
@@ -43,16 +43,16 @@ pub fn fingerprint(tensors: impl IntoIterator<Item = impl AsRef<[f32]>>) -> Stri
     format!("{:08x}", hasher.finalize())
 }
 
-/// What an extractor makes of a batch.
+/// Features and logits of a batch.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Seen {
+pub struct Features {
     /// `[B, width]`.
     pub features: Vec<f32>,
     /// `[B, classes]`; empty if the extractor has none.
     pub logits: Vec<f32>,
 }
 
-impl Seen {
+impl Features {
     /// The class of the largest logit of every image; of equal ones the first.
     pub fn classes(&self, count: usize) -> impl Iterator<Item = usize> + '_ {
         self.logits.chunks_exact(count.max(1)).map(|logits| {

@@ -13,13 +13,13 @@ use burn::tensor::ops::{AvgPoolOptions, ConvOptions, InterpolateMode, Interpolat
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::MetricsError;
-use super::extractor::{Extractor, Seen, fingerprint};
+use super::extractor::{Extractor, Features, fingerprint};
 use crate::data::ImageShape;
 use crate::nn::unet::to_host;
 use crate::spec::TensorSpec;
 use crate::weights::HostTensor;
 
-/// Rows and columns of the images that it sees.
+/// Height and width of the network's input.
 const SIDE: usize = 299;
 /// Features.
 const WIDTH: usize = 2048;
@@ -40,7 +40,7 @@ struct Layer {
     padded: bool,
 }
 
-/// All convolutions, in the order in which an image meets them.
+/// All convolutions, in the order of evaluation.
 fn layers() -> Vec<Layer> {
     let mut layers = Vec::new();
     let mut add =
@@ -344,10 +344,10 @@ impl Extractor for Inception {
         None
     }
 
-    fn see(&self, images: Tensor<4>) -> Seen {
+    fn extract(&self, images: Tensor<4>) -> Features {
         let [count, channels, ..] = images.dims();
         let images = if channels == 1 { images.repeat_dim(1, 3) } else { images };
-        let mut seen = Seen::default();
+        let mut seen = Features::default();
         for start in (0..count).step_by(TOGETHER) {
             let part = images.clone().narrow(0, start, TOGETHER.min(count - start));
             let (features, logits) = self.forward(part);

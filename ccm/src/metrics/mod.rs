@@ -1,7 +1,7 @@
-//! How good images are: distances between two sets of images, by what a network that has learned to see makes of them.
+//! Image quality metrics: distances between two sets of images in the feature space of a pretrained network.
 //!
-//! Images are turned into *features* by an [`Extractor`], and all figures are of features, so a figure means nothing
-//! without the name of its extractor: [`Figures`] carries it. Only with the Inception-v3 network of the field is a
+//! An [`Extractor`] turns images into *features*, and every figure is computed from features. A figure means nothing
+//! without the name of its extractor, which [`Figures`] carries. Only with the Inception-v3 network of the field is a
 //! Fréchet distance the FID.
 //!
 //! | figure | module | source |
@@ -12,8 +12,8 @@
 //! | density and coverage | [`manifold`] | Naeem et al., arXiv 2002.09797 |
 //! | inception score | [`score`] | Salimans et al., arXiv 1606.03498 |
 //!
-//! Mean and covariance, and what the score wants of the logits, are summed up as they come, in `f64`; the others want
-//! features side by side, and take the first of a set.
+//! Mean, covariance and the score's sums are accumulated in `f64`, image by image. The other figures compare pairs of
+//! images, and use the first images of a set.
 
 pub mod classifier;
 pub mod evaluation;
@@ -28,7 +28,7 @@ pub mod score;
 pub mod statistics;
 
 pub use evaluation::{Collection, Figures};
-pub use extractor::{Extractor, Seen};
+pub use extractor::{Extractor, Features};
 pub use frechet::{Gaussian, Moments};
 pub use rows::Rows;
 

@@ -155,8 +155,8 @@ impl UNet {
         maps
     }
 
-    /// The network to look at images with while another one learns: gradients go through it, but none into it, and
-    /// nothing is dropped.
+    /// The network as a fixed feature extractor: gradients flow through it to its input, its weights get none, and
+    /// dropout is off.
     pub fn frozen(model: &Model, device: &Device) -> Self {
         let mut model = model.clone();
         model.spec.dropout = 0.0;

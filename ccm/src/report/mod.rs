@@ -1,4 +1,4 @@
-//! What a training run leaves for a person to look at: one self-contained HTML page.
+//! The report of a training run: one self-contained HTML page.
 //!
 //! [`Report`] is plain data and [`Report::to_html`] is a pure function of it: this module reads no file, asks
 //! no clock and knows nothing of how the numbers were made. The page loads nothing from anywhere. Pictures
@@ -101,7 +101,7 @@ pub struct DistillPoint {
 pub struct Curves {
     /// The curriculum's threshold T.
     pub threshold: f64,
-    /// The teacher walks until KDC reaches T or time reaches 1.
+    /// The teacher steps until KDC reaches T or time reaches 1.
     pub curriculum: Vec<KdcBin>,
     /// The teacher takes exactly one step.
     pub fixed: Vec<KdcBin>,

@@ -219,8 +219,8 @@ fn numbers(curves: &Curves) -> String {
     let rows: String = times
         .into_iter()
         .map(|t| {
-            let (walked, fixed) = (cells(&curves.curriculum, t), cells(&curves.fixed, t));
-            format!("<tr><td>{t:.3}</td>{walked}{fixed}</tr>\n")
+            let (curriculum, fixed) = (cells(&curves.curriculum, t), cells(&curves.fixed, t));
+            format!("<tr><td>{t:.3}</td>{curriculum}{fixed}</tr>\n")
         })
         .collect();
     format!(

@@ -1,7 +1,7 @@
 //! Batches for training: images, the noise that goes with them, labels and random times.
 //!
-//! Every random number of a step, dropout's included, is a function of the run's seed, the stage and the number of the step, so a
-//! run that is resumed sees exactly what it would have seen.
+//! Every random number of a step, dropout's included, is a function of the run's seed, the stage and the number of the
+//! step, so a resumed run gets the batches that an uninterrupted one would have got.
 
 use burn::tensor::{Device, Tensor, TensorData};
 

@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::batches::StageKind;
-use super::trainee::Trainee;
+use super::state::TrainState;
 use crate::disk::{self, DiskError};
 use crate::method::discriminator::{Discriminator, Heads};
 use crate::nn::ema::Ema;
@@ -109,8 +109,8 @@ fn parse(path: &Path) -> Option<Checkpoint> {
 /// # Errors
 /// Weights, averages or moments that are not finite, a folder that cannot be written, or a full disk; older
 /// checkpoints are then still there.
-pub fn save(folder: &Path, stage: StageKind, trainee: &Trainee) -> Result<PathBuf, CheckpointError> {
-    let spec = trainee.unet.spec();
+pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathBuf, CheckpointError> {
+    let spec = state.unet.spec();
     let (of_network, of_heads) = (spec.tensors(), Heads::tensors(spec));
     let mut tensors = BTreeMap::new();
     let mut add = |prefix: &str, specs: &[TensorSpec], values: Vec<Tensor<1>>| {
@@ -123,14 +123,14 @@ pub fn save(folder: &Path, stage: StageKind, trainee: &Trainee) -> Result<PathBu
         }
         Ok(())
     };
-    add("model", &of_network, trainee.unet.parameters())?;
-    for (i, ema) in trainee.emas.iter().enumerate() {
+    add("model", &of_network, state.unet.parameters())?;
+    for (i, ema) in state.emas.iter().enumerate() {
         add(&format!("ema.{i}"), &of_network, ema.unet.parameters())?;
     }
     for moment in [0, 1] {
-        add(&format!("adam.{moment}"), &of_network, trainee.optimizer.moment(moment))?;
+        add(&format!("adam.{moment}"), &of_network, state.optimizer.moment(moment))?;
     }
-    if let Some(discriminator) = &trainee.discriminator {
+    if let Some(discriminator) = &state.discriminator {
         add("discriminator", &of_heads, discriminator.heads.parameters())?;
         for moment in [0, 1] {
             let values = discriminator.optimizer.moment(moment);
@@ -139,19 +139,16 @@ pub fn save(folder: &Path, stage: StageKind, trainee: &Trainee) -> Result<PathBu
     }
     let description = Description {
         stage: stage.name().into(),
-        step: trainee.step,
-        decays: trainee.emas.iter().map(|ema| ema.decay).collect(),
-        discriminator: trainee
-            .discriminator
-            .as_ref()
-            .map(|it| Opponent { step: it.step, balance: it.balance }),
+        step: state.step,
+        decays: state.emas.iter().map(|ema| ema.decay).collect(),
+        discriminator: state.discriminator.as_ref().map(|it| Opponent { step: it.step, balance: it.balance }),
     };
     #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
     let description = serde_json::to_string(&description).expect("a description has string keys only");
-    let path = folder.join(format!("{}-{:09}.safetensors", stage.name(), trainee.step));
+    let path = folder.join(format!("{}-{:09}.safetensors", stage.name(), state.step));
     disk::write(&path, &TensorFile { tensors, description }.to_bytes())?;
     // A checkpoint of a later step is one that could not be resumed from.
-    let is_later = |found: &Checkpoint| found.stage == stage && found.step > trainee.step;
+    let is_later = |found: &Checkpoint| found.stage == stage && found.step > state.step;
     let (later, mut old): (Vec<_>, Vec<_>) = list(folder).into_iter().partition(is_later);
     old.truncate(old.len().saturating_sub(KEPT));
     for found in later.into_iter().chain(old) {
@@ -171,15 +168,15 @@ pub fn resume(
     spec: &UNetSpec,
     device: &Device,
     note: &mut dyn FnMut(&str),
-) -> Result<Option<Trainee>, CheckpointError> {
+) -> Result<Option<TrainState>, CheckpointError> {
     let mut damaged = Vec::new();
     for found in list(folder).into_iter().rev().filter(|found| found.stage == stage) {
         match load(&found.path, stage, spec, device) {
-            Ok(trainee) => {
+            Ok(state) => {
                 for error in &damaged {
                     note(&format!("{error}; going on from {} instead", found.path.display()));
                 }
-                return Ok(Some(trainee));
+                return Ok(Some(state));
             }
             Err(error) => damaged.push(error),
         }
@@ -199,7 +196,7 @@ pub fn load(
     stage: StageKind,
     spec: &UNetSpec,
     device: &Device,
-) -> Result<Trainee, CheckpointError> {
+) -> Result<TrainState, CheckpointError> {
     let wrong = |source| CheckpointError::Weights { path: path.to_owned(), source };
     let mut file = TensorFile::from_bytes(&disk::read(path)?).map_err(wrong)?;
     let description: Description = serde_json::from_str(&file.description)
@@ -264,7 +261,7 @@ pub fn load(
         return Err(wrong(WeightsError::Unexpected(name)));
     }
     let optimizer = Optimizer::default().from_moments(of_student);
-    Ok(Trainee { unet: student, emas, optimizer, discriminator, step: description.step })
+    Ok(TrainState { unet: student, emas, optimizer, discriminator, step: description.step })
 }
 
 #[cfg(test)]
@@ -274,13 +271,13 @@ mod tests {
     use crate::config::Config;
     use crate::nn::unet::random_model;
 
-    fn trainee(step: u64) -> Trainee {
+    fn state(step: u64) -> TrainState {
         let mut spec = Config::preset("shapes").unwrap().network;
         (spec.height, spec.width, spec.channel_mult, spec.attention_resolutions) = (8, 8, vec![1.0], vec![]);
-        let trainee = Trainee::new(&random_model(&spec, 1), &[0.9], &Device::flex());
+        let state = TrainState::new(&random_model(&spec, 1), &[0.9], &Device::flex());
         // As after a step: moments of every parameter.
-        let moments = trainee.unet.parameters().into_iter().map(|weight| [weight.clone(), weight]).collect();
-        Trainee { optimizer: Optimizer::default().from_moments(moments), step, ..trainee }
+        let moments = state.unet.parameters().into_iter().map(|weight| [weight.clone(), weight]).collect();
+        TrainState { optimizer: Optimizer::default().from_moments(moments), step, ..state }
     }
 
     fn steps(folder: &Path) -> Vec<u64> {
@@ -290,9 +287,9 @@ mod tests {
     #[test]
     fn weights_that_are_not_finite_are_not_written() {
         let folder = tempfile::tempdir().unwrap();
-        save(folder.path(), StageKind::Teacher, &trainee(1)).unwrap();
+        save(folder.path(), StageKind::Teacher, &state(1)).unwrap();
         for bad in [f32::NAN, f32::INFINITY] {
-            let mut broken = trainee(2);
+            let mut broken = state(2);
             let weights = broken.unet.parameters();
             broken.unet = broken.unet.zip_map(weights, |weight, _| weight * bad);
             let error = save(folder.path(), StageKind::Teacher, &broken).unwrap_err().to_string();
@@ -304,21 +301,21 @@ mod tests {
     #[test]
     fn a_damaged_checkpoint_is_passed_over_and_does_not_outlive_a_good_one() {
         let folder = tempfile::tempdir().unwrap();
-        let spec = trainee(0).unet.spec().clone();
+        let spec = state(0).unet.spec().clone();
         let mut notes = Vec::new();
         let mut resume = |stage| {
             resume(folder.path(), stage, &spec, &Device::flex(), &mut |note| notes.push(note.to_owned()))
         };
         assert!(resume(StageKind::Teacher).unwrap().is_none());
-        save(folder.path(), StageKind::Teacher, &trainee(4)).unwrap();
-        let newest = save(folder.path(), StageKind::Teacher, &trainee(8)).unwrap();
+        save(folder.path(), StageKind::Teacher, &state(4)).unwrap();
+        let newest = save(folder.path(), StageKind::Teacher, &state(8)).unwrap();
         assert_eq!(resume(StageKind::Teacher).unwrap().unwrap().step, 8);
 
         let whole = fs::read(&newest).unwrap();
         fs::write(&newest, &whole[..whole.len() / 2]).unwrap();
         assert_eq!(resume(StageKind::Teacher).unwrap().unwrap().step, 4);
         assert!(resume(StageKind::Distill).unwrap().is_none());
-        save(folder.path(), StageKind::Teacher, &trainee(6)).unwrap();
+        save(folder.path(), StageKind::Teacher, &state(6)).unwrap();
         assert_eq!(steps(folder.path()), [4, 6]);
         assert_eq!(resume(StageKind::Teacher).unwrap().unwrap().step, 6);
 

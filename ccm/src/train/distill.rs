@@ -5,17 +5,17 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use super::batches::Batches;
-use super::trainee::{Stage, StepReport, Trainee, Workers};
+use super::state::{Stage, StepReport, TrainState, Workers};
 use crate::method::batch::Batch;
 use crate::method::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start, times};
-use crate::method::discriminator::{Adversary, Verdict};
+use crate::method::discriminator::{Adversary, DiscriminatorGradients};
 use crate::method::distance::Distance;
 use crate::method::flow::{jump, path};
 use crate::nn::ema::Ema;
 use crate::nn::optimizer::Schedule;
 use crate::nn::unet::UNet;
 
-/// The target network's place in [`Trainee::emas`].
+/// The target network's place in [`TrainState::emas`].
 pub const TARGET: usize = 0;
 /// The place of the average that is sampled.
 pub const SAMPLED: usize = 1;
@@ -26,20 +26,20 @@ pub struct Distillation<'a> {
     pub batches: Batches<'a>,
     /// How a gradient becomes a step.
     pub schedule: Schedule,
-    /// Who computes.
+    /// The threads that share a batch.
     pub workers: Workers,
-    /// How far the teacher looks ahead.
+    /// How many steps ahead of the student the target is.
     pub curriculum: Curriculum,
     /// What the student minimises.
     pub distance: Distance,
-    /// What it minimises besides; the trainee then has a discriminator.
+    /// The adversarial loss, if there is one; the state then has a discriminator.
     pub adversary: Option<Adversary>,
     /// `alpha` of `t = (U (1 - s))^alpha`.
     pub time_alpha: f32,
     /// The teacher; it records no gradients.
     pub teacher: UNet,
     /// The student.
-    pub trainee: Trainee,
+    pub state: TrainState,
 }
 
 /// `t = (U (1 - s))^alpha`: at least one whole step is left for the teacher.
@@ -49,20 +49,11 @@ pub fn sample_times(uniform: &[f32], step_size: f32, alpha: f32) -> Vec<f32> {
 
 impl Stage for Distillation<'_> {
     fn step(&mut self) -> StepReport {
-        let Self {
-            batches,
-            schedule,
-            workers,
-            curriculum,
-            distance,
-            adversary,
-            time_alpha,
-            teacher,
-            trainee,
-        } = self;
-        let target = trainee.emas[TARGET].unet.clone();
-        let adversary = adversary.as_ref().filter(|adversary| trainee.step >= adversary.from);
-        let opponent = adversary.zip(trainee.discriminator.clone());
+        let Self { batches, schedule, workers, curriculum, distance, adversary, time_alpha, teacher, state } =
+            self;
+        let target = state.emas[TARGET].unet.clone();
+        let adversary = adversary.as_ref().filter(|adversary| state.step >= adversary.from);
+        let adversarial = adversary.zip(state.discriminator.clone());
 
         // `x_t` and `t` of the paper.
         let begin = |Batch { x0, x1, uniform, .. }: &Batch| {
@@ -76,11 +67,11 @@ impl Stage for Distillation<'_> {
             curriculum.goal(Start { estimate, x_t, t, label: batch.label, direction }, teacher, &target)
         };
 
-        let batch = batches.batch(trainee.step);
+        let batch = batches.batch(state.step);
         // One KDC over the whole batch wants all of it at once, whatever a backward pass holds.
         let together = (curriculum.scope == Scope::Batch).then(|| {
             let (x_t, _, times) = begin(&batch);
-            let v = trainee.unet.without_gradients().forward(x_t.clone(), times.clone(), batch.label.clone());
+            let v = state.unet.without_gradients().forward(x_t.clone(), times.clone(), batch.label.clone());
             goal(jump(x_t, &times, v), batch.clone())
         });
         let loss = |student: &UNet, part: Batch, rows: Range<usize>| {
@@ -92,46 +83,48 @@ impl Stage for Distillation<'_> {
                 None => goal(estimate.clone().inner(), part.clone()),
             };
             let distance = |estimate| distance.mean(estimate, goal.target.clone().autodiff());
-            let (loss, verdict) = match &opponent {
+            let (loss, of_discriminator) = match &adversarial {
                 None => (distance(estimate), None),
                 Some((adversary, discriminator)) => {
-                    let (loss, verdict) = adversary.join(discriminator, estimate, &part, rows, distance);
-                    (loss, Some(verdict))
+                    let (loss, of_discriminator) =
+                        adversary.join(discriminator, estimate, &part, rows, distance);
+                    (loss, Some(of_discriminator))
                 }
             };
-            (loss, (goal.counts(), verdict))
+            (loss, (goal.counts(), of_discriminator))
         };
-        let (loss, gradient_norm, parts) = trainee.learn(schedule, &batch, workers, loss);
+        let (loss, gradient_norm, parts) = state.learn(schedule, &batch, workers, loss);
 
-        // The student's own, once more where the walk comes first, and what looks at images through the teacher's encoder.
-        let looks = distance.evaluations() + usize::from(opponent.is_some());
-        let once = 1 + usize::from(together.is_some()) + looks;
-        let (counts, verdicts): (Vec<Counts>, Vec<Option<Verdict>>) = parts.into_iter().unzip();
-        let walked: Counts = counts.into_iter().sum();
+        // Of the student, a second time where the target is computed first, and of the teacher's encoder.
+        let encoder = distance.evaluations() + usize::from(adversarial.is_some());
+        let once = 1 + usize::from(together.is_some()) + encoder;
+        let (counts, gradients): (Vec<Counts>, Vec<Option<DiscriminatorGradients>>) =
+            parts.into_iter().unzip();
+        let sums: Counts = counts.into_iter().sum();
         let discriminator_loss =
-            adversary.zip(trainee.discriminator.as_mut()).map(|(adversary, discriminator)| {
-                let verdicts = verdicts.into_iter().flatten().collect();
-                discriminator.learn(&adversary.schedule(schedule), verdicts)
+            adversary.zip(state.discriminator.as_mut()).map(|(adversary, discriminator)| {
+                let gradients = gradients.into_iter().flatten().collect();
+                discriminator.learn(&adversary.schedule(schedule), gradients)
             });
 
-        let step = trainee.step;
+        let step = state.step;
         StepReport {
             step,
             images: step * batch.len() as u64,
-            evaluations: (once * batch.len() + walked.evaluations) as u64,
+            evaluations: (once * batch.len() + sums.evaluations) as u64,
             loss,
             gradient_norm,
-            kdc: Some(walked.kdc / batch.len() as f64),
-            teacher_steps: Some(walked.steps as f64 / batch.len() as f64),
+            kdc: Some(sums.kdc / batch.len() as f64),
+            teacher_steps: Some(sums.steps as f64 / batch.len() as f64),
             discriminator_loss,
         }
     }
 
-    fn trainee(&self) -> &Trainee {
-        &self.trainee
+    fn state(&self) -> &TrainState {
+        &self.state
     }
 
     fn sampled(&self) -> &Ema {
-        &self.trainee.emas[SAMPLED]
+        &self.state.emas[SAMPLED]
     }
 }

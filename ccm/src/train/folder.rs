@@ -20,7 +20,7 @@ pub mod files {
     pub const TEACHER: &str = "teacher.safetensors";
     /// The distilled student.
     pub const STUDENT: &str = "student.safetensors";
-    /// The page for a person to look at.
+    /// The report.
     pub const REPORT: &str = "report.html";
     /// KDC and teacher steps against t.
     pub const KDC: &str = "kdc.json";

@@ -9,7 +9,7 @@ use crate::report::{Curves, KdcBin};
 /// Bins of t.
 const BINS: usize = 10;
 
-/// The networks that a KDC is a matter of; none records gradients.
+/// The networks between which KDC is measured; none records gradients.
 pub struct Networks<'a> {
     /// The teacher.
     pub teacher: &'a UNet,
@@ -21,10 +21,10 @@ pub struct Networks<'a> {
 
 /// Measures the curriculum and, beside it, the fixed step, on `count` images, spread evenly over t.
 pub fn curves(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count: usize) -> Curves {
-    // What is shown is a matter of each image, and a curriculum, whatever the run was trained with.
+    // The curves are of each image's own KDC under a curriculum, whatever the run was trained with.
     let mode = if curriculum.mode == Mode::Fixed { Mode::Cd } else { curriculum.mode };
     let curriculum = &Curriculum { mode, scope: Scope::Image, ..*curriculum };
-    // Any KDC is above this threshold, so the walk ends after one step.
+    // Any KDC is above this threshold, so one step is taken.
     let fixed = Curriculum { threshold: f64::NEG_INFINITY, ..*curriculum };
     Curves {
         threshold: curriculum.threshold,

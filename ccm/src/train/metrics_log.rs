@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::batches::StageKind;
-use super::trainee::StepReport;
+use super::state::StepReport;
 use crate::disk::{self, DiskError};
 
 /// One line: means over the steps since the line before.

@@ -16,9 +16,9 @@ use super::given::{Given, read_teacher};
 use super::kdc_curve::{Networks, curves};
 use super::metrics_log::{Line, MetricsLog};
 use super::samples::{SampleGrid, sample_grid};
+use super::state::{Stage, TrainState, Workers};
 use super::summary::{self, Sources};
 use super::teacher::Teacher;
-use super::trainee::{Stage, Trainee, Workers};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::disk;
@@ -182,11 +182,11 @@ impl Run {
             return Ok(Some(read_teacher(&self.config, &path)?));
         }
         let config = &self.config.teacher;
-        let trainee = match self.resumed(StageKind::Teacher, &mut |text| watch.note(text))? {
-            Some(trainee) => trainee,
+        let state = match self.resumed(StageKind::Teacher, &mut |text| watch.note(text))? {
+            Some(state) => state,
             None => {
                 let model = random_model(&self.config.network, self.config.run.seed);
-                Trainee::new(&model, &[config.ema], &self.device)
+                TrainState::new(&model, &[config.ema], &self.device)
             }
         };
         let mut teacher = Teacher {
@@ -199,7 +199,7 @@ impl Run {
                 gradient_clip: config.gradient_clip,
             },
             workers: self.workers(config.batch, config.micro_batch)?,
-            trainee,
+            state,
         };
         let steps = (config.steps, config.batch);
         let outcome = self.drive(StageKind::Teacher, &mut teacher, steps, watch)?;
@@ -218,11 +218,11 @@ impl Run {
             return Ok(Outcome::Finished);
         }
         let config = &self.config.distill;
-        let trainee = match self.resumed(StageKind::Distill, &mut |text| watch.note(text))? {
-            Some(trainee) => trainee,
+        let state = match self.resumed(StageKind::Distill, &mut |text| watch.note(text))? {
+            Some(state) => state,
             None => self.fresh_student(teacher),
         };
-        let mut distillation = self.distillation(teacher, trainee)?;
+        let mut distillation = self.distillation(teacher, state)?;
         let steps = (config.steps, config.batch);
         let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
         if outcome == Outcome::Finished {
@@ -234,18 +234,18 @@ impl Run {
     }
 
     /// The student before its first step: a copy of the teacher (PAPER.md §6).
-    pub(super) fn fresh_student(&self, teacher: &Model) -> Trainee {
+    pub(super) fn fresh_student(&self, teacher: &Model) -> TrainState {
         let config = &self.config.distill;
         let decays = [config.target_ema, config.sample_ema];
         let discriminator = (config.adversarial_weight > 0.0)
             .then(|| Discriminator::new(&teacher.spec, self.config.run.seed, &self.device));
-        Trainee { discriminator, ..Trainee::new(teacher, &decays, &self.device) }
+        TrainState { discriminator, ..TrainState::new(teacher, &decays, &self.device) }
     }
 
     pub(super) fn distillation(
         &self,
         teacher: &Model,
-        trainee: Trainee,
+        state: TrainState,
     ) -> Result<Distillation<'_>, RunError> {
         let config = &self.config.distill;
         let schedule = Schedule {
@@ -273,7 +273,7 @@ impl Run {
             adversary,
             time_alpha: config.time_alpha as f32,
             teacher: frozen.without_gradients(),
-            trainee,
+            state,
         })
     }
 
@@ -314,13 +314,13 @@ impl Run {
         }
     }
 
-    fn resumed(&self, stage: StageKind, note: &mut dyn FnMut(&str)) -> Result<Option<Trainee>, RunError> {
+    fn resumed(&self, stage: StageKind, note: &mut dyn FnMut(&str)) -> Result<Option<TrainState>, RunError> {
         let folder = self.path(files::CHECKPOINTS);
         Ok(checkpoint::resume(&folder, stage, &self.config.network, &self.device, note)?)
     }
 
     pub(super) fn finished(&self, role: Role, stage: &dyn Stage, batch: usize) -> Model {
-        let trainee = stage.trainee();
+        let state = stage.state();
         let ema = stage.sampled();
         // The name of the data without its path, which is private to this machine.
         let data = self.config.data.source.as_deref().and_then(|source| Path::new(source).file_stem());
@@ -333,8 +333,8 @@ impl Run {
             } else {
                 Vec::new()
             },
-            steps: trainee.step,
-            images: trainee.step * batch as u64,
+            steps: state.step,
+            images: state.step * batch as u64,
             seed: self.config.run.seed,
             ema: Some(ema.decay),
             rounding: None,
@@ -353,9 +353,9 @@ impl Run {
         let every = &self.config.run;
         let checkpoints = self.path(files::CHECKPOINTS);
         let mut log =
-            MetricsLog::open(&self.path(files::METRICS), kind, stage.trainee().step, every.log_every, steps)?;
-        watch.stage(kind, stage.trainee().step, steps, batch);
-        while stage.trainee().step < steps {
+            MetricsLog::open(&self.path(files::METRICS), kind, stage.state().step, every.log_every, steps)?;
+        watch.stage(kind, stage.state().step, steps, batch);
+        while stage.state().step < steps {
             let begin = Instant::now();
             let report = stage.step();
             if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
@@ -368,7 +368,7 @@ impl Run {
             }
             let stop = watch.should_stop() && report.step < steps;
             if report.step.is_multiple_of(every.checkpoint_every) || report.step == steps || stop {
-                let path = match checkpoint::save(&checkpoints, kind, stage.trainee()) {
+                let path = match checkpoint::save(&checkpoints, kind, stage.state()) {
                     // The loss of a step can be finite where its update is not.
                     Err(CheckpointError::NotFinite { tensor }) => {
                         return Err(self.diverged(kind, report.step, format!("`{tensor}` is not finite")));
@@ -410,13 +410,13 @@ impl Run {
     pub fn curves(&self, teacher: &Model, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
         // Eight grids' worth: 50 images or so in each bin of t.
         let images = 8 * self.config.run.report_images;
-        let trainee = self.resumed(StageKind::Distill, note)?.ok_or_else(|| {
+        let state = self.resumed(StageKind::Distill, note)?.ok_or_else(|| {
             RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
         })?;
-        let student = trainee.unet.to_model(ModelCard::default());
+        let student = state.unet.to_model(ModelCard::default());
         let networks = Networks {
             teacher: &UNet::new(teacher, &self.device),
-            target: &trainee.emas[distill::TARGET].unet,
+            target: &state.emas[distill::TARGET].unet,
             student: &UNet::new(&student, &self.device),
         };
         let size = self.config.distill.batch.min(self.held_out.len());

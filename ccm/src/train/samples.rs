@@ -9,7 +9,7 @@ use crate::sampler::image::{Picture, grid};
 use crate::sampler::schedule::{Request, Solver};
 use crate::spec::UNetSpec;
 
-/// Images for a person to look at: a grid with one row a class where there are classes, otherwise about square.
+/// A grid of sample images: one row a class where there are classes, otherwise about square.
 pub struct SampleGrid {
     /// The images, row by row, from seed 0 on.
     pub request: Request,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use super::batches::Batches;
-use super::trainee::{Stage, StepReport, Trainee, Workers};
+use super::state::{Stage, StepReport, TrainState, Workers};
 use crate::method::batch::Batch;
 use crate::method::curriculum::times;
 use crate::method::distance::Distance;
@@ -20,10 +20,10 @@ pub struct Teacher<'a> {
     pub batches: Batches<'a>,
     /// How a gradient becomes a step.
     pub schedule: Schedule,
-    /// Who computes.
+    /// The threads that share a batch.
     pub workers: Workers,
     /// The network.
-    pub trainee: Trainee,
+    pub state: TrainState,
 }
 
 /// Regresses `v(x_t, t)` onto `x1 - x0`, with `t` uniform in [0, 1).
@@ -36,10 +36,9 @@ fn flow_matching(unet: &UNet, batch: Batch, _: Range<usize>) -> (Tensor<1>, ()) 
 
 impl Stage for Teacher<'_> {
     fn step(&mut self) -> StepReport {
-        let batch = self.batches.batch(self.trainee.step);
-        let (loss, gradient_norm, _) =
-            self.trainee.learn(&self.schedule, &batch, &self.workers, flow_matching);
-        let step = self.trainee.step;
+        let batch = self.batches.batch(self.state.step);
+        let (loss, gradient_norm, _) = self.state.learn(&self.schedule, &batch, &self.workers, flow_matching);
+        let step = self.state.step;
         let images = step * batch.len() as u64;
         StepReport {
             step,
@@ -53,11 +52,11 @@ impl Stage for Teacher<'_> {
         }
     }
 
-    fn trainee(&self) -> &Trainee {
-        &self.trainee
+    fn state(&self) -> &TrainState {
+        &self.state
     }
 
     fn sampled(&self) -> &Ema {
-        &self.trainee.emas[0]
+        &self.state.emas[0]
     }
 }

@@ -4,11 +4,11 @@ use super::batches::StageKind;
 use super::distill::Distillation;
 use super::error::RunError;
 use super::run::Run;
-use super::trainee::Stage;
+use super::state::Stage;
 use crate::spec::Role;
 use crate::weights::Model;
 
-/// A student that has had its share.
+/// A student that has spent its budget.
 #[derive(Debug, Clone)]
 pub struct Trial {
     /// The average of its weights that is sampled from.
@@ -21,9 +21,9 @@ pub struct Trial {
 
 impl Run {
     /// Distils a student of `teacher` with the configuration's settings until so many evaluations have been spent,
-    /// however many steps that are. Nothing is written. `watch` hears how many have been spent.
+    /// however many steps that are. Nothing is written. `watch` is called with the evaluations spent so far.
     ///
-    /// Evaluations are counted as [`super::trainee::StepReport::evaluations`] says. The way back through the student,
+    /// Evaluations are counted as [`super::state::StepReport::evaluations`] says. The way back through the student,
     /// which every step takes once, is not counted. The cooldown and the adversarial loss take the shares of these steps
     /// that they would have of the configuration's, so that students of different settings go through the same.
     ///
@@ -54,7 +54,7 @@ impl Run {
         }
         Ok(Trial {
             student: self.finished(Role::Student, &distillation, self.config.distill.batch),
-            steps: distillation.trainee().step,
+            steps: distillation.state().step,
             evaluations: spent,
         })
     }
@@ -93,7 +93,7 @@ mod tests {
         "distill.adversarial_warmup_steps=50",
     ];
 
-    /// A run that has begun nothing yet, and a teacher that knows nothing.
+    /// A run before its first step, and an untrained teacher.
     fn run() -> (Run, Model) {
         let mut config =
             Config::preset("shapes").unwrap().with_overrides(&SETTINGS.map(String::from)).unwrap();

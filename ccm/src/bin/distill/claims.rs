@@ -39,8 +39,8 @@ pub(crate) struct Arguments {
     /// Students of each setting
     #[arg(long, default_value_t = 3)]
     seeds: u64,
-    /// Network evaluations that each student may spend: of itself, its teacher and its target, an image each; two looks
-    /// through the teacher's encoder, of a distance or a discriminator, count as one, and LPIPS' own network as none
+    /// Network evaluations that each student may spend: of itself, its teacher and its target, an image each; two
+    /// passes through the teacher's encoder count as one, and LPIPS' own network as none
     #[arg(long, default_value_t = 500_000)]
     evaluations: u64,
     /// Images to judge each student by

@@ -64,7 +64,7 @@ pub(crate) struct Arguments {
 enum Part {
     /// The images to learn from
     Train,
-    /// The images that training never sees
+    /// The images that are not trained on
     HeldOut,
 }
 

@@ -1,4 +1,4 @@
-//! What a person sees while a run is under way: bars on a terminal, plain lines elsewhere.
+//! Progress of a run: bars on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;

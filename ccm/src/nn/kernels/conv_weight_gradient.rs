@@ -2,7 +2,7 @@
 //!
 //! For each tap it is a matrix product over the pixels: input channels by output channels. Both images are
 //! turned, so that the channels of a pixel lie side by side; then one register tile takes `M` input channels by
-//! `N` vectors of output channels, and walks over the pixels.
+//! `N` vectors of output channels, and sums over the pixels.
 
 use std::cell::RefCell;
 

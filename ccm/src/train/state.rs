@@ -1,4 +1,4 @@
-//! A network in training: its weights, their averages and the optimiser's state.
+//! The state of training: a network's weights, their averages and the optimiser's moments.
 
 use std::ops::Range;
 
@@ -12,22 +12,22 @@ use crate::nn::optimizer::{Optimizer, Schedule, gradients};
 use crate::nn::unet::{UNet, to_host};
 use crate::weights::Model;
 
-/// What a stage of training changes, and a checkpoint holds.
+/// What a stage of training changes and a checkpoint holds.
 #[derive(Clone)]
-pub struct Trainee {
+pub struct TrainState {
     /// The network that is trained; it records gradients.
     pub unet: UNet,
     /// Averages of its weights.
     pub emas: Vec<Ema>,
     /// The optimiser.
     pub optimizer: Optimizer,
-    /// The student's opponent, where there is an adversarial loss.
+    /// The discriminator, where there is an adversarial loss.
     pub discriminator: Option<Discriminator>,
     /// Steps taken.
     pub step: u64,
 }
 
-/// What a step of training has to say.
+/// The figures of one training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Steps taken, this one included.
@@ -35,8 +35,7 @@ pub struct StepReport {
     /// Images seen, this step's included.
     pub images: u64,
     /// Forward evaluations of the network, one for each image, that this step took: of the student, the teacher and the
-    /// target. Two looks through the teacher's encoder count as one. What LPIPS looks through is another network, and
-    /// does not count.
+    /// target. Two passes through the teacher's encoder count as one. LPIPS' own network does not count.
     pub evaluations: u64,
     /// Mean loss of the batch.
     pub loss: f64,
@@ -46,7 +45,7 @@ pub struct StepReport {
     pub kdc: Option<f64>,
     /// Mean number of teacher steps of the batch; in distillation.
     pub teacher_steps: Option<f64>,
-    /// Mean loss of the discriminator, 2 where it cannot tell; where there is one.
+    /// Mean hinge loss of the discriminator, 2 at chance; where there is one.
     pub discriminator_loss: Option<f64>,
 }
 
@@ -56,13 +55,13 @@ pub trait Stage {
     fn step(&mut self) -> StepReport;
 
     /// The network in training.
-    fn trainee(&self) -> &Trainee;
+    fn state(&self) -> &TrainState;
 
     /// The average of the weights that samples are drawn from.
     fn sampled(&self) -> &Ema;
 }
 
-impl Trainee {
+impl TrainState {
     /// Starts from a model; so do the averages.
     pub fn new(model: &Model, decays: &[f64], device: &Device) -> Self {
         let plain = UNet::new(model, &device.clone().without_autodiff());
@@ -78,7 +77,7 @@ impl Trainee {
     /// Takes a step down the gradient of the mean `loss` of a batch, which `workers` share. The loss is told which
     /// rows of the batch its part is.
     ///
-    /// Gives back the loss, the norm of the gradient, and what else the loss had to say of each part.
+    /// Returns the loss, the norm of the gradient, and the loss's further result for each part.
     pub fn learn<R: Send>(
         &mut self,
         schedule: &Schedule,
@@ -136,7 +135,7 @@ impl<R> Sum<R> {
 /// Threads that share the images of a batch, and how many images one takes at a time.
 ///
 /// On a CPU, threads that go through the whole network side by side, each with its own images, lose less than
-/// threads that meet after every operation. A GPU wants one worker.
+/// threads that synchronise after every operation. A GPU needs one worker.
 pub struct Workers {
     pools: Vec<ThreadPool>,
     part: usize,
