@@ -226,7 +226,8 @@ fn store(name: String, tensor: &HostTensor, precision: Precision) -> Vec<StoredT
         }
         Precision::Q8 if shape.len() > 1 => {
             let rows = shape[0];
-            let rows_of_values = || values.chunks_exact((values.len() / rows.max(1)).max(1));
+            let width = values.len() / rows.max(1);
+            let rows_of_values = || (0..rows).map(|row| &values[row * width..(row + 1) * width]);
             let scale = |row: &[f32]| row.iter().fold(0f32, |most, value| most.max(value.abs())) / 127.0;
             let scales: Vec<f32> = rows_of_values().map(scale).collect();
             let byte = |value: f32, scale: f32| if scale > 0.0 { (value / scale).round() as i8 } else { 0 };

@@ -240,7 +240,7 @@ fn tensors_that_are_misshapen_or_do_not_belong_are_named() {
     fs::write(&other, value.to_string()).unwrap();
     let out = folder.path().join("out.safetensors");
     let found = format!("found [{}, {channels}]", 4 * channels);
-    fail(&mut import(&checkpoint, &other, &out), &[&format!("{name}.pt"), "`time_embed.0.weight`", &found]);
+    fail(&mut import(&checkpoint, &other, &out), &[&format!("{name}.pt"), "time_embed.0.weight`", &found]);
     let configurations = configurations();
     if let Some((conditional, _)) = configurations.iter().find(|(_, spec)| spec.num_classes.is_some()) {
         let text = fs::read_to_string(description(&folder, conditional)).unwrap();
@@ -248,7 +248,7 @@ fn tensors_that_are_misshapen_or_do_not_belong_are_named() {
         value["class_cond"] = false.into();
         fs::write(&other, value.to_string()).unwrap();
         let checkpoint = fixtures().join(format!("{conditional}.pt"));
-        fail(&mut import(&checkpoint, &other, &out), &["`label_emb.weight`", "not part of the network"]);
+        fail(&mut import(&checkpoint, &other, &out), &["label_emb.weight`", "not part of the network"]);
     }
     assert!(!out.exists(), "nothing is left behind");
 
@@ -416,7 +416,7 @@ fn measurements_that_cannot_be_made() {
     };
     fail(&mut with_features(&features), &["--features", "features.safetensors", "No such file"]);
     fs::write(&features, b"<html>").unwrap();
-    fail(&mut with_features(&features), &["--features", "features.safetensors", "expected a header"]);
+    fail(&mut with_features(&features), &["--features", "features.safetensors", "found a web page"]);
     fail(&mut with_features(&model), &["--features", "model.safetensors", "not a classifier"]);
     let bare = TensorFile { tensors: Default::default(), ..TensorFile::default() };
     fs::write(&features, bare.to_bytes()).unwrap();

@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_norm_of_a_long_gradient_is_exact_and_always_the_same() {
-        let values: Vec<f32> = (0..5_000_001).map(|i| ((i * 7919) % 1000) as f32 * 1e-3).collect();
+        let values: Vec<f32> = (0..5_000_001u64).map(|i| ((i * 7919) % 1000) as f32 * 1e-3).collect();
         let expected = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
         let gradients = [Tensor::<1>::from_data(values.as_slice(), &Device::flex())];
         let found = norm(&gradients);
