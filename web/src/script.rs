@@ -2,6 +2,11 @@
 //! This is not a parser. It recognises strings, templates, comments and regular expressions; the rest is words and
 //! punctuation.
 
+use std::collections::{BTreeSet, HashMap};
+
+/// Names of up to this many bytes are not worth renaming.
+const SHORT: usize = 4;
+
 /// A script without comments and unneeded white space. A line break stays where a statement may end.
 pub fn shortened(script: &str) -> String {
     let mut result = String::with_capacity(script.len());
@@ -31,18 +36,48 @@ pub fn shortened(script: &str) -> String {
     result
 }
 
-/// A script in which some words are replaced by others. Strings are not exempt.
-pub fn renamed<'a>(script: &str, name: impl Fn(&str) -> Option<&'a str>) -> String {
-    let mut result = String::with_capacity(script.len());
-    let mut rest = script;
-    while let Some(start) = rest.find(part_of_word) {
-        let (before, from) = rest.split_at(start);
-        let (word, after) = from.split_at(word(from));
-        result.push_str(before);
-        result.push_str(name(word).unwrap_or(word));
-        rest = after;
+/// Long names that a script declares for itself: all of its occurrences may be renamed. Names that are exported, or that
+/// also name a property, are left out.
+pub fn own_names(script: &str) -> BTreeSet<&str> {
+    let (mut declared, mut shared) = (BTreeSet::new(), BTreeSet::new());
+    let mut before = ["", ""];
+    for (start, end) in words(script) {
+        let name = &script[start..end];
+        let left = script[..start].trim_end().chars().last().unwrap_or(' ');
+        let right = script[end..].trim_start().chars().next().unwrap_or(' ');
+        let property = ".\"'`".contains(left) || ":\"'`".contains(right);
+        let shorthand = "{,".contains(left) && "},".contains(right);
+        if property || shorthand || before[0] == "export" {
+            shared.insert(name);
+        } else if ["function", "let", "const"].contains(&before[1]) && part_of_word(left) {
+            declared.insert(name);
+        }
+        before = [before[1], name];
     }
-    result + rest
+    declared.into_iter().filter(|name| name.len() > SHORT && !shared.contains(name)).collect()
+}
+
+/// A script in which some words are replaced by others. Strings are not exempt.
+pub fn renamed(script: &str, names: &HashMap<String, String>) -> String {
+    let mut result = String::with_capacity(script.len());
+    let mut at = 0;
+    for (start, end) in words(script) {
+        let word = &script[start..end];
+        result.push_str(&script[at..start]);
+        result.push_str(names.get(word).map_or(word, String::as_str));
+        at = end;
+    }
+    result + &script[at..]
+}
+
+/// Where the words of a text begin and end.
+fn words(text: &str) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at + text[at..].find(part_of_word)?;
+        at = start + word(&text[start..]);
+        Some((start, at))
+    })
 }
 
 /// Bytes of the token at the start of `text`, which is not empty; `before` is what precedes it.
@@ -136,7 +171,9 @@ fn delimited(text: &str, nested: impl Fn(&str, usize) -> Option<usize>) -> usize
 
 #[cfg(test)]
 mod tests {
-    use super::{renamed, shortened};
+    use std::collections::HashMap;
+
+    use super::{own_names, renamed, shortened};
 
     #[test]
     fn comments_and_unneeded_white_space_go() {
@@ -178,7 +215,15 @@ mod tests {
 
     #[test]
     fn only_whole_words_are_renamed() {
-        let name = |word: &str| (word == "_ab").then_some("x");
-        assert_eq!(renamed("_ab + _abc._ab($_ab)", name), "x + _abc.x($_ab)");
+        let names = HashMap::from([("_ab".into(), "x".into())]);
+        assert_eq!(renamed("_ab + _abc._ab($_ab)", &names), "x + _abc.x($_ab)");
+    }
+
+    #[test]
+    fn own_names_are_declared_and_name_no_property() {
+        let script = "function helper() {}\nexport function exported() {}\nlet counter = 0, second;\n\
+            const property = 1, shorthand = 2;\nlet shorthand2 = a.property;\nf({ x, shorthand2 });\n\
+            const quoted = 'quoted'; const abc = undeclared;";
+        assert_eq!(own_names(script).into_iter().collect::<Vec<_>>(), ["counter", "helper"]);
     }
 }

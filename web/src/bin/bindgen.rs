@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use ccm_web::script::{renamed, shortened};
+use ccm_web::script::{own_names, renamed, shortened};
 use wasm_bindgen_cli_support::Bindgen;
 
 fn main() -> ExitCode {
@@ -35,13 +35,19 @@ fn bind(module: &Path, out: &Path) -> Result<(), String> {
             bindgen.typescript(false).generate_output()
         })
         .map_err(|error| bindgen(&error))?;
-    // wasm-bindgen's names for imports end in a hash, which does not compress, and are in both files.
-    let mut short = HashMap::new();
-    for (number, import) in output.wasm_mut().imports.iter_mut().enumerate() {
-        let name = format!("_{number}");
-        short.insert(std::mem::replace(&mut import.name, name.clone()), name);
+    // wasm-bindgen's names for imports and closures end in a hash, which does not compress, and are in both files.
+    let mut names = HashMap::new();
+    let module = output.wasm_mut();
+    let imports = module.imports.iter_mut().map(|import| &mut import.name);
+    let exports = module.exports.iter_mut().map(|export| &mut export.name);
+    for (number, name) in imports.chain(exports.filter(|name| name.contains("closures"))).enumerate() {
+        let short = format!("_{number}");
+        names.insert(std::mem::replace(name, short.clone()), short);
     }
-    let script = renamed(&shortened(output.js()), |word| short.get(word).map(String::as_str));
+    let script = renamed(&output.js().replace(": function(", "("), &names);
+    let own = own_names(&script).into_iter().enumerate();
+    let own = own.map(|(number, name)| (name.to_owned(), format!("${number}"))).collect();
+    let script = shortened(&renamed(&script, &own));
     output.emit(out).map_err(|error| bindgen(&error))?;
     let file = out.join("ccm_web.js");
     write(&file, &script)
