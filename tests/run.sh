@@ -5,7 +5,8 @@
 #   build-essential        a linker, for a machine that has only Rust
 #   mesa-vulkan-drivers    Vulkan on the CPU, for tests that run the sampler and a training step through wgpu
 #   chromium               the browser in which the page is tested
-#   nodejs, npm            for the test of the npm package in a Vite project, which npm fetches
+#   nodejs, npm            Node 20 or later, for tests of the npm package; npm downloads bundlers, Next.js and TypeScript
+#                          (600 MB) into the target folder
 # and, for the page, the target wasm32-unknown-unknown with rustup. Without a Vulkan driver the tests that want one say
 # that they found no adapter; without a browser or npm their tests fail.
 #

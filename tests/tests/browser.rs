@@ -392,7 +392,11 @@ fn the_package_is_small() {
     let sizes = files.map(|file| {
         let (text, mut packed) = (fs::read(&file).unwrap(), Vec::new());
         if file.extension().is_some_and(|extension| extension == "js") {
-            assert!(!String::from_utf8_lossy(&text).contains(NODE_ENTRY), "{}: imports {NODE_ENTRY}", file.display());
+            assert!(
+                !String::from_utf8_lossy(&text).contains(NODE_ENTRY),
+                "{}: imports {NODE_ENTRY}",
+                file.display()
+            );
         }
         let parameters = brotli::enc::BrotliEncoderParams { quality: 11, lgwin: 24, ..Default::default() };
         brotli::BrotliCompress(&mut text.as_slice(), &mut packed, &parameters).unwrap();

@@ -17,7 +17,10 @@ use serde_json::{Value, json};
 
 const MODEL: &str = "web/models/shapes/student.safetensors";
 
-/// What npm installs beside the package. The bundlers' major versions are pinned, because options change with them.
+/// The packed package.
+const PACKED: &str = "./ccm-web-0.1.0.tgz";
+
+/// What npm installs beside the package. Major versions are pinned, because options change with them.
 const INSTALLED: [&str; 13] = [
     "webpack@5",
     "esbuild@0",
@@ -65,7 +68,8 @@ fn installed() -> &'static Path {
         let _ = fs::remove_dir_all(folder.join("node_modules/ccm-web"));
         let _ = fs::remove_file(folder.join("node_modules/.package-lock.json"));
         fs::write(folder.join("package.json"), r#"{ "private": true, "type": "module" }"#).unwrap();
-        let install = ["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock", "--prefer-offline"];
+        let install =
+            ["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock", "--prefer-offline"];
         npm(&[&install[..], &[PACKED, vite], &INSTALLED[..]].concat(), &folder);
         folder
     })
@@ -83,7 +87,11 @@ fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
-        if path.is_dir() { copy_folder(&path, &target) } else { drop(fs::copy(&path, &target).unwrap()) }
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
     }
 }
 
@@ -148,7 +156,10 @@ fn the_package_works_in_esbuild_as_the_readme_configures_it() {
     for loader in ["file", "binary"] {
         let loader = format!("--loader:.wasm={loader}");
         let documented = ["main.ts", "worker=ccm-web/worker", "--bundle", "--format=esm", &loader];
-        let build = [&documented[..], &["--outdir=dist", "--public-path=/", "--target=es2022", "--log-level=warning"]];
+        let build = [
+            &documented[..],
+            &["--outdir=dist", "--public-path=/", "--target=es2022", "--log-level=warning"],
+        ];
         run("esbuild", &build.concat(), &folder);
         fs::copy(folder.join("index.html"), folder.join("dist/index.html")).unwrap();
         assert_site_works(&folder.join("dist"));
@@ -237,28 +248,73 @@ fn node_samples_from_paths_urls_and_bytes() {
 fn node_takes_the_webassembly_that_is_configured() {
     let folder = project("node", "node-configure");
     let wasm = folder.join("engine.wasm");
-    fs::rename(installed().join("node_modules/ccm-web/pkg/ccm_web_bg.wasm"), &wasm).unwrap_or_default();
+    fs::copy(installed().join("node_modules/ccm-web/pkg/ccm_web_bg.wasm"), &wasm).unwrap();
     let expected = native(&shapes(), 7, 3, 1);
     for source in ["path", "bytes"] {
-        let arguments = ["configure.mjs", root().join(MODEL).to_str().unwrap(), "engine.wasm", source].map(String::from);
-        let found = run("node", &arguments.each_ref().map(String::as_str), &folder);
+        let model = root().join(MODEL);
+        let found = run("node", &["configure.mjs", model.to_str().unwrap(), "engine.wasm", source], &folder);
         let found: Value = serde_json::from_str(&found).unwrap();
         assert_eq!(found[0], json!("DownloadError download"));
         assert_same_picture(&found[1], &expected);
     }
 }
 
+/// Checks files with TypeScript: strictly, declarations of packages included.
+fn check_types(folder: &Path, files: &[&str], options: &Value) {
+    let mut all = json!({
+        "noEmit": true,
+        "strict": true,
+        "exactOptionalPropertyTypes": true,
+        "noUncheckedIndexedAccess": true,
+        "skipLibCheck": false,
+        "target": "es2022",
+        "module": "esnext",
+        "moduleResolution": "bundler",
+        "types": [],
+    });
+    all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+    fs::write(folder.join("tsconfig.json"), json!({ "compilerOptions": all, "files": files }).to_string())
+        .unwrap();
+    run("tsc", &["-p", "."], folder);
+}
+
 #[test]
 fn strict_typescript_accepts_the_types() {
     let folder = project("types", "types");
-    let bundler = ["--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler"];
-    let node = ["--target", "es2022", "--module", "nodenext"];
-    let check = |file: &str, options: &[&[&str]]| {
-        let strict = ["--noEmit", "--strict", "--exactOptionalPropertyTypes", "--skipLibCheck", "false", file];
-        run("tsc", &[&strict[..], &options.concat()].concat(), &folder);
-    };
-    check("react.tsx", &[&bundler, &["--jsx", "react-jsx"]]);
-    check("preact.tsx", &[&bundler, &["--jsx", "react-jsx", "--jsxImportSource", "preact"]]);
-    check("node.mts", &[&node, &["--lib", "es2022", "--types", "node"]]);
-    check("../esbuild/configure.ts", &[&bundler]);
+    let react18 = json!({
+        "react": ["../node_modules/types-react18"],
+        "react/jsx-runtime": ["../node_modules/types-react18/jsx-runtime.d.ts"],
+    });
+    check_types(&folder, &["react.tsx"], &json!({ "jsx": "react-jsx" }));
+    check_types(&folder, &["react.tsx"], &json!({ "jsx": "react-jsx", "paths": react18 }));
+    check_types(&folder, &["preact.tsx"], &json!({ "jsx": "react-jsx", "jsxImportSource": "preact" }));
+    let node =
+        json!({ "lib": ["es2022"], "types": ["node"], "module": "nodenext", "moduleResolution": "nodenext" });
+    check_types(&folder, &["node.mts"], &node);
+    // The pages and settings of the other tests.
+    copy_folder(&root().join("tests/packages/esbuild"), &folder.join("esbuild"));
+    copy_folder(&root().join("tests/packages/bundled"), &folder.join("bundled"));
+    check_types(&folder, &["esbuild/main.ts"], &json!({}));
+    // Where no other package is installed.
+    let alone = tempfile::tempdir().unwrap();
+    copy_folder(&folder, alone.path());
+    copy_folder(&installed().join("node_modules/ccm-web"), &alone.path().join("node_modules/ccm-web"));
+    check_types(alone.path(), &["page.ts"], &json!({}));
+    check_types(alone.path(), &["plain.mts"], &json!({ "lib": ["es2022"] }));
+}
+
+#[test]
+fn publint_and_attw_find_no_fault() {
+    let folder = installed();
+    run("publint", &["--strict", PACKED], folder);
+    // The package has no CommonJS: `require` of it is a warning, which the profile leaves out.
+    run("attw", &[PACKED, "--profile", "esm-only"], folder);
+}
+
+#[test]
+fn the_package_holds_both_licences() {
+    for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
+        let packed = fs::read(installed().join("node_modules/ccm-web").join(licence)).unwrap();
+        assert_eq!(packed, fs::read(root().join(licence)).unwrap(), "{licence}");
+    }
 }

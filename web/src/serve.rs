@@ -1,13 +1,13 @@
 //! A web server for this machine alone: serves the files of a few folders, with the media types that browsers require.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use tiny_http::{Header, Method, Request, Response};
+use tiny_http::{HTTPVersion, Header, Method, Request, Response};
 
 /// Requests that are answered at the same time; a browser opens six connections.
 const THREADS: usize = 8;
@@ -82,12 +82,12 @@ impl Drop for Server {
 
 fn answer(request: Request, mounts: &Mounts, extra: &[Header]) -> io::Result<()> {
     if !matches!(request.method(), Method::Get | Method::Head) {
-        return request.respond(Response::empty(405));
+        return respond(request, Response::empty(405));
     }
     let Some((path, file)) =
         find(request.url(), mounts).and_then(|path| Some((path.clone(), File::open(path).ok()?)))
     else {
-        return request.respond(Response::from_string("not found").with_status_code(404));
+        return respond(request, Response::from_string("not found").with_status_code(404));
     };
     let metadata = file.metadata()?;
     let changed = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -105,7 +105,16 @@ fn answer(request: Request, mounts: &Mounts, extra: &[Header]) -> io::Result<()>
     let length = if same { 0 } else { length };
     // With its length, not in chunks, so that the page can show the progress of a download.
     let response = Response::new(status.into(), headers, body, Some(length), None);
-    request.respond(response.with_chunked_threshold(usize::MAX))
+    respond(request, response.with_chunked_threshold(usize::MAX))
+}
+
+/// Sends a response in HTTP/1.0, after which the browser closes the connection. A connection that stays open keeps one
+/// of tiny_http's threads; with several of them at once, a new connection may wait for a thread that never gets free.
+fn respond<R: Read>(request: Request, response: Response<R>) -> io::Result<()> {
+    let (headers, head) = (request.headers().to_vec(), *request.method() == Method::Head);
+    let mut writer = request.into_writer();
+    response.raw_print(&mut writer, HTTPVersion(1, 0), &headers, head, None)?;
+    writer.flush()
 }
 
 /// The file at a URL; no hidden files, and none outside the folders.

@@ -125,7 +125,10 @@ fn the_benchmark_page_works_under_a_policy() {
     let mut browser = Browser::start(WebGpu::Absent);
     browser.open(&format!("{}/web/bench.html?backends=cpu&rounds=2", site.server.url()));
     browser.wait_for("document.getElementById('state').textContent === 'Done'");
-    assert_eq!(browser.eval("results.map((result) => [result.backend, result.best > 0])"), json!([["cpu", true]]));
+    assert_eq!(
+        browser.eval("results.map((result) => [result.backend, result.best > 0])"),
+        json!([["cpu", true]])
+    );
     assert_eq!(browser.eval("getComputedStyle(document.querySelector('th')).textAlign"), json!("left"));
     assert_no_complaints(&browser);
 }
@@ -142,5 +145,9 @@ fn a_sandboxed_frame_samples_without_a_worker() {
     let mut browser = Browser::start(WebGpu::Absent);
     browser.open(&format!("{}{}", site.server.url(), site.put("page.html", page)));
     browser.wait_for("window.outcomes !== undefined");
-    assert_samples(&browser.eval("outcomes"), [None, Some("NoWorkerError no-worker"), None], "a sandboxed frame");
+    assert_samples(
+        &browser.eval("outcomes"),
+        [None, Some("NoWorkerError no-worker"), None],
+        "a sandboxed frame",
+    );
 }

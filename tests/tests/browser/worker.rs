@@ -14,7 +14,9 @@ fn a_worker_that_cannot_start_is_a_typed_error() {
     let throws = site.put("throws.js", b"throw new Error('no');");
     let mut browser = site.open(WebGpu::Absent);
     for script in [missing, unlinked, throws] {
-        let load = format!("(ccm.Sampler.configure({{ worker: '{script}' }}), fault(ccm.WorkerSampler.load('{SHAPES}')))");
+        let load = format!(
+            "(ccm.Sampler.configure({{ worker: '{script}' }}), fault(ccm.WorkerSampler.load('{SHAPES}')))"
+        );
         assert_eq!(browser.eval(&load), json!("NoWorkerError no-worker"), "{script}");
     }
     browser.eval("delete window.Worker; 0");
@@ -83,7 +85,11 @@ fn calls_made_before_free_finish_and_later_ones_fail() {
         ));
         assert_same_picture(&outcomes[0], &expected);
         assert_same_picture(&outcomes[1], &expected);
-        assert_eq!(outcomes[2], json!(["RequestError request", "RequestError request", "RequestError request"]), "{class}");
+        assert_eq!(
+            outcomes[2],
+            json!(["RequestError request", "RequestError request", "RequestError request"]),
+            "{class}"
+        );
         assert_no_complaints(&browser);
     }
 }
@@ -122,7 +128,8 @@ fn a_configured_webassembly_reaches_samplers_workers_and_elements() {
             assert_same_picture(&pictures[place], &expected);
         }
         assert_eq!(site.downloads(WASM), beside, "{source}: the WebAssembly beside the script is not loaded");
-        let late = browser.eval(&format!("fault((async () => ccm.Sampler.configure({{ wasm: '{wasm}' }}))())"));
+        let late =
+            browser.eval(&format!("fault((async () => ccm.Sampler.configure({{ wasm: '{wasm}' }}))())"));
         assert_eq!(late, json!("RequestError request"), "after the WebAssembly is loaded");
     }
     assert_no_complaints(&browser);
