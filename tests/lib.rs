@@ -3,6 +3,7 @@
 
 pub mod browser;
 pub mod program;
+pub mod site;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

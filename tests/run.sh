@@ -5,7 +5,8 @@
 #   build-essential        a linker, for a machine that has only Rust
 #   mesa-vulkan-drivers    Vulkan on the CPU, for tests that run the sampler and a training step through wgpu
 #   chromium               the browser in which the page is tested
-#   nodejs, npm            for the test of the npm package in a Vite project, which npm fetches
+#   nodejs, npm            Node 20 or later, for tests of the npm package; npm downloads bundlers, Next.js and TypeScript
+#                          (600 MB) into the target folder
 # and, for the page, the target wasm32-unknown-unknown with rustup. Without a Vulkan driver the tests that want one say
 # that they found no adapter; without a browser or npm their tests fail.
 #
@@ -34,6 +35,16 @@ if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     fi
 else
     echo "not root on Debian or Ubuntu: a C compiler, a Vulkan driver, chromium, node and npm are expected to be there"
+fi
+
+# Debian 12 has Node 18; npm's registry has a newer one.
+if [ "$(node --version | sed 's/^v\([0-9]*\).*/\1/')" -lt 20 ]; then
+    newer="${CARGO_TARGET_DIR:-target}/tmp/node"
+    mkdir -p "$newer"
+    newer=$(cd "$newer" && pwd)
+    echo "installing: node 22 from npm"
+    npm install --silent --no-audit --no-fund --prefix "$newer" node@22
+    export PATH="$newer/node_modules/node/bin:$PATH"
 fi
 
 if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; fi

@@ -1,17 +1,55 @@
-// Types of `js/element.js`, which defines `<ccm-image>` when it is imported.
+// Types of `js/element.js`, which defines `<ccm-image>` when a browser imports it.
 
-import type { Info } from "./index.js";
+import type { Backend, Info } from "./index.js";
 
 /** `<ccm-image model seed label steps backend alt>`; fires `load` (`detail` is `info`) and `error`. */
 export class CcmImage extends HTMLElement {
-  /** The sampler's `info`; null before the model has arrived. */
+  /** The `info` of the sampler; null before the model is loaded. */
   readonly info: Info | null;
-  /** Draws with this seed, or a new one; resolves when the image is there or has failed. */
+  /** Draws with this seed, or with a random one. Resolves when the image is drawn or has failed. */
   generate(options?: { seed?: number | bigint }): Promise<void>;
+}
+
+/** Attributes of `<ccm-image>`, as JSX has them. */
+export interface CcmImageAttributes {
+  /** Address of the model. */
+  model?: string | undefined;
+  /** Seed of the image; default 0. */
+  seed?: number | bigint | string | undefined;
+  /** Number or name of a class. */
+  label?: number | string | undefined;
+  /** Network evaluations; default 1. */
+  steps?: number | string | undefined;
+  /** Where the model runs; default `auto`. */
+  backend?: Backend | undefined;
+  /** Accessible name of the image. */
+  alt?: string | undefined;
 }
 
 declare global {
   interface HTMLElementTagNameMap {
     "ccm-image": CcmImage;
+  }
+}
+
+// JSX of React and Preact. In a project without one of them its module does not exist, which is no error here.
+
+// @ts-ignore
+declare module "react" {
+  namespace JSX {
+    interface IntrinsicElements {
+      // @ts-ignore
+      "ccm-image": DetailedHTMLProps<HTMLAttributes<CcmImage>, CcmImage> & CcmImageAttributes & { class?: string };
+    }
+  }
+}
+
+// @ts-ignore
+declare module "preact" {
+  namespace JSX {
+    interface IntrinsicElements {
+      // @ts-ignore
+      "ccm-image": Omit<IntrinsicElements["div"], "ref"> & ClassAttributes<CcmImage> & CcmImageAttributes;
+    }
   }
 }

@@ -1,23 +1,54 @@
-// Types of the package's front door, `js/index.js`.
+// Types of the package's entry, `js/index.js`.
+
+// Types of the browser that a project without the library `dom` may lack, as one for Node does.
+type Instance<T, Otherwise> = T extends { prototype: infer I } ? I : Otherwise;
+type Global<Name extends string, Otherwise> = typeof globalThis extends { [K in Name]: infer T }
+  ? Instance<T, Otherwise>
+  : Otherwise;
+type Signal = Global<"AbortSignal", never>;
+type Canvas = Global<"HTMLCanvasElement", never> | Global<"OffscreenCanvas", never>;
+type Url = Global<"URL", never>;
+
+/** Pixels of an image: `ImageData` in browsers, and an object with the same properties in Node. */
+export type Image = Global<
+  "ImageData",
+  {
+    /** RGBA, row by row: `[height, width, 4]`. */
+    readonly data: Uint8ClampedArray;
+    readonly width: number;
+    readonly height: number;
+    readonly colorSpace: "srgb";
+  }
+>;
 
 /** Where a model runs. `auto` takes a real GPU, otherwise the CPU. */
 export type Backend =
   | "auto"
   /** A real GPU, or `NoWebGpuError`. */
   | "webgpu"
-  /** Any GPU that the browser offers, one in name only included. */
+  /** Any adapter of the browser, including one that computes on the CPU. */
   | "webgpu-software"
   | "cpu";
 
-/** A model file: its address, its bytes, or a file that the visitor chose. */
-export type ModelSource = string | URL | ArrayBuffer | ArrayBufferView | Blob;
+/** A model file: its address, its bytes, or a `Blob` such as a file. In Node an address may be a path. */
+export type ModelSource = string | Url | ArrayBuffer | ArrayBufferView | Global<"Blob", never>;
+
+/** Options of `Sampler.configure`. Addresses are relative to the page, or in Node to the working directory. */
+export interface Configuration {
+  /** The WebAssembly (`ccm-web/wasm`): its address, its bytes, or a compiled `WebAssembly.Module`. */
+  wasm?: string | Url | ArrayBuffer | ArrayBufferView | WebAssemblyModule | undefined;
+  /** Address of the script of `WorkerSampler`'s workers (`ccm-web/worker`). */
+  worker?: string | Url | undefined;
+}
+
+type WebAssemblyModule = typeof globalThis extends { WebAssembly: { Module: infer T } } ? Instance<T, never> & object : never;
 
 export interface Progress {
-  /** Bytes that have arrived. */
+  /** Bytes received. */
   loaded: number;
-  /** Bytes of the file; null where the server does not say. */
+  /** Bytes of the file; null if the server does not send its length. */
   total: number | null;
-  /** Whether they come from the Cache API. */
+  /** Whether the file comes from the Cache API. */
   cached: boolean;
 }
 
@@ -25,24 +56,24 @@ export interface LoadOptions {
   /** Default `auto`. */
   backend?: Backend;
   onProgress?: (progress: Progress) => void;
-  signal?: AbortSignal;
-  /** Whether a model from an address is kept in, and taken from, the Cache API. Default true. */
+  signal?: Signal;
+  /** Whether a model from an address is read from and written to the Cache API. Default true. */
   cache?: boolean;
 }
 
-/** The number of a class, or its name. */
+/** Number or name of a class. */
 export type Label = number | string;
 
 export interface DrawOptions {
-  /** Class of the image, for models that have classes; default the first. */
+  /** Class of the image, for models with classes; default the first. */
   label?: Label | null;
-  /** Evaluations of the network, 1 to 10000; default 1. */
+  /** Network evaluations, 1 to 10000; default 1. */
   steps?: number;
-  signal?: AbortSignal;
+  signal?: Signal;
 }
 
 export interface SeedOptions extends DrawOptions {
-  /** A whole number from 0 to 2^53, or a BigInt below 2^64; default 0. The same seed gives the same picture. */
+  /** A whole number from 0 to 2^53, or a BigInt below 2^64; default 0. The same seed gives the same image. */
   seed?: number | bigint;
 }
 
@@ -54,76 +85,97 @@ export interface SampleOptions extends SeedOptions {
 export interface Info {
   /** `webgpu` or `cpu`. */
   backend: string;
-  /** The processor, as far as the browser names it. */
+  /** Name of the processor, if the browser gives one. */
   adapter: string;
-  /** Whether a GPU is one in name only, computed on the CPU. */
+  /** Whether the adapter is a GPU emulated on the CPU. */
   software: boolean;
-  /** Kind of the numbers computed with: `f32` or `f16`. */
+  /** Number format of the computation: `f32` or `f16`. */
   precision: string;
   /** Parameters of the network. */
   parameters: number;
   /** Bytes of weights and buffers. */
   memory: number;
-  /** Bytes of the WebAssembly heap, which all samplers of a page share. */
+  /** Bytes of the WebAssembly heap, which all samplers of a thread share. */
   heap: number;
   /** Size of the images in pixels. */
   width: number;
   height: number;
   /** 1 (grey) or 3 (RGB). */
   channels: number;
-  /** Number of classes; null for a model without. */
+  /** Number of classes; null for a model without classes. */
   numClasses: number | null;
-  /** Names of the classes, where the model has names. */
+  /** Names of the classes; empty if the model has none. */
   classes: string[];
   /** `teacher`, `student` or `imported`. */
   role: string;
-  /** Preset or checkpoint that the model comes from. */
+  /** Preset or checkpoint of the model. */
   source: string;
-  /** What it was trained on. */
+  /** Training data. */
   data: string;
 }
 
-/** A model, ready to make images. Calls are answered one after the other. */
+/** A loaded model. Calls run one after the other. */
 export class Sampler {
   private constructor();
+  /**
+   * Says where the WebAssembly and the worker's script are, for bundlers that do not follow
+   * `new URL(..., import.meta.url)`. Applies to `Sampler`, `WorkerSampler` and `<ccm-image>`.
+   *
+   * Call it before the first `load`. Throws a `RequestError` on invalid options, and if `wasm` is set after this
+   * thread has begun to load the WebAssembly. Workers keep the configuration that they were started with.
+   */
+  static configure(options: Configuration): void;
+  /** Loads a model from an address, bytes or a file. */
   static load(model: ModelSource, options?: LoadOptions): Promise<Sampler>;
+  /** Properties of the model and of the processor it runs on. */
   readonly info: Info;
-  sample(options?: SampleOptions): Promise<ImageData[]>;
-  /** Draws one image over the whole of a canvas, which takes its size; on a GPU nothing is read back. */
-  draw(canvas: HTMLCanvasElement | OffscreenCanvas, options?: SeedOptions): Promise<void>;
+  /** Samples images from the seeds `seed`, `seed + 1`, ... */
+  sample(options?: SampleOptions): Promise<Image[]>;
+  /** Draws one image to a canvas, whose size becomes that of the image. A GPU draws without copying to the CPU. */
+  draw(canvas: Canvas, options?: SeedOptions): Promise<void>;
   /** Draws the image at `weight`, from 0 to 1, of the way from one seed to another. */
   interpolate(
-    canvas: HTMLCanvasElement | OffscreenCanvas,
+    canvas: Canvas,
     seedA: number | bigint,
     seedB: number | bigint,
     weight: number,
     options?: DrawOptions,
   ): Promise<void>;
-  /** Takes the GPU away, as the browser may at any time; for tests of what a page does then. */
+  /** Destroys the GPU device, as the browser may at any time. For tests. */
   loseDevice(): void;
-  /** Gives the memory back. */
+  /** Frees the memory once the calls made before are finished. Later calls fail with a `RequestError`. */
   free(): void;
 }
 
-/** A `Sampler` in a Web Worker of its own. Canvases that it has drawn to belong to it for good. */
+/**
+ * A `Sampler` in a Web Worker of its own. A canvas that it has drawn to belongs to it from then on. Where no worker can
+ * start, `load` fails with a `NoWorkerError`; `Sampler` works there.
+ */
 export class WorkerSampler {
   private constructor();
+  /** Loads a model from an address, bytes or a file, in a new worker. */
   static load(model: ModelSource, options?: LoadOptions): Promise<WorkerSampler>;
+  /** Properties of the model and of the processor it runs on. */
   readonly info: Info;
-  sample(options?: SampleOptions): Promise<ImageData[]>;
-  draw(canvas: HTMLCanvasElement | OffscreenCanvas, options?: SeedOptions): Promise<void>;
+  /** Samples images from the seeds `seed`, `seed + 1`, ... */
+  sample(options?: SampleOptions): Promise<Image[]>;
+  /** Draws one image to a canvas, whose size becomes that of the image. */
+  draw(canvas: Canvas, options?: SeedOptions): Promise<void>;
+  /** Draws the image at `weight`, from 0 to 1, of the way from one seed to another. */
   interpolate(
-    canvas: HTMLCanvasElement | OffscreenCanvas,
+    canvas: Canvas,
     seedA: number | bigint,
     seedB: number | bigint,
     weight: number,
     options?: DrawOptions,
   ): Promise<void>;
+  /** Ends the worker once the calls made before are finished. Later calls fail with a `RequestError`. */
   free(): void;
 }
 
 export type ErrorCode =
   | "no-webgpu"
+  | "no-worker"
   | "corrupt"
   | "too-large"
   | "device-lost"
@@ -132,21 +184,26 @@ export type ErrorCode =
   | "aborted"
   | "internal";
 
-/** Any error of this package. */
+/** Base class of all errors of this package. */
 export class CcmError extends Error {
   readonly code: ErrorCode;
 }
-/** No WebGPU, or only a software adapter that was not asked for. */
+/** There is no WebGPU, or only a software adapter that the caller did not ask for. */
 export class NoWebGpuError extends CcmError {}
-/** A file that is cut short, is no model, or describes a network that cannot be. */
+/**
+ * A Web Worker cannot start here: a content security policy or a sandboxed frame forbids it, its script is missing, or
+ * there are no workers, as in Node.
+ */
+export class NoWorkerError extends CcmError {}
+/** The model file is truncated, is not a model, or describes an invalid network. */
 export class CorruptModelError extends CcmError {}
-/** A model that needs larger buffers than the adapter has. */
+/** The model needs larger buffers than the adapter has. */
 export class ModelTooLargeError extends CcmError {}
-/** The GPU went away during the call; the next call opens it again. */
+/** The GPU device was lost during the call; the next call opens it again. */
 export class DeviceLostError extends CcmError {}
-/** A model that could not be fetched. */
+/** The model or the WebAssembly could not be loaded. */
 export class DownloadError extends CcmError {}
-/** Something was asked for that does not exist. */
+/** An argument is invalid, or the sampler has been freed. */
 export class RequestError extends CcmError {}
 /** The signal was aborted; `name` is `AbortError`. */
 export class AbortedError extends CcmError {}

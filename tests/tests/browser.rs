@@ -1,120 +1,22 @@
-//! The package and the demo page in a real browser: pictures as native ones, errors with their codes, caches, canvases,
+//! The package and the demo page in a browser: images equal to native ones, errors with their codes, caches, canvases,
 //! lost devices. Every test has a browser of its own; the WebAssembly is built once.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
+#[path = "browser/policy.rs"]
+mod policy;
+#[path = "browser/worker.rs"]
+mod worker;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 
-use ccm::sampler::image::to_byte;
-use ccm::sampler::schedule::Request;
-use ccm::sampler::{Backend, Sampler};
-use ccm::spec::UNetSpec;
 use ccm_tests::browser::{Browser, WebGpu};
-use ccm_tests::lively_model;
-use ccm_web::build::{build, root};
-use ccm_web::serve::Server;
-use serde_json::{Value, json};
-use tempfile::TempDir;
-
-/// A class-conditional model of the repository, trained on 16x16 shapes of eight classes.
-const SHAPES: &str = "/web/models/shapes/student.safetensors";
+use ccm_tests::site::{
+    SHAPES, Site, assert_no_complaints, assert_same_picture, grey, native, package, shapes,
+};
+use serde_json::json;
 
 /// Bytes of WebAssembly and JavaScript that a page downloads, compressed with brotli.
 const LARGEST_DOWNLOAD: usize = 150_000;
-
-/// The folder of the package, with its WebAssembly.
-fn package() -> &'static Path {
-    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
-    PACKAGE.get_or_init(|| {
-        let web = root().join("web");
-        build(&web.join("pkg")).unwrap_or_else(|error| panic!("{error}"));
-        web
-    })
-}
-
-/// The repository, served, and a folder of further models under `/scratch`.
-struct Site {
-    server: Server,
-    scratch: TempDir,
-}
-
-impl Site {
-    fn new() -> Self {
-        package();
-        let scratch = tempfile::tempdir().unwrap();
-        let server = Server::start(0, &[("/", &root()), ("/scratch", scratch.path())]).unwrap();
-        Self { server, scratch }
-    }
-
-    fn put(&self, name: &str, bytes: &[u8]) -> String {
-        fs::write(self.scratch.path().join(name), bytes).unwrap();
-        format!("/scratch/{name}")
-    }
-
-    /// A browser with the package loaded as `ccm`.
-    fn open(&self, webgpu: WebGpu) -> Browser {
-        let mut browser = Browser::start(webgpu);
-        self.reopen(&mut browser);
-        browser
-    }
-
-    fn reopen(&self, browser: &mut Browser) {
-        browser.open(&format!("{}/tests/pages/sampler.html", self.server.url()));
-        browser.wait_for("window.ready === true");
-    }
-}
-
-fn shapes() -> Vec<u8> {
-    fs::read(root().join(&SHAPES[1..])).unwrap()
-}
-
-/// A small grey model without classes.
-fn grey() -> Vec<u8> {
-    let spec = UNetSpec {
-        in_channels: 1,
-        height: 12,
-        width: 8,
-        model_channels: 32,
-        num_res_blocks: 1,
-        channel_mult: vec![1.0, 2.0],
-        attention_resolutions: vec![4],
-        num_heads: 2,
-        num_head_channels: None,
-        num_heads_upsample: None,
-        use_scale_shift_norm: true,
-        resblock_updown: false,
-        use_new_attention_order: false,
-        dropout: 0.0,
-        num_classes: None,
-    };
-    lively_model(&spec).to_bytes()
-}
-
-/// The picture that the native sampler makes: RGBA.
-fn native(model: &[u8], seed: u64, label: u32, steps: usize) -> Vec<u8> {
-    let mut sampler = pollster::block_on(Sampler::load(model, Backend::Cpu)).unwrap();
-    let request = Request::from_seeds(sampler.spec(), seed, &[label], 1);
-    let planes = pollster::block_on(sampler.sample(&request, steps)).unwrap();
-    let (channels, pixels) = (sampler.spec().in_channels, sampler.spec().height * sampler.spec().width);
-    let value = |pixel: usize, channel: usize| planes[channel.min(channels - 1) * pixels + pixel];
-    let rgba = |pixel| [0, 1, 2, 3].map(|c| if c == 3 { 255 } else { to_byte(value(pixel, c)) });
-    (0..pixels).flat_map(rgba).collect()
-}
-
-#[track_caller]
-fn assert_same_picture(found: &Value, expected: &[u8]) {
-    let found: Vec<i64> = found.as_array().expect("pixels").iter().filter_map(Value::as_i64).collect();
-    assert_eq!(found.len(), expected.len(), "bytes of the picture");
-    let difference = found.iter().zip(expected).map(|(a, b)| (a - i64::from(*b)).abs()).max();
-    assert!(difference <= Some(1), "the pictures differ by {difference:?} of 255");
-}
-
-#[track_caller]
-fn assert_no_complaints(browser: &Browser) {
-    assert!(browser.complaints.is_empty(), "the page complained: {:?}", browser.complaints);
-}
 
 fn pictures_are_the_native_ones(webgpu: WebGpu, backend: &str, runs_on: &str) {
     let site = Site::new();
@@ -311,7 +213,7 @@ fn a_second_visit_takes_the_model_from_the_cache_until_it_changes() {
         "(async () => {{ let last; const s = await ccm.Sampler.load('{url}', {{ onProgress: (p) => last = p }});
             await new Promise((resolve) => setTimeout(resolve, 300)); return [last.cached, last.loaded === last.total, s.info.channels]; }})()"
     );
-    let downloads = || site.server.requests().iter().filter(|line| **line == format!("GET {url}")).count();
+    let downloads = || site.downloads(&url);
     assert_eq!(browser.eval(&load), json!([false, true, 3]));
     site.reopen(&mut browser);
     assert_eq!(browser.eval(&load), json!([true, true, 3]));
@@ -382,7 +284,20 @@ fn the_element_draws_what_its_attributes_say() {
             element.setAttribute('seed', '7');
             element.setAttribute('model', '{SHAPES}');
             await event;
-            return [sizes, first, second, drawn, fresh !== '8', code, missing, shows()];
+            const last = shows();
+            event = next(element, 'error');
+            element.setAttribute('model', 'http://[');
+            const invalid = (await event).error.code;
+            // Style sheets belong to a document.
+            const frame = document.body.appendChild(document.createElement('iframe'));
+            event = next(element, 'load');
+            element.setAttribute('model', '{SHAPES}');
+            frame.contentDocument.body.append(element);
+            await event;
+            const moved = [element.clientWidth, frame.contentWindow.getComputedStyle(element).display];
+            document.body.append(element);
+            await next(element, 'load');
+            return [sizes, first, second, drawn, fresh !== '8', code, missing, last, invalid, moved];
         }})()"
     ));
     assert_eq!(shown[0], json!([128, 128]), "a size before the model has arrived");
@@ -392,14 +307,26 @@ fn the_element_draws_what_its_attributes_say() {
     assert_eq!(shown[3], json!(2), "three attributes changed at once are one drawing");
     assert_eq!([&shown[4], &shown[5], &shown[6]], [&json!(true), &json!("request"), &json!("download")]);
     assert_same_picture(&shown[7], &expected);
+    assert_eq!(shown[8], json!("request"));
+    assert_eq!(shown[9], json!([128, "inline-block"]), "the styles in another document");
     browser.call("Accessibility.enable", json!({}));
     let tree = browser.call("Accessibility.getFullAXTree", json!({}));
     let image = tree["nodes"].as_array().unwrap().iter().find(|node| node["role"]["value"] == "image");
     assert_eq!(image.expect("an image")["name"]["value"], "generated image, seed 7, 3");
 }
 
+/// The bytes of the demo page's large image.
+const PIXELS_OF_STAGE: &str = "(() => {
+    const canvas = document.querySelector('#stage canvas');
+    return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data];
+})()";
+
+/// The policy of the demo page: that of the package, the page's style sheet and its icon.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'; \
+     style-src 'self'; img-src 'self'";
+
 fn the_page_works(webgpu: WebGpu, backend: &str) {
-    let site = Site::new();
+    let site = Site::with_headers(&[("Content-Security-Policy", PAGE_POLICY)]);
     let mut browser = Browser::start(webgpu);
     browser.open(&format!("{}/?backend={backend}", site.server.url()));
     let state = |state: &str| format!("document.documentElement.dataset.state === '{state}'");
@@ -429,6 +356,23 @@ fn the_page_works(webgpu: WebGpu, backend: &str) {
 }
 
 #[test]
+fn the_demo_page_works_without_workers() {
+    let policy = format!("{PAGE_POLICY}; worker-src 'none'");
+    let site = Site::with_headers(&[("Content-Security-Policy", &policy)]);
+    let mut browser = Browser::start(WebGpu::Absent);
+    browser.open(&format!("{}/?still", site.server.url()));
+    browser.wait_for("document.documentElement.dataset.state === 'ready'");
+    browser.wait_for("[...document.querySelectorAll('.tile canvas')].at(-1)?.width === 16");
+    let expected = native(&shapes(), 7, 0, 1);
+    assert_same_picture(&browser.eval(PIXELS_OF_STAGE), &expected);
+    browser.eval("document.getElementById('start').click()");
+    browser.wait_for("document.getElementById('verdict').textContent.includes('times as fast')");
+    assert_eq!(browser.eval("document.getElementById('problem').hidden"), json!(true));
+    let violation = |complaint: &String| complaint.contains("worker-src");
+    assert!(browser.complaints.iter().all(violation), "the page complained: {:?}", browser.complaints);
+}
+
+#[test]
 fn the_demo_page_works_without_webgpu() {
     the_page_works(WebGpu::Absent, "auto");
 }
@@ -438,12 +382,22 @@ fn the_demo_page_works_on_webgpu() {
     the_page_works(WebGpu::Software, "webgpu-software");
 }
 
+/// Node's entry. A page does not download it, so it does not count: no other script imports it.
+const NODE_ENTRY: &str = "node.js";
+
 #[test]
 fn the_package_is_small() {
-    let web = package();
-    let files = fs::read_dir(web.join("pkg")).unwrap().map(|entry| entry.unwrap().path());
+    let files = fs::read_dir(package().join("pkg")).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|file| !file.ends_with(NODE_ENTRY));
     let sizes = files.map(|file| {
         let (text, mut packed) = (fs::read(&file).unwrap(), Vec::new());
+        if file.extension().is_some_and(|extension| extension == "js") {
+            assert!(
+                !String::from_utf8_lossy(&text).contains(NODE_ENTRY),
+                "{}: imports {NODE_ENTRY}",
+                file.display()
+            );
+        }
         let parameters = brotli::enc::BrotliEncoderParams { quality: 11, lgwin: 24, ..Default::default() };
         brotli::BrotliCompress(&mut text.as_slice(), &mut packed, &parameters).unwrap();
         println!("{:>8} bytes, {:>7} compressed: {}", text.len(), packed.len(), file.display());
@@ -455,67 +409,6 @@ fn the_package_is_small() {
         total <= LARGEST_DOWNLOAD,
         "wasm and JavaScript are {total} bytes compressed, more than {LARGEST_DOWNLOAD}"
     );
-}
-
-#[test]
-fn the_npm_package_works_in_a_vite_project() {
-    package();
-    let folder = tempfile::tempdir().unwrap();
-    let project = folder.path();
-    let npm = |arguments: &[&str], at: &Path| {
-        let output = Command::new("npm").args(arguments).current_dir(at).output();
-        let output = output.expect("npm is missing: install it (Debian: apt-get install nodejs npm)");
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "npm {arguments:?}: {text}");
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
-    let major =
-        |version: &str| version.trim_start_matches('v').split('.').next().unwrap().parse::<u32>().unwrap();
-    let node = Command::new("node").arg("--version").output().expect("node is missing (Debian: nodejs)");
-    let vite = match (major(&String::from_utf8_lossy(&node.stdout)), major(&npm(&["--version"], project))) {
-        (..20, _) => "vite@5",
-        (_, ..11) => "vite@7",
-        _ => "vite@8",
-    };
-    let destination = project.to_str().unwrap();
-    let packed = npm(&["pack", "--silent", "--pack-destination", destination], &root().join("web"));
-    fs::write(project.join("package.json"), r#"{ "private": true, "type": "module" }"#).unwrap();
-    let quiet = ["--silent", "--no-audit", "--no-fund"];
-    npm(&[&["install", &format!("./{packed}"), vite, "typescript@5"], &quiet[..]].concat(), project);
-    let page = r#"<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><title>Vite</title>
-        <body><script type="module" src="/main.ts"></script>"#;
-    fs::write(project.join("index.html"), page).unwrap();
-    let script = r#"
-        import { Sampler, WorkerSampler, type Info } from "ccm-web";
-        import "ccm-web/element";
-        const url = "/models/student.safetensors";
-        const sampler = await Sampler.load(url, { backend: "cpu" });
-        const worker = await WorkerSampler.load(url, { backend: "cpu" });
-        const info: Info = sampler.info;
-        const images = await Promise.all([sampler, worker].map((s) => s.sample({ seed: 7, label: "heart" })));
-        const element = document.createElement("ccm-image");
-        element.setAttribute("model", url);
-        element.addEventListener("load", () => Object.assign(window, { drawn: element.info?.width }));
-        document.body.append(element);
-        Object.assign(window, { pictures: images.map(([image]) => [...image!.data]), width: info.width });
-    "#;
-    fs::write(project.join("main.ts"), script).unwrap();
-    let check = ["exec", "--", "tsc", "--noEmit", "--strict", "--target", "es2022", "--module", "esnext"];
-    npm(
-        &[&check[..], &["--moduleResolution", "bundler", "--skipLibCheck", "false", "main.ts"]].concat(),
-        project,
-    );
-    npm(&["exec", "--", "vite", "build", "--logLevel", "error", "--target", "es2022"], project);
-    let models = root().join("web/models/shapes");
-    let server = Server::start(0, &[("/", &project.join("dist")), ("/models", &models)]).unwrap();
-    let mut browser = Browser::start(WebGpu::Absent);
-    browser.open(&server.url());
-    browser.wait_for("window.drawn === 16");
-    let expected = native(&shapes(), 7, 3, 1);
-    for picture in [0, 1] {
-        assert_same_picture(&browser.eval(&format!("pictures[{picture}]")), &expected);
-    }
-    assert_no_complaints(&browser);
 }
 
 /// A network that gives zero leaves the noise of its seed as the picture. The bytes are those of `references/noise.py`.

@@ -86,7 +86,7 @@ fn a_checkpoint_that_would_take_far_more_memory_than_its_file_is_refused() {
     let path = folder.path().join("repeated.pth");
     fs::write(&path, [&bytes[..view], repeated, &bytes[view + 8..]].concat()).unwrap();
     let weight = TensorSpec { name: "bn.weight".into(), shape: vec![1 << 28] };
-    let message = Checkpoint::open(&path).unwrap().select(&[weight], None).unwrap_err().to_string();
+    let message = Checkpoint::open(&path).unwrap().select_part(&[weight]).unwrap_err().to_string();
     assert!(
         message.contains("repeated.pth: tensor `bn.weight`: shape [268435456] takes 1073741824 bytes"),
         "{message}"

@@ -1,20 +1,20 @@
-// The demo page: a stage, a gallery, a race between student and teacher, and the visitor's own model.
+// The demo page: a large image, a gallery, a comparison of student and teacher, and the visitor's own model.
 
-import { AbortedError, NoWebGpuError } from "../pkg/errors.js";
+import { AbortedError, NoWebGpuError, NoWorkerError } from "../pkg/errors.js";
 import { WorkerSampler } from "../pkg/remote.js";
 import { MODELS } from "./models.js";
 
 const TILES = 24;
-/** How long the walk takes from one picture to the next, in ms. */
-const STRIDE = 1600;
-/** A picture that takes longer than this, in ms, is not walked through unasked. */
-const QUICK = 40;
+/** Duration of the animation from one seed to the next, in ms. */
+const PERIOD = 1600;
+/** The animation starts by itself only if an image takes at most this time, in ms. */
+const FAST = 40;
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** What is shown: the models in use, and what is asked of them. */
+/** The models in use and the current request. */
 const state = {
   models: MODELS[0],
   backend: query.get("backend") ?? "auto",
@@ -24,7 +24,7 @@ const state = {
   label: undefined,
   seed: 7,
   first: 7,
-  walking: false,
+  animating: false,
   loading: new AbortController(),
   gallery: new AbortController(),
 };
@@ -44,7 +44,7 @@ function show(image, canvas) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-function complain(error) {
+function showError(error) {
   if (error instanceof AbortedError || error.code === "aborted") return;
   $("problem").textContent = error.message;
   $("problem").hidden = false;
@@ -55,7 +55,7 @@ function complain(error) {
 async function load(models) {
   state.loading.abort();
   state.gallery.abort();
-  stopWalk();
+  stopAnimation();
   const loading = (state.loading = new AbortController());
   const { signal } = loading;
   $("problem").hidden = true;
@@ -63,7 +63,7 @@ async function load(models) {
   $("note").hidden = !models.note;
   document.documentElement.dataset.state = "loading";
   setReady(false);
-  say("Loading the model", "");
+  setStatus("Loading the model", "");
   try {
     const student = await open(models.student, signal, ({ loaded, total }) => {
       $("progress").hidden = loaded === total;
@@ -79,7 +79,7 @@ async function load(models) {
     $("student-clock").textContent = $("teacher-clock").textContent = "–";
     listClasses(student.info);
     nameLanes();
-    // The first picture also warms the engine up; the second is what a picture costs.
+    // The first image includes the start of the engine; the second one is timed.
     await paint();
     performance.mark("first-picture");
     const time = await paint();
@@ -87,27 +87,38 @@ async function load(models) {
     setReady(true);
     document.documentElement.dataset.state = "ready";
     await fillGallery();
-    if (!calm.matches && time < QUICK && !query.has("still") && !signal.aborted) startWalk();
+    if (!calm.matches && time < FAST && !query.has("still") && !signal.aborted) startAnimation();
   } catch (error) {
     if (signal.aborted) return;
     document.documentElement.dataset.state = "failed";
-    say(state.student ? "The model could not be loaded; the one before is still here" : "No model", "off");
+    setStatus(state.student ? "The model could not be loaded; the previous one is still in use" : "No model", "off");
     if (state.student) setReady(true);
-    complain(error);
+    showError(error);
   } finally {
     $("progress").hidden = true;
   }
 }
 
-/** A sampler on the chosen backend; where that is not to be had, on whatever is. */
+/** Loads a model in a worker, or on the page's own thread where no worker can start. */
+async function start(model, options) {
+  try {
+    return await WorkerSampler.load(model, options);
+  } catch (error) {
+    if (!(error instanceof NoWorkerError)) throw error;
+    const { Sampler } = await import("../pkg/sampler.js");
+    return Sampler.load(model, options);
+  }
+}
+
+/** Loads a model on the chosen backend, or on `auto` if that backend needs WebGPU and there is none. */
 async function open(model, signal, onProgress) {
   try {
-    return await WorkerSampler.load(model, { backend: state.backend, signal, onProgress });
+    return await start(model, { backend: state.backend, signal, onProgress });
   } catch (error) {
     if (!(error instanceof NoWebGpuError) || state.backend === "auto") throw error;
     state.backend = $("backend").value = "auto";
-    complain(new Error(`${error.message}; the CPU takes over.`));
-    return WorkerSampler.load(model, { backend: "auto", signal, onProgress });
+    showError(new Error(`${error.message}; the CPU is used instead.`));
+    return start(model, { backend: "auto", signal, onProgress });
   }
 }
 
@@ -115,7 +126,7 @@ function setReady(ready) {
   for (const id of ["play", "again", "more", "start"]) $(id).disabled = !ready;
 }
 
-function say(text, dot) {
+function setStatus(text, dot) {
   $("status-text").textContent = text;
   document.querySelector(".dot").className = `dot ${dot}`;
 }
@@ -124,11 +135,11 @@ function describe(info) {
   const place = info.backend === "cpu" ? "CPU" : `GPU (${info.backend === "webgpu" ? "WebGPU" : info.backend})`;
   const adapter = info.backend === "cpu" ? "one thread" : info.adapter;
   const size = `${(info.parameters / 1e6).toFixed(1)} M parameters, ${info.precision}`;
-  say(`${place}, ${adapter}. ${size}, ${info.width} x ${info.height} pixels`, info.software ? "slow" : "on");
+  setStatus(`${place}, ${adapter}. ${size}, ${info.width} x ${info.height} pixels`, info.software ? "slow" : "on");
   let hint = "";
-  if (info.software) hint = "This GPU is one in name only: the browser computes it on the CPU, slowly. “CPU” is faster.";
-  else if (info.backend === "cpu" && !navigator.gpu) hint = "This browser has no WebGPU, so the pictures are made on the CPU.";
-  else if (info.backend === "cpu" && state.backend === "auto") hint = "No GPU was found, so the pictures are made on the CPU.";
+  if (info.software) hint = "The browser emulates this GPU on the CPU, which is slow. “CPU” is faster.";
+  else if (info.backend === "cpu" && !navigator.gpu) hint = "This browser has no WebGPU, so images are computed on the CPU.";
+  else if (info.backend === "cpu" && state.backend === "auto") hint = "No GPU was found, so images are computed on the CPU.";
   $("hint").textContent = hint;
   $("hint").hidden = !hint;
 }
@@ -161,13 +172,13 @@ function listClasses({ numClasses, classes }) {
 
 function choose(label) {
   state.label = label;
-  if (!state.walking) paint().catch(complain);
+  if (!state.animating) paint().catch(showError);
   fillGallery();
 }
 
-// the stage
+// the large image
 
-/** Draws the chosen seed; answers with the time it took, in ms. */
+/** Draws the chosen seed. Returns the time it took, in ms. */
 async function paint() {
   const start = performance.now();
   await state.student.draw(state.stage, { seed: state.seed, label: state.label });
@@ -177,15 +188,15 @@ async function paint() {
   return time;
 }
 
-function stopWalk() {
-  state.walking = false;
-  $("play").textContent = "Walk";
+function stopAnimation() {
+  state.animating = false;
+  $("play").textContent = "Animate";
   $("play").setAttribute("aria-pressed", "false");
 }
 
-async function startWalk() {
-  if (state.walking) return;
-  state.walking = true;
+async function startAnimation() {
+  if (state.animating) return;
+  state.animating = true;
   $("play").textContent = "Stop";
   $("play").setAttribute("aria-pressed", "true");
   const { student } = state;
@@ -193,10 +204,10 @@ async function startWalk() {
   let [at, shown, since, spent] = [0, 0, performance.now(), 0];
   let last = since;
   try {
-    while (state.walking && state.student === student) {
+    while (state.animating && state.student === student) {
       const start = performance.now();
-      // After a pause (the tab was hidden) the walk goes on from where it was.
-      at += Math.min(start - last, 100) / STRIDE;
+      // After a pause (the tab was hidden) the animation continues where it stopped.
+      at += Math.min(start - last, 100) / PERIOD;
       last = start;
       if (at >= 1) [from, to, at] = [to, to + 1, at % 1];
       await student.interpolate(state.stage, from, to, at, { label: state.label });
@@ -211,8 +222,8 @@ async function startWalk() {
     }
   } catch (error) {
     if (state.student === student) {
-      stopWalk();
-      complain(error);
+      stopAnimation();
+      showError(error);
     }
   }
 }
@@ -231,7 +242,7 @@ async function fillGallery() {
       show(image, tile.firstChild);
     }
   } catch (error) {
-    if (!signal.aborted) complain(error);
+    if (!signal.aborted) showError(error);
   }
 }
 
@@ -257,12 +268,12 @@ function mark() {
 
 function select(seed) {
   state.seed = seed;
-  stopWalk();
+  stopAnimation();
   mark();
-  paint().catch(complain);
+  paint().catch(showError);
 }
 
-// the race
+// student and teacher
 
 function nameLanes() {
   const steps = Number($("steps").value);
@@ -274,8 +285,8 @@ function nameLanes() {
 }
 
 async function race() {
-  const walked = state.walking;
-  stopWalk();
+  const animated = state.animating;
+  stopAnimation();
   setReady(false);
   const steps = Number($("steps").value);
   $("verdict").textContent = "\u00a0";
@@ -284,7 +295,7 @@ async function race() {
     state.teacher ??= models.teacher ? open(models.teacher, state.loading.signal) : Promise.resolve(student);
     const teacher = await state.teacher;
     const request = { seed: state.seed, label: state.label };
-    // Once unwatched, so that neither clock counts the engine's first breath.
+    // One untimed call, so that neither time includes the start of an engine.
     await teacher.sample(request);
     const quick = await lane(student, $("student"), $("student-clock"), { ...request, steps: 1 });
     const slow = await lane(teacher, $("teacher"), $("teacher-clock"), { ...request, steps });
@@ -292,14 +303,14 @@ async function race() {
     $("verdict").textContent = steps > 1 ? `One step is ${times} times as fast as ${steps}.` : "One step each.";
   } catch (error) {
     state.teacher?.catch(() => (state.teacher = null));
-    if (state.student === student) complain(error);
+    if (state.student === student) showError(error);
   } finally {
     if (state.student === student) setReady(true);
-    if (walked && state.student === student) startWalk();
+    if (animated && state.student === student) startAnimation();
   }
 }
 
-/** One picture against the clock, which runs meanwhile. */
+/** Samples and shows one image, with a running clock. Returns the time it took, in ms. */
 async function lane(sampler, place, clock, request) {
   const start = performance.now();
   let running = true;
@@ -323,7 +334,7 @@ async function lane(sampler, place, clock, request) {
   }
 }
 
-// what the visitor does
+// controls
 
 function takeFile(file) {
   if (!file) return;
@@ -343,7 +354,7 @@ $("backend").onchange = ({ target }) => {
   state.backend = target.value;
   load(state.models);
 };
-$("play").onclick = () => (state.walking ? stopWalk() : startWalk());
+$("play").onclick = () => (state.animating ? stopAnimation() : startAnimation());
 $("again").onclick = () => select(Math.floor(Math.random() * 1e6));
 $("more").onclick = () => {
   state.first += TILES;
@@ -359,10 +370,10 @@ $("steps").oninput = nameLanes;
 $("start").onclick = race;
 $("file").onchange = ({ target }) => {
   takeFile(target.files[0]);
-  // So that the same file can be chosen again when it has changed.
+  // Lets the visitor choose the same file again after it has changed.
   target.value = "";
 };
-// A file may be dropped anywhere.
+// A file can be dropped anywhere on the page.
 addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("dropping");

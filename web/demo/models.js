@@ -1,5 +1,4 @@
-// The models that the page offers, each a student and its teacher, by their addresses from the page, and what a visitor
-// should know of them.
+// The models of the demo page: for each, a name, a note, and the URLs of student and teacher, relative to the page.
 
 const pair = (name, folder, note = "") => ({
   name,
@@ -11,5 +10,5 @@ const pair = (name, folder, note = "") => ({
 export const MODELS = [
   pair("Shapes, 16 x 16", "shapes"),
   pair("Digits, 28 x 28", "mnist"),
-  pair("CIFAR-10, 32 x 32", "cifar10", "A small network that had an hour of a CPU: sketches, not photographs."),
+  pair("CIFAR-10, 32 x 32", "cifar10", "A small network, trained for an hour on a CPU: sketches, not photographs."),
 ];

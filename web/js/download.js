@@ -1,11 +1,12 @@
-// Model files: fetched as a stream with progress, and kept in the Cache API. A kept file is used as long as the
-// server says that it has not changed, or says nothing.
+// Downloads model files as streams, with progress, and keeps them in the Cache API. A kept file is used again unless
+// the server reports that the file has changed.
 
 import { AbortedError, DownloadError, check } from "./errors.js";
+import { settings } from "./settings.js";
 
 const CACHE = "ccm-models";
 
-/** The cache, or null where there is none: in a page without HTTPS, or in some private windows. */
+/** The cache, or null where there is none: without HTTPS, in sandboxed frames, in some private windows, in Node. */
 async function openCache() {
   try {
     return (await globalThis.caches?.open(CACHE)) ?? null;
@@ -14,7 +15,7 @@ async function openCache() {
   }
 }
 
-/** The bytes of a stream; `report` hears of each piece. */
+/** The bytes of a response. Calls `report` with the number of bytes received after each piece. */
 async function collect(response, total, report, signal) {
   let bytes = new Uint8Array(total ?? 1 << 20);
   let loaded = 0;
@@ -35,11 +36,11 @@ async function collect(response, total, report, signal) {
   return bytes.subarray(0, loaded);
 }
 
-/** Whether the server's file is still the one that was kept. Without an answer it is. */
+/** Whether the server's file is the kept one, by its `etag` or date; true if the server does not answer. */
 async function unchanged(url, kept, signal) {
   const tag = (headers) => headers.get("etag") ?? headers.get("last-modified");
   try {
-    const answer = await fetch(url, { method: "HEAD", cache: "no-cache", signal });
+    const answer = await settings.fetch(url, { method: "HEAD", cache: "no-cache", signal });
     const [now, then] = [tag(answer.headers), tag(kept.headers)];
     return !answer.ok || !now || !then || now === then;
   } catch (error) {
@@ -49,10 +50,10 @@ async function unchanged(url, kept, signal) {
 }
 
 /**
- * Fetches a model file.
+ * Downloads a model file, or takes it from the cache.
  *
- * Returns `{ bytes, cached, keep, forget }`: `keep()` puts the file into the cache, and is to be called once it has
- * turned out to be a model; `forget()` removes it.
+ * Returns `{ bytes, cached, keep, forget }`. Call `keep()` once the bytes are known to be a valid model: it puts them
+ * into the cache. `forget()` removes them from it.
  */
 export async function download(url, { onProgress, signal, cache = true } = {}) {
   check(signal);
@@ -60,9 +61,9 @@ export async function download(url, { onProgress, signal, cache = true } = {}) {
     const kept = cache ? await openCache() : null;
     const found = await kept?.match(url);
     const fresh = found && (await unchanged(url, found, signal));
-    const response = fresh ? found : await fetch(url, { signal });
+    const response = fresh ? found : await settings.fetch(url, { signal });
     if (!response.ok) throw new DownloadError(`${url}: the server answers ${response.status}`);
-    // A compressed answer says how long it was on the way, not how long it is.
+    // The length of a compressed response is the compressed length.
     const length = response.headers.get("content-encoding") ? 0 : Number(response.headers.get("content-length"));
     const total = length > 0 ? length : null;
     const report = (loaded) => onProgress?.({ loaded, total: total && Math.max(total, loaded), cached: !!fresh });
@@ -74,7 +75,7 @@ export async function download(url, { onProgress, signal, cache = true } = {}) {
     return {
       bytes,
       cached: !!fresh,
-      // A full disk is no reason to fail: the file is fetched again the next time.
+      // A full disk is not an error: the next visit downloads the file again.
       keep: async () => !fresh && (await kept?.put(url, new Response(bytes, { headers })).catch(() => {})),
       forget: async () => kept?.delete(url),
     };

@@ -1,25 +1,26 @@
-// `<ccm-image model="student.safetensors" seed="7" label="3" steps="1" backend="auto">`: an image that is made where
-// it stands. Importing this file defines the element.
+// `<ccm-image model="student.safetensors" seed="7" label="3" steps="1" backend="auto">`: an element that samples an
+// image and shows it. Importing this file defines the element, where there are elements: on a server it does nothing.
 
 import { RequestError } from "./errors.js";
 import { Sampler } from "./sampler.js";
+import { resolve } from "./settings.js";
 
-const STYLE = `
-  :host { display: inline-block; inline-size: 8rem; aspect-ratio: 1; image-rendering: pixelated; contain: content; }
-  :host([hidden]) { display: none; }
-  canvas { display: block; inline-size: 100%; block-size: 100%; object-fit: contain; image-rendering: inherit; }
-`;
+const STYLE =
+  ":host{display:inline-block;inline-size:8rem;aspect-ratio:1;image-rendering:pixelated;contain:content}" +
+  ":host([hidden]){display:none}" +
+  "canvas{display:block;inline-size:100%;block-size:100%;object-fit:contain;image-rendering:inherit}";
 
-/** Samplers in use: elements with the same model and backend share one. */
+/** Samplers in use. Elements with the same model and backend share one. */
 const shared = new Map();
 
-function take(model, backend) {
-  const key = `${backend} ${new URL(model, document.baseURI)}`;
+const keyOf = (model, backend) => `${backend} ${resolve(model)}`;
+
+function take(key, model, backend) {
   let entry = shared.get(key);
   if (!entry) {
     const controller = new AbortController();
     entry = { key, users: 0, controller, sampler: Sampler.load(model, { backend, signal: controller.signal }) };
-    // A model that failed is fetched again when it is next asked for.
+    // The next element that needs a model that failed loads it again.
     entry.sampler.catch(() => shared.get(key) === entry && shared.delete(key));
     shared.set(key, entry);
   }
@@ -27,7 +28,7 @@ function take(model, backend) {
   return entry;
 }
 
-function give(entry) {
+function release(entry) {
   entry.users -= 1;
   if (entry.users > 0) return;
   if (shared.get(entry.key) === entry) shared.delete(entry.key);
@@ -40,10 +41,10 @@ function whole(value, name) {
   return BigInt(value);
 }
 
-/** The element. */
-export class CcmImage extends HTMLElement {
+/** The element `<ccm-image>`. */
+export class CcmImage extends (globalThis.HTMLElement ?? Object) {
   static observedAttributes = ["model", "seed", "label", "steps", "backend", "alt"];
-  #style = document.createElement("style");
+  #sheet;
   #canvas;
   #entry = null;
   #wanted = null;
@@ -51,21 +52,27 @@ export class CcmImage extends HTMLElement {
 
   constructor() {
     super();
-    const root = this.attachShadow({ mode: "open" });
-    this.#style.textContent = STYLE;
-    root.append(this.#style);
-    this.#renew();
-    // Defaults: `role` and `aria-label` on the element itself go before them.
+    this.attachShadow({ mode: "open" });
+    this.adoptedCallback();
+    this.#replaceCanvas();
+    // A default: the attributes `role` and `aria-label` of the element override it.
     this.#internals.role = "img";
   }
 
+  /** Sets the styles: a style sheet belongs to one document. A content security policy does not apply to it. */
+  adoptedCallback() {
+    this.#sheet = new this.ownerDocument.defaultView.CSSStyleSheet();
+    this.#sheet.replaceSync(STYLE);
+    this.shadowRoot.adoptedStyleSheets = [this.#sheet];
+  }
+
   connectedCallback() {
-    this.#name();
+    this.#describe();
     this.#schedule();
   }
 
   disconnectedCallback() {
-    // An element that is only moved is connected again at once.
+    // A moved element is connected again before this runs.
     queueMicrotask(() => {
       if (!this.isConnected) this.#release();
     });
@@ -73,21 +80,21 @@ export class CcmImage extends HTMLElement {
 
   attributeChangedCallback(name, before, now) {
     if (before === now || !this.isConnected) return;
-    this.#name();
+    this.#describe();
     if (name !== "alt") this.#schedule();
   }
 
-  /** The sampler's `info`, or null before the model has arrived. */
+  /** The `info` of the sampler; null before the model is loaded. */
   info = null;
 
-  /** Draws now, and answers when the image is there. Without a seed of its own the element takes a new one. */
+  /** Draws with `seed`, or with a random one. Resolves when the image is drawn or has failed. */
   async generate({ seed } = {}) {
     const fresh = crypto.getRandomValues(new Uint32Array(1))[0];
     this.setAttribute("seed", String(seed ?? fresh));
     return this.#schedule();
   }
 
-  /** One drawing for all that changes at once; resolves when it is done. */
+  /** Draws once for all attributes that change in the same task. Resolves when that is done. */
   #schedule() {
     this.#wanted ??= Promise.resolve().then(() => {
       this.#wanted = null;
@@ -99,7 +106,7 @@ export class CcmImage extends HTMLElement {
   #drawing = Promise.resolve();
   #turn = 0;
 
-  /** Draws what the attributes say, after what is being drawn; what has been overtaken meanwhile is left out. */
+  /** Draws the image of the attributes after the current drawing, unless they have changed again by then. */
   #draw() {
     const turn = ++this.#turn;
     const result = this.#drawing.then(async () => {
@@ -118,18 +125,18 @@ export class CcmImage extends HTMLElement {
     const model = this.getAttribute("model");
     if (!model) return false;
     const backend = this.getAttribute("backend") || "auto";
-    const key = `${backend} ${new URL(model, document.baseURI)}`;
+    const key = keyOf(model, backend);
     if (this.#entry?.key !== key || shared.get(key) !== this.#entry) {
-      const renew = this.#entry !== null;
+      const used = this.#entry !== null;
       this.#release();
-      // A canvas serves either a GPU or the CPU, for good.
-      if (renew) this.#renew();
-      this.#entry = take(model, backend);
+      // A canvas works with either the GPU or the CPU.
+      if (used) this.#replaceCanvas();
+      this.#entry = take(key, model, backend);
     }
     const sampler = await this.#entry.sampler;
     if (turn !== this.#turn) return false;
     const { width, height } = (this.info = sampler.info);
-    this.#style.sheet.cssRules[0].style.aspectRatio = `${width} / ${height}`;
+    this.#sheet.cssRules[0].style.aspectRatio = `${width} / ${height}`;
     await sampler.draw(this.#canvas, {
       seed: whole(this.getAttribute("seed") ?? "0", "seed"),
       label: this.getAttribute("label"),
@@ -138,7 +145,7 @@ export class CcmImage extends HTMLElement {
     return true;
   }
 
-  #renew() {
+  #replaceCanvas() {
     this.#canvas?.remove();
     this.#canvas = document.createElement("canvas");
     this.#canvas.part = "canvas";
@@ -146,15 +153,17 @@ export class CcmImage extends HTMLElement {
   }
 
   #release() {
-    if (this.#entry) give(this.#entry);
+    if (this.#entry) release(this.#entry);
     this.#entry = null;
   }
 
-  #name() {
+  /** Sets the default accessible name. */
+  #describe() {
     const label = this.getAttribute("label");
-    const said = `generated image, seed ${this.getAttribute("seed") ?? 0}${label ? `, ${label}` : ""}`;
-    this.#internals.ariaLabel = this.getAttribute("alt") ?? said;
+    const text = `generated image, seed ${this.getAttribute("seed") ?? 0}${label ? `, ${label}` : ""}`;
+    this.#internals.ariaLabel = this.getAttribute("alt") ?? text;
   }
 }
 
-if (!customElements.get("ccm-image")) customElements.define("ccm-image", CcmImage);
+const registry = globalThis.customElements;
+if (registry && !registry.get("ccm-image")) registry.define("ccm-image", CcmImage);

@@ -1,57 +1,51 @@
-// The errors that a page can react to. Each is an `Error` with a `code`; the engine sets the code, and the class
-// follows from it.
+// Errors of this package. Each is an `Error` with a `code`. The engine throws errors with a code; `typed` turns them
+// into instances of these classes.
 
-/** Any error of this package: `code` tells them apart. */
+/** Base class of all errors of this package; its own code is `internal`. */
 export class CcmError extends Error {
   constructor(message, options) {
     super(message, options);
-    this.name = new.target.title ?? new.target.name;
+    // Not `new.target.name`: bundlers rename classes.
+    this.name = new.target.title;
     this.code = new.target.code;
   }
 }
+CcmError.title = "CcmError";
 CcmError.code = "internal";
 
-const define = (name, code) => {
-  const made = { [name]: class extends CcmError {} }[name];
-  made.code = code;
+const classes = [];
+function define(title, code, name = title) {
+  const made = { [title]: class extends CcmError {} }[title];
+  classes.push(Object.assign(made, { title: name, code }));
   return made;
-};
+}
 
-/** The browser has no WebGPU, or only a software adapter that was not asked for. */
+/** There is no WebGPU, or only a software adapter that the caller did not ask for. */
 export const NoWebGpuError = define("NoWebGpuError", "no-webgpu");
-/** The file is cut short, is no model, or describes a network that cannot be. */
+/** A Web Worker cannot start here. `Sampler` works without one. */
+export const NoWorkerError = define("NoWorkerError", "no-worker");
+/** The model file is truncated, is not a model, or describes an invalid network. */
 export const CorruptModelError = define("CorruptModelError", "corrupt");
 /** The model needs larger buffers than the adapter has. */
 export const ModelTooLargeError = define("ModelTooLargeError", "too-large");
-/** The GPU went away during the call; the next call starts it again. */
+/** The GPU device was lost during the call; the next call opens it again. */
 export const DeviceLostError = define("DeviceLostError", "device-lost");
-/** The model could not be fetched. */
+/** The model or the WebAssembly could not be loaded. */
 export const DownloadError = define("DownloadError", "download");
-/** What was asked for does not exist: a class, a seed, a canvas of another kind. */
+/** An argument is invalid, or the sampler has been freed. */
 export const RequestError = define("RequestError", "request");
-/** The signal was aborted. Its `name` is `AbortError`, as `fetch` has it. */
-export const AbortedError = define("AbortedError", "aborted");
-AbortedError.title = "AbortError";
+/** The signal was aborted. The error's `name` is `AbortError`, as for `fetch`. */
+export const AbortedError = define("AbortedError", "aborted", "AbortError");
 
-const CLASSES = [
-  NoWebGpuError,
-  CorruptModelError,
-  ModelTooLargeError,
-  DeviceLostError,
-  DownloadError,
-  RequestError,
-  AbortedError,
-];
-
-/** The class of an error that the engine threw, or that came from a worker. */
+/** Converts an error of the engine, of a worker or of the browser into a `CcmError`. */
 export function typed(error) {
   if (error instanceof CcmError) return error;
   if (error?.name === "AbortError") return new AbortedError(error.message, { cause: error });
-  const found = CLASSES.find(({ code }) => code === error?.code) ?? CcmError;
+  const found = classes.find(({ code }) => code === error?.code) ?? CcmError;
   return new found(error?.message ?? String(error), { cause: error });
 }
 
-/** Throws if the signal is aborted. */
+/** Throws an `AbortedError` if the signal is aborted. */
 export function check(signal) {
   if (signal?.aborted) throw new AbortedError("aborted", { cause: signal.reason });
 }

@@ -1,5 +1,15 @@
-// The package's front door. `<ccm-image>` is a second one, `element.js`, because importing it defines the element.
+// The package's entry. `<ccm-image>` has an entry of its own, `element.js`, because importing it defines the element.
 
-export * from "./errors.js";
+export {
+  AbortedError,
+  CcmError,
+  CorruptModelError,
+  DeviceLostError,
+  DownloadError,
+  ModelTooLargeError,
+  NoWebGpuError,
+  NoWorkerError,
+  RequestError,
+} from "./errors.js";
 export { WorkerSampler } from "./remote.js";
 export { Sampler } from "./sampler.js";

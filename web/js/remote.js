@@ -1,89 +1,118 @@
-// `WorkerSampler`: a `Sampler` in a Web Worker of its own, so that the page stays smooth while a CPU makes images.
-// Canvases are drawn to from the worker (`OffscreenCanvas`).
+// `WorkerSampler`: a `Sampler` in a Web Worker of its own, so that the page stays responsive while the CPU computes.
+// The worker draws to canvases through `OffscreenCanvas`.
 
-import { RequestError, check, typed } from "./errors.js";
+import { AbortedError, CcmError, NoWorkerError, RequestError, check, typed } from "./errors.js";
+import { isAddress, resolve, settings } from "./settings.js";
+
+const cannotStart = (why, cause) => new NoWorkerError(`a Web Worker cannot start here: ${why}`, { cause });
 
 function startWorker() {
   try {
-    // Bundlers look for this very expression.
-    return new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+    try {
+      if (settings.worker) return new Worker(settings.worker, { type: "module" });
+      // Bundlers look for this very expression.
+      return new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+    } catch (error) {
+      if (error.name !== "SecurityError") throw error;
+      // A worker's script must have the page's origin, but it may import scripts of other origins.
+      const line = `import ${JSON.stringify(settings.worker ?? new URL("./worker.js", import.meta.url).href)};`;
+      return new Worker(URL.createObjectURL(new Blob([line], { type: "text/javascript" })), { type: "module" });
+    }
   } catch (error) {
-    if (error.name !== "SecurityError") throw error;
-    // A worker must be of the page's origin; one that imports from elsewhere is.
-    const line = `import ${JSON.stringify(new URL("./worker.js", import.meta.url).href)};`;
-    return new Worker(URL.createObjectURL(new Blob([line], { type: "text/javascript" })), { type: "module" });
+    throw cannotStart(error.message, error);
   }
 }
 
-/** Canvases of all workers: to each the worker that owns it, and its number there. */
+/** Canvases of all workers: for each, the sampler that owns it and its key in the worker. */
 const owners = new WeakMap();
 
-/** A model in a worker, ready to make images. */
+/** A model loaded in a worker. */
 export class WorkerSampler {
   #worker = startWorker();
   #calls = new Map();
   #next = 0;
   #info = null;
-  #gone = new FinalizationRegistry((key) => this.#worker?.postMessage({ call: "forget", key }));
+  /** The error of all further calls, once the sampler is freed or the worker has ended. */
+  #over = null;
+  #gone = new FinalizationRegistry((key) => this.#worker.postMessage({ call: "forget", key }));
 
-  /** Loads a model from a URL, bytes or a file, in a new worker. */
+  /** Loads a model from an address, bytes or a file, in a new worker. */
   static async load(model, { onProgress, signal, ...options } = {}) {
     check(signal);
+    // Relative to the page, not to the worker's script.
+    const source = isAddress(model) ? resolve(model) : model;
     const sampler = new WorkerSampler();
-    // An address means what it means in this page, not beside the worker's script.
-    const address = typeof model === "string" || model instanceof URL;
-    const source = address ? new URL(model, document.baseURI).href : model;
+    // Ends a worker whose script has not arrived yet, too.
+    const abort = () => sampler.#end(new AbortedError("aborted", { cause: signal.reason }));
+    signal?.addEventListener("abort", abort);
     try {
-      await sampler.#call({ call: "load", model: source, options }, signal, [], onProgress);
+      await sampler.#call({ call: "load", model: source, wasm: settings.wasm, options }, undefined, [], onProgress);
+      return sampler;
     } catch (error) {
       sampler.free();
       throw error;
+    } finally {
+      signal?.removeEventListener("abort", abort);
     }
-    return sampler;
   }
 
   constructor() {
-    this.#worker.addEventListener("message", ({ data }) => this.#hear(data));
+    this.#worker.addEventListener("message", ({ data }) => this.#receive(data));
+    // A blocked or missing script is an event, not an exception of the constructor.
     this.#worker.addEventListener("error", (event) => {
-      const error = typed(new Error(event.message || "the sampler's worker could not be started"));
-      for (const { reject } of this.#calls.values()) reject(error);
-      this.#calls.clear();
+      event.preventDefault();
+      const why = event.message || "its script is blocked or missing";
+      this.#end(this.#info ? new CcmError(`the sampler's worker has failed: ${why}`) : cannotStart(why));
     });
   }
 
-  /** What the model is and what it runs on. */
+  /** Properties of the model and of the processor it runs on. */
   get info() {
+    this.#open();
     return this.#info;
   }
 
-  /** Images from the seeds `seed, seed + 1, ...`. */
-  sample({ signal, ...options } = {}) {
+  /** Samples images from the seeds `seed, seed + 1, ...`. */
+  async sample({ signal, ...options } = {}) {
     return this.#call({ call: "sample", options }, signal);
   }
 
-  /** Draws one image over the whole of a canvas. */
+  /** Draws one image to a canvas, whose size becomes that of the image. */
   async draw(canvas, { signal, ...options } = {}) {
-    const [place, transfer] = this.#place(canvas);
-    return this.#call({ call: "draw", canvas: place, options }, signal, transfer);
+    return this.#paint(canvas, { call: "draw", options }, signal);
   }
 
-  /** Draws the image that lies at `weight`, from 0 to 1, of the way from one seed to another. */
+  /** Draws the image at `weight`, from 0 to 1, of the way from one seed to another. */
   async interpolate(canvas, seedA, seedB, weight, { signal, ...options } = {}) {
-    const [place, transfer] = this.#place(canvas);
-    const message = { call: "interpolate", canvas: place, seeds: [seedA, seedB], weight, options };
-    return this.#call(message, signal, transfer);
+    return this.#paint(canvas, { call: "interpolate", seeds: [seedA, seedB], weight, options }, signal);
   }
 
-  /** Ends the worker; what it has not answered fails. */
+  /** Ends the worker once the calls made before are finished. Later calls fail. */
   free() {
-    this.#worker?.terminate();
-    this.#worker = null;
-    const error = new RequestError("this sampler has been freed");
+    this.#over ??= new RequestError("this sampler has been freed");
+    if (!this.#calls.size) this.#worker.terminate();
+  }
+
+  /** Ends the worker now; unfinished and later calls fail with `error`. */
+  #end(error) {
+    this.#over = error;
     for (const { reject } of this.#calls.values()) reject(error);
     this.#calls.clear();
+    this.#worker.terminate();
   }
 
-  /** A canvas goes to the worker once, and has a number from then on. */
+  #open(signal) {
+    check(signal);
+    if (this.#over) throw this.#over;
+  }
+
+  #paint(canvas, message, signal) {
+    this.#open(signal);
+    const [place, transfer] = this.#place(canvas);
+    return this.#call({ ...message, canvas: place }, signal, transfer);
+  }
+
+  /** What tells the worker which canvas is meant. The first time, the canvas itself is transferred. */
   #place(canvas) {
     const owned = owners.get(canvas);
     if (owned?.sampler === this) return [{ key: owned.key }, []];
@@ -105,28 +134,32 @@ export class WorkerSampler {
   }
 
   async #call(message, signal, transfer = [], onProgress) {
-    check(signal);
-    if (!this.#worker) throw new RequestError("this sampler has been freed");
+    this.#open(signal);
     const id = this.#next++;
-    const abort = () => this.#worker?.postMessage({ call: "abort", id });
+    const abort = () => this.#worker.postMessage({ call: "abort", id });
     signal?.addEventListener("abort", abort);
     try {
       return await new Promise((resolve, reject) => {
-        this.#calls.set(id, { resolve, reject, onProgress });
         this.#worker.postMessage({ ...message, id }, transfer);
+        this.#calls.set(id, { resolve, reject, onProgress });
       });
+    } catch (error) {
+      throw error.name === "DataCloneError" ? new RequestError(error.message, { cause: error }) : error;
     } finally {
       signal?.removeEventListener("abort", abort);
     }
   }
 
-  #hear({ id, progress, value, info, error }) {
+  #receive({ id, progress, value, info, error }) {
     const call = this.#calls.get(id);
     if (!call) return;
     if (progress) return call.onProgress?.(progress);
     this.#calls.delete(id);
-    if (error) return call.reject(typed(error));
-    this.#info = info;
-    call.resolve(value);
+    if (error) call.reject(typed(error));
+    else {
+      this.#info = info;
+      call.resolve(value);
+    }
+    if (this.#over) this.free();
   }
 }

@@ -1,34 +1,49 @@
-// `Sampler`: a model that makes images, on the GPU or the CPU. The engine is WebAssembly; here is what a page wants
-// around it: names for labels, downloads, canvases, one call after the other, and a device that comes back.
+// `Sampler`: runs a model on the GPU or the CPU. The engine is WebAssembly; this file adds what a page needs around it:
+// argument checks, names of labels, downloads, canvases, calls in order, and recovery of a lost GPU device.
 
 import init, { Engine } from "../pkg/ccm_web.js";
 import { download } from "./download.js";
-import { CorruptModelError, DownloadError, RequestError, check, typed } from "./errors.js";
+import { CorruptModelError, DownloadError, NoWebGpuError, RequestError, check, typed } from "./errors.js";
+import { configure, isAddress, resolve, settings } from "./settings.js";
 
 const BACKENDS = ["auto", "webgpu", "webgpu-software", "cpu"];
 const MOST_STEPS = 10_000;
 const MOST_IMAGES = 10_000;
 const LARGEST_SEED = 2n ** 64n - 1n;
-/** Images that a GPU makes at once; a signal is heard between one lot and the next. */
-const LOT = 16;
+/** Images that a GPU computes in one batch. The abort signal is checked between batches. */
+const BATCH = 16;
 
 let engine;
 let heap;
 
 /** Loads the WebAssembly, once. */
 function start() {
-  // Bundlers look for this very expression.
-  engine ??= init({ module_or_path: new URL("../pkg/ccm_web_bg.wasm", import.meta.url) }).then(
-    (exports) => (heap = exports.memory),
-    (error) => {
+  engine ??= (async () => {
+    try {
+      // Bundlers look for this very expression.
+      const source = settings.wasm ?? new URL("../pkg/ccm_web_bg.wasm", import.meta.url);
+      heap = (await init({ module_or_path: isAddress(source) ? settings.fetch(source) : source })).memory;
+    } catch (error) {
       engine = undefined;
       throw new DownloadError(`the sampler's WebAssembly: ${error.message}`, { cause: error });
-    },
-  );
+    }
+  })();
   return engine;
 }
 
-/** Lets the page do something else: draw, or abort. `scheduler.yield()` would come back before timers do. */
+/** Where the engine runs. It looks for a GPU only in pages and workers: elsewhere, as in Node, that would stop it. */
+function backendOf(backend) {
+  if (!BACKENDS.includes(backend)) {
+    throw new RequestError(`backend: expected one of ${BACKENDS.join(", ")}, found ${backend}`);
+  }
+  if (backend === "cpu" || (globalThis.navigator?.gpu && (globalThis.Window || globalThis.WorkerGlobalScope))) {
+    return backend;
+  }
+  if (backend !== "auto") throw new NoWebGpuError("there is no WebGPU here");
+  return "cpu";
+}
+
+/** Yields to the page, so that it can paint or abort. `scheduler.yield()` would resume before timers run. */
 const pause = () =>
   new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
@@ -36,8 +51,8 @@ const pause = () =>
     port2.postMessage(null);
   });
 
-/** After a crash of its GPU process a browser has no adapter for a moment. */
-async function adapterIsBack() {
+/** Waits for an adapter: after a crash of its GPU process, a browser has none for a moment. */
+async function waitForAdapter() {
   for (let tries = 0; tries < 20 && !(await navigator.gpu?.requestAdapter()); tries++) {
     await new Promise((resolve) => setTimeout(resolve, 250));
   }
@@ -58,7 +73,7 @@ function countOf(value, name, most) {
   return value;
 }
 
-/** The number of a class; the first where none is given. */
+/** The number of a class, from its number or name; 0 if no label is given. */
 function labelOf(value, { numClasses, classes }) {
   if (value === undefined || value === null || value === "") return 0;
   if (!numClasses) throw new RequestError(`label: this model has no classes, found ${value}`);
@@ -69,14 +84,14 @@ function labelOf(value, { numClasses, classes }) {
   throw new RequestError(`label: expected 0 to ${numClasses - 1}${names}, found ${value}`);
 }
 
-/** Where a model comes from: a function that gives its bytes. */
+/** A function that loads the bytes of a model. */
 function sourceOf(model) {
   const held = (read) => async ({ signal } = {}) => {
     check(signal);
     return { bytes: await read(), cached: false, keep: async () => {}, forget: async () => {} };
   };
-  if (typeof model === "string" || model instanceof URL) {
-    const url = new URL(model, globalThis.document?.baseURI ?? globalThis.location?.href).href;
+  if (isAddress(model)) {
+    const url = resolve(model);
     return (options) => download(url, options);
   }
   if (model instanceof Blob) return held(async () => new Uint8Array(await model.arrayBuffer()));
@@ -87,25 +102,25 @@ function sourceOf(model) {
   throw new RequestError("model: expected a URL, an ArrayBuffer, a typed array or a Blob");
 }
 
-/** Reads a model and starts an engine with it. */
+/** Loads a model and creates an engine for it. */
 async function open(source, backend, options) {
   const [file] = await Promise.all([source(options), start()]);
   check(options.signal);
   try {
     const opened = await Engine.load(file.bytes, backend);
-    // The page need not wait for the disk.
+    // Not awaited: the page does not wait for the disk.
     file.keep();
     return opened;
   } catch (error) {
     const known = typed(error);
     if (!(known instanceof CorruptModelError && file.cached)) throw known;
-    // What is damaged in the cache may be whole on the server.
+    // The cached file is damaged; the server's may not be.
     await file.forget();
     return open(source, backend, options);
   }
 }
 
-/** A model, ready to make images. */
+/** A loaded model. */
 export class Sampler {
   static #key = Symbol();
   #engine;
@@ -119,52 +134,58 @@ export class Sampler {
     this.#info = engine.describe();
   }
 
-  /** Loads a model from a URL, bytes or a file. */
-  static async load(model, { backend = "auto", onProgress, signal, cache = true } = {}) {
-    if (!BACKENDS.includes(backend)) {
-      throw new RequestError(`backend: expected one of ${BACKENDS.join(", ")}, found ${backend}`);
+  /** Says where the WebAssembly and the worker's script are. */
+  static configure(options) {
+    if (engine && options?.wasm !== undefined) {
+      throw new RequestError("configure: the WebAssembly is already loading; call configure before the first load");
     }
+    configure(options);
+  }
+
+  /** Loads a model from an address, bytes or a file. */
+  static async load(model, { backend = "auto", onProgress, signal, cache = true } = {}) {
+    const place = backendOf(backend);
     const source = sourceOf(model);
-    const opened = await open(source, backend, { onProgress, signal, cache });
+    const opened = await open(source, place, { onProgress, signal, cache });
     if (signal?.aborted) opened.free();
     check(signal);
     return new Sampler(Sampler.#key, opened);
   }
 
-  /** What the model is and what it runs on. */
+  /** Properties of the model and of the processor it runs on. */
   get info() {
     this.#open();
     return { ...this.#info, heap: heap.buffer.byteLength };
   }
 
-  /** Images from the seeds `seed, seed + 1, ...`. */
+  /** Samples images from the seeds `seed, seed + 1, ...`. */
   async sample({ seed = 0, label, steps = 1, count = 1, signal } = {}) {
     const first = seedOf(seed);
     countOf(steps, "steps", MOST_STEPS);
     countOf(count, "count", MOST_IMAGES);
-    return this.#next(signal, async (engine) => {
+    return this.#enqueue(signal, async (engine) => {
       const info = this.#info;
       const number = labelOf(label, info);
-      const lot = info.backend === "cpu" ? 1 : LOT;
+      const batch = info.backend === "cpu" ? 1 : BATCH;
       const images = [];
       while (images.length < count) {
         if (images.length) await pause();
         check(signal);
         const from = BigInt.asUintN(64, first + BigInt(images.length));
-        const bytes = await engine.sample(from, from, 0, number, steps, Math.min(lot, count - images.length));
+        const bytes = await engine.sample(from, from, 0, number, steps, Math.min(batch, count - images.length));
         images.push(...toImages(bytes, info));
       }
       return images;
     });
   }
 
-  /** Draws one image over the whole of a canvas, which takes the image's size. */
+  /** Draws one image to a canvas, whose size becomes that of the image. */
   async draw(canvas, { seed = 0, label, steps = 1, signal } = {}) {
     const from = seedOf(seed);
     return this.#paint(canvas, from, from, 0, label, steps, signal);
   }
 
-  /** Draws the image that lies at `weight`, from 0 to 1, of the way from one seed to another. */
+  /** Draws the image at `weight`, from 0 to 1, of the way from one seed to another. */
   async interpolate(canvas, seedA, seedB, weight, { label, steps = 1, signal } = {}) {
     const [from, to] = [seedOf(seedA, "seedA"), seedOf(seedB, "seedB")];
     if (!(weight >= 0 && weight <= 1)) {
@@ -173,12 +194,12 @@ export class Sampler {
     return this.#paint(canvas, from, to, weight, label, steps, signal);
   }
 
-  /** Takes the GPU away, as the browser may at any time: for tests of what a page does then. */
+  /** Destroys the GPU device, as the browser may at any time. For tests. */
   loseDevice() {
     this.#open().loseDevice();
   }
 
-  /** Gives the memory back. Calls that have begun are finished, others fail. */
+  /** Frees the memory once the calls made before are finished. Later calls fail. */
   free() {
     const engine = this.#engine;
     this.#engine = null;
@@ -190,20 +211,21 @@ export class Sampler {
     return this.#engine;
   }
 
-  /** Runs `task` after all that was asked for before, with a device that is there. */
-  #next(signal, task) {
+  /** Runs `task` after all earlier calls, and reopens a lost GPU device before. */
+  #enqueue(signal, task) {
+    // Now, not in the task's turn: `free` may be called before.
+    const engine = this.#open();
     const result = this.#last.then(async () => {
       check(signal);
       try {
-        const engine = this.#open();
         if (engine.isLost()) {
-          await adapterIsBack();
+          await waitForAdapter();
           await engine.recover();
-          // Canvases are to be joined to the new device.
+          // Surfaces of canvases belong to the old device.
           this.#surfaces = new WeakMap();
         }
         const made = await task(engine);
-        // The engine cannot be asked while it works, so it is asked now; its memory may have changed.
+        // The engine cannot be queried during a call, so `info` is updated after each one.
         this.#info = engine.describe();
         return made;
       } catch (error) {
@@ -219,33 +241,34 @@ export class Sampler {
     if (typeof canvas?.getContext !== "function") {
       throw new RequestError("canvas: expected a canvas element or an OffscreenCanvas");
     }
-    return this.#next(signal, async (engine) => {
+    return this.#enqueue(signal, async (engine) => {
       const info = this.#info;
       const number = labelOf(label, info);
-      // Setting the size clears a canvas, so it is set only when it differs.
+      // Setting the size clears a canvas, so only a different size is set.
       if (canvas.width !== info.width) canvas.width = info.width;
       if (canvas.height !== info.height) canvas.height = info.height;
-      // A canvas keeps the kind of context that it was first given.
+      // A canvas keeps the type of its first context.
       if (info.backend !== "cpu" && canvas.getContext("webgpu")) {
         let surface = this.#surfaces.get(canvas);
         if (!surface) this.#surfaces.set(canvas, (surface = engine.surface(canvas)));
         return engine.draw(surface, from, to, weight, number, steps);
       }
       const context = canvas.getContext("2d");
-      if (!context) throw new RequestError("canvas: it was drawn to by WebGPU, and a CPU sampler wants another");
+      if (!context) throw new RequestError("canvas: it has a WebGPU context, and a sampler on the CPU needs another canvas");
       const [image] = toImages(await engine.sample(from, to, weight, number, steps, 1), info);
       context.putImageData(image, 0, 0);
     });
   }
 }
 
-/** Bytes of pixels, an `ImageData` an image. */
+/** Splits bytes of pixels into images: `ImageData`, or in Node plain objects with the same properties. */
 function toImages(bytes, { width, height }) {
   const pixels = new Uint8ClampedArray(bytes.buffer, bytes.byteOffset, bytes.length);
   const length = 4 * width * height;
   const images = [];
   for (let at = 0; at < pixels.length; at += length) {
-    images.push(new ImageData(pixels.slice(at, at + length), width, height));
+    const data = pixels.slice(at, at + length);
+    images.push(globalThis.ImageData ? new ImageData(data, width, height) : { data, width, height, colorSpace: "srgb" });
   }
   return images;
 }

@@ -1,7 +1,6 @@
-// A sampler in a Web Worker; the page's side is `remote.js`. A message asks for one thing, `{ id, call, ... }`, and
-// is answered by `{ id, value }` or `{ id, error }`.
+// The worker of a `WorkerSampler` (`remote.js`): a `Sampler` that answers messages. The answer to `{ id, call, ... }`
+// is `{ id, value, info }` or `{ id, error }`.
 
-import { RequestError } from "./errors.js";
 import { Sampler } from "./sampler.js";
 
 let sampler;
@@ -14,7 +13,8 @@ function canvasOf({ key, canvas }) {
 }
 
 const CALLS = {
-  async load({ model, options, id, signal }) {
+  async load({ model, wasm, options, id, signal }) {
+    Sampler.configure({ wasm });
     const onProgress = (progress) => postMessage({ id, progress });
     sampler = await Sampler.load(model, { ...options, signal, onProgress });
   },
@@ -29,7 +29,6 @@ async function answer(message) {
   const controller = new AbortController();
   aborts.set(id, controller);
   try {
-    if (!(call in CALLS)) throw new RequestError(`the worker knows no ${call}`);
     const value = await CALLS[call]({ ...message, signal: controller.signal });
     const images = Array.isArray(value) ? value.map((image) => image.data.buffer) : [];
     postMessage({ id, value, info: sampler.info }, images);

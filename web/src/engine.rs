@@ -1,5 +1,5 @@
-//! The door to `ccm`'s sampler: numbers in, bytes of pixels out. What is asked for is checked in JavaScript, where
-//! the names that the page uses are known, and once more by the sampler.
+//! The interface of `ccm`'s sampler to JavaScript: takes numbers, returns bytes of pixels. JavaScript checks the
+//! arguments first, because it knows the names that the page uses; the sampler checks them again.
 
 use ccm::sampler::image::to_byte;
 use ccm::sampler::schedule::Request;
@@ -12,17 +12,17 @@ use web_sys::{HtmlCanvasElement, OffscreenCanvas};
 
 use crate::error::{coded, from_sampler};
 
-/// A model, ready to make images.
+/// A loaded model.
 #[wasm_bindgen]
 pub struct Engine {
     sampler: Sampler,
 }
 
-/// A canvas that the GPU draws to.
+/// The GPU's side of a canvas.
 #[wasm_bindgen]
 pub struct Surface(ccm::sampler::Surface);
 
-/// Called once, when the module starts: a panic says what it was before it stops the module.
+/// Runs once, when the module starts. A panic stops the module; its message goes to the console first.
 #[wasm_bindgen(start)]
 pub(crate) fn start() {
     std::panic::set_hook(Box::new(|panic| gloo_console::error!(panic.to_string())));
@@ -43,52 +43,58 @@ impl Engine {
             }
         };
         let model = Model::from_bytes(&bytes).map_err(|error| from_sampler(error.into()))?;
-        // The file goes before the weights are laid out, because the memory of a page never shrinks.
+        // Freed before the weights are packed, because the memory of WebAssembly never shrinks.
         drop(bytes);
         let sampler = Sampler::new(model, backend).await.map_err(from_sampler)?;
         Ok(Self { sampler })
     }
 
-    /// What the model is and what it runs on: `Info` of `index.d.ts`.
+    /// Properties of the model and of the processor it runs on: `Info` of `index.d.ts`.
     pub fn describe(&self) -> Result<JsValue, JsValue> {
         let (info, spec, card) = (self.sampler.info(), self.sampler.spec(), self.sampler.card());
         let description = Object::new();
-        let set = |key: &str, value: JsValue| Reflect::set(&description, &key.into(), &value);
-        set("backend", info.backend.into())?;
-        set("adapter", info.adapter.into())?;
-        set("software", info.software.into())?;
-        set("precision", info.precision.into())?;
-        set("parameters", (info.parameters as f64).into())?;
-        set("memory", (info.memory as f64).into())?;
-        set("width", (spec.width as f64).into())?;
-        set("height", (spec.height as f64).into())?;
-        set("channels", (spec.in_channels as f64).into())?;
-        set("numClasses", spec.num_classes.map_or(JsValue::NULL, |count| (count as f64).into()))?;
-        set("classes", card.classes.iter().map(JsValue::from).collect::<Array>().into())?;
-        set("role", card.role.name().into())?;
-        set("source", card.source.as_str().into())?;
-        set("data", card.data.as_str().into())?;
+        let classes = card.classes.iter().map(JsValue::from).collect::<Array>();
+        let number = |value: usize| JsValue::from_f64(value as f64);
+        let properties: [(&str, JsValue); 14] = [
+            ("backend", info.backend.into()),
+            ("adapter", info.adapter.into()),
+            ("software", info.software.into()),
+            ("precision", info.precision.into()),
+            ("parameters", number(info.parameters)),
+            ("memory", JsValue::from_f64(info.memory as f64)),
+            ("width", number(spec.width)),
+            ("height", number(spec.height)),
+            ("channels", number(spec.in_channels)),
+            ("numClasses", spec.num_classes.map_or(JsValue::NULL, number)),
+            ("classes", classes.into()),
+            ("role", card.role.name().into()),
+            ("source", card.source.as_str().into()),
+            ("data", card.data.as_str().into()),
+        ];
+        for (key, value) in properties {
+            Reflect::set(&description, &key.into(), &value)?;
+        }
         Ok(description.into())
     }
 
-    /// Whether the GPU is gone, and the engine with it.
+    /// Whether the GPU device is lost.
     #[wasm_bindgen(js_name = isLost)]
     pub fn is_lost(&self) -> bool {
         self.sampler.is_lost()
     }
 
-    /// Opens a lost GPU again.
+    /// Opens a new GPU device after the old one was lost.
     pub async fn recover(&mut self) -> Result<(), JsValue> {
         self.sampler.recover().await.map_err(from_sampler)
     }
 
-    /// Gives the GPU back, as the browser may at any time; for tests of what happens then.
+    /// Destroys the GPU device, as the browser may at any time. For tests.
     #[wasm_bindgen(js_name = loseDevice)]
     pub fn lose_device(&self) {
         self.sampler.lose_device();
     }
 
-    /// Prepares a canvas (`HTMLCanvasElement` or `OffscreenCanvas`) to be drawn to by the GPU.
+    /// Prepares a canvas (`HTMLCanvasElement` or `OffscreenCanvas`) for drawing by the GPU.
     pub fn surface(&self, canvas: JsValue) -> Result<Surface, JsValue> {
         let target = match canvas.dyn_into::<HtmlCanvasElement>() {
             Ok(canvas) => SurfaceTarget::Canvas(canvas),
@@ -98,7 +104,7 @@ impl Engine {
         surface.map(Surface).ok_or_else(|| coded("no-webgpu", "this sampler runs on the CPU"))
     }
 
-    /// Draws the image at `weight` of the way between two seeds over the whole of a canvas.
+    /// Draws the image at `weight`, from 0 to 1, of the way from one seed to another to a canvas.
     pub async fn draw(
         &mut self,
         surface: &mut Surface,
@@ -112,8 +118,8 @@ impl Engine {
         self.sampler.draw(&mut surface.0, &request, steps).await.map_err(from_sampler)
     }
 
-    /// Images from the seeds `from, from + 1, ...`; where `to` is another seed than `from`, the image at `weight` of
-    /// the way to it: `[count, height, width, 4]` bytes.
+    /// Samples images as bytes, `[count, height, width, 4]`: from the seeds `from, from + 1, ...`, or, if `to` is not
+    /// `from`, one image at `weight`, from 0 to 1, of the way from one seed to the other.
     pub async fn sample(
         &mut self,
         from: u64,

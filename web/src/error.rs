@@ -1,9 +1,9 @@
-//! Errors as the page sees them: an `Error` whose `code` tells what to do about it.
+//! Errors of the engine in JavaScript: an `Error` with a `code`.
 
 use ccm::sampler::SamplerError;
 use wasm_bindgen::{JsCast, JsValue};
 
-/// A JavaScript `Error` with a `code`; `js/errors.js` makes the class of it.
+/// A JavaScript `Error` with a `code`, which `js/errors.js` turns into an error of the class for that code.
 pub(crate) fn coded(code: &str, message: &str) -> JsValue {
     let error = js_sys::Error::new(message);
     // Setting a property of a new object cannot fail.
@@ -11,7 +11,7 @@ pub(crate) fn coded(code: &str, message: &str) -> JsValue {
     error.into()
 }
 
-/// The engine's error, with the code that `js/errors.js` knows it by.
+/// The sampler's error as a JavaScript `Error`.
 pub(crate) fn from_sampler(error: SamplerError) -> JsValue {
     let code = match &error {
         SamplerError::Model(_) => "corrupt",

@@ -1,18 +1,18 @@
-//! A web server for this machine alone: files of a few folders, with the types that browsers insist on.
+//! A web server for this machine alone: serves the files of a few folders, with the media types that browsers require.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use tiny_http::{Header, Method, Request, Response};
+use tiny_http::{HTTPVersion, Header, Method, Request, Response};
 
-/// Requests that are answered side by side; a browser opens six connections.
+/// Requests that are answered at the same time; a browser opens six connections.
 const THREADS: usize = 8;
 
-/// Folders under their addresses, such as `/` for the repository.
+/// Paths of URLs and their folders, such as `/` and the repository.
 type Mounts = Vec<(String, PathBuf)>;
 
 /// A running server; it stops when it is dropped.
@@ -23,11 +23,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves folders on 127.0.0.1; port 0 is any that is free. The longest address that fits a request wins.
+    /// Serves folders on 127.0.0.1; port 0 takes any free port. Of several paths that fit a request, the longest wins.
     ///
     /// # Errors
-    /// A port that is taken.
+    /// A port that is in use.
     pub fn start(port: u16, mounts: &[(&str, &Path)]) -> io::Result<Self> {
+        Self::start_with(port, mounts, &[])
+    }
+
+    /// As [`start`](Self::start), and sends `headers` with every file, such as `("Content-Security-Policy", "...")`.
+    ///
+    /// # Errors
+    /// A port that is in use, or a header that is not ASCII.
+    pub fn start_with(port: u16, mounts: &[(&str, &Path)], headers: &[(&str, &str)]) -> io::Result<Self> {
+        let header = |(name, value): &(&str, &str)| {
+            let header = Header::from_bytes(*name, *value);
+            header.map_err(|()| io::Error::other(format!("header {name}: expected ASCII, found `{value}`")))
+        };
+        let headers: Arc<[Header]> = headers.iter().map(header).collect::<io::Result<_>>()?;
         let http = tiny_http::Server::http(("127.0.0.1", port)).map_err(io::Error::other)?;
         let address = http.server_addr().to_ip().ok_or_else(|| io::Error::other("no address"))?;
         let mut mounts: Mounts = mounts.iter().map(|(at, folder)| ((*at).into(), (*folder).into())).collect();
@@ -35,24 +48,25 @@ impl Server {
         let server = Self { http: Arc::new(http), address, asked: Arc::default() };
         for _ in 0..THREADS {
             let (http, mounts, asked) = (server.http.clone(), mounts.clone(), server.asked.clone());
+            let headers = headers.clone();
             thread::spawn(move || {
                 while let Ok(request) = http.recv() {
                     let line = format!("{} {}", request.method(), request.url());
                     asked.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-                    // A browser that has gone away does not want an answer.
-                    let _ = answer(request, &mounts);
+                    // The browser may have closed the connection.
+                    let _ = answer(request, &mounts, &headers);
                 }
             });
         }
         Ok(server)
     }
 
-    /// Where it is, such as `http://127.0.0.1:8080`.
+    /// The server's address, such as `http://127.0.0.1:8080`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What was asked for so far, such as `GET /index.html`.
+    /// The requests so far, such as `GET /index.html`.
     pub fn requests(&self) -> Vec<String> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -66,14 +80,14 @@ impl Drop for Server {
     }
 }
 
-fn answer(request: Request, mounts: &Mounts) -> io::Result<()> {
+fn answer(request: Request, mounts: &Mounts, extra: &[Header]) -> io::Result<()> {
     if !matches!(request.method(), Method::Get | Method::Head) {
-        return request.respond(Response::empty(405));
+        return respond(request, Response::empty(405));
     }
     let Some((path, file)) =
         find(request.url(), mounts).and_then(|path| Some((path.clone(), File::open(path).ok()?)))
     else {
-        return request.respond(Response::from_string("not found").with_status_code(404));
+        return respond(request, Response::from_string("not found").with_status_code(404));
     };
     let metadata = file.metadata()?;
     let changed = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -83,17 +97,27 @@ fn answer(request: Request, mounts: &Mounts) -> io::Result<()> {
         .iter()
         .any(|header| header.field.equiv("If-None-Match") && header.value == tag.as_str());
     let headers = [("Content-Type", media_type(&path)), ("ETag", &tag), ("Cache-Control", "no-cache")];
-    let headers = headers.iter().flat_map(|(name, value)| Header::from_bytes(*name, *value)).collect();
+    let headers = headers.iter().flat_map(|(name, value)| Header::from_bytes(*name, *value));
+    let headers = headers.chain(extra.iter().cloned()).collect();
     let length = usize::try_from(metadata.len()).map_err(io::Error::other)?;
     let (status, body): (u16, Box<dyn Read + Send>) =
         if same { (304, Box::new(io::empty())) } else { (200, Box::new(file)) };
     let length = if same { 0 } else { length };
-    // The length is sent, not chunks, so that the page knows how far a download is.
+    // With its length, not in chunks, so that the page can show the progress of a download.
     let response = Response::new(status.into(), headers, body, Some(length), None);
-    request.respond(response.with_chunked_threshold(usize::MAX))
+    respond(request, response.with_chunked_threshold(usize::MAX))
 }
 
-/// The file behind an address. Nothing that is hidden, and nothing outside the folders.
+/// Sends a response in HTTP/1.0, after which the browser closes the connection. A connection that stays open keeps one
+/// of tiny_http's threads; with several of them at once, a new connection may wait for a thread that never gets free.
+fn respond<R: Read>(request: Request, response: Response<R>) -> io::Result<()> {
+    let (headers, head) = (request.headers().to_vec(), *request.method() == Method::Head);
+    let mut writer = request.into_writer();
+    response.raw_print(&mut writer, HTTPVersion(1, 0), &headers, head, None)?;
+    writer.flush()
+}
+
+/// The file at a URL; no hidden files, and none outside the folders.
 fn find(url: &str, mounts: &Mounts) -> Option<PathBuf> {
     let path = url.split(['?', '#']).next()?;
     let (mount, folder) = mounts.iter().find(|(at, _)| path.starts_with(at.as_str()))?;

@@ -1,11 +1,12 @@
-//! Writes what a page downloads: `bindgen MODULE.wasm FOLDER` puts there the module, the JavaScript that wasm-bindgen
-//! makes for it, and the scripts of `js/`, all without what only readers need.
+//! Writes the files of the package: `bindgen MODULE.wasm FOLDER` puts the module, the JavaScript that wasm-bindgen
+//! generates for it, and the scripts of `js/` into a folder, shortened, and the licences beside `package.json`.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
+use ccm_web::script::{own_names, renamed, shortened};
 use wasm_bindgen_cli_support::Bindgen;
 
 fn main() -> ExitCode {
@@ -15,7 +16,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let (module, out) = (Path::new(&module), Path::new(&out));
-    match bind(module, out).and_then(|()| copy_scripts(out)) {
+    match bind(module, out).and_then(|()| copy_scripts(out)).and_then(|()| copy_licences()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -34,22 +35,27 @@ fn bind(module: &Path, out: &Path) -> Result<(), String> {
             bindgen.typescript(false).generate_output()
         })
         .map_err(|error| bindgen(&error))?;
-    // wasm-bindgen's names for imports end in a hash, which does not compress, and stand in both files.
-    let mut short = HashMap::new();
-    for (number, import) in output.wasm_mut().imports.iter_mut().enumerate() {
-        let name = format!("_{number}");
-        short.insert(std::mem::replace(&mut import.name, name.clone()), name);
+    // wasm-bindgen's names for imports and closures end in a hash, which does not compress, and are in both files.
+    let mut names = HashMap::new();
+    let module = output.wasm_mut();
+    let imports = module.imports.iter_mut().map(|import| &mut import.name);
+    let exports = module.exports.iter_mut().map(|export| &mut export.name);
+    for (number, name) in imports.chain(exports.filter(|name| name.contains("closures"))).enumerate() {
+        let short = format!("_{number}");
+        names.insert(std::mem::replace(name, short.clone()), short);
     }
-    let script = renamed(&shortened(output.js()), &short);
+    let script = renamed(&output.js().replace(": function(", "("), &names);
+    let own = own_names(&script).into_iter().enumerate();
+    let own = own.map(|(number, name)| (name.to_owned(), format!("${number}"))).collect();
+    let script = shortened(&renamed(&script, &own));
     output.emit(out).map_err(|error| bindgen(&error))?;
     let file = out.join("ccm_web.js");
     write(&file, &script)
 }
 
-/// Copies the scripts of `js/` to where the module is.
+/// Copies the scripts of `js/` to the folder of the module.
 fn copy_scripts(out: &Path) -> Result<(), String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("js");
-    let fault = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    let folder = web().join("js");
     for entry in fs::read_dir(&folder).map_err(|error| fault(&folder, error))? {
         let file = entry.map_err(|error| fault(&folder, error))?.path();
         let script = fs::read_to_string(&file).map_err(|error| fault(&file, error))?;
@@ -59,28 +65,23 @@ fn copy_scripts(out: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn write(file: &Path, script: &str) -> Result<(), String> {
-    fs::write(file, script).map_err(|error| format!("{}: {error}", file.display()))
-}
-
-/// A script without its indentation and the lines that are comments.
-fn shortened(script: &str) -> String {
-    let lines = script.lines().map(str::trim);
-    let comment = |line: &str| ["//", "/*", "*"].iter().any(|start| line.starts_with(start));
-    lines.filter(|line| !line.is_empty() && !comment(line)).flat_map(|line| [line, "\n"]).collect()
-}
-
-/// A script with other names for some of its identifiers.
-fn renamed(script: &str, names: &HashMap<String, String>) -> String {
-    let part_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$';
-    let mut result = String::with_capacity(script.len());
-    let mut rest = script;
-    while let Some(start) = rest.find(part_of_name) {
-        let (before, from) = rest.split_at(start);
-        let (word, after) = from.split_at(from.find(|c| !part_of_name(c)).unwrap_or(from.len()));
-        result.push_str(before);
-        result.push_str(names.get(word).map_or(word, String::as_str));
-        rest = after;
+/// Copies the licences of the repository into the package: npm packs no files from outside it.
+fn copy_licences() -> Result<(), String> {
+    for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
+        let file = web().join("..").join(name);
+        fs::copy(&file, web().join(name)).map_err(|error| fault(&file, error))?;
     }
-    result + rest
+    Ok(())
+}
+
+fn web() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn fault(path: &Path, error: std::io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+fn write(file: &Path, script: &str) -> Result<(), String> {
+    fs::write(file, script).map_err(|error| fault(file, error))
 }

@@ -1,0 +1,158 @@
+//! The package and the repository served to a browser, and images to compare with those of the page.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use ccm::sampler::image::to_byte;
+use ccm::sampler::schedule::Request;
+use ccm::sampler::{Backend, Sampler};
+use ccm::spec::UNetSpec;
+use ccm_web::build::{build, root};
+use ccm_web::serve::Server;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::browser::{Browser, WebGpu};
+use crate::lively_model;
+
+/// A class-conditional model of the repository, trained on 16x16 shapes of eight classes.
+pub const SHAPES: &str = "/web/models/shapes/student.safetensors";
+
+/// The folder of the package, with its WebAssembly, which is built once.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn package() -> &'static Path {
+    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
+    PACKAGE.get_or_init(|| {
+        let web = root().join("web");
+        build(&web.join("pkg")).unwrap_or_else(|error| panic!("{error}"));
+        web
+    })
+}
+
+/// The repository, served, and a folder of further files under `/scratch`.
+pub struct Site {
+    /// The running server.
+    pub server: Server,
+    /// The folder under `/scratch`.
+    pub scratch: TempDir,
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Site {
+    /// The repository without further headers.
+    pub fn new() -> Self {
+        Self::with_headers(&[])
+    }
+
+    /// The repository with headers such as a content security policy.
+    ///
+    /// # Panics
+    /// If the server cannot start.
+    pub fn with_headers(headers: &[(&str, &str)]) -> Self {
+        package();
+        let scratch = tempfile::tempdir().expect("a temporary folder");
+        let mounts: [(&str, &Path); 2] = [("/", &root()), ("/scratch", scratch.path())];
+        let server = Server::start_with(0, &mounts, headers).expect("a server");
+        Self { server, scratch }
+    }
+
+    /// Writes a file to the scratch folder. Returns its path on the server.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn put(&self, name: &str, bytes: &[u8]) -> String {
+        fs::write(self.scratch.path().join(name), bytes).expect("a file");
+        format!("/scratch/{name}")
+    }
+
+    /// A browser with the package loaded as `ccm`.
+    pub fn open(&self, webgpu: WebGpu) -> Browser {
+        let mut browser = Browser::start(webgpu);
+        self.reopen(&mut browser);
+        browser
+    }
+
+    /// Loads the package anew.
+    pub fn reopen(&self, browser: &mut Browser) {
+        browser.open(&format!("{}/tests/pages/sampler.html", self.server.url()));
+        browser.wait_for("window.ready === true");
+    }
+
+    /// How often a file was requested.
+    pub fn downloads(&self, path: &str) -> usize {
+        self.server.requests().iter().filter(|line| **line == format!("GET {path}")).count()
+    }
+}
+
+/// The file of [`SHAPES`].
+///
+/// # Panics
+/// If it cannot be read.
+pub fn shapes() -> Vec<u8> {
+    fs::read(root().join(&SHAPES[1..])).expect("a model")
+}
+
+/// A small grey model without classes, 12 pixels high and 8 wide.
+pub fn grey() -> Vec<u8> {
+    let spec = UNetSpec {
+        in_channels: 1,
+        height: 12,
+        width: 8,
+        model_channels: 32,
+        num_res_blocks: 1,
+        channel_mult: vec![1.0, 2.0],
+        attention_resolutions: vec![4],
+        num_heads: 2,
+        num_head_channels: None,
+        num_heads_upsample: None,
+        use_scale_shift_norm: true,
+        resblock_updown: false,
+        use_new_attention_order: false,
+        dropout: 0.0,
+        num_classes: None,
+    };
+    lively_model(&spec).to_bytes()
+}
+
+/// The image that the native sampler computes: RGBA.
+///
+/// # Panics
+/// If the model is invalid.
+pub fn native(model: &[u8], seed: u64, label: u32, steps: usize) -> Vec<u8> {
+    let mut sampler = pollster::block_on(Sampler::load(model, Backend::Cpu)).expect("a model");
+    let request = Request::from_seeds(sampler.spec(), seed, &[label], 1);
+    let planes = pollster::block_on(sampler.sample(&request, steps)).expect("an image");
+    let (channels, pixels) = (sampler.spec().in_channels, sampler.spec().height * sampler.spec().width);
+    let value = |pixel: usize, channel: usize| planes[channel.min(channels - 1) * pixels + pixel];
+    let rgba = |pixel| [0, 1, 2, 3].map(|c| if c == 3 { 255 } else { to_byte(value(pixel, c)) });
+    (0..pixels).flat_map(rgba).collect()
+}
+
+/// Checks that an image of the page is an expected one, to 1/255.
+///
+/// # Panics
+/// If it is not.
+#[track_caller]
+pub fn assert_same_picture(found: &Value, expected: &[u8]) {
+    let found: Vec<i64> = found.as_array().expect("pixels").iter().filter_map(Value::as_i64).collect();
+    assert_eq!(found.len(), expected.len(), "bytes of the picture");
+    let difference = found.iter().zip(expected).map(|(a, b)| (a - i64::from(*b)).abs()).max();
+    assert!(difference <= Some(1), "the pictures differ by {difference:?} of 255");
+}
+
+/// Checks that the page reported no error.
+///
+/// # Panics
+/// If it did.
+#[track_caller]
+pub fn assert_no_complaints(browser: &Browser) {
+    assert!(browser.complaints.is_empty(), "the page complained: {:?}", browser.complaints);
+}
