@@ -41,7 +41,9 @@ export interface Configuration {
   worker?: string | Url | undefined;
 }
 
-type WebAssemblyModule = typeof globalThis extends { WebAssembly: { Module: infer T } } ? Instance<T, never> & object : never;
+type WebAssemblyModule = typeof globalThis extends { WebAssembly: { Module: infer T } }
+  ? Instance<T, never> & object
+  : never;
 
 export interface Progress {
   /** Bytes received. */

@@ -32,6 +32,8 @@ export class WorkerSampler {
   #calls = new Map();
   #next = 0;
   #info = null;
+  /** Whether the worker has canvases. */
+  #draws = false;
   /** The error of all further calls, once the sampler is freed or the worker has ended. */
   #over = null;
   #gone = new FinalizationRegistry((key) => this.#worker.postMessage({ call: "forget", key }));
@@ -90,7 +92,10 @@ export class WorkerSampler {
   /** Ends the worker once the calls made before are finished. Later calls fail. */
   free() {
     this.#over ??= new RequestError("this sampler has been freed");
-    if (!this.#calls.size) this.#worker.terminate();
+    if (this.#calls.size) return;
+    // What the worker has drawn is shown with a later frame, for which it stays.
+    if (this.#draws) this.#worker.postMessage({ call: "close" });
+    else this.#worker.terminate();
   }
 
   /** Ends the worker now; unfinished and later calls fail with `error`. */
@@ -130,6 +135,7 @@ export class WorkerSampler {
     const key = this.#next++;
     owners.set(canvas, { sampler: this, key });
     this.#gone.register(canvas, key);
+    this.#draws = true;
     return [{ key, canvas: moved }, [moved]];
   }
 

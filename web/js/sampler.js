@@ -254,7 +254,7 @@ export class Sampler {
         return engine.draw(surface, from, to, weight, number, steps);
       }
       const context = canvas.getContext("2d");
-      if (!context) throw new RequestError("canvas: it has a WebGPU context, and a sampler on the CPU needs another canvas");
+      if (!context) throw new RequestError("canvas: it has a WebGPU context; a sampler on the CPU needs another canvas");
       const [image] = toImages(await engine.sample(from, to, weight, number, steps, 1), info);
       context.putImageData(image, 0, 0);
     });
@@ -268,7 +268,8 @@ function toImages(bytes, { width, height }) {
   const images = [];
   for (let at = 0; at < pixels.length; at += length) {
     const data = pixels.slice(at, at + length);
-    images.push(globalThis.ImageData ? new ImageData(data, width, height) : { data, width, height, colorSpace: "srgb" });
+    const plain = { data, width, height, colorSpace: "srgb" };
+    images.push(globalThis.ImageData ? new ImageData(data, width, height) : plain);
   }
   return images;
 }

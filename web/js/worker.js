@@ -42,5 +42,7 @@ async function answer(message) {
 addEventListener("message", ({ data }) => {
   if (data.call === "abort") aborts.get(data.id)?.abort();
   else if (data.call === "forget") canvases.delete(data.key);
+  // The frame before the second callback shows what has been drawn.
+  else if (data.call === "close") requestAnimationFrame(() => requestAnimationFrame(() => close()));
   else answer(data);
 });

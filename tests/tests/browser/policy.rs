@@ -15,6 +15,9 @@ const CDN_POLICY: &str = "default-src 'none'; script-src 'self' https://cdn.exam
 /// The icon of the test's own page.
 const ICON: &str = "; img-src data:";
 
+/// The start of a page that takes its icon from nowhere.
+const PAGE: &str = r#"<!doctype html><link rel="icon" href="data:,"><body>"#;
+
 /// Samples with a `Sampler`, a `WorkerSampler` and an element; each gives an image or an error.
 const SAMPLE: &str = "(async () => {
     const url = new URL('/web/models/shapes/student.safetensors', location).href;
@@ -64,7 +67,7 @@ fn the_documented_policy_is_enough() {
     assert!(lines(POLICY) && lines(CDN_POLICY), "the README documents the tested policies");
     let (site, mut browser) = under(&format!("{POLICY}{ICON}"));
     assert_samples(&browser.eval(SAMPLE), [None; 3], POLICY);
-    // The styles of the element: its size is 8rem by what the model's aspect ratio makes of it, for each element.
+    // Each element is 8rem wide and has the aspect ratio of its model.
     let grey = site.put("grey.safetensors", &grey());
     let sizes = browser.eval(&format!(
         "(async () => {{
@@ -107,7 +110,7 @@ fn the_documented_policy_is_enough_for_a_package_on_another_origin() {
         let policy = format!("{}{ICON}", policy.replace("https://cdn.example", &cdn.server.url()));
         let site = Site::with_headers(&[("Content-Security-Policy", &policy)]);
         let page = format!(
-            r#"<!doctype html><link rel="icon" href="data:,"><body><script type="module" src="{}/tests/pages/sampler.js"></script>"#,
+            r#"{PAGE}<script type="module" src="{}/tests/pages/sampler.js"></script>"#,
             cdn.server.url()
         );
         let mut browser = Browser::start(WebGpu::Absent);
@@ -138,12 +141,14 @@ fn a_sandboxed_frame_samples_without_a_worker() {
     let site = Site::with_headers(&[("Access-Control-Allow-Origin", "*")]);
     let script = format!("import '/tests/pages/sampler.js';\nparent.postMessage(await {SAMPLE}, '*');");
     site.put("frame.js", script.as_bytes());
-    site.put("frame.html", br#"<!doctype html><link rel="icon" href="data:,"><body><script type="module" src="frame.js"></script>"#);
+    let frame = format!(r#"{PAGE}<script type="module" src="frame.js"></script>"#);
+    site.put("frame.html", frame.as_bytes());
     site.put("page.js", b"addEventListener('message', ({ data }) => (window.outcomes = data));");
-    let page = br#"<!doctype html><link rel="icon" href="data:,"><script src="page.js"></script>
-        <iframe sandbox="allow-scripts" src="frame.html"></iframe>"#;
+    let page = format!(
+        r#"{PAGE}<script src="page.js"></script><iframe sandbox="allow-scripts" src="frame.html"></iframe>"#
+    );
     let mut browser = Browser::start(WebGpu::Absent);
-    browser.open(&format!("{}{}", site.server.url(), site.put("page.html", page)));
+    browser.open(&format!("{}{}", site.server.url(), site.put("page.html", page.as_bytes())));
     browser.wait_for("window.outcomes !== undefined");
     assert_samples(
         &browser.eval("outcomes"),

@@ -78,8 +78,8 @@ fn calls_made_before_free_finish_and_later_ones_fail() {
                     fault((async () => sampler.info)()),
                 ];
                 const [[, image]] = await Promise.all(before);
-                // A canvas shows what a worker has drawn with the next frame.
-                await new Promise((resolve) => setTimeout(resolve, 300));
+                // Until the worker has ended, which must leave what it has drawn.
+                await new Promise((resolve) => setTimeout(resolve, 1000));
                 return [[...image.data], pixels(canvas), await Promise.all(later)];
             }})()"
         ));
@@ -117,7 +117,8 @@ fn a_configured_webassembly_reaches_samplers_workers_and_elements() {
                 const request = {{ seed: 7, label: 3 }};
                 const [worker] = await (await ccm.WorkerSampler.load('{SHAPES}')).sample(request);
                 const element = document.createElement('ccm-image');
-                for (const [name, value] of Object.entries({{ ...request, model: '{SHAPES}' }})) element.setAttribute(name, value);
+                const attributes = {{ ...request, model: '{SHAPES}' }};
+                for (const name of Object.keys(attributes)) element.setAttribute(name, attributes[name]);
                 document.body.append(element);
                 await next(element, 'load');
                 const [page] = await (await ccm.Sampler.load('{SHAPES}')).sample(request);
@@ -159,8 +160,8 @@ fn an_invalid_configuration_is_a_typed_error_and_changes_nothing() {
         "ccm.Sampler.load('{SHAPES}').then((s) => s.sample({{ seed: 7, label: 3 }})).then(([image]) => [...image.data])"
     ));
     assert_same_picture(&picture, &native(&shapes(), 7, 3, 1));
-    let elsewhere = format!("fault(ccm.Sampler.load('http://['))");
-    assert_eq!(browser.eval(&elsewhere), json!("RequestError request"), "an address that is no URL");
+    let invalid = browser.eval("fault(ccm.Sampler.load('http://['))");
+    assert_eq!(invalid, json!("RequestError request"), "an address that is not a URL");
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn a_webassembly_that_cannot_be_loaded_is_a_typed_error_and_can_be_configured_ag
             const outcomes = [];
             for (const wasm of ['/scratch/nowhere.wasm', new Uint8Array(9), '{WASM}']) {{
                 ccm.Sampler.configure({{ wasm }});
-                outcomes.push(await fault(ccm.WorkerSampler.load('{SHAPES}')), await fault(ccm.Sampler.load('{SHAPES}')));
+                for (const sampler of [ccm.WorkerSampler, ccm.Sampler]) outcomes.push(await fault(sampler.load('{SHAPES}')));
             }}
             return outcomes;
         }})()"
