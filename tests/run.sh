@@ -48,6 +48,7 @@ if [ "$(node --version | sed 's/^v\([0-9]*\).*/\1/')" -lt 20 ]; then
 fi
 
 if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; fi
-# The same profile and the same features throughout, so that Burn is compiled once.
-cargo build --workspace --all-targets
+# The same features throughout, so that Burn is compiled once. The program is built as its users build it, the tests with
+# checks of overflows.
+cargo build --workspace --bins --benches
 cargo test --workspace

@@ -295,6 +295,8 @@ fn the_element_draws_what_its_attributes_say() {
             frame.contentDocument.body.append(element);
             await event;
             const moved = [element.clientWidth, frame.contentWindow.getComputedStyle(element).display];
+            // The document of a template has no window.
+            document.body.appendChild(document.createElement('template')).content.append(element);
             document.body.append(element);
             await next(element, 'load');
             return [sizes, first, second, drawn, fresh !== '8', code, missing, last, invalid, moved];

@@ -59,6 +59,6 @@ fn a_folder_without_readable_images_names_what_it_holds() {
     }
     let mut run = distill();
     run.args(["run", "--preset", "mnist", "--device", "cpu", "--data"]).arg(&photos);
-    let found = "found 2 .heic and 1 .jxl pictures, 1 without an ending file";
+    let found = "found 2 .heic and 1 .jxl pictures, 1 file without an ending";
     fail(run.arg("--out").arg(folder.path().join("run")), &["photos holds no images", "TIFF", found]);
 }

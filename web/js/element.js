@@ -61,9 +61,20 @@ export class CcmImage extends (globalThis.HTMLElement ?? Object) {
 
   /** Sets the styles: a style sheet belongs to one document. A content security policy does not apply to it. */
   adoptedCallback() {
-    this.#sheet = new this.ownerDocument.defaultView.CSSStyleSheet();
+    const view = this.ownerDocument.defaultView;
+    // The document of a template has no window and shows nothing.
+    if (!view) return;
+    this.#sheet = new view.CSSStyleSheet();
     this.#sheet.replaceSync(STYLE);
     this.shadowRoot.adoptedStyleSheets = [this.#sheet];
+    this.#setShape();
+  }
+
+  /** Gives the element the aspect ratio of the model's images. */
+  #setShape() {
+    if (!this.info) return;
+    const { width, height } = this.info;
+    this.#sheet.cssRules[0].style.aspectRatio = `${width} / ${height}`;
   }
 
   connectedCallback() {
@@ -135,8 +146,8 @@ export class CcmImage extends (globalThis.HTMLElement ?? Object) {
     }
     const sampler = await this.#entry.sampler;
     if (turn !== this.#turn) return false;
-    const { width, height } = (this.info = sampler.info);
-    this.#sheet.cssRules[0].style.aspectRatio = `${width} / ${height}`;
+    this.info = sampler.info;
+    this.#setShape();
     await sampler.draw(this.#canvas, {
       seed: whole(this.getAttribute("seed") ?? "0", "seed"),
       label: this.getAttribute("label"),

@@ -42,7 +42,9 @@ async function answer(message) {
 addEventListener("message", ({ data }) => {
   if (data.call === "abort") aborts.get(data.id)?.abort();
   else if (data.call === "forget") canvases.delete(data.key);
-  // The frame before the second callback shows what has been drawn.
-  else if (data.call === "close") requestAnimationFrame(() => requestAnimationFrame(() => close()));
-  else answer(data);
+  else if (data.call === "close") {
+    // The frame before the second callback shows what has been drawn. A hidden page has no frames.
+    requestAnimationFrame(() => requestAnimationFrame(() => close()));
+    setTimeout(close, 1000);
+  } else answer(data);
 });

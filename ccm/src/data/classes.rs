@@ -138,11 +138,12 @@ fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
         (split.map(|(_, split)| split), folders.split_off(shared))
     });
     let remaining: Vec<(Option<Split>, Vec<&str>)> = remaining.collect();
-    // Folders that all classes share inside the splits: `animals` of `train/animals/cats` and `val/animals/dogs`.
-    let in_splits = remaining.iter().filter(|(split, folders)| split.is_some() && !folders.is_empty());
-    let in_splits: Vec<&[&str]> = in_splits.map(|(_, folders)| folders.as_slice()).collect();
-    let least = in_splits.iter().map(|folders| folders.len()).min().unwrap_or(0);
-    let root = shared_folders(in_splits.into_iter()).min(least.saturating_sub(1));
+    // Folders that all classes share inside the splits: `animals` of `train/animals/cats` and `val/animals/dogs`. Of a
+    // single class the last folder remains.
+    let in_splits = || remaining.iter().filter(|(split, folders)| split.is_some() && !folders.is_empty());
+    let deepest = in_splits().map(|(_, folders)| folders.len()).max().unwrap_or(0);
+    let shared = shared_folders(in_splits().map(|(_, folders)| folders.as_slice()));
+    let root = shared.min(deepest.saturating_sub(1));
     let place = |(split, folders): (Option<Split>, Vec<&'a str>)| {
         let mut below_root = folders.into_iter().skip(if split.is_some() { root } else { 0 });
         Place { split, class: below_root.next(), below: below_root.next() }
@@ -206,6 +207,9 @@ mod tests {
             (&["train/animals/cats", "val/animals/cats", "val/animals/dogs"], &["cats", "dogs"], None),
             (&["train/animals/cats/2021", "val/animals/dogs/2021"], &["cats", "dogs"], Some("2021")),
             (&["train/cats", "val/cats"], &["cats"], None),
+            // A stray image beside the class folders is left out, with splits as without.
+            (&["train/animals/cats", "train/animals", "val/animals/dogs"], &["cats", "dogs"], None),
+            (&["animals/cats", "animals", "animals/dogs"], &["cats", "dogs"], None),
             (&["x/train/cats", "y/val/cats"], &["x", "y"], Some("cats")),
         ] {
             let expected: Vec<String> = expected.iter().map(|name| (*name).to_owned()).collect();

@@ -22,6 +22,8 @@ pub(super) struct Source {
     pub(super) found: Found,
     /// The files that are not.
     pub(super) not_read: NotRead,
+    /// How many files there are of each path that occurs more than once.
+    copies: BTreeMap<String, usize>,
 }
 
 impl Source {
@@ -32,11 +34,13 @@ impl Source {
             Kind::Hidden => {}
             Kind::Other(ending) => self.not_read.add(ending),
             Kind::Data(name) => {
-                let numbered = (2..).map(|number| format!("{name} ({number})"));
-                let mut names = std::iter::once(name.clone()).chain(numbered);
-                if let Some(free) = names.find(|name| !self.found.contains_key(name)) {
-                    self.found.insert(free, content());
+                let mut free = name.clone();
+                while self.found.contains_key(&free) {
+                    let number = self.copies.entry(name.clone()).or_insert(1);
+                    *number += 1;
+                    free = format!("{name} ({number})");
                 }
+                self.found.insert(free, content());
             }
         }
     }

@@ -86,8 +86,8 @@ impl Dataset {
         shape: ImageShape,
         split: Split,
     ) -> Self {
-        debug_assert_eq!(pixels.len(), labels.len() * shape.bytes());
-        debug_assert!(labels.iter().all(|&label| (label as usize) < classes.len()));
+        assert_eq!(pixels.len(), labels.len() * shape.bytes());
+        assert!(labels.iter().all(|&label| (label as usize) < classes.len()));
         Self { pixels, labels, classes, shape, split }
     }
 

@@ -53,21 +53,25 @@ impl fmt::Display for NotRead {
         const MOST: usize = 6;
         let mut parts = Vec::new();
         for (pictures, what) in [(true, "picture"), (false, "file")] {
-            let mut total = 0;
-            let mut kinds: Vec<String> = Vec::new();
-            for (i, (ending, count)) in self.of(pictures).enumerate() {
-                total += count;
-                let kind = if ending.is_empty() { "without an ending".into() } else { format!(".{ending}") };
-                if i < MOST {
-                    kinds.push(format!("{count} {kind}"));
-                } else if i == MOST {
-                    kinds.push("others".into());
-                }
+            let kinds: Vec<(&str, usize)> =
+                self.of(pictures).filter(|(ending, _)| !ending.is_empty()).collect();
+            let total: usize = kinds.iter().map(|(_, count)| count).sum();
+            let rest: usize = kinds.iter().skip(MOST).map(|(_, count)| count).sum();
+            let mut listed: Vec<String> =
+                kinds.iter().take(MOST).map(|(ending, count)| format!("{count} .{ending}")).collect();
+            if rest > 0 {
+                listed.push(format!("{rest} other"));
             }
-            if let Some(last) = kinds.pop() {
-                let listed = if kinds.is_empty() { last } else { format!("{} and {last}", kinds.join(", ")) };
+            if let Some(last) = listed.pop() {
+                let listed =
+                    if listed.is_empty() { last } else { format!("{} and {last}", listed.join(", ")) };
                 parts.push(format!("{listed} {what}{}", if total == 1 { "" } else { "s" }));
             }
+        }
+        match self.counts.get("") {
+            None => {}
+            Some(1) => parts.push("1 file without an ending".into()),
+            Some(count) => parts.push(format!("{count} files without an ending")),
         }
         f.write_str(&parts.join(", "))
     }
@@ -84,7 +88,7 @@ mod tests {
     #[test]
     fn pictures_come_first_and_the_most_frequent_kind_before_others() {
         let files = of(&[("txt", 2), ("heic", 1), ("avif", 3), ("", 1)]);
-        assert_eq!(files.to_string(), "3 .avif and 1 .heic pictures, 2 .txt and 1 without an ending files");
+        assert_eq!(files.to_string(), "3 .avif and 1 .heic pictures, 2 .txt files, 1 file without an ending");
         assert_eq!(files.pictures(), 4);
         assert_eq!(of(&[("json", 1)]).to_string(), "1 .json file");
         assert!(NotRead::default().is_empty());
@@ -94,6 +98,6 @@ mod tests {
     fn many_kinds_are_cut_short() {
         let endings = ["a", "b", "c", "d", "e", "f", "g", "h"];
         let files = of(&endings.map(|ending| (ending, 1)));
-        assert_eq!(files.to_string(), "1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f and others files");
+        assert_eq!(files.to_string(), "1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f and 2 other files");
     }
 }

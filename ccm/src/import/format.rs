@@ -17,15 +17,12 @@ pub(super) fn format(head: &[u8], len: u64) -> Result<Format, &'static str> {
     /// Where a tar archive has its mark.
     const TAR_MARK: usize = 257;
     /// Formats of other programs, by their first bytes.
-    const OTHERS: [(&[u8], &str); 9] = [
+    const OTHERS: [(&[u8], &str); 6] = [
         (b"\x89HDF\r\n", "HDF5 (Keras?)"),
         (b"GGUF", "GGUF"),
         (b"\x93NUMPY", "a NumPy array"),
         (b"\x1f\x8b", "gzip data; decompress it first"),
         (b"version https://git-lfs", "a Git LFS pointer; fetch the file that it points to"),
-        (b"<!DOCTYPE", "a web page; the download has failed"),
-        (b"<!doctype", "a web page; the download has failed"),
-        (b"<html", "a web page; the download has failed"),
         (b"\x08", "ONNX or another protocol buffer"),
     ];
     if head.is_empty() {
@@ -44,6 +41,10 @@ pub(super) fn format(head: &[u8], len: u64) -> Result<Format, &'static str> {
         && rest.first() == Some(&b'{')
     {
         return Ok(Format::Safetensors);
+    }
+    let text = head.trim_ascii_start().to_ascii_lowercase();
+    if text.starts_with(b"<!doctype") || text.starts_with(b"<html") {
+        return Err("a web page; the download has failed");
     }
     match OTHERS.iter().find(|(mark, _)| head.starts_with(mark)) {
         Some((_, name)) => Err(name),
@@ -70,6 +71,7 @@ mod tests {
                 Err("a Git LFS pointer; fetch the file that it points to"),
             ),
             (b"<!DOCTYPE html>", Err("a web page; the download has failed")),
+            (b"\n <HTML>", Err("a web page; the download has failed")),
             (b"GGUF\x03", Err("GGUF")),
             (b"\x08\x07\x12\x07pytorch", Err("ONNX or another protocol buffer")),
             (b"hello", Err("neither")),

@@ -144,8 +144,8 @@ pub(crate) fn load_data(config: &Config) -> Result<(Dataset, Dataset), Failure> 
     let shape = ImageShape::of(&config.network);
     let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
-    let load = |split| load_split(source, shape, split, count, seed);
-    Ok((load(Split::Train)?, load(Split::HeldOut)?))
+    let load = |split, told| load_part(source, shape, split, (count, seed), told);
+    Ok((load(Split::Train, false)?, load(Split::HeldOut, true)?))
 }
 
 /// Shapes that are held out.
@@ -159,6 +159,17 @@ pub(crate) fn load_split(
     count: usize,
     seed: u64,
 ) -> Result<Dataset, Failure> {
+    load_part(source, shape, split, (count, seed), false)
+}
+
+/// As [`load_split`]; what is to be told of the whole source is left out if it was `told` before.
+fn load_part(
+    source: &str,
+    shape: ImageShape,
+    split: Split,
+    (count, seed): (usize, u64),
+    told: bool,
+) -> Result<Dataset, Failure> {
     if source == SHAPES {
         let count = if split == Split::Train { count } else { SHAPES_HELD_OUT };
         let data = data::shapes(count, shape, split, seed)?;
@@ -170,7 +181,11 @@ pub(crate) fn load_split(
         );
         return Ok(data);
     }
-    let say = &mut |event: Event<'_>| describe(source, split, event);
+    let say = &mut |event: Event<'_>| match event {
+        // Of the source, not of the split.
+        Event::Nested { .. } | Event::NotRead { .. } if told => {}
+        event => describe(source, split, event),
+    };
     Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)
 }
 
@@ -197,17 +212,15 @@ fn describe(source: &str, split: Split, event: Event<'_>) {
                 megabytes(bytes)
             );
         }
-        // Told once; the held-out images are of the same source.
-        Event::Nested { classes, below } if split == Split::Train => {
+        Event::Nested { classes, below } => {
             println!(
                 "data: {source}: the classes are the folders {}; folders below them, such as {below}, are not classes",
                 listed(classes)
             );
         }
-        Event::NotRead { files, formats } if split == Split::Train => {
+        Event::NotRead { files, formats } => {
             println!("data: {source}: not read: {files} (read are {formats})");
         }
-        Event::Nested { .. } | Event::NotRead { .. } => {}
         Event::Unreadable { name, reason } => eprintln!("data: {name}: {reason}; skipped"),
         Event::Skipped { unreadable, kept } => {
             println!("data: {split}: {unreadable} images skipped, {kept} kept");
