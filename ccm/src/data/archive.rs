@@ -222,7 +222,7 @@ mod tests {
         for (name, bytes, read) in archives {
             let path = folder.path().join(name);
             fs::write(&path, bytes).unwrap();
-            let Source { found, not_read } = read(&path).unwrap();
+            let Source { found, not_read, .. } = read(&path).unwrap();
             assert_eq!(found.keys().collect::<Vec<_>>(), ["a/x.png", "a/x.png (2)"], "{name}");
             assert_eq!(not_read.to_string(), "1 .heic picture", "{name}");
         }

@@ -40,7 +40,7 @@ struct Choices {
 /// # Errors
 /// [`DataError::NoImages`] and [`DataError::EmptySplit`].
 pub(super) fn list(path: &Path, source: Source, split: Split) -> Result<Listing, DataError> {
-    let Source { mut found, not_read } = source;
+    let Source { mut found, not_read, .. } = source;
     // Images alone: a stray `batches.meta.txt` is none.
     found.retain(|name, _| !super::cifar::is_part(name));
     if found.is_empty() {

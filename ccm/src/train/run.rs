@@ -424,3 +424,42 @@ impl Run {
         Ok(curves(&networks, &batches, &self.curriculum(), images.min(self.held_out.len())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::data::{ImageShape, Split, shapes};
+    use crate::nn::unet::random_model;
+
+    struct Quiet;
+
+    impl Watch for Quiet {
+        fn stage(&mut self, _: StageKind, _: u64, _: u64, _: usize) {}
+        fn line(&mut self, _: &Line) {}
+        fn note(&mut self, _: &str) {}
+        fn should_stop(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn the_teacher_that_was_checked_is_the_one_that_is_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("teacher.safetensors");
+        let mut config = Config::preset("shapes").unwrap();
+        config.network.num_classes = Some(8);
+        let teacher = random_model(&config.network, 3);
+        disk::write(&path, &teacher.to_bytes()).unwrap();
+        config.teacher.model = Some(path.to_str().unwrap().to_owned());
+        let given = check(&config, &folder.path().join("run"), false).unwrap();
+        // The file is not read again.
+        std::fs::remove_file(&path).unwrap();
+        let shape = ImageShape::of(&config.network);
+        let data = |split| shapes(64, shape, split, 0).unwrap();
+        let (data, held_out) = (data(Split::Train), data(Split::HeldOut));
+        let (folder, command) = (folder.path().join("run"), String::new());
+        let run = Run { config, folder, device: Device::flex(), threads: 1, given, data, held_out, command };
+        assert_eq!(run.teacher(&mut Quiet).unwrap().unwrap().tensors, teacher.tensors);
+    }
+}
