@@ -23,7 +23,7 @@ pub(super) struct Source {
     /// The files that are not.
     pub(super) not_read: NotRead,
     /// How many files there are of each path that occurs more than once.
-    copies: BTreeMap<String, usize>,
+    pub(super) copies: BTreeMap<String, usize>,
 }
 
 impl Source {
