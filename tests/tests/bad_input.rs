@@ -420,7 +420,7 @@ fn measurements_that_cannot_be_made() {
     fail(&mut with_features(&model), &["--features", "model.safetensors", "not a classifier"]);
     let bare = TensorFile { tensors: Default::default(), ..TensorFile::default() };
     fs::write(&features, bare.to_bytes()).unwrap();
-    fail(&mut with_features(&features), &["--features", "tensor `Conv2d_1a_3x3.conv.weight` is missing"]);
+    fail(&mut with_features(&features), &["--features", "no tensor is called `Conv2d_1a_3x3.conv.weight`"]);
 
     let train = |shape: &str| {
         let mut command = distill();
