@@ -16,14 +16,14 @@
 //! | [`sampler`] | the engine: plans, GPU and CPU executors | `spec`, `weights`, `noise` |
 //! | [`nn`] | networks on Burn tensors, kernels, the optimiser | `spec`, `weights`, `noise` |
 //! | [`method`] | the paper: flow, KDC, curriculum, distances, adversarial loss | `nn` and what it uses |
-//! | [`data`] | images in | `spec` |
+//! | [`data`] | images in | `spec`, `noise` |
 //! | [`disk`], [`import`] | whole files; checkpoints of other programs | `spec`, `weights` |
 //! | [`metrics`] | image quality | all of these but `method` |
 //! | [`config`], [`report`] | what a run reads and leaves | `spec`, `method` |
 //! | [`train`] | state, loop, checkpoints, runs | everything |
 //!
 //! The feature `train` adds everything that needs Burn; `program` adds what only the command line `distill` needs.
-//! Without either, the crate is the sampler alone. A test checks the table.
+//! Without either, the crate is the sampler alone. `tests/tests/rooms.rs` checks which room uses which.
 //!
 //! # Example
 //!

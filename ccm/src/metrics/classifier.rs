@@ -234,15 +234,8 @@ impl Classifier {
     /// # Errors
     /// A file that is cut short, is no classifier, or has other tensors.
     pub fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self, MetricsError> {
-        let file = TensorFile::from_bytes(bytes).map_err(|error| MetricsError::File(error.to_string()))?;
-        Self::from_file(file, device)
-    }
-
-    /// Takes it from a file that has been read.
-    ///
-    /// # Errors
-    /// A file that is no classifier, or has other tensors.
-    pub fn from_file(mut file: TensorFile, device: &Device) -> Result<Self, MetricsError> {
+        let mut file =
+            TensorFile::from_bytes(bytes).map_err(|error| MetricsError::File(error.to_string()))?;
         let Description { classifier: card } = serde_json::from_str(&file.description).map_err(|error| {
             MetricsError::File(format!("not a classifier of `distill features`: {error}"))
         })?;
