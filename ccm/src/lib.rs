@@ -85,6 +85,7 @@ pub mod import;
 pub mod method;
 #[cfg(feature = "train")]
 pub mod metrics;
+pub mod model;
 #[cfg(feature = "train")]
 pub mod nn;
 pub mod noise;
@@ -92,7 +93,6 @@ pub mod noise;
 pub mod report;
 pub mod sampler;
 pub(crate) mod simd;
-pub mod spec;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod weights;

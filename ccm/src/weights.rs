@@ -1,15 +1,15 @@
 //! Reading and writing tensor files and model files (safetensors), in memory. Nothing here touches the disk.
 //!
-//! A model file holds the tensors of [`UNetSpec::tensors`] under torchcfm's names, and the spec and the card as
-//! JSON under the metadata key `ccm`. PyTorch reads it with `safetensors.torch.load_file`. Matrices and kernels may
-//! be stored rounded ([`Precision`]); in memory all values are `f32`.
+//! A model file holds the tensors of [`NetworkSpec::tensors`] under the names of the original library. The spec, the
+//! prediction and the card are JSON under the metadata key `ccm`. PyTorch reads the file with
+//! `safetensors.torch.load_file`. Matrices and kernels may be stored rounded ([`Precision`]); in memory all values are `f32`.
 
 use std::collections::{BTreeMap, HashMap};
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{ModelCard, SpecError, UNetSpec};
+use crate::model::{ModelCard, NetworkSpec, Prediction, SpecError, UNet2DSpec, UNetSpec};
 
 mod header;
 
@@ -51,6 +51,9 @@ pub enum WeightsError {
     /// The network described is impossible.
     #[error("the model's description is invalid: {0}")]
     Spec(#[from] SpecError),
+    /// The prediction described is impossible.
+    #[error("the model's description is invalid: prediction: {0}")]
+    Prediction(String),
 }
 
 /// What matrices and kernels of a model file are stored as. Vectors are always `f32`.
@@ -262,38 +265,53 @@ fn apply_scales(tensors: &mut BTreeMap<String, HostTensor>) -> Result<(), Weight
     Ok(())
 }
 
-/// A network's weights with what they are: the contents of a model file.
+/// A denoiser with its weights: the contents of a model file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// The architecture.
-    pub spec: UNetSpec,
+    pub spec: NetworkSpec,
+    /// What the network predicts.
+    pub prediction: Prediction,
     /// Where it comes from.
     pub card: ModelCard,
     /// What its file stores it as; the values below are those of the file.
     pub precision: Precision,
-    /// One tensor for each of [`UNetSpec::tensors`], in that order.
+    /// One tensor for each of [`NetworkSpec::tensors`], in that order.
     pub tensors: Vec<HostTensor>,
 }
 
+/// The description of a model in its file: exactly one of `spec` and `unet2d` is there.
 #[derive(Serialize, Deserialize)]
 struct Description {
-    spec: UNetSpec,
+    /// ADM's U-Net.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    spec: Option<UNetSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unet2d: Option<UNet2DSpec>,
+    #[serde(default, skip_serializing_if = "is_velocity")]
+    prediction: Prediction,
     card: ModelCard,
     #[serde(default)]
     precision: Precision,
+}
+
+fn is_velocity(prediction: &Prediction) -> bool {
+    *prediction == Prediction::Velocity
 }
 
 impl Model {
     /// Puts named tensors into the order of the spec.
     ///
     /// # Errors
-    /// An invalid spec; a missing, unexpected or misshapen tensor, by name.
+    /// An invalid spec or prediction; a missing, unexpected or misshapen tensor, by name.
     pub fn new(
-        spec: UNetSpec,
+        spec: NetworkSpec,
+        prediction: Prediction,
         card: ModelCard,
         mut named: BTreeMap<String, HostTensor>,
     ) -> Result<Self, WeightsError> {
         spec.validate()?;
+        prediction.validate().map_err(WeightsError::Prediction)?;
         let mut tensors = Vec::new();
         for expected in spec.tensors() {
             let tensor = named.remove(&expected.name).ok_or(WeightsError::Missing(expected.name.clone()))?;
@@ -308,7 +326,7 @@ impl Model {
         }
         match named.into_keys().next() {
             Some(name) => Err(WeightsError::Unexpected(name)),
-            None => Ok(Self { spec, card, precision: Precision::F32, tensors }),
+            None => Ok(Self { spec, prediction, card, precision: Precision::F32, tensors }),
         }
     }
 
@@ -321,10 +339,16 @@ impl Model {
         if file.description.is_empty() {
             return Err(WeightsError::NoModel("there is none".into()));
         }
-        let Description { spec, card, precision } = serde_json::from_str(&file.description)
-            .map_err(|error| WeightsError::NoModel(error.to_string()))?;
+        let Description { spec, unet2d, prediction, card, precision } =
+            serde_json::from_str(&file.description)
+                .map_err(|error| WeightsError::NoModel(error.to_string()))?;
+        let spec = match (spec, unet2d) {
+            (Some(spec), None) => spec.into(),
+            (None, Some(spec)) => spec.into(),
+            _ => return Err(WeightsError::NoModel("expected one network, `spec` or `unet2d`".into())),
+        };
         apply_scales(&mut file.tensors)?;
-        Ok(Self { precision, ..Self::new(spec, card, file.tensors)? })
+        Ok(Self { precision, ..Self::new(spec, prediction, card, file.tensors)? })
     }
 
     /// Writes a model file in its precision; the same model always gives the same bytes.
@@ -332,11 +356,22 @@ impl Model {
     /// # Panics
     /// If the tensors are not those of the spec, which [`Model::new`] checks.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let Self { spec, card, precision, tensors } = self;
-        assert_eq!(tensors.len(), spec.tensors().len(), "tensors of the network");
-        let description = Description { spec: spec.clone(), card: card.clone(), precision: *precision };
-        let names = spec.tensors().into_iter().map(|tensor| tensor.name);
-        let stored = names.zip(tensors).flat_map(|(name, tensor)| store(name, tensor, *precision));
+        let Self { spec, prediction, card, precision, tensors } = self;
+        let names = spec.tensors();
+        assert_eq!(tensors.len(), names.len(), "tensors of the network");
+        let (adm, unet2d) = match spec.clone() {
+            NetworkSpec::Adm(spec) => (Some(spec), None),
+            NetworkSpec::UNet2D(spec) => (None, Some(spec)),
+        };
+        let description = Description {
+            spec: adm,
+            unet2d,
+            prediction: prediction.clone(),
+            card: card.clone(),
+            precision: *precision,
+        };
+        let stored =
+            names.into_iter().zip(tensors).flat_map(|(spec, tensor)| store(spec.name, tensor, *precision));
         #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
         let description = serde_json::to_string(&description).expect("a description has string keys only");
         serialize(&stored.collect::<Vec<_>>(), &description)

@@ -143,11 +143,13 @@ buffers! {
     /// Buffers of [`crate::Kernel::Advance`].
     pub struct Advance {
         /// Output of the network.
-        velocity: Read Real4,
+        output: Read Real4,
         /// Fresh noise.
         noise: Read F32x4,
         /// The images.
         image: ReadWrite F32x4,
+        /// A second image for each, which a solver keeps.
+        memory: ReadWrite F32x4,
         /// Input of the network.
         x: ReadWrite Real4,
     }

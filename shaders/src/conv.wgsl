@@ -1,4 +1,4 @@
-// y = conv(x) + bias + residual: 3x3 with zero padding, or 1x1.
+// y = conv(x) + bias + residual: 3x3 with zero padding around or at the end alone, or 1x1.
 //
 // An implicit matrix product: the rows of the left matrix are pixels of all images, shifted by the tap; the columns of
 // the right matrix are output channels; the sum runs over taps and blocks of four input channels. x may be two maps,
@@ -21,6 +21,8 @@ struct Conv {
     kernel: u32,
     // 1 or 2.
     stride: u32,
+    // Rows of zeros above, and columns to the left: 1 or 0.
+    border: u32,
     // 1: x is upsampled by 2. 0: it is not.
     upsample: u32,
     // Position of the bias, and distance from one image's bias to the next, in blocks.
@@ -52,9 +54,8 @@ fn source(pixel: u32, tap: u32) -> u32 {
     let image = pixel / image_pixels;
     let place = pixel % image_pixels;
     // A negative row or column wraps to a large number, which is outside.
-    let border = conv.kernel / 2u;
-    let row = place / conv.out_width * conv.stride + tap / conv.kernel - border;
-    let column = place % conv.out_width * conv.stride + tap % conv.kernel - border;
+    let row = place / conv.out_width * conv.stride + tap / conv.kernel - conv.border;
+    let column = place % conv.out_width * conv.stride + tap % conv.kernel - conv.border;
     if row >= conv.in_height << conv.upsample || column >= conv.in_width << conv.upsample {
         return OUTSIDE;
     }

@@ -1,4 +1,4 @@
-// y = act(gain * (x - mean) / deviation + offset), with mean and deviation over each of 32 groups of channels.
+// y = act(gain * (x - mean) / deviation + offset), with mean and deviation over each group of channels.
 //
 // `moments` computes each channel's mean and its mean squared distance from that mean. `normalize` combines those of a
 // group (Chan, Golub and LeVeque, 1979), which never subtracts two large sums, and applies the result. A workgroup
@@ -16,10 +16,12 @@ struct GroupNorm {
     pitch: u32,
     // 1: SiLU follows. 0: nothing follows.
     silu: u32,
+    // Channels of a group.
+    of_group: u32,
+    // Added to the variance.
+    epsilon: f32,
 }
 
-const GROUPS: u32 = 32u;
-const EPSILON: f32 = 1e-5;
 const BLOCKS: u32 = 8u;
 const ROWS: u32 = 8u;
 
@@ -31,6 +33,9 @@ const ROWS: u32 = 8u;
 
 fn input(image: u32, pixel: u32, block: u32) -> vec4<f32> {
     let place = image * norm.pixels + pixel;
+    if block >= norm.first_blocks + norm.second_blocks {
+        return vec4<f32>();
+    }
     if block < norm.first_blocks {
         return vec4<f32>(first[place * norm.first_blocks + block]);
     }
@@ -67,7 +72,7 @@ fn moments(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocatio
         sum += difference * difference;
     }
     let square = total(local, sum) * scale;
-    if local.y == 0u {
+    if local.y == 0u && block < norm.first_blocks + norm.second_blocks {
         let place = 2u * (image * (norm.first_blocks + norm.second_blocks) + block);
         statistics[place] = mean;
         statistics[place + 1u] = square;
@@ -92,9 +97,9 @@ fn normalize(
 ) {
     let blocks = norm.first_blocks + norm.second_blocks;
     let image = workgroup.z;
-    if index < 4u * BLOCKS {
-        let channel = workgroup.x * 4u * BLOCKS + index;
-        let of_group = 4u * blocks / GROUPS;
+    let channel = workgroup.x * 4u * BLOCKS + index;
+    if index < 4u * BLOCKS && channel < 4u * blocks {
+        let of_group = norm.of_group;
         let begin = channel / of_group * of_group;
         var mean = 0.0;
         for (var c = begin; c < begin + of_group; c++) {
@@ -108,7 +113,7 @@ fn normalize(
             variance += statistics[place + 1u][c % 4u] + difference * difference;
         }
         variance /= f32(of_group);
-        let slope = gain[norm.gain_start + image * norm.pitch + channel] * inverseSqrt(variance + EPSILON);
+        let slope = gain[norm.gain_start + image * norm.pitch + channel] * inverseSqrt(variance + norm.epsilon);
         slopes[index] = slope;
         shifts[index] = offset[norm.offset_start + image * norm.pitch + channel] - mean * slope;
     }
@@ -117,6 +122,9 @@ fn normalize(
     let slope = vec4<f32>(slopes[c], slopes[c + 1u], slopes[c + 2u], slopes[c + 3u]);
     let shift = vec4<f32>(shifts[c], shifts[c + 1u], shifts[c + 2u], shifts[c + 3u]);
     let block = workgroup.x * BLOCKS + local.x;
+    if block >= blocks {
+        return;
+    }
     let end = min(norm.pixels, (workgroup.y + 1u) * RUN);
     for (var pixel = workgroup.y * RUN + local.y; pixel < end; pixel += ROWS) {
         var z = input(image, pixel, block) * slope + shift;

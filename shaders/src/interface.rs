@@ -3,8 +3,8 @@
 use crate::buffers::{self, Binding};
 use crate::uniform::{self, Field, Uniform};
 use crate::{
-    ATTENTION_DIRECT_WIDTH, ATTENTION_QUERIES, ATTENTION_WIDTH, Kernel, LINE, NORM_BLOCKS, NORM_EPSILON,
-    NORM_GROUPS, NORMALIZE_RUN, Tile, Weights,
+    ATTENTION_DIRECT_WIDTH, ATTENTION_QUERIES, ATTENTION_WIDTH, Kernel, LINE, NORM_BLOCKS, NORMALIZE_RUN,
+    Tile, Weights,
 };
 
 /// What the host assumes about a kernel.
@@ -62,14 +62,9 @@ impl Interface {
 impl Kernel {
     /// What the host assumes about this kernel.
     pub fn interface(self) -> Interface {
-        use Constant::{F32, U32};
+        use Constant::U32;
         let entry = &[self.entry_point()];
-        let norm = [
-            ("GROUPS", U32(NORM_GROUPS)),
-            ("EPSILON", F32(NORM_EPSILON)),
-            ("BLOCKS", U32(NORM_BLOCKS)),
-            ("RUN", U32(NORMALIZE_RUN)),
-        ];
+        let norm = [("BLOCKS", U32(NORM_BLOCKS)), ("RUN", U32(NORMALIZE_RUN))];
         let queries = ("QUERIES", U32(ATTENTION_QUERIES));
         let line = [("LINE", U32(LINE))];
         match self {

@@ -93,10 +93,6 @@ pub enum Kernel {
 /// [`buffers::Picture`].
 pub const RGBA: &str = wgsl!("rgba.wgsl");
 
-/// Groups of a group norm.
-pub const NORM_GROUPS: u32 = 32;
-/// Added to the variance of a group norm.
-pub const NORM_EPSILON: f32 = 1e-5;
 /// Blocks of four channels that a workgroup of [`Kernel::Moments`] and [`Kernel::Normalize`] handles.
 pub const NORM_BLOCKS: u32 = 8;
 /// Pixels that a workgroup of [`Kernel::Normalize`] writes.

@@ -67,6 +67,8 @@ uniforms! {
         kernel: u32,
         /// 1 or 2.
         stride: u32,
+        /// Rows of zeros above, and columns to the left: 1 or 0.
+        border: u32,
         /// 1 if `x` is upsampled by 2, otherwise 0.
         upsample: u32,
         /// Position of the bias, in blocks.
@@ -95,6 +97,10 @@ uniforms! {
         pitch: u32,
         /// 1 if SiLU follows, otherwise 0.
         silu: u32,
+        /// Channels of a group.
+        of_group: u32,
+        /// Added to the variance.
+        epsilon: f32,
     }
 
     /// Uniform of `attention.wgsl`.
@@ -123,12 +129,22 @@ uniforms! {
 
     /// Uniform of `advance.wgsl`.
     pub struct Step {
-        /// Factor of the velocity.
-        step: f32,
-        /// Factor of the image.
-        keep: f32,
-        /// Factor of the noise.
+        /// Factors of the image, the network's output and the memory in the new image.
+        image_image: f32,
+        /// See `image_image`.
+        image_output: f32,
+        /// See `image_image`.
+        image_memory: f32,
+        /// Factors of the same in the new memory.
+        memory_image: f32,
+        /// See `memory_image`.
+        memory_output: f32,
+        /// See `memory_image`.
+        memory_memory: f32,
+        /// Factor of the noise in the new image.
         fresh: f32,
+        /// Factor of the new image in the network's input.
+        input_scale: f32,
         /// Pixels of all images together.
         count: u32,
     }

@@ -1,7 +1,7 @@
 //! What can be wrong with a configuration. Every message is one line that names the key, what was expected
 //! and what was found; the caller adds the file or flag that the text came from.
 
-use crate::spec::SpecError;
+use crate::model::SpecError;
 
 /// What is wrong with a configuration, or with a change to one.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// Every setting that may be absent.
-pub(super) const OPTIONAL: [&str; 11] = [
+pub(super) const OPTIONAL: [&str; 22] = [
     "data.count",
     "data.source",
     "distill.lpips_heads",
@@ -16,6 +16,17 @@ pub(super) const OPTIONAL: [&str; 11] = [
     "network.num_classes",
     "network.num_head_channels",
     "network.num_heads_upsample",
+    "path.beta_end",
+    "path.beta_start",
+    "path.betas",
+    "path.log_sigma_deviation",
+    "path.log_sigma_mean",
+    "path.predicts",
+    "path.schedule",
+    "path.schedule_steps",
+    "path.sigma_data",
+    "path.sigma_max",
+    "path.sigma_min",
     "run.threads",
     "teacher.micro_batch",
     "teacher.model",

@@ -7,15 +7,17 @@
 mod error;
 mod keys;
 mod overrides;
+mod path;
 mod validate;
 
 pub use error::ConfigError;
+pub use path::{PathConfig, PathKind, Predicts, ScheduleName};
 
 use crate::method::coupling::Coupling;
 use crate::method::curriculum::{Mode, Scope};
 use crate::method::distance::DistanceKind;
 use crate::method::lpips::Trunk;
-use crate::spec::UNetSpec;
+use crate::model::{NetworkSpec, UNetSpec};
 use keys::Known;
 use std::path::Path;
 
@@ -41,9 +43,11 @@ pub struct Config {
     pub run: RunConfig,
     /// The images.
     pub data: DataConfig,
-    /// The architecture of teacher and student.
+    /// The architecture of teacher and student. Where `teacher.model` is given, its network is used instead.
     pub network: UNetSpec,
-    /// Flow matching, PAPER.md §2.
+    /// The path that the teacher is trained on. Where `teacher.model` is given, its path is used instead.
+    pub path: PathConfig,
+    /// Training of the teacher, PAPER.md §2 and §8.
     pub teacher: TeacherConfig,
     /// Consistency distillation with a curriculum, PAPER.md §5.
     pub distill: DistillConfig,
@@ -92,7 +96,7 @@ pub struct DataConfig {
 /// The `data.source` that names no path: shapes drawn by this program.
 pub const SHAPES: &str = "shapes";
 
-/// Training of the teacher: flow matching, PAPER.md §2.
+/// Training of the teacher, PAPER.md §2 and §8.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherConfig {
@@ -241,6 +245,11 @@ impl Config {
             Some(key) => Err(ConfigError::MissingKey { key: key.clone() }),
             None => keys::assemble(entries),
         }
+    }
+
+    /// The architecture of a teacher that is trained.
+    pub fn spec(&self) -> NetworkSpec {
+        self.network.clone().into()
     }
 
     /// The whole configuration as TOML. The same configuration gives the same bytes.

@@ -27,6 +27,7 @@ impl Config {
         if let (false, Some(classes)) = (self.data.class_conditional, self.network.num_classes) {
             return Err(wrong("network.num_classes", "none, as data.class_conditional is false", classes));
         }
+        self.path.validate()?;
         self.teacher.validate()?;
         self.distill.validate()
     }

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::{DataError, Split};
-use crate::spec::UNetSpec;
+use crate::model::NetworkSpec;
 
 /// The longest side of an image in a data set, in pixels.
 const LARGEST_SIDE: usize = 4096;
@@ -31,8 +31,9 @@ impl fmt::Display for ImageShape {
 impl ImageShape {
     /// Of the images that such a network makes.
     #[must_use]
-    pub fn of(network: &UNetSpec) -> Self {
-        Self { channels: network.in_channels, height: network.height, width: network.width }
+    pub fn of(network: &NetworkSpec) -> Self {
+        let [channels, height, width] = network.image();
+        Self { channels, height, width }
     }
 
     /// Bytes of one image: `channels * height * width`.

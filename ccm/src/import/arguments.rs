@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::ImportError;
-use crate::spec::UNetSpec;
+use crate::model::UNetSpec;
 
 /// Arguments of torchcfm's `UNetModelWrapper`, under its names and with its defaults.
 #[derive(Debug, Deserialize)]

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checkpoint, ImportError};
-use crate::spec::TensorSpec;
+use crate::model::TensorSpec;
 use crate::weights::{HostTensor, WeightsError};
 
 /// Words in a key that mark averaged weights.

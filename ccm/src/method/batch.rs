@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 
 /// Pairs of noise and images.
 #[derive(Debug, Clone)]
@@ -40,11 +40,4 @@ impl Batch {
             seed: self.seed,
         }
     }
-}
-
-/// Labels as a tensor, `[B]`.
-pub fn labels_tensor(labels: &[u32], device: &Device) -> Tensor<1, Int> {
-    let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
-    let count = labels.len();
-    Tensor::from_data(TensorData::new(labels, [count]), device)
 }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::flow::{euler_step, jump};
 use super::kdc::{kdc, mse};
-use crate::nn::unet::UNet;
+use crate::nn::denoiser::Denoiser;
+use crate::nn::host::per_image;
 
 /// The direction of a step from `x_u`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,7 +150,7 @@ impl Active {
     }
 
     /// `f_theta-(x_u, u)`. At `u = 1` that is `x_u` itself, without an evaluation.
-    fn jump(&self, target: &UNet) -> Tensor<4> {
+    fn jump(&self, target: &Denoiser) -> Tensor<4> {
         let device = self.x_u.device();
         let (there, short): (Vec<usize>, Vec<usize>) =
             (0..self.u.len()).partition(|&place| self.u[place] >= 1.0);
@@ -157,10 +158,11 @@ impl Active {
             return self.x_u.clone();
         }
         let rows = |tensor: &Tensor<4>, rows: &[usize]| tensor.clone().select(0, indices(rows, &device));
-        let u = times(&short.iter().map(|&place| self.u[place]).collect::<Vec<_>>(), &device);
+        let u: Vec<f32> = short.iter().map(|&place| self.u[place]).collect();
         let label = self.label.clone().map(|label| label.select(0, indices(&short, &device)));
         let x_u = rows(&self.x_u, &short);
-        let reached = jump(x_u.clone(), &u, target.forward(x_u, u.clone(), label));
+        let v = target.velocity(x_u.clone(), &u, label);
+        let reached = jump(x_u, &per_image(&u, &device), v);
         if there.is_empty() {
             return reached;
         }
@@ -174,7 +176,7 @@ impl Active {
 
 impl Curriculum {
     /// Computes the target of every image. `teacher` and `target` must not record gradients; neither does the result.
-    pub fn goal(&self, start: Start, teacher: &UNet, target: &UNet) -> Goal {
+    pub fn goal(&self, start: Start, teacher: &Denoiser, target: &Denoiser) -> Goal {
         let device = start.x_t.device();
         let batch = start.t.len();
         let mut goal = GoalRows::new(batch);
@@ -210,11 +212,11 @@ impl Curriculum {
     }
 
     /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `dt = min(s, 1 - u)`.
-    fn advance(&self, active: &mut Active, teacher: &UNet) {
+    fn advance(&self, active: &mut Active, teacher: &Denoiser) {
         /// A step that would leave less than this to go goes all the way.
         const ROUNDING: f32 = 1e-5;
         let device = active.x_u.device();
-        let before = times(&active.u, &device);
+        let before = active.u.clone();
         let mut dt = Vec::with_capacity(active.u.len());
         for u in &mut active.u {
             let left = 1.0 - *u;
@@ -224,9 +226,9 @@ impl Curriculum {
         }
         let v = match (self.mode, &active.direction) {
             (Mode::Ct, Some(direction)) => direction.clone(),
-            _ => teacher.forward(active.x_u.clone(), before, active.label.clone()),
+            _ => teacher.velocity(active.x_u.clone(), &before, active.label.clone()),
         };
-        active.x_u = euler_step(active.x_u.clone(), &times(&dt, &device), v);
+        active.x_u = euler_step(active.x_u.clone(), &per_image(&dt, &device), v);
     }
 
     fn discrepancy(&self, estimate: Tensor<4>, reached: Tensor<4>) -> Vec<f64> {
@@ -285,11 +287,6 @@ impl GoalRows {
         let target = Tensor::cat(self.targets, 0).select(0, indices(&self.places, device));
         Goal { target, u: self.u, steps: self.steps, evaluations: self.evaluations, kdc: self.kdc }
     }
-}
-
-/// Times as a tensor, `[B]`.
-pub fn times(t: &[f32], device: &Device) -> Tensor<1> {
-    Tensor::from_data(TensorData::new(t.to_vec(), [t.len()]), device)
 }
 
 fn indices(rows: &[usize], device: &Device) -> Tensor<1, Int> {

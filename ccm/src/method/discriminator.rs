@@ -14,14 +14,14 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::batch::Batch;
-use super::curriculum::times;
 use super::flow::path;
-use crate::nn::layers::{Convolution, Loader, parameters, zip_map};
-use crate::nn::ops::group_norm;
-use crate::nn::optimizer::{Optimizer, Schedule, gradients};
-use crate::nn::unet::{UNet, to_host};
+use crate::model::{NetworkSpec, TensorSpec};
+use crate::nn::denoiser::Denoiser;
+use crate::nn::host::{per_image, to_host};
+use crate::nn::layers::{Convolution, Loader, gradients, parameters, with_parameters};
+use crate::nn::ops::{Norm, group_norm};
+use crate::nn::optimizer::{Optimizer, Schedule};
 use crate::noise::Noise;
-use crate::spec::{TensorSpec, UNetSpec};
 use crate::weights::HostTensor;
 
 /// Channels of a head.
@@ -29,6 +29,9 @@ const WIDTH: usize = 64;
 
 /// Times at which the encoder gets images: from here to 1.
 const EARLIEST: f64 = 0.5;
+
+/// The norm of a head.
+const NORM: Norm = Norm { groups: 32, epsilon: 1e-5, silu: true };
 
 /// What [`Discriminator::balance`] is kept within (PAPER.md §6).
 const BALANCE: [f32; 2] = [0.01, 10.0];
@@ -65,7 +68,7 @@ impl Head {
         let x = self.features.forward(map, None, 1);
         let [batch, channels, ..] = x.dims();
         let ones = Tensor::ones([batch, channels], &x.device());
-        let x = group_norm(x, ones.clone(), ones.zeros_like(), true);
+        let x = group_norm(x, ones.clone(), ones.zeros_like(), NORM);
         // A 1x1 convolution, written out: Burn's gave wrong logits on wgpu here (0.22.1, a software adapter).
         let weighted = x * self.logits.weight.val();
         weighted.sum_dim(1) + self.logits.bias.val().reshape([1, 1, 1, 1])
@@ -74,12 +77,12 @@ impl Head {
 
 impl Heads {
     /// Names and shapes of the tensors of heads on the encoder of such a network.
-    pub fn tensors(spec: &UNetSpec) -> Vec<TensorSpec> {
-        let levels = 0..spec.channel_mult.len();
-        let middle = spec.channel_mult.len() - 1;
+    pub fn tensors(spec: &NetworkSpec) -> Vec<TensorSpec> {
+        let graph = spec.graph();
         let mut tensors = Vec::new();
-        for (i, level) in levels.chain([middle]).enumerate() {
-            let layers = [("features", WIDTH, spec.level_channels(level), 3), ("logits", 1, WIDTH, 1)];
+        for (i, &feature) in graph.features.iter().enumerate() {
+            let channels = graph.shape(feature).channels();
+            let layers = [("features", WIDTH, channels, 3), ("logits", 1, WIDTH, 1)];
             for (layer, outputs, inputs, kernel) in layers {
                 let name = |kind| format!("heads.{i}.{layer}.{kind}");
                 let shape = vec![outputs, inputs, kernel, kernel];
@@ -94,10 +97,10 @@ impl Heads {
     ///
     /// # Panics
     /// If a tensor is missing or misshapen.
-    pub(crate) fn new(spec: &UNetSpec, tensors: &[HostTensor], device: &Device) -> Self {
+    pub(crate) fn new(spec: &NetworkSpec, tensors: &[HostTensor], device: &Device) -> Self {
         let specs = Self::tensors(spec);
         let mut load = Loader::new(&specs, tensors, device);
-        let heads = (0..=spec.channel_mult.len()).map(|i| Head {
+        let heads = (0..spec.graph().features.len()).map(|i| Head {
             features: load.convolution(&format!("heads.{i}.features")),
             logits: load.convolution(&format!("heads.{i}.logits")),
         });
@@ -107,7 +110,7 @@ impl Heads {
     }
 
     /// Weights as PyTorch draws them: uniform within `1 / sqrt(inputs)`.
-    fn random(spec: &UNetSpec, seed: u64) -> Vec<HostTensor> {
+    fn random(spec: &NetworkSpec, seed: u64) -> Vec<HostTensor> {
         let mut bound = 1.0;
         let draw = |(i, tensor): (usize, TensorSpec)| {
             if tensor.shape.len() > 1 {
@@ -134,14 +137,14 @@ impl Heads {
 
 impl Discriminator {
     /// An untrained discriminator for the encoder of a network.
-    pub fn new(spec: &UNetSpec, seed: u64, device: &Device) -> Self {
+    pub fn new(spec: &NetworkSpec, seed: u64, device: &Device) -> Self {
         let heads = Heads::new(spec, &Heads::random(spec, seed), &device.clone().autodiff());
         Self { heads, optimizer: Optimizer::of_discriminator(), step: 0, balance: 0.0 }
     }
 
     /// A discriminator after `step` steps, from the values of [`Heads::tensors`] and the optimiser's moments.
     pub(crate) fn resumed(
-        spec: &UNetSpec,
+        spec: &NetworkSpec,
         heads: &[HostTensor],
         moments: Vec<[Tensor<1>; 2]>,
         step: u64,
@@ -160,7 +163,7 @@ impl Discriminator {
     /// The discriminator's own loss, `[1]`, and its gradients.
     fn loss(&self, real: &[Tensor<4>], fake: &[Tensor<4>]) -> (Tensor<1>, Vec<Tensor<1>>) {
         // Parameters of its own, so that the graphs of two parts have nothing in common.
-        let heads = zip_map(self.heads.clone(), self.heads.parameters(), |_, parameter| parameter);
+        let heads = with_parameters(self.heads.clone(), self.heads.parameters());
         let fake: Vec<Tensor<4>> = fake.iter().map(|map| map.clone().inner().autodiff()).collect();
         let loss =
             heads.mean(real, |logit| relu(-logit + 1.0)) + heads.mean(&fake, |logit| relu(logit + 1.0));
@@ -184,7 +187,8 @@ impl Discriminator {
         let [loss, of_distance, of_adversary] = to_host(figures)[..] else { return 0.0 };
         self.balance =
             (of_distance / of_adversary.max(f32::MIN_POSITIVE)).sqrt().clamp(BALANCE[0], BALANCE[1]);
-        (self.heads, _) = self.optimizer.step(schedule, self.step, self.heads.clone(), gradients);
+        let (parameters, _) = self.optimizer.step(schedule, self.step, self.heads.parameters(), gradients);
+        self.heads = with_parameters(self.heads.clone(), parameters);
         self.step += 1;
         loss.into()
     }
@@ -192,8 +196,8 @@ impl Discriminator {
 
 /// The adversarial loss in a distillation.
 pub struct Adversary {
-    /// The network whose features the discriminator uses: the teacher, [`UNet::frozen`].
-    pub encoder: Arc<UNet>,
+    /// The network whose features the discriminator uses: the teacher, [`Denoiser::frozen`].
+    pub encoder: Arc<Denoiser>,
     /// Norm of the adversarial loss's gradient with respect to the student's images, relative to the distance's.
     pub weight: f64,
     /// Steps of the student before there is an adversarial loss.
@@ -260,14 +264,15 @@ impl Adversary {
     }
 
     /// The encoder's features of images with noise.
-    fn features(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &Tensor<1>, part: &Batch) -> Vec<Tensor<4>> {
-        self.encoder.encode(path(noise, images, t), t.clone(), part.label.clone())
+    fn features(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &[f32], part: &Batch) -> Vec<Tensor<4>> {
+        let time = per_image(t, &images.device());
+        self.encoder.encode(path(noise, images, &time), t, part.label.clone())
     }
 }
 
 /// Noise and times at which the encoder gets the images of a micro-batch.
 struct Views {
-    t: Tensor<1>,
+    t: Vec<f32>,
     of_real: Tensor<4>,
     of_fake: Tensor<4>,
 }
@@ -287,7 +292,7 @@ impl Views {
         }
         let tensor =
             |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape.clone()), &device).autodiff();
-        Self { t: times(&t, &device).autodiff(), of_real: tensor(of_real), of_fake: tensor(of_fake) }
+        Self { t, of_real: tensor(of_real), of_fake: tensor(of_fake) }
     }
 }
 
@@ -301,8 +306,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::Config;
-    use crate::method::batch::labels_tensor;
-    use crate::nn::unet::random_model;
+    use crate::model::Prediction;
+    use crate::nn::denoiser::random_model;
+    use crate::nn::host::labels_tensor;
 
     const IMAGES: usize = 4;
 
@@ -310,7 +316,7 @@ mod tests {
         let mut spec = Config::preset("shapes").unwrap().network;
         (spec.height, spec.width, spec.num_classes) = (8, 8, Some(3));
         (spec.channel_mult, spec.attention_resolutions) = (vec![1.0, 2.0], vec![4]);
-        spec
+        spec.into()
     }
 
     /// Images `[IMAGES, 3, 8, 8]`.
@@ -325,7 +331,8 @@ mod tests {
     }
 
     fn adversary(weight: f64) -> Adversary {
-        let encoder = Arc::new(UNet::frozen(&random_model(&spec(), 3), &Device::flex()));
+        let encoder =
+            Arc::new(Denoiser::frozen(&random_model(&spec(), &Prediction::Velocity, 3), &Device::flex()));
         Adversary { encoder, weight, from: 0, warmup_steps: 0, learning_rate: 0.01 }
     }
 

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::lpips::{Lpips, Trunk, normalized};
-use crate::nn::unet::UNet;
+use crate::nn::denoiser::Denoiser;
 
 /// The name of a distance in a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,8 +58,8 @@ pub enum Distance {
     /// Distance of the features of a pretrained network: LPIPS.
     Lpips(Arc<Lpips>),
     /// Distance of the teacher's features: as LPIPS, over the feature maps of the teacher's encoder, with equal weights for
-    /// all channels. The encoder gets images at t = 1, without a label. The teacher is [`UNet::frozen`].
-    TeacherFeatures(Arc<UNet>),
+    /// all channels. The encoder gets images at t = 1, without a label. The teacher is [`Denoiser::frozen`].
+    TeacherFeatures(Arc<Denoiser>),
 }
 
 impl Distance {
@@ -94,8 +94,7 @@ impl Distance {
             Self::TeacherFeatures(teacher) => {
                 let encode = |images: Tensor<4>| {
                     let [batch, ..] = images.dims();
-                    let arrived = Tensor::ones([batch], &images.device());
-                    teacher.encode(images, arrived, None)
+                    teacher.encode(images, &vec![1.0; batch], None)
                 };
                 let pairs = encode(a).into_iter().zip(encode(b));
                 let distances: Vec<Tensor<1>> = pairs

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::nn::unet::to_host;
+use crate::nn::host::to_host;
 
 /// Largest difference between two values of an image in [-1, 1].
 const PEAK: f64 = 2.0;

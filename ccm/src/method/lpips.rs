@@ -12,8 +12,8 @@ use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 
+use crate::model::TensorSpec;
 use crate::nn::ops::conv;
-use crate::spec::TensorSpec;
 use crate::weights::{HostTensor, WeightsError};
 
 /// Rows and columns that images are brought to (PAPER.md §6).

@@ -2,7 +2,8 @@
 //!
 //! | module | what it holds | source |
 //! |---|---|---|
-//! | [`flow`] | the straight path, the jump, Euler and multistep sampling | PAPER.md §1 |
+//! | [`flow`] | the straight path, the jump, the Euler step | PAPER.md §1 |
+//! | [`teacher`] | the teacher's loss on any path | PAPER.md §2, §8 |
 //! | [`coupling`] | pairs of noise and images | PAPER.md §2 |
 //! | [`kdc`] | knowledge discrepancy of the curriculum | PAPER.md §4 |
 //! | [`curriculum`] | the target of each image | PAPER.md §5 |
@@ -17,3 +18,4 @@ pub mod distance;
 pub mod flow;
 pub mod kdc;
 pub mod lpips;
+pub mod teacher;

@@ -10,11 +10,11 @@ use super::MetricsError;
 use super::evaluation::images_tensor;
 use super::extractor::{Extractor, Features, fingerprint};
 use crate::data::{Dataset, ImageShape};
-use crate::nn::layers::{Convolution, Linear, Loader, parameters};
-use crate::nn::optimizer::{Optimizer, Schedule, gradients};
-use crate::nn::unet::to_host;
+use crate::model::TensorSpec;
+use crate::nn::host::to_host;
+use crate::nn::layers::{Convolution, Linear, Loader, gradients, parameters, with_parameters};
+use crate::nn::optimizer::{Optimizer, Schedule};
 use crate::noise::Noise;
-use crate::spec::TensorSpec;
 use crate::weights::{HostTensor, TensorFile};
 
 /// Channels of the four convolutions; the second and the fourth halve the image.
@@ -194,7 +194,8 @@ impl Classifier {
                 let (_, logits) = network.forward(images_tensor(images, shape, &plain).autodiff());
                 let loss = cross_entropy(logits, &labels, classes.len(), &plain);
                 let gradients = gradients(&network, &loss);
-                (network, _) = optimizer.step(&schedule, step as u64, network, gradients);
+                let (changed, _) = optimizer.step(&schedule, step as u64, parameters(&network), gradients);
+                network = with_parameters(network, changed);
                 let loss = to_host(loss.inner()).into_iter().map(f64::from).sum();
                 say(step + 1, steps, loss);
             }

@@ -103,7 +103,7 @@ impl Collection {
         device: &Device,
         mut say: impl FnMut(usize),
     ) -> Result<Self, MetricsError> {
-        let (shape, num_classes) = (ImageShape::of(sampler.spec()), sampler.spec().num_classes);
+        let (shape, num_classes) = (ImageShape::of(sampler.spec()), sampler.spec().num_classes());
         let same_classes = are_classes(num_classes, &sampler.card().classes, extractor);
         let mut collection = Self::new(extractor, count, MOST_KEPT);
         for start in (0..count).step_by(BATCH) {
@@ -265,7 +265,7 @@ impl Figures {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::nn::unet::to_host;
+    use crate::nn::host::to_host;
 
     /// Pixels are features; the first two are logits, of a cat and a dog.
     struct Pixels([String; 2]);

@@ -15,8 +15,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::MetricsError;
 use super::extractor::{Extractor, Features, fingerprint};
 use crate::data::ImageShape;
-use crate::nn::unet::to_host;
-use crate::spec::TensorSpec;
+use crate::model::TensorSpec;
+use crate::nn::host::to_host;
 use crate::weights::HostTensor;
 
 /// Height and width of the network's input.

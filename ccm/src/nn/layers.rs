@@ -4,10 +4,11 @@
 //! state dict, so that the n-th parameter that Burn visits is the n-th tensor of the model; [`parameters`] checks it.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::ops::conv;
-use crate::spec::TensorSpec;
+use crate::model::TensorSpec;
 use crate::weights::HostTensor;
 
 /// `x W^T + b`.
@@ -123,36 +124,46 @@ pub(crate) fn parameters<M: Module>(network: &M) -> Vec<Tensor<1>> {
     flatten.0
 }
 
-/// Replaces every parameter by `f(parameter, value)`, the values in the order of [`parameters`].
+/// The network with other parameters, in the order of [`parameters`]. They ask for gradients if those before did.
 ///
 /// # Panics
-/// If there are more or fewer values than parameters.
-pub(crate) fn zip_map<M: Module>(
-    network: M,
-    values: Vec<Tensor<1>>,
-    f: impl FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>,
-) -> M {
-    struct Zip<F> {
-        values: std::vec::IntoIter<Tensor<1>>,
-        f: F,
-    }
-    impl<F: FnMut(Tensor<1>, Tensor<1>) -> Tensor<1>> ModuleMapper for Zip<F> {
+/// If there are more or fewer than there were.
+pub(crate) fn with_parameters<M: Module>(network: M, parameters: Vec<Tensor<1>>) -> M {
+    struct Replace(std::vec::IntoIter<Tensor<1>>);
+    impl ModuleMapper for Replace {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let value = self.values.next().unwrap_or_else(|| panic!("a value for every parameter"));
+            let value = self.0.next().unwrap_or_else(|| panic!("a value for every parameter"));
             let (id, parameter, mapper) = param.consume();
             let tracked = parameter.is_require_grad();
-            let parameter = parameter.inner();
-            let shape = parameter.shape();
-            let count = shape.num_elements();
-            let changed = (self.f)(parameter.reshape([count]), value).reshape(shape);
-            let changed = if tracked { changed.autodiff().require_grad() } else { changed };
-            Param::from_mapped_value(id, changed, mapper)
+            let value = value.reshape(parameter.shape());
+            let value = if tracked { value.autodiff().require_grad() } else { value };
+            Param::from_mapped_value(id, value, mapper)
         }
     }
-    let mut zip = Zip { values: values.into_iter(), f };
-    let network = network.map(&mut zip);
-    assert_eq!(zip.values.len(), 0, "values without a parameter");
+    let mut replace = Replace(parameters.into_iter());
+    let network = network.map(&mut replace);
+    assert_eq!(replace.0.len(), 0, "values without a parameter");
     network
+}
+
+/// Gradients of a network's parameters, flat, in their order; zero where the loss does not depend on one.
+pub(crate) fn gradients<M: Module>(network: &M, loss: &Tensor<1>) -> Vec<Tensor<1>> {
+    struct Collect {
+        gradients: GradientsParams,
+        flat: Vec<Tensor<1>>,
+    }
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val().inner();
+            let count = value.shape().num_elements();
+            let gradient = self.gradients.remove::<D>(param.id).unwrap_or_else(|| value.zeros_like());
+            self.flat.push(gradient.reshape([count]));
+        }
+    }
+    let gradients = GradientsParams::from_grads(loss.backward(), network);
+    let mut collect = Collect { gradients, flat: Vec::new() };
+    network.visit(&mut collect);
+    collect.flat
 }
 
 #[cfg(test)]
@@ -228,6 +239,6 @@ mod tests {
         let mut load = Loader::new(&specs, &tensors, &device);
         let network = load.linear("a");
         let values = parameters(&network)[..1].to_vec();
-        zip_map(network, values, |_, value| value);
+        with_parameters(network, values);
     }
 }

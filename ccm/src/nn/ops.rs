@@ -16,7 +16,6 @@ use burn::tensor::Tensor;
 use burn_wgpu::CubeBackend;
 
 use super::kernels::{conv as cpu_conv, conv_weight_gradient::conv_weight_gradient, group_norm as cpu_norm};
-use crate::spec::{NORM_EPSILON, NORM_GROUPS};
 
 /// 3x3 (padding 1) or 1x1 convolution.
 ///
@@ -30,13 +29,24 @@ pub fn conv(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<2>, stride: usize) -> 
     Tensor::from_dispatch(y)
 }
 
-/// Group norm over [`NORM_GROUPS`] groups, then SiLU if `silu`.
+/// Options of a group norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm {
+    /// Groups of channels, each with its own mean and variance; a divisor of the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+/// Group norm.
 ///
 /// # Shapes
 /// - `x`, result: `[B, C, H, W]`
 /// - `gain`, `offset`: `[B, C]`
-pub fn group_norm(x: Tensor<4>, gain: Tensor<2>, offset: Tensor<2>, silu: bool) -> Tensor<4> {
-    let y = Dispatch::unet_norm(x.into_dispatch(), gain.into_dispatch(), offset.into_dispatch(), silu);
+pub fn group_norm(x: Tensor<4>, gain: Tensor<2>, offset: Tensor<2>, norm: Norm) -> Tensor<4> {
+    let y = Dispatch::unet_norm(x.into_dispatch(), gain.into_dispatch(), offset.into_dispatch(), norm);
     Tensor::from_dispatch(y)
 }
 
@@ -87,12 +97,12 @@ pub trait UNetOps: Backend {
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
         offset: FloatTensor<Self>,
-        silu: bool,
+        norm: Norm,
     ) -> FloatTensor<Self> {
         let shape = x.shape();
-        let (normal, _) = normalize::<Self>(x);
+        let (normal, _) = normalize::<Self>(x, norm);
         let z = affine::<Self>(normal, gain, offset);
-        let y = if silu { Self::float_mul(z.clone(), Self::sigmoid(z)) } else { z };
+        let y = if norm.silu { Self::float_mul(z.clone(), Self::sigmoid(z)) } else { z };
         Self::float_reshape(y, shape)
     }
 
@@ -103,18 +113,18 @@ pub trait UNetOps: Backend {
         gain: FloatTensor<Self>,
         offset: FloatTensor<Self>,
         dy: FloatTensor<Self>,
-        silu: bool,
+        norm: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let shape = x.shape();
         let [batch, channels, height, width] = shape.dims();
         let pixels = height * width;
         let planes = Shape::new([batch, channels, pixels]);
-        let groups = Shape::new([batch, NORM_GROUPS, channels / NORM_GROUPS * pixels]);
+        let groups = Shape::new([batch, norm.groups, channels / norm.groups * pixels]);
         let per_channel = Shape::new([batch, channels]);
 
-        let (normal, inverse) = normalize::<Self>(x);
+        let (normal, inverse) = normalize::<Self>(x, norm);
         let dy = Self::float_reshape(dy, planes.clone());
-        let dz = if silu {
+        let dz = if norm.silu {
             let z = affine::<Self>(normal.clone(), gain.clone(), offset);
             let s = Self::sigmoid(z.clone());
             // silu'(z) = s (1 + z (1 - s))
@@ -145,12 +155,12 @@ fn conv_options(weight: &Shape, stride: usize) -> ConvOptions<2> {
 }
 
 /// `(x - mean) / std` as `[B, C, H * W]`, and `1 / std` as `[B, groups, 1]`.
-fn normalize<B: Backend>(x: FloatTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) {
+fn normalize<B: Backend>(x: FloatTensor<B>, norm: Norm) -> (FloatTensor<B>, FloatTensor<B>) {
     let [batch, channels, height, width] = x.shape().dims();
-    let x = B::float_reshape(x, Shape::new([batch, NORM_GROUPS, channels / NORM_GROUPS * height * width]));
+    let x = B::float_reshape(x, Shape::new([batch, norm.groups, channels / norm.groups * height * width]));
     let x = B::float_sub(x.clone(), B::float_mean_dim(x, 2));
     let variance = B::float_mean_dim(B::float_mul(x.clone(), x.clone()), 2);
-    let inverse = B::float_recip(B::float_sqrt(B::float_add_scalar(variance, NORM_EPSILON.into())));
+    let inverse = B::float_recip(B::float_sqrt(B::float_add_scalar(variance, norm.epsilon.into())));
     let normal = B::float_mul(x, inverse.clone());
     (B::float_reshape(normal, Shape::new([batch, channels, height * width])), inverse)
 }
@@ -190,9 +200,9 @@ fn conv_shape(x: [usize; 4], weight: &Shape, stride: usize) -> cpu_conv::ConvSha
     cpu_conv::ConvShape { batch, in_channels, out_channels, height, width, kernel, stride }
 }
 
-fn norm_shape(x: [usize; 4], silu: bool) -> cpu_norm::GroupNormShape {
+fn norm_shape(x: [usize; 4], norm: Norm) -> cpu_norm::GroupNormShape {
     let [batch, channels, height, width] = x;
-    cpu_norm::GroupNormShape { batch, channels, groups: NORM_GROUPS, pixels: height * width, silu }
+    cpu_norm::GroupNormShape { batch, channels, groups: norm.groups, pixels: height * width, silu: norm.silu }
 }
 
 impl UNetOps for Flex {
@@ -228,12 +238,12 @@ impl UNetOps for Flex {
         })
     }
 
-    fn unet_norm(x: FlexTensor, gain: FlexTensor, offset: FlexTensor, silu: bool) -> FlexTensor {
+    fn unet_norm(x: FlexTensor, gain: FlexTensor, offset: FlexTensor, norm: Norm) -> FlexTensor {
         let (x, gain, offset) = (x.to_contiguous(), gain.to_contiguous(), offset.to_contiguous());
         let dims = x.shape().dims();
-        let shape = norm_shape(dims, silu);
+        let shape = norm_shape(dims, norm);
         filled(dims, |y| {
-            cpu_norm::group_norm(&shape, NORM_EPSILON, values(&x), values(&gain), values(&offset), y);
+            cpu_norm::group_norm(&shape, norm.epsilon, values(&x), values(&gain), values(&offset), y);
         })
     }
 
@@ -242,18 +252,18 @@ impl UNetOps for Flex {
         gain: FlexTensor,
         offset: FlexTensor,
         dy: FlexTensor,
-        silu: bool,
+        norm: Norm,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
         let (gain, offset) = (gain.to_contiguous(), offset.to_contiguous());
         let dims = x.shape().dims();
-        let shape = norm_shape(dims, silu);
+        let shape = norm_shape(dims, norm);
         let (mut dgain, mut doffset) =
             (vec![0.0; shape.batch * shape.channels], vec![0.0; gain.shape().num_elements()]);
         let dx = filled(dims, |dx| {
             cpu_norm::group_norm_gradient(
                 &shape,
-                NORM_EPSILON,
+                norm.epsilon,
                 values(&x),
                 values(&gain),
                 values(&offset),
@@ -305,18 +315,18 @@ impl<B: UNetOps> Backward<B, 3> for ConvBackward {
 struct NormBackward;
 
 impl<B: UNetOps> Backward<B, 3> for NormBackward {
-    type State = (NodeId, NodeId, NodeId, bool);
+    type State = (NodeId, NodeId, NodeId, Norm);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let [node_x, node_gain, node_offset] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let (x, gain, offset, silu) = ops.state;
+        let (x, gain, offset, norm) = ops.state;
         let (dx, dgain, doffset) = B::unet_norm_gradient(
             checkpointer.retrieve_node_output(x),
             checkpointer.retrieve_node_output(gain),
             checkpointer.retrieve_node_output(offset),
             dy,
-            silu,
+            norm,
         );
         for (node, gradient) in [(node_x, dx), (node_gain, dgain), (node_offset, doffset)] {
             if let Some(node) = node {
@@ -356,22 +366,22 @@ impl<B: UNetOps, C: CheckpointStrategy> UNetOps for Autodiff<B, C> {
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
         offset: FloatTensor<Self>,
-        silu: bool,
+        norm: Norm,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), gain.node(), offset.node()];
         match NormBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&gain), prep.checkpoint(&offset), silu);
+                let state = (prep.checkpoint(&x), prep.checkpoint(&gain), prep.checkpoint(&offset), norm);
                 prep.finish(
                     state,
-                    B::unet_norm(x.into_primitive(), gain.into_primitive(), offset.into_primitive(), silu),
+                    B::unet_norm(x.into_primitive(), gain.into_primitive(), offset.into_primitive(), norm),
                 )
             }
             OpsKind::UnTracked(prep) => prep.finish(B::unet_norm(
                 x.into_primitive(),
                 gain.into_primitive(),
                 offset.into_primitive(),
-                silu,
+                norm,
             )),
         }
     }

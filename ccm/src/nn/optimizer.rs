@@ -1,11 +1,9 @@
 //! Adam with warm-up and a limit on the norm of the whole gradient, and its state as plain tensors.
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, GradientsParams, Optimizer as _};
+use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, Optimizer as _};
 use burn::tensor::Tensor;
 
-use super::layers::zip_map;
-use super::unet::to_host;
+use super::host::to_host;
 
 /// How a gradient becomes a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,20 +66,24 @@ impl Optimizer {
         self.moments.iter().map(|moments| moments[moment].clone()).collect()
     }
 
-    /// Takes step number `step`, counted from 0, and gives back the norm of the gradient before clipping.
-    pub fn step<M: Module>(
+    /// Takes step number `step`, counted from 0. Returns the new parameters, and the norm of the gradient before clipping.
+    ///
+    /// # Panics
+    /// If there are more or fewer gradients than parameters.
+    pub fn step(
         &mut self,
         schedule: &Schedule,
         step: u64,
-        network: M,
+        parameters: Vec<Tensor<1>>,
         gradients: Vec<Tensor<1>>,
-    ) -> (M, f64) {
+    ) -> (Vec<Tensor<1>>, f64) {
+        assert_eq!(parameters.len(), gradients.len(), "a gradient for each parameter");
         let norm = norm(&gradients);
         let shorten = if norm > schedule.gradient_clip { schedule.gradient_clip / norm } else { 1.0 };
         let rate = schedule.rate(step);
         let first = self.moments.is_empty();
         let mut old = std::mem::take(&mut self.moments).into_iter();
-        let network = zip_map(network, gradients, |parameter, gradient| {
+        let change = |(parameter, gradient): (Tensor<1>, Tensor<1>)| {
             let gradient = if shorten < 1.0 { gradient * shorten as f32 } else { gradient };
             let state = old.next().filter(|_| !first).map(|[moment_1, moment_2]| {
                 AdamState::new(AdaptiveMomentumState::new(step as usize, moment_1, moment_2))
@@ -91,29 +93,9 @@ impl Optimizer {
                 self.moments.push([momentum.moment_1, momentum.moment_2]);
             }
             parameter
-        });
-        (network, norm)
+        };
+        (parameters.into_iter().zip(gradients).map(change).collect(), norm)
     }
-}
-
-/// Gradients of a network's parameters, flat, in their order; zero where the loss does not depend on one.
-pub fn gradients<M: Module>(network: &M, loss: &Tensor<1>) -> Vec<Tensor<1>> {
-    struct Collect {
-        gradients: GradientsParams,
-        flat: Vec<Tensor<1>>,
-    }
-    impl ModuleVisitor for Collect {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let value = param.val().inner();
-            let count = value.shape().num_elements();
-            let gradient = self.gradients.remove::<D>(param.id).unwrap_or_else(|| value.zeros_like());
-            self.flat.push(gradient.reshape([count]));
-        }
-    }
-    let gradients = GradientsParams::from_grads(loss.backward(), network);
-    let mut collect = Collect { gradients, flat: Vec::new() };
-    network.visit(&mut collect);
-    collect.flat
 }
 
 /// Euclidean norm over all gradients.

@@ -1,25 +1,19 @@
-//! Time and label, on the CPU: the embedding of both, projected for every residual block.
+//! What a network computes from time and label alone: the embedding, and from it one row of numbers for each image.
 //!
-//! The result is one row of numbers for each image, a few kB, which the kernels read as biases, gains and offsets. A
-//! conditioned bias includes the bias of its convolution; a conditioned gain and offset include those of their norm.
+//! A row holds, one after the other, the biases, gains and offsets that the kernels read. A conditioned bias includes the bias
+//! of its convolution; a conditioned gain and offset include those of their norm.
 
+use std::collections::BTreeMap;
+
+use super::plan::BLOCK;
+use crate::model::graph::{Affine, Node, Op, Param, TimestepEmbedding, Value};
 use crate::weights::HostTensor;
 
-/// `W x + b`.
-#[derive(Debug, Clone)]
-pub struct Linear {
-    /// `[outputs, inputs]`.
-    pub weight: HostTensor,
-    /// `[outputs]`.
-    pub bias: Vec<f32>,
-}
-
-impl Linear {
-    fn apply(&self, x: &[f32]) -> Vec<f32> {
-        assert!(self.weight.shape == [self.bias.len(), x.len()], "shape of a linear layer's weight");
-        let rows = self.weight.values.chunks_exact(x.len());
-        rows.zip(&self.bias).map(|(row, bias)| dot(row, x) + bias).collect()
-    }
+/// `W x + b`, with `[outputs, inputs]` and `[outputs]`.
+fn linear(weight: &HostTensor, bias: &[f32], x: &[f32]) -> Vec<f32> {
+    assert!(weight.shape == [bias.len(), x.len()], "shape of a linear layer's weight");
+    let rows = weight.values.chunks_exact(x.len());
+    rows.zip(bias).map(|(row, bias)| dot(row, x) + bias).collect()
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -34,59 +28,57 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
-fn silu(x: &mut [f32]) {
-    for x in x {
-        *x /= 1.0 + libm::expf(-*x);
-    }
-}
-
+/// Where a part of a row comes from.
 #[derive(Debug, Clone)]
 enum Projection {
-    /// `bias + embed`, for a convolution.
-    Shift { bias: Vec<f32> },
-    /// `(1 + scale) gain` and `(1 + scale) offset + shift`, for a norm.
-    ScaleAndShift { gain: Vec<f32>, offset: Vec<f32> },
+    /// `bias + vector`, for a convolution.
+    Shift { vector: Value, bias: Vec<f32> },
+    /// `(1 + scale) gain`, then `(1 + scale) offset + shift`, for a norm.
+    ScaleAndShift { modulation: [Value; 2], gain: Vec<f32>, offset: Vec<f32> },
 }
 
-/// The embedding network and its projections for the residual blocks.
-#[derive(Debug, Clone)]
+/// The operations of a graph whose outputs are vectors, and what the kernels read of them.
+#[derive(Debug, Clone, Default)]
 pub struct Conditioner {
-    model_channels: usize,
-    /// The two layers of the time embedding.
-    time_embed: [Linear; 2],
-    /// The embedding of each label, `[classes, embed]`.
-    labels: Option<HostTensor>,
-    projections: Vec<(Linear, Projection)>,
+    nodes: Vec<Node>,
+    parameters: BTreeMap<usize, HostTensor>,
+    projections: Vec<Projection>,
     row_len: usize,
 }
 
 impl Conditioner {
-    /// An embedding without projections.
-    ///
-    /// # Shapes
-    /// - `time_embed`: `[embed, model_channels]`, `[embed, embed]`
-    /// - `labels`: `[classes, embed]`
-    pub(super) fn new(model_channels: usize, time_embed: [Linear; 2], labels: Option<HostTensor>) -> Self {
-        Self { model_channels, time_embed, labels, projections: Vec::new(), row_len: 0 }
+    /// Adds an operation, whose parameters have been added.
+    pub(super) fn push(&mut self, node: Node) {
+        self.nodes.push(node);
     }
 
-    /// Adds a projection that is added to a bias. Returns the position of the sum in a row.
-    pub(super) fn shift(&mut self, embed: Linear, bias: &[f32]) -> usize {
-        assert!(embed.bias.len() == bias.len(), "outputs of a shift");
-        self.push(embed, Projection::Shift { bias: bias.to_vec() })
+    /// Adds a parameter.
+    pub(super) fn parameter(&mut self, param: Param, tensor: HostTensor) {
+        self.parameters.insert(param.index(), tensor);
     }
 
-    /// Adds a projection to the scale and the shift of a norm. Returns the position of the gain in a row; the offset
-    /// follows it.
-    pub(super) fn scale_and_shift(&mut self, embed: Linear, gain: &[f32], offset: &[f32]) -> usize {
-        assert!(embed.bias.len() == gain.len() + offset.len(), "outputs of a scale and a shift");
-        self.push(embed, Projection::ScaleAndShift { gain: gain.to_vec(), offset: offset.to_vec() })
+    /// Adds `bias + vector` to the row. Returns its position.
+    pub(super) fn shift(&mut self, vector: Value, bias: &[f32]) -> usize {
+        self.projections.push(Projection::Shift { vector, bias: bias.to_vec() });
+        self.reserve(bias.len())
     }
 
-    fn push(&mut self, embed: Linear, projection: Projection) -> usize {
+    /// Adds gain and offset of a norm with scale and shift to the row. Returns their positions.
+    pub(super) fn scale_and_shift(
+        &mut self,
+        modulation: [Value; 2],
+        gain: &[f32],
+        offset: &[f32],
+    ) -> [usize; 2] {
+        let (gain, offset) = (gain.to_vec(), offset.to_vec());
+        let places = [self.reserve(gain.len()), self.reserve(offset.len())];
+        self.projections.push(Projection::ScaleAndShift { modulation, gain, offset });
+        places
+    }
+
+    fn reserve(&mut self, len: usize) -> usize {
         let place = self.row_len;
-        self.row_len += embed.bias.len();
-        self.projections.push((embed, projection));
+        self.row_len += len.next_multiple_of(BLOCK);
         place
     }
 
@@ -95,67 +87,102 @@ impl Conditioner {
         self.row_len
     }
 
-    /// The row of an image at time `t`, in [0, 1]. A label is ignored by a model without classes.
+    /// The row of an image at the network's own time. A label is ignored by a model without classes.
     ///
     /// # Panics
     /// If the model has classes and `label` is missing or not below their number.
-    #[expect(clippy::expect_used, reason = "`Sampler` checks the labels of a request before it samples")]
-    pub fn row(&self, t: f32, label: Option<u32>) -> Vec<f32> {
-        let [first, second] = &self.time_embed;
-        let mut embed = first.apply(&timestep_embedding(t, self.model_channels));
-        silu(&mut embed);
-        let mut embed = second.apply(&embed);
-        if let Some(table) = &self.labels {
-            let label = label.expect("a model with classes needs a label");
-            let row = table.values.chunks_exact(embed.len()).nth(label as usize);
-            let row = row.expect("a label below the number of classes");
-            for (value, label) in embed.iter_mut().zip(row) {
-                *value += label;
-            }
+    pub fn row(&self, time: f32, label: Option<u32>) -> Vec<f32> {
+        let mut values: BTreeMap<Value, Vec<f32>> = BTreeMap::new();
+        for Node { op, output } in &self.nodes {
+            values.insert(*output, self.apply(op, &values, time, label));
         }
-        silu(&mut embed);
         let mut row = Vec::with_capacity(self.row_len);
-        for (linear, projection) in &self.projections {
-            let values = linear.apply(&embed);
+        let mut push = |part: &mut dyn Iterator<Item = f32>| {
+            row.extend(part);
+            row.resize(row.len().next_multiple_of(BLOCK), 0.0);
+        };
+        for projection in &self.projections {
             match projection {
-                Projection::Shift { bias } => row.extend(values.iter().zip(bias).map(|(v, bias)| v + bias)),
-                Projection::ScaleAndShift { gain, offset } => {
-                    let (scale, shift) = values.split_at(gain.len());
-                    row.extend(scale.iter().zip(gain).map(|(scale, gain)| (1.0 + scale) * gain));
+                Projection::Shift { vector, bias } => {
+                    let vector = &values[vector];
+                    assert!(vector.len() == bias.len(), "outputs of a shift");
+                    push(&mut vector.iter().zip(bias).map(|(v, bias)| v + bias));
+                }
+                Projection::ScaleAndShift { modulation: [scale, shift], gain, offset } => {
+                    let (scale, shift) = (&values[scale], &values[shift]);
+                    assert!(
+                        scale.len() == gain.len() && shift.len() == gain.len(),
+                        "outputs of a scale and a shift"
+                    );
+                    push(&mut scale.iter().zip(gain).map(|(scale, gain)| (1.0 + scale) * gain));
                     let affine = scale.iter().zip(offset).zip(shift);
-                    row.extend(affine.map(|((scale, offset), shift)| (1.0 + scale) * offset + shift));
+                    push(&mut affine.map(|((scale, offset), shift)| (1.0 + scale) * offset + shift));
                 }
             }
         }
         row
     }
+
+    #[expect(clippy::expect_used, reason = "`Sampler` checks the labels of a request before it samples")]
+    fn apply(&self, op: &Op, values: &BTreeMap<Value, Vec<f32>>, time: f32, label: Option<u32>) -> Vec<f32> {
+        let parameter = |param: Param| &self.parameters[&param.index()];
+        match *op {
+            Op::TimestepEmbedding(embedding) => timestep_embedding(&embedding, time),
+            Op::LabelEmbedding(table) => {
+                let table = parameter(table);
+                let label = label.expect("a model with classes needs a label");
+                let row = table.values.chunks_exact(table.shape[1]).nth(label as usize);
+                row.expect("a label below the number of classes").to_vec()
+            }
+            Op::Linear(x, Affine { weight, bias }) => {
+                linear(parameter(weight), &parameter(bias).values, &values[&x])
+            }
+            Op::Silu(x) => values[&x].iter().map(|x| x / (1.0 + libm::expf(-x))).collect(),
+            Op::Add(a, b) => values[&a].iter().zip(&values[&b]).map(|(a, b)| a + b).collect(),
+            Op::Chunk { x, parts, index } => {
+                let x = &values[&x];
+                let part = x.len() / parts;
+                x[index * part..(index + 1) * part].to_vec()
+            }
+            op => panic!("{op:?} does not make a vector"),
+        }
+    }
 }
 
-/// Cosines and sines of the time at `channels / 2` frequencies.
-fn timestep_embedding(t: f32, channels: usize) -> Vec<f32> {
-    const MAX_PERIOD: f64 = 10_000.0;
-    let half = channels / 2;
-    let exponent = |i: usize| -libm::log(MAX_PERIOD) as f32 * i as f32 / half as f32;
-    let angle = |i: usize| f64::from(t * libm::expf(exponent(i)));
-    (0..half)
-        .map(|i| libm::cos(angle(i)) as f32)
-        .chain((0..half).map(|i| libm::sin(angle(i)) as f32))
-        .collect()
+fn timestep_embedding(embedding: &TimestepEmbedding, time: f32) -> Vec<f32> {
+    let angles: Vec<f64> = embedding.frequencies().iter().map(|f| f64::from(time * f)).collect();
+    let cos = angles.iter().map(|&angle| libm::cos(angle) as f32);
+    let sin = angles.iter().map(|&angle| libm::sin(angle) as f32);
+    if embedding.cosines_first { cos.chain(sin).collect() } else { sin.chain(cos).collect() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::graph::build;
 
-    /// One projection of an embedding of 4 values, with two classes.
+    const TIME: TimestepEmbedding = TimestepEmbedding { channels: 8, cosines_first: true, freq_shift: 0.0 };
+
+    /// One shift by a projection of an embedding of 4 values, with two classes.
     fn conditioner() -> Conditioner {
-        let linear = |outputs: usize, inputs: usize| Linear {
-            weight: HostTensor::new(vec![outputs, inputs], vec![0.5; outputs * inputs]),
-            bias: vec![0.25; outputs],
-        };
-        let labels = HostTensor::new(vec![2, 4], vec![1.0, 2.0, 3.0, 4.0, -1.0, -2.0, -3.0, -4.0]);
-        let mut conditioner = Conditioner::new(8, [linear(4, 8), linear(4, 4)], Some(labels));
-        conditioner.shift(linear(3, 4), &[0.0; 3]);
+        let graph = build(|g| {
+            let embed = g.linear("first", g.timestep_embedding(TIME), 4);
+            let embed = g.linear("second", g.silu(embed), 4);
+            let embed = g.add(embed, g.label_embedding("label", 2, 4));
+            g.linear("third", g.silu(embed), 3)
+        });
+        let mut conditioner = Conditioner::default();
+        for (i, parameter) in graph.parameters.iter().enumerate() {
+            let count = parameter.shape.iter().product();
+            let values = match parameter.name.as_str() {
+                "label.weight" => vec![1.0, 2.0, 3.0, 4.0, -1.0, -2.0, -3.0, -4.0],
+                name if name.ends_with("bias") => vec![0.25; count],
+                _ => vec![0.5; count],
+            };
+            conditioner.parameters.insert(i, HostTensor::new(parameter.shape.clone(), values));
+        }
+        graph.nodes.iter().for_each(|node| conditioner.push(*node));
+        conditioner.shift(graph.output, &[0.0; 3]);
         conditioner
     }
 
@@ -169,7 +196,7 @@ mod tests {
         for (label, row) in [[1.0, 2.0, 3.0, 4.0], [-1.0, -2.0, -3.0, -4.0]].iter().enumerate() {
             let expected = 0.25 + row.iter().map(|value| 0.5 * silu(embedding + value)).sum::<f64>();
             let found = conditioner().row(0.75, Some(label as u32));
-            assert_eq!(found.len(), 3);
+            assert_eq!(found.len(), 4, "padded to a block");
             assert!((f64::from(found[0]) - expected).abs() < 1e-5, "{found:?}, not {expected}");
         }
     }
@@ -189,7 +216,9 @@ mod tests {
     #[test]
     #[should_panic(expected = "outputs of a shift")]
     fn a_bias_of_another_length_is_not_cut_off() {
-        let weight = HostTensor::new(vec![3, 4], vec![0.0; 12]);
-        conditioner().shift(Linear { weight, bias: vec![0.0; 3] }, &[0.0; 2]);
+        let mut conditioner = conditioner();
+        let vector = conditioner.nodes[0].output;
+        conditioner.shift(vector, &[0.0; 2]);
+        conditioner.row(0.75, Some(0));
     }
 }

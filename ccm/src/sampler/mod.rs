@@ -18,10 +18,10 @@ mod tests;
 pub use gpu::Surface;
 pub use gpu::device::is_software;
 use plan::Plan;
-use schedule::{Conditions, Request, Solver, Work, to_planes};
+use schedule::{Conditions, Request, Solver, Step, Work, to_planes};
 pub use wgpu::SurfaceTarget;
 
-use crate::spec::{ModelCard, UNetSpec};
+use crate::model::{ModelCard, NetworkSpec, TimeGrid};
 use crate::weights::{Model, Precision, WeightsError};
 
 /// Where a sampler runs.
@@ -108,6 +108,8 @@ pub struct Sampler {
     backend: Backend,
     executor: Executor,
     conditions: Conditions,
+    solver: Solver,
+    grid: TimeGrid,
 }
 
 #[expect(clippy::large_enum_variant, reason = "there is one of it")]
@@ -137,11 +139,13 @@ impl Sampler {
             // Packed by now; a GPU may be lost, and want them again.
             plan.weights = Vec::new();
         }
-        Ok(Self { plan, card, precision, backend, executor, conditions: Conditions::default() })
+        let (solver, grid) = (Solver::of(&card), plan.path.grid());
+        let conditions = Conditions::default();
+        Ok(Self { plan, card, precision, backend, executor, conditions, solver, grid })
     }
 
     /// The architecture.
-    pub fn spec(&self) -> &UNetSpec {
+    pub fn spec(&self) -> &NetworkSpec {
         &self.plan.spec
     }
 
@@ -193,7 +197,18 @@ impl Sampler {
 
     /// How this model is sampled.
     pub fn solver(&self) -> Solver {
-        Solver::of(&self.card)
+        self.solver
+    }
+
+    /// Samples with another solver and other times than the model's own.
+    pub fn with_solver(self, solver: Solver, grid: TimeGrid) -> Self {
+        Self { solver, grid, ..self }
+    }
+
+    /// The steps of a sample with at most `count` evaluations.
+    fn steps(&self, count: usize) -> Result<Vec<Step>, SamplerError> {
+        let steps = self.solver.steps(&self.plan.path, self.grid, count);
+        steps.map_err(|error| SamplerError::Request(format!("steps: {error}")))
     }
 
     /// What its weights are stored as.
@@ -221,7 +236,7 @@ impl Sampler {
     pub async fn sample(&mut self, request: &Request, steps: usize) -> Result<Vec<f32>, SamplerError> {
         self.check(request, steps)?;
         self.recover().await?;
-        let steps = self.solver().steps(steps);
+        let steps = self.steps(steps)?;
         let images = request.images(&self.plan.spec);
         let most = match &self.executor {
             Executor::Cpu(_) => images,
@@ -264,7 +279,7 @@ impl Sampler {
     ) -> Result<(), SamplerError> {
         self.check(request, steps)?;
         self.recover().await?;
-        let steps = self.solver().steps(steps);
+        let steps = self.steps(steps)?;
         let work = Work::new(&self.plan, &mut self.conditions, request, 0..1, &steps);
         match &mut self.executor {
             Executor::Cpu(_) => Err(SamplerError::NoGpu("this sampler runs on the CPU".into())),
@@ -295,7 +310,7 @@ impl Sampler {
             let found = request.noise.len();
             return fail(format!("noise: expected a multiple of {} values, found {found}", spec.image_len()));
         }
-        let Some(classes) = spec.num_classes else { return Ok(()) };
+        let Some(classes) = spec.num_classes() else { return Ok(()) };
         if request.labels.len() != images {
             return fail(format!("labels: expected {images}, found {}", request.labels.len()));
         }

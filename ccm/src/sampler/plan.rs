@@ -1,16 +1,16 @@
 //! A network as a flat list of operations over a few buffers.
 //!
-//! Both executors run the same [`Plan`]. `build` makes it from an architecture and weights: it decides the order of the
+//! Both executors run the same [`Plan`]. `lower` makes it from a graph and weights: it decides the order of the
 //! operations and the layout of the weights. `buffers` decides which buffer each feature map lives in. A feature map is
 //! `[height, width, channels]`, so the channels of a pixel are adjacent. The number of channels is a multiple of 4; the 1
 //! or 3 channels of the image are padded with zeros. Skip connections are never concatenated: an operation that reads one
 //! reads two maps.
 
 mod buffers;
-mod build;
+mod lower;
 
 use super::condition::Conditioner;
-use crate::spec::UNetSpec;
+use crate::model::{NetworkSpec, Path};
 
 /// Channels of a block: the unit in which kernels read and write channels.
 pub const BLOCK: usize = 4;
@@ -85,7 +85,7 @@ pub enum Vector {
     Conditioned(usize),
 }
 
-/// `y = conv(x) + bias + residual`, 3x3 with zero padding or 1x1.
+/// `y = conv(x) + bias + residual`, 3x3 or 1x1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conv {
     /// The input.
@@ -94,6 +94,8 @@ pub struct Conv {
     pub kernel: usize,
     /// Step between outputs: 1 or 2.
     pub stride: usize,
+    /// Rows of zeros above, and columns to the left: 1 or 0.
+    pub border: usize,
     /// Whether `x` is first upsampled by 2 (nearest neighbour).
     pub upsample: bool,
     /// Index into [`Plan::weights`].
@@ -115,8 +117,8 @@ pub struct Residual {
     pub upsample: bool,
 }
 
-/// `y = act(gain * (x - mean) / deviation + offset)`, mean and deviation over each of 32 groups of channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `y = act(gain * (x - mean) / deviation + offset)`, mean and deviation over each group of channels.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupNorm {
     /// The input.
     pub x: Input,
@@ -124,6 +126,10 @@ pub struct GroupNorm {
     pub gain: Vector,
     /// Offset.
     pub offset: Vector,
+    /// Groups of channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
     /// Whether SiLU follows.
     pub silu: bool,
     /// The output.
@@ -161,7 +167,7 @@ pub struct Pool {
 }
 
 /// One operation of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {
     /// See [`Conv`].
     Conv(Conv),
@@ -175,7 +181,7 @@ pub enum Op {
 
 impl Op {
     /// The map that it writes.
-    pub fn output(&self) -> Map {
+    pub fn y(&self) -> Map {
         match self {
             Self::Conv(op) => op.y,
             Self::GroupNorm(op) => op.y,
@@ -196,7 +202,7 @@ impl Op {
 
     /// Asserts that it writes none of the buffers that it reads.
     pub(super) fn assert_writes_no_input(&self) {
-        let y = self.output().buffer;
+        let y = self.y().buffer;
         assert!(self.inputs().iter().all(|x| x.buffer != y), "an operation writes what it reads");
     }
 
@@ -229,15 +235,17 @@ pub struct ConvWeight {
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The architecture.
-    pub spec: UNetSpec,
+    pub spec: NetworkSpec,
+    /// What the network predicts.
+    pub path: Path,
     /// The operations, in order.
     pub ops: Vec<Op>,
     /// Size of each buffer: values of one image.
     pub buffers: Vec<usize>,
-    /// The map that holds the noisy image before the first operation.
+    /// The map that holds the network's input before the first operation.
     pub x: Map,
-    /// The map that holds the velocity after the last operation.
-    pub velocity: Map,
+    /// The map that holds the network's output after the last operation.
+    pub output: Map,
     /// Weights of the convolutions.
     pub weights: Vec<ConvWeight>,
     /// Biases, gains and offsets that do not depend on the image.

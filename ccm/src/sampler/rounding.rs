@@ -2,7 +2,7 @@
 
 use super::schedule::Request;
 use super::{Backend, Sampler, SamplerError};
-use crate::spec::{ModelCard, Rounding};
+use crate::model::{ModelCard, Rounding};
 use crate::weights::{Model, Precision};
 
 /// Pictures that are compared.
@@ -38,7 +38,7 @@ pub async fn round(model: Model, precision: Precision, backend: Backend) -> Resu
 
 /// Pictures of the first seeds, each class in turn, and the evaluations that each took.
 async fn pictures(model: Model, backend: Backend) -> Result<(Vec<f32>, usize), SamplerError> {
-    let classes = model.spec.num_classes.unwrap_or(1);
+    let classes = model.spec.num_classes().unwrap_or(1);
     let labels: Vec<u32> = (0..IMAGES).map(|i| (i % classes) as u32).collect();
     let request = Request::from_seeds(&model.spec, 0, &labels, IMAGES);
     let mut sampler = Sampler::new(model, backend).await?;

@@ -1,4 +1,7 @@
 //! From noise to an image in one evaluation of the network or a few: what happens to `x` after each.
+//!
+//! All solvers work on the straight path, with velocities; each of their steps is linear in `x`, the velocity and one image
+//! that is kept.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,30 +9,46 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{BLOCK, Plan};
+use crate::model::prediction::Coefficients;
+use crate::model::{ModelCard, NetworkSpec, Path, Role, TimeGrid};
 use crate::noise::{Noise, image_noise};
-use crate::spec::{ModelCard, Role, UNetSpec};
 
 /// How a network is sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Solver {
-    /// A teacher: equal Euler steps from noise to data.
+    /// Euler steps along the velocity; of a diffusion model, DDIM (arXiv 2010.02502).
     Euler,
+    /// Heun's method: the mean of the velocities at both ends of a step. Two evaluations a step, one in the last.
+    Heun,
+    /// DPM-Solver++(2M) (arXiv 2211.01095): second order from the evaluation before; the last step is of first order.
+    Dpm,
     /// A student: jumps to data, with fresh noise between them (Song et al., arXiv 2303.01469, algorithm 1, on
     /// the straight path).
     Jumps,
 }
 
-/// One evaluation of the network, and what it does: `x = keep (x + step v(x, t)) + fresh noise`.
+/// A linear combination: `x`, the velocity there and the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Combination {
+    /// Factor of `x`.
+    pub x: f32,
+    /// Factor of the velocity.
+    pub v: f32,
+    /// Factor of the memory.
+    pub memory: f32,
+}
+
+/// One evaluation of the network, and what follows it. The memory is a second image that a solver keeps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// Time of the evaluation, in [0, 1).
     pub t: f32,
-    /// How far the velocity is followed, in flow time.
-    pub step: f32,
-    /// Share of what is there that stays.
-    pub keep: f32,
-    /// Share of fresh noise that comes in; 0 in the last step.
+    /// What `x` becomes, before fresh noise is added.
+    pub x: Combination,
+    /// What the memory becomes; computed from the same `x`, velocity and memory.
+    pub memory: Combination,
+    /// Factor of fresh noise that is added to `x`; 0 in the last step.
     pub fresh: f32,
 }
 
@@ -45,23 +64,83 @@ impl Solver {
     /// Evaluations that give a good image: one jump, or fifty Euler steps.
     pub fn usual_steps(self) -> usize {
         match self {
-            Self::Euler => 50,
             Self::Jumps => 1,
+            Self::Euler | Self::Heun | Self::Dpm => 50,
         }
     }
 
-    /// The steps of a sample with `count` evaluations.
-    pub fn steps(self, count: usize) -> Vec<Step> {
-        let t = |i: usize| i as f32 / count as f32;
-        match self {
-            Self::Euler => (0..count).map(|i| Step { t: t(i), step: t(1), keep: 1.0, fresh: 0.0 }).collect(),
-            Self::Jumps => (0..count)
-                .map(|i| {
-                    let keep = t(i + 1);
-                    Step { t: t(i), step: 1.0 - t(i), keep, fresh: 1.0 - keep }
-                })
-                .collect(),
+    /// The steps of a sample with at most `count` evaluations, at least 1, at the times of `grid`.
+    ///
+    /// # Errors
+    /// As [`TimeGrid::times`].
+    pub fn steps(self, path: &Path, grid: TimeGrid, count: usize) -> Result<Vec<Step>, String> {
+        let times = match (self, grid) {
+            // The last time of this grid is all but data, where a jump does nothing.
+            (Self::Jumps, TimeGrid::Rho(_)) => {
+                let mut times = grid.times(path, count + 1)?;
+                times.remove(count);
+                times
+            }
+            (Self::Heun, _) => grid.times(path, count.div_ceil(2))?,
+            _ => grid.times(path, count)?,
+        };
+        let pairs = || times.iter().copied().zip(times.iter().copied().skip(1));
+        Ok(match self {
+            Self::Euler => pairs().map(|(t, next)| euler(t, next - t)).collect(),
+            Self::Jumps => pairs().map(|(t, next)| jump(t, next)).collect(),
+            Self::Heun => pairs().flat_map(|(t, next)| heun(t, next)).collect(),
+            Self::Dpm => {
+                let before = std::iter::once(None).chain(times.iter().copied().map(Some));
+                pairs().zip(before).map(|((t, next), before)| dpm(before, t, next)).collect()
+            }
+        })
+    }
+}
+
+fn combination(x: f64, v: f64, memory: f64) -> Combination {
+    Combination { x: x as f32, v: v as f32, memory: memory as f32 }
+}
+
+/// `x + dt v`.
+fn euler(t: f64, dt: f64) -> Step {
+    Step { t: t as f32, x: combination(1.0, dt, 0.0), memory: Combination::default(), fresh: 0.0 }
+}
+
+/// `next (x + (1 - t) v) + (1 - next) noise`.
+fn jump(t: f64, next: f64) -> Step {
+    let x = combination(next, next * (1.0 - t), 0.0);
+    Step { t: t as f32, x, memory: Combination::default(), fresh: (1.0 - next) as f32 }
+}
+
+/// `x + dt (v + v') / 2`, where `v'` is the velocity after an Euler step; the memory is `x + dt v / 2`.
+fn heun(t: f64, next: f64) -> Vec<Step> {
+    let dt = next - t;
+    if next >= 1.0 {
+        return vec![euler(t, dt)];
+    }
+    let first = Step { memory: combination(1.0, dt / 2.0, 0.0), ..euler(t, dt) };
+    vec![first, Step { x: combination(0.0, dt / 2.0, 1.0), ..euler(next, dt) }]
+}
+
+/// With `D = x + (1 - t) v` the predicted data, which the memory keeps, and `h` the step in `ln(t / (1 - t))`:
+/// `x' = (1 - t') / (1 - t) x + (t' - (1 - t') t / (1 - t)) (D + h / (2 h_before) (D - D_before))`.
+fn dpm(before: Option<f64>, t: f64, next: f64) -> Step {
+    let log_ratio = |t: f64| libm::log(t / (1.0 - t));
+    let keep = (1.0 - next) / (1.0 - t);
+    let towards = next - keep * t;
+    // The first step knows no other evaluation, or starts at pure noise; in the last, h is infinite.
+    let share = match before {
+        Some(before) if next < 1.0 && before > 0.0 => {
+            (log_ratio(next) - log_ratio(t)) / (2.0 * (log_ratio(t) - log_ratio(before)))
         }
+        _ => 0.0,
+    };
+    let data = towards * (1.0 + share);
+    Step {
+        t: t as f32,
+        x: combination(keep + data, data * (1.0 - t), -towards * share),
+        memory: combination(1.0, 1.0 - t, 0.0),
+        fresh: 0.0,
     }
 }
 
@@ -78,16 +157,16 @@ pub struct Request {
 
 impl Request {
     /// Images from the seeds `seed, seed + 1, ...`, and the label that each is to have.
-    pub fn from_seeds(spec: &UNetSpec, seed: u64, labels: &[u32], count: usize) -> Self {
+    pub fn from_seeds(spec: &NetworkSpec, seed: u64, labels: &[u32], count: usize) -> Self {
         let noise =
             (0..count as u64).flat_map(|i| image_noise(seed.wrapping_add(i), spec.image_len())).collect();
-        let labels = if spec.num_classes.is_some() { labels.to_vec() } else { Vec::new() };
+        let labels = if spec.num_classes().is_some() { labels.to_vec() } else { Vec::new() };
         Self { noise, labels, seed }
     }
 
     /// Images between two seeds: the noise goes along the great circle from one to the other, so that it stays
     /// normal, for each weight in [0, 1].
-    pub fn between(spec: &UNetSpec, seeds: [u64; 2], label: Option<u32>, weights: &[f32]) -> Self {
+    pub fn between(spec: &NetworkSpec, seeds: [u64; 2], label: Option<u32>, weights: &[f32]) -> Self {
         let [a, b] = seeds.map(|seed| image_noise(seed, spec.image_len()));
         let noise = weights.iter().flat_map(|w| {
             let angle = f64::from(*w) * std::f64::consts::FRAC_PI_2;
@@ -98,7 +177,7 @@ impl Request {
     }
 
     /// Number of images.
-    pub fn images(&self, spec: &UNetSpec) -> usize {
+    pub fn images(&self, spec: &NetworkSpec) -> usize {
         self.noise.len() / spec.image_len()
     }
 
@@ -108,10 +187,22 @@ impl Request {
     }
 }
 
+/// One step in terms of the network's output, for an executor: `x = x.x x + x.v F + x.memory memory + fresh noise`, and the
+/// memory likewise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Update {
+    pub(super) x: Combination,
+    pub(super) memory: Combination,
+    pub(super) fresh: f32,
+    /// Factor of the new `x` in the network's next input.
+    pub(super) c_in: f32,
+}
+
 /// Images that an executor samples together, in its own layout `[height, width, 4]`.
 pub(super) struct Work {
-    /// The steps.
-    pub(super) steps: Vec<Step>,
+    /// Standard deviation of the noise that sampling starts from, and what follows each evaluation. The first entry makes the
+    /// noise the first `x`.
+    pub(super) updates: Vec<Update>,
     /// `[N, height, width, 4]`: the noise at the start, then that of each further step that wants some.
     pub(super) noise: Vec<Vec<f32>>,
     /// For each step each image's row of conditions.
@@ -122,7 +213,7 @@ pub(super) struct Work {
 pub(super) type Row = Arc<[f32]>;
 
 impl Work {
-    /// Images `images` of a request.
+    /// Images `images` of a request; there is at least one step.
     pub(super) fn new(
         plan: &Plan,
         conditions: &mut Conditions,
@@ -137,12 +228,28 @@ impl Work {
             let noise = images.clone().flat_map(|image| request.fresh(image as u64, step, len));
             to_blocks(&noise.collect::<Vec<f32>>(), &plan.spec)
         });
-        let rows = steps.iter().map(|step| {
+        let coefficients: Vec<Coefficients> =
+            steps.iter().map(|step| plan.path.coefficients(f64::from(step.t))).collect();
+        let rows = coefficients.iter().map(|of_step| {
             let label = |image: usize| request.labels.get(image).copied();
-            images.clone().map(|image| conditions.row(plan, step.t, label(image))).collect()
+            images.clone().map(|image| conditions.row(plan, of_step.tau as f32, label(image))).collect()
+        });
+        let none = Combination::default();
+        let first = Update {
+            x: none,
+            memory: none,
+            fresh: plan.path.start_scale(f64::from(steps[0].t)) as f32,
+            c_in: coefficients[0].c_in as f32,
+        };
+        let c_in = coefficients.iter().skip(1).map(|next| next.c_in as f32).chain([1.0]);
+        let after = steps.iter().zip(&coefficients).zip(c_in).map(|((step, of_step), c_in)| Update {
+            x: step.x.of_output(of_step),
+            memory: step.memory.of_output(of_step),
+            fresh: step.fresh,
+            c_in,
         });
         Self {
-            steps: steps.to_vec(),
+            updates: std::iter::once(first).chain(after).collect(),
             noise: std::iter::once(to_blocks(start, &plan.spec)).chain(fresh).collect(),
             rows: rows.collect(),
         }
@@ -154,6 +261,14 @@ impl Work {
     }
 }
 
+impl Combination {
+    /// The same with `v = a x + b F` put in: `v` is then the factor of F.
+    fn of_output(self, of: &Coefficients) -> Self {
+        let v = f64::from(self.v);
+        Self { x: (f64::from(self.x) + v * of.a) as f32, v: (v * of.b) as f32, memory: self.memory }
+    }
+}
+
 /// The rows of conditions that were asked for last; one step from noise always asks for the same.
 #[derive(Default)]
 pub(super) struct Conditions(Vec<((u32, Option<u32>), Row)>);
@@ -162,25 +277,27 @@ impl Conditions {
     /// Rows that are kept.
     const MOST: usize = 1024;
 
-    fn row(&mut self, plan: &Plan, t: f32, label: Option<u32>) -> Row {
-        let key = (t.to_bits(), label);
+    fn row(&mut self, plan: &Plan, tau: f32, label: Option<u32>) -> Row {
+        let key = (tau.to_bits(), label);
         if let Some((_, row)) = self.0.iter().find(|(found, _)| *found == key) {
             return Row::clone(row);
         }
         if self.0.len() == Self::MOST {
             self.0.clear();
         }
-        let row = Row::from(plan.conditioner.row(t, label));
+        let row = Row::from(plan.conditioner.row(tau, label));
         self.0.push((key, Row::clone(&row)));
         row
     }
 }
 
 /// `[N, C, H, W]` to `[N, H, W, 4]`, filled up with zeros.
-fn to_blocks(planes: &[f32], spec: &UNetSpec) -> Vec<f32> {
-    let pixels = spec.height * spec.width;
-    let mut blocks = vec![0.0; planes.len() / spec.in_channels * BLOCK];
-    for (planes, blocks) in planes.chunks_exact(spec.image_len()).zip(blocks.chunks_exact_mut(pixels * BLOCK))
+fn to_blocks(planes: &[f32], spec: &NetworkSpec) -> Vec<f32> {
+    let [channels, height, width] = spec.image();
+    let pixels = height * width;
+    let mut blocks = vec![0.0; planes.len() / channels * BLOCK];
+    for (planes, blocks) in
+        planes.chunks_exact(channels * pixels).zip(blocks.chunks_exact_mut(pixels * BLOCK))
     {
         for (channel, plane) in planes.chunks_exact(pixels).enumerate() {
             for (block, value) in blocks.chunks_exact_mut(BLOCK).zip(plane) {
@@ -192,11 +309,11 @@ fn to_blocks(planes: &[f32], spec: &UNetSpec) -> Vec<f32> {
 }
 
 /// `[N, H, W, 4]` to `[N, C, H, W]`.
-pub(super) fn to_planes(blocks: &[f32], spec: &UNetSpec) -> Vec<f32> {
-    let image = spec.height * spec.width * BLOCK;
-    let mut planes = Vec::with_capacity(blocks.len() / BLOCK * spec.in_channels);
-    for blocks in blocks.chunks_exact(image) {
-        for channel in 0..spec.in_channels {
+pub(super) fn to_planes(blocks: &[f32], spec: &NetworkSpec) -> Vec<f32> {
+    let [channels, height, width] = spec.image();
+    let mut planes = Vec::with_capacity(blocks.len() / BLOCK * channels);
+    for blocks in blocks.chunks_exact(height * width * BLOCK) {
+        for channel in 0..channels {
             planes.extend(blocks.iter().skip(channel).step_by(BLOCK));
         }
     }

@@ -9,8 +9,8 @@ use super::plan::{
 };
 use super::schedule::{Step, Work};
 use super::{cpu, gpu};
+use crate::model::UNetSpec;
 use crate::noise::Noise;
-use crate::spec::UNetSpec;
 use crate::weights::{HostTensor, Precision};
 
 /// A layer for the conditioner of a plan whose rows of conditions are empty.

@@ -6,8 +6,9 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::data::Dataset;
-use crate::method::batch::{Batch, labels_tensor};
+use crate::method::batch::Batch;
 use crate::method::coupling::Coupling;
+use crate::nn::host::labels_tensor;
 use crate::noise::Noise;
 
 /// A part of training with random numbers of its own.

@@ -14,10 +14,11 @@ use super::batches::StageKind;
 use super::state::TrainState;
 use crate::disk::{self, DiskError};
 use crate::method::discriminator::{Discriminator, Heads};
+use crate::model::{ModelCard, NetworkSpec, Prediction, TensorSpec};
+use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
+use crate::nn::host::to_host;
 use crate::nn::optimizer::Optimizer;
-use crate::nn::unet::{UNet, to_host};
-use crate::spec::{ModelCard, TensorSpec, UNetSpec};
 use crate::weights::{HostTensor, Model, Precision, TensorFile, WeightsError};
 
 /// Checkpoints that are kept.
@@ -83,7 +84,7 @@ struct Description {
     discriminator: Option<Opponent>,
 }
 
-/// Of a discriminator, what are no tensors.
+/// Discriminator state that is not a tensor.
 #[derive(Serialize, Deserialize)]
 struct Opponent {
     step: u64,
@@ -110,7 +111,7 @@ fn parse(path: &Path) -> Option<Checkpoint> {
 /// Weights, averages or moments that are not finite, a folder that cannot be written, or a full disk; older
 /// checkpoints are then still there.
 pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathBuf, CheckpointError> {
-    let spec = state.unet.spec();
+    let spec = state.denoiser.spec();
     let (of_network, of_heads) = (spec.tensors(), Heads::tensors(spec));
     let mut tensors = BTreeMap::new();
     let mut add = |prefix: &str, specs: &[TensorSpec], values: Vec<Tensor<1>>| {
@@ -123,9 +124,9 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
         }
         Ok(())
     };
-    add("model", &of_network, state.unet.parameters())?;
+    add("model", &of_network, state.denoiser.parameters())?;
     for (i, ema) in state.emas.iter().enumerate() {
-        add(&format!("ema.{i}"), &of_network, ema.unet.parameters())?;
+        add(&format!("ema.{i}"), &of_network, ema.denoiser.parameters())?;
     }
     for moment in [0, 1] {
         add(&format!("adam.{moment}"), &of_network, state.optimizer.moment(moment))?;
@@ -165,13 +166,13 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
 pub fn resume(
     folder: &Path,
     stage: StageKind,
-    spec: &UNetSpec,
+    (spec, prediction): (&NetworkSpec, &Prediction),
     device: &Device,
     note: &mut dyn FnMut(&str),
 ) -> Result<Option<TrainState>, CheckpointError> {
     let mut damaged = Vec::new();
     for found in list(folder).into_iter().rev().filter(|found| found.stage == stage) {
-        match load(&found.path, stage, spec, device) {
+        match load(&found.path, stage, (spec, prediction), device) {
             Ok(state) => {
                 for error in &damaged {
                     note(&format!("{error}; going on from {} instead", found.path.display()));
@@ -194,7 +195,7 @@ pub fn resume(
 pub fn load(
     path: &Path,
     stage: StageKind,
-    spec: &UNetSpec,
+    (spec, prediction): (&NetworkSpec, &Prediction),
     device: &Device,
 ) -> Result<TrainState, CheckpointError> {
     let wrong = |source| CheckpointError::Weights { path: path.to_owned(), source };
@@ -214,17 +215,18 @@ pub fn load(
         });
         expected.collect()
     };
-    let mut unet = |prefix: &str, device: &Device| -> Result<UNet, WeightsError> {
+    let mut denoiser = |prefix: &str, device: &Device| -> Result<Denoiser, WeightsError> {
         let model = Model {
             spec: spec.clone(),
+            prediction: prediction.clone(),
             card: ModelCard::default(),
             precision: Precision::F32,
             tensors: take(prefix, spec.tensors())?,
         };
-        Ok(UNet::new(&model, device))
+        Ok(Denoiser::new(&model, device))
     };
     let plain = device.clone().without_autodiff();
-    let student = unet("model", &device.clone().autodiff()).map_err(wrong)?;
+    let student = denoiser("model", &device.clone().autodiff()).map_err(wrong)?;
     let expected = stage.averages();
     if description.stage != stage.name() || description.decays.len() != expected {
         return Err(CheckpointError::Other {
@@ -235,7 +237,7 @@ pub fn load(
     }
     let mut emas = Vec::new();
     for (i, &decay) in description.decays.iter().enumerate() {
-        emas.push(Ema { decay, unet: unet(&format!("ema.{i}"), &plain).map_err(wrong)? });
+        emas.push(Ema { decay, denoiser: denoiser(&format!("ema.{i}"), &plain).map_err(wrong)? });
     }
     let flat = |tensor: HostTensor| Tensor::<1>::from_data(tensor.values.as_slice(), &plain);
     // There are none before the first step.
@@ -261,7 +263,7 @@ pub fn load(
         return Err(wrong(WeightsError::Unexpected(name)));
     }
     let optimizer = Optimizer::default().from_moments(of_student);
-    Ok(TrainState { unet: student, emas, optimizer, discriminator, step: description.step })
+    Ok(TrainState { denoiser: student, emas, optimizer, discriminator, step: description.step })
 }
 
 #[cfg(test)]
@@ -269,14 +271,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::Config;
-    use crate::nn::unet::random_model;
+    use crate::nn::denoiser::random_model;
 
     fn state(step: u64) -> TrainState {
         let mut spec = Config::preset("shapes").unwrap().network;
         (spec.height, spec.width, spec.channel_mult, spec.attention_resolutions) = (8, 8, vec![1.0], vec![]);
-        let state = TrainState::new(&random_model(&spec, 1), &[0.9], &Device::flex());
+        let model = random_model(&spec.into(), &Prediction::Velocity, 1);
+        let state = TrainState::new(&model, &[0.9], &Device::flex());
         // As after a step: moments of every parameter.
-        let moments = state.unet.parameters().into_iter().map(|weight| [weight.clone(), weight]).collect();
+        let moments =
+            state.denoiser.parameters().into_iter().map(|weight| [weight.clone(), weight]).collect();
         TrainState { optimizer: Optimizer::default().from_moments(moments), step, ..state }
     }
 
@@ -290,8 +294,8 @@ mod tests {
         save(folder.path(), StageKind::Teacher, &state(1)).unwrap();
         for bad in [f32::NAN, f32::INFINITY] {
             let mut broken = state(2);
-            let weights = broken.unet.parameters();
-            broken.unet = broken.unet.zip_map(weights, |weight, _| weight * bad);
+            let weights = broken.denoiser.parameters().into_iter().map(|weight| weight * bad).collect();
+            broken.denoiser = broken.denoiser.with_parameters(weights);
             let error = save(folder.path(), StageKind::Teacher, &broken).unwrap_err().to_string();
             assert!(error.contains("tensor `model.") && error.contains("not finite"), "{error}");
         }
@@ -301,10 +305,12 @@ mod tests {
     #[test]
     fn a_damaged_checkpoint_is_passed_over_and_does_not_outlive_a_good_one() {
         let folder = tempfile::tempdir().unwrap();
-        let spec = state(0).unet.spec().clone();
+        let spec = state(0).denoiser.spec().clone();
         let mut notes = Vec::new();
         let mut resume = |stage| {
-            resume(folder.path(), stage, &spec, &Device::flex(), &mut |note| notes.push(note.to_owned()))
+            resume(folder.path(), stage, (&spec, &Prediction::Velocity), &Device::flex(), &mut |note| {
+                notes.push(note.to_owned())
+            })
         };
         assert!(resume(StageKind::Teacher).unwrap().is_none());
         save(folder.path(), StageKind::Teacher, &state(4)).unwrap();

@@ -7,13 +7,14 @@ use burn::tensor::Tensor;
 use super::batches::Batches;
 use super::state::{Stage, StepReport, TrainState, Workers};
 use crate::method::batch::Batch;
-use crate::method::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start, times};
+use crate::method::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start};
 use crate::method::discriminator::{Adversary, DiscriminatorGradients};
 use crate::method::distance::Distance;
 use crate::method::flow::{jump, path};
+use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
+use crate::nn::host::per_image;
 use crate::nn::optimizer::Schedule;
-use crate::nn::unet::UNet;
 
 /// The target network's place in [`TrainState::emas`].
 pub const TARGET: usize = 0;
@@ -37,28 +38,30 @@ pub struct Distillation<'a> {
     /// `alpha` of `t = (U (1 - s))^alpha`.
     pub time_alpha: f32,
     /// The teacher; it records no gradients.
-    pub teacher: UNet,
+    pub teacher: Denoiser,
     /// The student.
     pub state: TrainState,
 }
 
-/// `t = (U (1 - s))^alpha`: at least one whole step is left for the teacher.
-pub fn sample_times(uniform: &[f32], step_size: f32, alpha: f32) -> Vec<f32> {
-    uniform.iter().map(|u| (u * (1.0 - step_size)).powf(alpha)).collect()
+/// `t = t0 + (1 - t0) (U (1 - s))^alpha`, with `t0` the first time of the teacher's path: at least one whole step is left
+/// for the teacher.
+pub fn sample_times(uniform: &[f32], first_time: f64, step_size: f32, alpha: f32) -> Vec<f32> {
+    let first = first_time as f32;
+    uniform.iter().map(|u| first + (1.0 - first) * (u * (1.0 - step_size)).powf(alpha)).collect()
 }
 
 impl Stage for Distillation<'_> {
     fn step(&mut self) -> StepReport {
         let Self { batches, schedule, workers, curriculum, distance, adversary, time_alpha, teacher, state } =
             self;
-        let target = state.emas[TARGET].unet.clone();
+        let target = state.emas[TARGET].denoiser.clone();
         let adversary = adversary.as_ref().filter(|adversary| state.step >= adversary.from);
         let adversarial = adversary.zip(state.discriminator.clone());
 
         // `x_t` and `t` of the paper.
         let begin = |Batch { x0, x1, uniform, .. }: &Batch| {
-            let t = sample_times(uniform, curriculum.step_size, *time_alpha);
-            let times = times(&t, &x0.device());
+            let t = sample_times(uniform, teacher.path().first_time(), curriculum.step_size, *time_alpha);
+            let times = per_image(&t, &x0.device());
             (path(x0, x1, &times), t, times)
         };
         let goal = |estimate: Tensor<4>, batch: Batch| -> Goal {
@@ -70,13 +73,13 @@ impl Stage for Distillation<'_> {
         let batch = batches.batch(state.step);
         // One KDC over the whole batch wants all of it at once, whatever a backward pass holds.
         let together = (curriculum.scope == Scope::Batch).then(|| {
-            let (x_t, _, times) = begin(&batch);
-            let v = state.unet.without_gradients().forward(x_t.clone(), times.clone(), batch.label.clone());
+            let (x_t, t, times) = begin(&batch);
+            let v = state.denoiser.without_gradients().velocity(x_t.clone(), &t, batch.label.clone());
             goal(jump(x_t, &times, v), batch.clone())
         });
-        let loss = |student: &UNet, part: Batch, rows: Range<usize>| {
-            let (x_t, _, times) = begin(&part);
-            let v = student.forward(x_t.clone().autodiff(), times.clone(), part.label.clone());
+        let loss = |student: &Denoiser, part: Batch, rows: Range<usize>| {
+            let (x_t, t, times) = begin(&part);
+            let v = student.velocity(x_t.clone().autodiff(), &t, part.label.clone());
             let estimate = jump(x_t.autodiff(), &times, v);
             let goal = match &together {
                 Some(goal) => goal.part(rows.clone()),

@@ -63,7 +63,7 @@ fn still_needed(config: &Config, folder: &Path) -> u64 {
     const REST: u64 = 32 << 20;
     // Weights, averages and moments, in two checkpoints and one that is being written, and two models.
     let copies = 3 * (1 + 3 + 2) + 2;
-    let all = copies * 4 * config.network.parameters() as u64 + REST;
+    let all = copies * 4 * config.spec().parameters() as u64 + REST;
     all.saturating_sub(disk::size(folder))
 }
 
@@ -93,7 +93,7 @@ mod tests {
     fn what_is_there_is_not_asked_for_again() {
         let (config, folder) = (Config::preset("shapes").unwrap(), tempfile::tempdir().unwrap());
         let all = still_needed(&config, folder.path());
-        assert!(all > 20 * 4 * config.network.parameters() as u64);
+        assert!(all > 20 * 4 * config.spec().parameters() as u64);
         assert_eq!(still_needed(&config, &folder.path().join("not there yet")), all);
         disk::make(&folder.path().join(files::CHECKPOINTS)).unwrap();
         disk::write(&folder.path().join(files::CHECKPOINTS).join("a"), &[0; 1000]).unwrap();

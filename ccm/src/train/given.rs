@@ -61,15 +61,15 @@ impl Given {
     }
 }
 
-/// The teacher in a file, if it has the configuration's network.
+/// The teacher that a run has trained, if it has the configuration's network.
 pub(super) fn read_teacher(config: &Config, path: &Path) -> Result<Model, RunError> {
     let model = disk::read_model(path)?;
     let mut network = config.network.clone();
     if config.data.class_conditional && network.num_classes.is_none() {
         // The data set, which may not be read yet, decides.
-        network.num_classes = model.spec.num_classes;
+        network.num_classes = model.spec.num_classes();
     }
-    if model.spec != network {
+    if model.spec != network.into() || model.prediction != config.path.prediction() {
         let path = path.display();
         return Err(RunError::Unsuitable(format!("{path}: its network differs from the configuration's")));
     }

@@ -1,9 +1,10 @@
 //! KDC and teacher steps against t, over images that were not trained on (PAPER.md §7, claim 1).
 
 use super::batches::Batches;
-use crate::method::curriculum::{Curriculum, Mode, Scope, Start, times};
+use crate::method::curriculum::{Curriculum, Mode, Scope, Start};
 use crate::method::flow::{jump, path};
-use crate::nn::unet::UNet;
+use crate::nn::denoiser::Denoiser;
+use crate::nn::host::per_image;
 use crate::report::{Curves, KdcBin};
 
 /// Bins of t.
@@ -12,11 +13,11 @@ const BINS: usize = 10;
 /// The networks between which KDC is measured; none records gradients.
 pub struct Networks<'a> {
     /// The teacher.
-    pub teacher: &'a UNet,
+    pub teacher: &'a Denoiser,
     /// The target network.
-    pub target: &'a UNet,
+    pub target: &'a Denoiser,
     /// The student itself, not an average of it.
-    pub student: &'a UNet,
+    pub student: &'a Denoiser,
 }
 
 /// Measures the curriculum and, beside it, the fixed step, on `count` images, spread evenly over t.
@@ -41,10 +42,12 @@ fn curve(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count:
         let batch = batches.batch(step as u64);
         // Evenly over the range, with a random place in each interval.
         let places = batch.uniform.iter().enumerate().map(|(i, u)| (i as f32 + u) / batch.len() as f32);
-        let t: Vec<f32> = places.map(|place| place * (1.0 - curriculum.step_size)).collect();
-        let time = times(&t, &batch.x0.device());
+        let first = networks.teacher.path().first_time() as f32;
+        let t: Vec<f32> =
+            places.map(|place| first + (1.0 - first) * place * (1.0 - curriculum.step_size)).collect();
+        let time = per_image(&t, &batch.x0.device());
         let x_t = path(&batch.x0, &batch.x1, &time);
-        let v = networks.student.forward(x_t.clone(), time.clone(), batch.label.clone());
+        let v = networks.student.velocity(x_t.clone(), &t, batch.label.clone());
         let start = Start {
             estimate: jump(x_t.clone(), &time, v),
             x_t,

@@ -27,11 +27,11 @@ use crate::method::curriculum::Curriculum;
 use crate::method::discriminator::{Adversary, Discriminator};
 use crate::method::distance::{Distance, DistanceKind};
 use crate::method::lpips::Lpips;
+use crate::model::{ModelCard, NetworkSpec, Prediction, Role};
+use crate::nn::denoiser::{Denoiser, random_model};
 use crate::nn::optimizer::Schedule;
-use crate::nn::unet::{UNet, random_model};
 use crate::report::Curves;
 use crate::sampler::schedule::Solver;
-use crate::spec::{ModelCard, Role};
 use crate::weights::Model;
 
 /// Whoever watches a run: draws the bars, and may ask it to stop.
@@ -132,6 +132,7 @@ impl Run {
         let sources = Sources {
             config: &self.config,
             folder: &self.folder,
+            spec: &self.spec(),
             device: &self.device,
             classes: self.data.classes(),
             command: &self.command,
@@ -139,6 +140,17 @@ impl Run {
         summary::write(&sources, &teacher, Some(curves))?;
         watch.note(&format!("report: {}", self.path(files::REPORT).display()));
         Ok(Outcome::Finished)
+    }
+
+    /// The architecture: that of the teacher that is given, or the configuration's.
+    pub fn spec(&self) -> NetworkSpec {
+        self.given.teacher.as_ref().map_or_else(|| self.config.spec(), |teacher| teacher.spec.clone())
+    }
+
+    /// What the network predicts: as the teacher that is given, or as the configuration says.
+    pub fn prediction(&self) -> Prediction {
+        let teacher = self.given.teacher.as_ref();
+        teacher.map_or_else(|| self.config.path.prediction(), |teacher| teacher.prediction.clone())
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -167,14 +179,6 @@ impl Run {
     /// The teacher: the one given, the one trained before, or one trained now; `None` if interrupted.
     fn teacher(&self, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
         if let Some(given) = &self.given.teacher {
-            // The number of classes is known only now.
-            if given.spec != self.config.network {
-                return Err(RunError::Unsuitable(format!(
-                    "teacher.model: expected a network of {} classes, as the data have, found {}",
-                    self.config.network.num_classes.unwrap_or(0),
-                    given.spec.num_classes.unwrap_or(0)
-                )));
-            }
             return Ok(Some(given.clone()));
         }
         let path = self.path(files::TEACHER);
@@ -185,7 +189,7 @@ impl Run {
         let state = match self.resumed(StageKind::Teacher, &mut |text| watch.note(text))? {
             Some(state) => state,
             None => {
-                let model = random_model(&self.config.network, self.config.run.seed);
+                let model = random_model(&self.spec(), &self.prediction(), self.config.run.seed);
                 TrainState::new(&model, &[config.ema], &self.device)
             }
         };
@@ -199,6 +203,7 @@ impl Run {
                 gradient_clip: config.gradient_clip,
             },
             workers: self.workers(config.batch, config.micro_batch)?,
+            times: self.config.path.times(),
             state,
         };
         let steps = (config.steps, config.batch);
@@ -256,7 +261,7 @@ impl Run {
             gradient_clip: config.gradient_clip,
         };
         // One copy on the device: `without_gradients` shares its weights.
-        let frozen = Arc::new(UNet::frozen(teacher, &self.device));
+        let frozen = Arc::new(Denoiser::frozen(teacher, &self.device));
         let adversary = (config.adversarial_weight > 0.0).then(|| Adversary {
             encoder: Arc::clone(&frozen),
             weight: config.adversarial_weight,
@@ -277,7 +282,7 @@ impl Run {
         })
     }
 
-    fn distance(&self, frozen: &Arc<UNet>) -> Result<Distance, RunError> {
+    fn distance(&self, frozen: &Arc<Denoiser>) -> Result<Distance, RunError> {
         let config = &self.config.distill;
         Ok(match config.distance {
             DistanceKind::PseudoHuber => Distance::PseudoHuber,
@@ -300,7 +305,7 @@ impl Run {
 
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
         // Dropout draws from one generator, and two threads would race for its numbers.
-        let threads = if self.config.network.dropout > 0.0 { 1 } else { self.threads };
+        let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
         Ok(Workers::new(threads, batch, micro_batch.unwrap_or(batch))?)
     }
 
@@ -316,7 +321,7 @@ impl Run {
 
     fn resumed(&self, stage: StageKind, note: &mut dyn FnMut(&str)) -> Result<Option<TrainState>, RunError> {
         let folder = self.path(files::CHECKPOINTS);
-        Ok(checkpoint::resume(&folder, stage, &self.config.network, &self.device, note)?)
+        Ok(checkpoint::resume(&folder, stage, (&self.spec(), &self.prediction()), &self.device, note)?)
     }
 
     pub(super) fn finished(&self, role: Role, stage: &dyn Stage, batch: usize) -> Model {
@@ -324,7 +329,7 @@ impl Run {
         let ema = stage.sampled();
         // The name of the data without its path, which is private to this machine.
         let data = self.config.data.source.as_deref().and_then(|source| Path::new(source).file_stem());
-        ema.unet.to_model(ModelCard {
+        ema.denoiser.to_model(ModelCard {
             role,
             source: self.config.run.name.clone(),
             data: data.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
@@ -385,8 +390,10 @@ impl Run {
                     StageKind::Teacher => (Solver::Euler, every.report_steps),
                     StageKind::Distill => (Solver::Jumps, 1),
                 };
-                let request = SampleGrid::new(&self.config.network, every.report_images);
-                let picture = sample_grid(&stage.sampled().unet, solver, &request, evaluations, &self.device);
+                let request = SampleGrid::new(&self.spec(), every.report_images);
+                let picture =
+                    sample_grid(&stage.sampled().denoiser, solver, &request, evaluations, &self.device)
+                        .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
                 let name = format!("{}/{}-{:09}.png", files::SAMPLES, kind.name(), report.step);
                 disk::write(&self.path(&name), &picture.to_png()?)?;
             }
@@ -413,11 +420,11 @@ impl Run {
         let state = self.resumed(StageKind::Distill, note)?.ok_or_else(|| {
             RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
         })?;
-        let student = state.unet.to_model(ModelCard::default());
+        let student = state.denoiser.to_model(ModelCard::default());
         let networks = Networks {
-            teacher: &UNet::new(teacher, &self.device),
-            target: &state.emas[distill::TARGET].unet,
-            student: &UNet::new(&student, &self.device),
+            teacher: &Denoiser::new(teacher, &self.device),
+            target: &state.emas[distill::TARGET].denoiser,
+            student: &Denoiser::new(&student, &self.device),
         };
         let size = self.config.distill.batch.min(self.held_out.len());
         let batches = self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
@@ -430,7 +437,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::data::{ImageShape, Split, shapes};
-    use crate::nn::unet::random_model;
+    use crate::nn::denoiser::random_model;
 
     struct Quiet;
 
@@ -449,13 +456,13 @@ mod tests {
         let path = folder.path().join("teacher.safetensors");
         let mut config = Config::preset("shapes").unwrap();
         config.network.num_classes = Some(8);
-        let teacher = random_model(&config.network, 3);
+        let teacher = random_model(&config.spec(), &config.path.prediction(), 3);
         disk::write(&path, &teacher.to_bytes()).unwrap();
         config.teacher.model = Some(path.to_str().unwrap().to_owned());
         let given = check(&config, &folder.path().join("run"), false).unwrap();
         // The file is not read again.
         std::fs::remove_file(&path).unwrap();
-        let shape = ImageShape::of(&config.network);
+        let shape = ImageShape::of(&config.spec());
         let data = |split| shapes(64, shape, split, 0).unwrap();
         let (data, held_out) = (data(Split::Train), data(Split::HeldOut));
         let (folder, command) = (folder.path().join("run"), String::new());

@@ -2,12 +2,11 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::method::batch::labels_tensor;
-use crate::method::flow::{euler, multistep};
-use crate::nn::unet::{UNet, to_host};
+use crate::model::NetworkSpec;
+use crate::nn::denoiser::Denoiser;
+use crate::nn::host::{labels_tensor, to_host};
 use crate::sampler::image::{Picture, grid};
-use crate::sampler::schedule::{Request, Solver};
-use crate::spec::UNetSpec;
+use crate::sampler::schedule::{Combination, Request, Solver};
 
 /// A grid of sample images: one row a class where there are classes, otherwise about square.
 pub struct SampleGrid {
@@ -19,9 +18,9 @@ pub struct SampleGrid {
 
 impl SampleGrid {
     /// A grid of about `count` images.
-    pub fn new(spec: &UNetSpec, count: usize) -> Self {
+    pub fn new(spec: &NetworkSpec, count: usize) -> Self {
         const ROWS: usize = 10;
-        match spec.num_classes {
+        match spec.num_classes() {
             Some(classes) => {
                 let rows = classes.min(ROWS);
                 let columns = (count / rows).max(1);
@@ -36,47 +35,61 @@ impl SampleGrid {
     }
 }
 
-/// Samples `[N, C, H, W]`, flat, with `steps` evaluations an image, at most `batch` images at a time.
+/// Samples `[N, C, H, W]`, flat, with at most `steps` evaluations an image at the times of the model's own grid, at most
+/// `batch` images at a time.
+///
+/// # Errors
+/// More steps than the model's schedule has.
 pub fn sample(
-    unet: &UNet,
+    denoiser: &Denoiser,
     solver: Solver,
     request: &Request,
     steps: usize,
     batch: usize,
     device: &Device,
-) -> Vec<f32> {
-    let spec = unet.spec();
-    let image = spec.image_len();
+) -> Result<Vec<f32>, String> {
+    let spec = denoiser.spec();
+    let ([channels, height, width], image) = (spec.image(), spec.image_len());
+    let steps = solver.steps(denoiser.path(), denoiser.path().grid(), steps)?;
+    let start = denoiser.path().start_scale(f64::from(steps[0].t)) as f32;
     let mut images = Vec::with_capacity(request.noise.len());
     for (part, noise) in request.noise.chunks(image * batch).enumerate() {
         let count = noise.len() / image;
-        let shape = [count, spec.in_channels, spec.height, spec.width];
+        let shape = [count, channels, height, width];
         let tensor = |values: Vec<f32>| Tensor::<4>::from_data(TensorData::new(values, shape), device);
         let labels = request.labels.get(part * batch..part * batch + count);
         let label: Option<Tensor<1, Int>> = labels.map(|labels| labels_tensor(labels, device));
-        let x0 = tensor(noise.to_vec());
-        let x1 = match solver {
-            Solver::Euler => euler(unet, x0, label.as_ref(), steps),
-            Solver::Jumps => multistep(unet, x0, label.as_ref(), steps, |step| {
+        let mut x = tensor(noise.to_vec()) * start;
+        let mut memory = x.zeros_like();
+        for (number, step) in steps.iter().enumerate() {
+            let v = denoiser.velocity(x.clone(), &vec![step.t; count], label.clone());
+            let combine = |of: Combination| x.clone() * of.x + v.clone() * of.v + memory.clone() * of.memory;
+            let next = combine(step.x);
+            memory = combine(step.memory);
+            x = next;
+            if step.fresh > 0.0 {
                 let images = (part * batch) as u64..(part * batch + count) as u64;
-                tensor(images.flat_map(|i| request.fresh(i, step, image)).collect())
-            }),
-        };
-        images.extend(to_host(x1));
+                let fresh = images.flat_map(|i| request.fresh(i, number + 1, image)).collect();
+                x = x + tensor(fresh) * step.fresh;
+            }
+        }
+        images.extend(to_host(x));
     }
-    images
+    Ok(images)
 }
 
 /// Samples as a grid.
+///
+/// # Errors
+/// As [`sample`].
 pub fn sample_grid(
-    unet: &UNet,
+    denoiser: &Denoiser,
     solver: Solver,
     SampleGrid { request, columns }: &SampleGrid,
     steps: usize,
     device: &Device,
-) -> Picture {
+) -> Result<Picture, String> {
     const BATCH: usize = 64;
-    let spec = unet.spec();
-    let images = sample(unet, solver, request, steps, BATCH, device);
-    grid(&images, [spec.in_channels, spec.height, spec.width], *columns)
+    let images = sample(denoiser, solver, request, steps, BATCH, device)?;
+    Ok(grid(&images, denoiser.spec().image(), *columns))
 }

@@ -7,16 +7,17 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::method::batch::Batch;
 use crate::method::discriminator::Discriminator;
+use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
-use crate::nn::optimizer::{Optimizer, Schedule, gradients};
-use crate::nn::unet::{UNet, to_host};
+use crate::nn::host::to_host;
+use crate::nn::optimizer::{Optimizer, Schedule};
 use crate::weights::Model;
 
 /// What a stage of training changes and a checkpoint holds.
 #[derive(Clone)]
 pub struct TrainState {
     /// The network that is trained; it records gradients.
-    pub unet: UNet,
+    pub denoiser: Denoiser,
     /// Averages of its weights.
     pub emas: Vec<Ema>,
     /// The optimiser.
@@ -64,10 +65,10 @@ pub trait Stage {
 impl TrainState {
     /// Starts from a model; so do the averages.
     pub fn new(model: &Model, decays: &[f64], device: &Device) -> Self {
-        let plain = UNet::new(model, &device.clone().without_autodiff());
+        let plain = Denoiser::new(model, &device.clone().without_autodiff());
         Self {
-            unet: UNet::new(model, &device.clone().autodiff()),
-            emas: decays.iter().map(|&decay| Ema { decay, unet: plain.clone() }).collect(),
+            denoiser: Denoiser::new(model, &device.clone().autodiff()),
+            emas: decays.iter().map(|&decay| Ema { decay, denoiser: plain.clone() }).collect(),
             optimizer: Optimizer::default(),
             discriminator: None,
             step: 0,
@@ -83,28 +84,29 @@ impl TrainState {
         schedule: &Schedule,
         batch: &Batch,
         workers: &Workers,
-        loss: impl Fn(&UNet, Batch, Range<usize>) -> (Tensor<1>, R) + Sync,
+        loss: impl Fn(&Denoiser, Batch, Range<usize>) -> (Tensor<1>, R) + Sync,
     ) -> (f64, f64, Vec<R>) {
         // Dropout draws from the device's own generator, which would otherwise go on from wherever it was.
         batch.x0.device().seed(batch.seed);
-        let student = &self.unet;
+        let student = &self.denoiser;
         let one = |rows: Range<usize>| {
             let share = rows.len() as f32 / batch.len() as f32;
             // Parameters of its own, so that the graphs of two parts have nothing in common.
-            let student = student.clone().zip_map(student.parameters(), |_, parameter| parameter);
+            let student = student.with_parameters(student.parameters());
             let (loss, said) = loss(&student, batch.part(rows.clone()), rows);
             let loss = loss * share;
-            let gradients = gradients(&student, &loss);
+            let gradients = student.gradients(&loss);
             Sum { loss: loss.inner(), gradients, said: vec![said] }
         };
         let rows = (0..batch.len()).step_by(workers.part);
         let parts = rows.map(|start| start..batch.len().min(start + workers.part)).collect();
         let Some(sum) = workers.fold(parts, one, Sum::join) else { return (0.0, 0.0, Vec::new()) };
         let loss = to_host(sum.loss).into_iter().map(f64::from).sum();
-        let (unet, norm) = self.optimizer.step(schedule, self.step, self.unet.clone(), sum.gradients);
-        self.unet = unet;
+        let (parameters, norm) =
+            self.optimizer.step(schedule, self.step, self.denoiser.parameters(), sum.gradients);
+        self.denoiser = self.denoiser.with_parameters(parameters);
         for ema in &mut self.emas {
-            ema.update(&self.unet);
+            ema.update(&self.denoiser);
         }
         self.step += 1;
         (loss, norm, sum.said)

@@ -12,7 +12,8 @@ use super::metrics_log::{self, Line};
 use super::samples::{SampleGrid, sample_grid};
 use crate::config::Config;
 use crate::disk;
-use crate::nn::unet::UNet;
+use crate::model::NetworkSpec;
+use crate::nn::denoiser::Denoiser;
 use crate::report::{Curves, DistillPoint, Grid, Growth, Pictures, Report, TeacherPoint};
 use crate::sampler::schedule::Solver;
 use crate::weights::Model;
@@ -24,6 +25,8 @@ const GROWTH: usize = 6;
 pub(super) struct Sources<'a> {
     /// The whole configuration.
     pub(super) config: &'a Config,
+    /// The architecture of teacher and student.
+    pub(super) spec: &'a NetworkSpec,
     /// The folder of the run.
     pub(super) folder: &'a Path,
     /// Where samples are computed.
@@ -39,7 +42,8 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
     let lines = metrics_log::read(&run.folder.join(files::METRICS))?;
     let of = |stage: StageKind| lines.iter().filter(move |line| line.stage == stage.name());
     let student = disk::read_model(&run.folder.join(files::STUDENT))?;
-    let spec = &run.config.network;
+    let spec = run.spec;
+    let [_, height, width] = spec.image();
     let SampleGrid { request, columns } = SampleGrid::new(spec, run.config.run.report_images);
     let rows = request.labels.iter().step_by(columns.max(1));
     // A network may have more classes than the data have names.
@@ -50,8 +54,8 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
         summary: format!(
             "A one-step image generator for {}x{} images of {}, distilled from a flow-matching teacher with the \
              Curriculum Consistency Model.",
-            spec.width,
-            spec.height,
+            width,
+            height,
             run.config.data.source.as_deref().unwrap_or("the data"),
         ),
         command: run.command.to_owned(),
@@ -85,11 +89,12 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
 }
 
 fn grid(run: &Sources, model: &Model, solver: Solver, steps: usize) -> Result<Grid, RunError> {
-    let unet = UNet::new(model, run.device);
-    let samples = SampleGrid::new(&run.config.network, run.config.run.report_images);
+    let denoiser = Denoiser::new(model, run.device);
+    let samples = SampleGrid::new(run.spec, run.config.run.report_images);
     let begin = Instant::now();
-    let picture = sample_grid(&unet, solver, &samples, steps, run.device);
-    let images = samples.request.noise.len() / run.config.network.image_len();
+    let picture = sample_grid(&denoiser, solver, &samples, steps, run.device)
+        .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
+    let images = samples.request.noise.len() / run.spec.image_len();
     let ms_per_image = Some(begin.elapsed().as_secs_f64() * 1e3 / images.max(1) as f64);
     Ok(Grid { steps: steps as u32, ms_per_image, png: picture.to_png()? })
 }
@@ -118,8 +123,7 @@ fn tiles<'a, I: Iterator<Item = &'a Line>>(
     run: &Sources,
     of: impl Fn(StageKind) -> I,
 ) -> Vec<(String, String)> {
-    let mut tiles =
-        vec![("parameters".to_owned(), format!("{:.2} M", run.config.network.parameters() as f64 / 1e6))];
+    let mut tiles = vec![("parameters".to_owned(), format!("{:.2} M", run.spec.parameters() as f64 / 1e6))];
     for (stage, who) in [(StageKind::Teacher, "teacher"), (StageKind::Distill, "student")] {
         let (mut images, mut seconds, mut last) = (0, 0.0, 0);
         for line in of(stage) {

@@ -1,18 +1,14 @@
-//! Trains a teacher by conditional flow matching (PAPER.md §2).
+//! Trains a teacher (PAPER.md §2 and §8).
 
 use std::ops::Range;
-
-use burn::tensor::Tensor;
 
 use super::batches::Batches;
 use super::state::{Stage, StepReport, TrainState, Workers};
 use crate::method::batch::Batch;
-use crate::method::curriculum::times;
-use crate::method::distance::Distance;
-use crate::method::flow::path;
+use crate::method::teacher::{TimeDistribution, teacher_loss};
+use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
 use crate::nn::optimizer::Schedule;
-use crate::nn::unet::UNet;
 
 /// A teacher in training.
 pub struct Teacher<'a> {
@@ -22,22 +18,19 @@ pub struct Teacher<'a> {
     pub schedule: Schedule,
     /// The threads that share a batch.
     pub workers: Workers,
+    /// How times are drawn.
+    pub times: TimeDistribution,
     /// The network.
     pub state: TrainState,
-}
-
-/// Regresses `v(x_t, t)` onto `x1 - x0`, with `t` uniform in [0, 1).
-fn flow_matching(unet: &UNet, batch: Batch, _: Range<usize>) -> (Tensor<1>, ()) {
-    let t = times(&batch.uniform, &batch.x0.device());
-    let x_t = path(&batch.x0, &batch.x1, &t);
-    let v = unet.forward(x_t.autodiff(), t, batch.label);
-    (Distance::L2.mean(v, (batch.x1 - batch.x0).autodiff()), ())
 }
 
 impl Stage for Teacher<'_> {
     fn step(&mut self) -> StepReport {
         let batch = self.batches.batch(self.state.step);
-        let (loss, gradient_norm, _) = self.state.learn(&self.schedule, &batch, &self.workers, flow_matching);
+        let times = self.times;
+        let loss =
+            |denoiser: &Denoiser, part: Batch, _: Range<usize>| (teacher_loss(denoiser, times, part), ());
+        let (loss, gradient_norm, _) = self.state.learn(&self.schedule, &batch, &self.workers, loss);
         let step = self.state.step;
         let images = step * batch.len() as u64;
         StepReport {

@@ -5,7 +5,7 @@ use super::distill::Distillation;
 use super::error::RunError;
 use super::run::Run;
 use super::state::Stage;
-use crate::spec::Role;
+use crate::model::Role;
 use crate::weights::Model;
 
 /// A student that has spent its budget.
@@ -82,7 +82,7 @@ mod tests {
     use crate::config::Config;
     use crate::data::{ImageShape, Split, shapes};
     use crate::method::distance::{Distance, DistanceKind};
-    use crate::nn::unet::random_model;
+    use crate::nn::denoiser::random_model;
     use crate::train::given::Given;
     use crate::train::run::suit;
 
@@ -97,11 +97,11 @@ mod tests {
     fn run() -> (Run, Model) {
         let mut config =
             Config::preset("shapes").unwrap().with_overrides(&SETTINGS.map(String::from)).unwrap();
-        let shape = ImageShape::of(&config.network);
+        let shape = ImageShape::of(&config.spec());
         let data = |split| shapes(64, shape, split, 0).unwrap();
         let (data, held_out) = (data(Split::Train), data(Split::HeldOut));
         suit(&mut config, &data).unwrap();
-        let teacher = random_model(&config.network, 3);
+        let teacher = random_model(&config.spec(), &config.path.prediction(), 3);
         let (folder, command) = ("never written".into(), String::new());
         let given = Given::default();
         (Run { config, folder, device: Device::flex(), threads: 1, given, data, held_out, command }, teacher)

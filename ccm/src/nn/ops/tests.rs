@@ -5,7 +5,7 @@ use burn::tensor::module::conv2d;
 use burn::tensor::{Device, TensorData};
 
 use super::*;
-use crate::nn::unet::to_host;
+use crate::nn::host::to_host;
 use crate::noise::Noise;
 
 fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {

@@ -1,20 +1,36 @@
-//! `x = keep (x + step velocity) + fresh noise`, as `shaders/src/advance.wgsl`.
+//! The step of a solver, as `shaders/src/advance.wgsl`.
 
-use crate::sampler::schedule::Step;
+use crate::sampler::schedule::{Combination, Update};
 
-/// Advances some values of an image.
+/// Advances some values of an image and of its memory.
 ///
 /// # Panics
-/// If the slices differ in length, or if a step that mixes in noise has none.
-pub(super) fn advance(step: &Step, x: &mut [f32], velocity: &[f32], noise: Option<&[f32]>) {
-    assert!(x.len() == velocity.len(), "values of the velocity");
-    assert!(noise.is_some() || step.fresh == 0.0, "a step that mixes in noise has none");
-    for (x, v) in x.iter_mut().zip(velocity) {
-        *x = step.keep * (*x + step.step * v);
+/// If the slices differ in length, or if a step that adds fresh noise has none.
+pub(super) fn advance(
+    update: &Update,
+    image: &mut [f32],
+    memory: &mut [f32],
+    output: &[f32],
+    noise: Option<&[f32]>,
+) {
+    assert!(
+        image.len() == output.len() && image.len() == memory.len(),
+        "values of the output and the memory"
+    );
+    assert!(noise.is_some() || update.fresh == 0.0, "a step that adds fresh noise has none");
+    // A value that is not used may be anything, and is not multiplied by 0.
+    let term = |factor: f32, value: f32| if factor == 0.0 { 0.0 } else { factor * value };
+    let combine = |of: Combination, image: f32, output: f32, memory: f32| {
+        term(of.x, image) + term(of.v, output) + term(of.memory, memory)
+    };
+    for ((image, memory), output) in image.iter_mut().zip(memory).zip(output) {
+        let (old, kept) = (*image, *memory);
+        *image = combine(update.x, old, *output, kept);
+        *memory = combine(update.memory, old, *output, kept);
     }
     if let Some(noise) = noise {
-        assert!(x.len() == noise.len(), "values of the noise");
-        x.iter_mut().zip(noise).for_each(|(x, noise)| *x += step.fresh * noise);
+        assert!(image.len() == noise.len(), "values of the noise");
+        image.iter_mut().zip(noise).for_each(|(image, noise)| *image += update.fresh * noise);
     }
 }
 
@@ -22,24 +38,38 @@ pub(super) fn advance(step: &Step, x: &mut [f32], velocity: &[f32], noise: Optio
 mod tests {
     use super::*;
 
-    const STEP: Step = Step { t: 0.5, step: 0.5, keep: 0.25, fresh: 0.75 };
+    const UPDATE: Update = Update {
+        x: Combination { x: 0.25, v: 0.5, memory: 2.0 },
+        memory: Combination { x: 1.0, v: 0.0, memory: -1.0 },
+        fresh: 0.75,
+        c_in: 1.0,
+    };
 
     #[test]
-    fn a_step_follows_the_velocity_and_mixes_in_noise() {
-        let mut x = [1.0, -2.0];
-        advance(&STEP, &mut x, &[2.0, 4.0], Some(&[4.0, 8.0]));
-        assert_eq!(x, [0.25 * 2.0 + 3.0, 6.0]);
+    fn image_and_memory_are_combinations_of_what_was_before() {
+        let (mut image, mut memory) = ([1.0, -2.0], [3.0, 0.5]);
+        advance(&UPDATE, &mut image, &mut memory, &[2.0, 4.0], Some(&[4.0, 8.0]));
+        assert_eq!(image, [0.25 + 1.0 + 6.0 + 3.0, -0.5 + 2.0 + 1.0 + 6.0]);
+        assert_eq!(memory, [1.0 - 3.0, -2.0 - 0.5]);
     }
 
     #[test]
-    #[should_panic(expected = "a step that mixes in noise has none")]
+    fn what_is_not_used_may_be_anything() {
+        let start = Update { x: Combination::default(), memory: Combination::default(), ..UPDATE };
+        let (mut image, mut memory) = ([f32::NAN], [f32::INFINITY]);
+        advance(&start, &mut image, &mut memory, &[f32::NAN], Some(&[4.0]));
+        assert_eq!((image, memory), ([3.0], [0.0]));
+    }
+
+    #[test]
+    #[should_panic(expected = "a step that adds fresh noise has none")]
     fn missing_noise_is_not_left_out() {
-        advance(&STEP, &mut [1.0], &[2.0], None);
+        advance(&UPDATE, &mut [1.0], &mut [1.0], &[2.0], None);
     }
 
     #[test]
-    #[should_panic(expected = "values of the velocity")]
-    fn a_velocity_of_another_length_is_not_cut_off() {
-        advance(&STEP, &mut [1.0, 2.0], &[2.0], Some(&[1.0, 1.0]));
+    #[should_panic(expected = "values of the output")]
+    fn an_output_of_another_length_is_not_cut_off() {
+        advance(&UPDATE, &mut [1.0, 2.0], &mut [1.0, 2.0], &[2.0], Some(&[1.0, 1.0]));
     }
 }

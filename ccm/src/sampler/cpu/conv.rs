@@ -161,7 +161,7 @@ impl Strip<'_> {
         pixel: usize,
         taps: std::ops::Range<usize>,
     ) {
-        let Conv { x, kernel, stride, upsample, y, .. } = *self.op;
+        let Conv { x, kernel, stride, border, upsample, y, .. } = *self.op;
         let Operands { weight, bias, residual, zeros, .. } = *self.operands;
         let (channel, lanes) = (self.panel.channel, S::F32_LANES);
         let width = self.panel.width.min(y.channels - channel);
@@ -198,7 +198,6 @@ impl Strip<'_> {
             true => (2 * x.first.height, 2 * x.first.width),
             false => (x.first.height, x.first.width),
         };
-        let border = kernel / 2;
         let channels = x.channels();
         let panel = &weight.values[self.panel.start..];
         for tap in taps {

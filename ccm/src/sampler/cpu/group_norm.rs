@@ -8,7 +8,6 @@ use super::arch::Arch;
 use super::shared::{Member, Shared};
 use crate::sampler::plan::GroupNorm;
 use crate::simd::exp;
-use crate::spec::{NORM_EPSILON, NORM_GROUPS};
 
 /// This member's share of the norm of one image.
 ///
@@ -22,8 +21,8 @@ pub(super) fn group_norm(
     member: &Member,
 ) {
     let channels = op.x.channels();
-    let of_group = channels / NORM_GROUPS;
-    let groups = member.share(NORM_GROUPS);
+    let of_group = channels / op.groups;
+    let groups = member.share(op.groups);
     let own = groups.start * of_group..groups.end * of_group;
     if own.is_empty() {
         return;
@@ -60,7 +59,7 @@ pub(super) fn group_norm(
         let mean = means.iter().sum::<f32>() / of_group as f32;
         let spread = means.iter().map(|m| (m - mean) * (m - mean)).sum::<f32>();
         let variance = (squares.iter().sum::<f32>() + spread) / of_group as f32;
-        let inverse = 1.0 / (variance + NORM_EPSILON).sqrt();
+        let inverse = 1.0 / (variance + op.epsilon).sqrt();
         let first = own.start + group * of_group;
         for (i, (slope, shift)) in means.iter_mut().zip(squares).enumerate() {
             *slope = gain[first + i] * inverse;

@@ -98,8 +98,9 @@ impl Executor {
         let members = if work.images() < self.threads { self.threads } else { 1 };
         let teams = self.threads / members;
         self.buffers.resize(teams, Vec::new());
-        let mut images = work.noise[0].clone();
-        let output = Shared::new(&mut images);
+        let mut images = vec![0.0; work.images() * image];
+        let mut memory = images.clone();
+        let [output, memory] = [&mut images, &mut memory].map(|values| Shared::new(values));
         let barriers: Vec<Barrier> = (0..teams).map(|_| Barrier::default()).collect();
         let arenas = self.buffers.iter_mut().map(|buffers| Arena {
             buffers: fitted(buffers, plan).iter_mut().map(|buffer| Shared::new(buffer)).collect(),
@@ -114,20 +115,23 @@ impl Executor {
             let _presence = Presence(&barriers[team]);
             let arena = &arenas[team];
             for i in (team..work.images()).step_by(teams) {
-                for (number, step) in work.steps.iter().enumerate() {
+                for (number, update) in work.updates.iter().enumerate() {
                     let own = member.share(image);
-                    // SAFETY: members copy and advance their own shares. There are barriers before and after the
-                    // evaluation, which reads only the arena.
+                    if number > 0 {
+                        evaluate(plan, weights, arena, &work.rows[number - 1][i], &member);
+                    }
+                    // SAFETY: members advance their own shares. There are barriers before and after the evaluation,
+                    // which reads only the arena.
                     let x = unsafe { output.write(i * image + own.start, own.len()) };
-                    let place = arena.buffers[plan.x.buffer];
                     // SAFETY: as above.
-                    unsafe { place.write(own.start, own.len()) }.copy_from_slice(x);
-                    member.wait();
-                    evaluate(plan, weights, arena, &work.rows[number][i], &member);
+                    let kept = unsafe { memory.write(i * image + own.start, own.len()) };
+                    // SAFETY: as above. Before the first evaluation the values are not used.
+                    let of_network = &unsafe { arena.read(plan.output) }[own.clone()];
+                    let fresh = work.noise.get(number).map(|noise| &noise[i * image..][own.clone()]);
+                    advance::advance(update, x, kept, of_network, fresh);
                     // SAFETY: as above.
-                    let velocity = &unsafe { arena.read(plan.velocity) }[own.clone()];
-                    let fresh = work.noise.get(number + 1).map(|noise| &noise[i * image..][own]);
-                    advance::advance(step, x, velocity, fresh);
+                    let input = unsafe { arena.buffers[plan.x.buffer].write(own.start, own.len()) };
+                    input.iter_mut().zip(&*x).for_each(|(input, x)| *input = update.c_in * x);
                     member.wait();
                 }
             }
@@ -163,7 +167,7 @@ fn evaluate(plan: &Plan, weights: &[PackedWeight], arena: &Arena, row: &[f32], m
         // SAFETY: `sample` has checked that no operation reads a buffer that it writes, and between operations all
         // members wait.
         let read = |map: Map| unsafe { arena.read(map) };
-        let y = arena.buffers[op.output().buffer];
+        let y = arena.buffers[op.y().buffer];
         match op {
             Op::Conv(op) => {
                 let operands = Operands {

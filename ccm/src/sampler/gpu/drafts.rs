@@ -11,11 +11,6 @@ use super::device::Device;
 use super::prepared::{line, uniform_bytes};
 use super::weights::StoredWeight;
 use crate::sampler::plan::{Attention, BLOCK, Conv, GroupNorm, Map, Op, Plan, Pool, Vector};
-use crate::spec::{NORM_EPSILON, NORM_GROUPS};
-
-// The kernels have these numbers in their source; the CPU and training take them from the spec.
-const _: () = assert!(ccm_shaders::NORM_GROUPS as usize == NORM_GROUPS);
-const _: () = assert!(ccm_shaders::NORM_EPSILON == NORM_EPSILON);
 
 /// What does not depend on the number of images.
 pub(super) struct Fixed {
@@ -106,6 +101,7 @@ impl<'a> Build<'a> {
             out_blocks,
             kernel: op.kernel as u32,
             stride: op.stride as u32,
+            border: op.border as u32,
             upsample: u32::from(op.upsample),
             bias_start: in_blocks(bias_start),
             bias_pitch: in_blocks(bias_pitch),
@@ -144,12 +140,14 @@ impl<'a> Build<'a> {
             offset_start,
             pitch,
             silu: u32::from(op.silu),
+            of_group: (op.y.channels / op.groups) as u32,
+            epsilon: op.epsilon,
         };
         let (first, second) = (self.map(op.x.first), self.map(op.x.second.unwrap_or(op.x.first)));
         let statistics = self.statistics;
         let moments = buffers::Moments { first, second, statistics };
         let normalize = buffers::Normalize { first, second, statistics, gain, offset, y: self.map(op.y) };
-        let columns = blocks(op.y) / NORM_BLOCKS;
+        let columns = blocks(op.y).div_ceil(NORM_BLOCKS);
         vec![
             Draft::new(Kernel::Moments, &uniform, moments.in_order(), [columns, images, 1]),
             Draft::new(

@@ -19,7 +19,7 @@ use wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wgpu::{Buffer, BufferUsages, RenderPipeline, TextureFormat};
 
 use super::plan::Plan;
-use super::schedule::{Step, Work};
+use super::schedule::{Update, Work};
 use super::{Api, SamplerError};
 use crate::weights::Precision;
 
@@ -169,26 +169,32 @@ impl Executor {
         };
         let prepared = self.prepared.insert(prepared);
         let (device, pipelines, queue) = (&self.device, &self.pipelines, &self.device.queue);
-        let write_step = |step: &Step| {
-            let count = (images * plan.x.pixels()) as u32;
-            let step = uniform::Step { step: step.step, keep: step.keep, fresh: step.fresh, count };
-            queue.write_buffer(&prepared.step, 0, &uniform_bytes(&step));
-        };
-        // Before the first step the image is noise alone.
-        queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(&work.noise[0]));
-        write_step(&Step { t: 0.0, step: 0.0, keep: 0.0, fresh: 1.0 });
-        device.submit(|encoder| pipelines.encode(encoder, std::iter::once(&prepared.advance)));
-        for (number, step) in work.steps.iter().enumerate() {
-            match work.noise.get(number + 1) {
+        for (number, update) in work.updates.iter().enumerate() {
+            match work.noise.get(number) {
                 Some(noise) => queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(noise)),
-                None => assert!(step.fresh == 0.0, "a step that mixes in noise has none"),
+                None => assert!(update.fresh == 0.0, "a step that adds fresh noise has none"),
             }
-            let rows: Vec<f32> = work.rows[number].iter().flat_map(|row| row.iter().copied()).collect();
-            queue.write_buffer(&prepared.rows, 0, bytemuck::cast_slice(&rows));
-            write_step(step);
-            device.submit(|encoder| {
-                pipelines.encode(encoder, prepared.evaluate.iter().chain([&prepared.advance]));
-            });
+            let Update { x, memory, fresh, c_in } = *update;
+            let step = uniform::Step {
+                image_image: x.x,
+                image_output: x.v,
+                image_memory: x.memory,
+                memory_image: memory.x,
+                memory_output: memory.v,
+                memory_memory: memory.memory,
+                fresh,
+                input_scale: c_in,
+                count: (images * plan.x.pixels()) as u32,
+            };
+            queue.write_buffer(&prepared.step, 0, &uniform_bytes(&step));
+            // The first update makes the noise the first image, before any evaluation.
+            let evaluate = if number == 0 { &[][..] } else { &prepared.evaluate };
+            if number > 0 {
+                let rows: Vec<f32> =
+                    work.rows[number - 1].iter().flat_map(|row| row.iter().copied()).collect();
+                queue.write_buffer(&prepared.rows, 0, bytemuck::cast_slice(&rows));
+            }
+            device.submit(|encoder| pipelines.encode(encoder, evaluate.iter().chain([&prepared.advance])));
         }
         device.check()?;
         Ok(prepared.image.clone())
@@ -236,7 +242,7 @@ impl Executor {
             }
         };
         let [width, height] = size;
-        let picture = uniform::Picture { height, width, channels: plan.spec.in_channels as u32 };
+        let picture = uniform::Picture { height, width, channels: plan.spec.image()[0] as u32 };
         let uniform = gpu.create_buffer_init(&BufferInitDescriptor {
             label: Some("picture"),
             contents: &uniform_bytes(&picture),

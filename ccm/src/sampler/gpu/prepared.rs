@@ -90,6 +90,7 @@ impl Prepared {
         let pixels = plan.x.pixels() as u64;
         let (source, target) = (storage | BufferUsages::COPY_SRC, storage | BufferUsages::COPY_DST);
         let image = buffer("image", count * pixels * 16, source);
+        let memory = buffer("memory", count * pixels * 16, storage);
         let noise = buffer("noise", count * pixels * 16, target);
         let rows = buffer("conditions", count * 4 * plan.conditioner.row_len() as u64, target);
         let normed = plan.ops.iter().filter_map(|op| match op {
@@ -128,9 +129,10 @@ impl Prepared {
         });
         let evaluate = evaluate.collect();
         let operands = buffers::Advance {
-            velocity: &maps[plan.velocity.buffer],
+            output: &maps[plan.output.buffer],
             noise: &noise,
             image: &image,
+            memory: &memory,
             x: &maps[plan.x.buffer],
         };
         let workgroups = line(images as u32 * plan.x.pixels() as u32);

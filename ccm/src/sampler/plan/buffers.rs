@@ -18,18 +18,18 @@ impl Plan {
     ///
     /// # Panics
     /// If an operation reads a map that no operation before it writes, or writes a map that it reads, or if no operation
-    /// writes the velocity.
+    /// writes the output.
     #[expect(clippy::expect_used, reason = "the assertion before it checks the maps that operations read")]
     pub(super) fn share_buffers(&mut self, sizes: &[usize]) {
         let mut last_use = vec![0; sizes.len()];
         for (time, op) in self.ops.iter().enumerate() {
-            for map in op.inputs().into_iter().chain([op.output()]) {
+            for map in op.inputs().into_iter().chain([op.y()]) {
                 last_use[map.buffer] = time;
             }
         }
-        // The image and the velocity are used after the last operation.
+        // The input and the output are used after the last operation.
         last_use[self.x.buffer] = usize::MAX;
-        last_use[self.velocity.buffer] = usize::MAX;
+        last_use[self.output.buffer] = usize::MAX;
 
         let mut buffers: Vec<Buffer> = Vec::new();
         let mut places = vec![None; sizes.len()];
@@ -43,7 +43,7 @@ impl Plan {
                     "operation {time} reads a map that nothing writes before"
                 );
             }
-            let map = op.output().buffer;
+            let map = op.y().buffer;
             if places[map].is_none() {
                 let place = place(&mut buffers, sizes[map], time);
                 buffers[place].busy_until = last_use[map];
@@ -52,13 +52,13 @@ impl Plan {
         }
         let share = |map: &mut Map| {
             map.buffer =
-                places[map.buffer].expect("some operation writes every map that is read, and the velocity");
+                places[map.buffer].expect("some operation writes every map that is read, and the output");
         };
         for op in &mut self.ops {
             op.maps_mut().into_iter().for_each(share);
         }
         share(&mut self.x);
-        share(&mut self.velocity);
+        share(&mut self.output);
         self.buffers = buffers.into_iter().map(|buffer| buffer.size).collect();
     }
 }
@@ -94,7 +94,7 @@ impl Op {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::plan::build::tests::{specs, unshared};
+    use crate::sampler::plan::lower::tests::{specs, unshared};
     use crate::sampler::plan::{BLOCK, Pool};
 
     /// Which map each operation finds in the buffers that it reads, if maps are named by the plan before.
@@ -118,22 +118,22 @@ mod tests {
                     assert!(shared.len() <= plan.buffers[shared.buffer]);
                 }
                 let inputs: Vec<usize> = shared.inputs().iter().map(|map| map.buffer).collect();
-                let y = shared.output();
+                let y = shared.y();
                 assert!(!inputs.contains(&y.buffer), "operation {time} of {spec:?} reads what it writes");
                 assert!(y.len() <= plan.buffers[y.buffer]);
-                holds[y.buffer] = Some(own.output().buffer);
+                holds[y.buffer] = Some(own.y().buffer);
             }
-            assert_eq!(holds[plan.velocity.buffer], Some(before.velocity.buffer));
+            assert_eq!(holds[plan.output.buffer], Some(before.output.buffer));
             assert_eq!(holds[plan.x.buffer], Some(before.x.buffer), "the image is still there");
         }
     }
 
     /// A plan of pooling operations: reads map `pair[0]` and writes map `pair[1]` for each pair.
-    fn pools(pairs: &[[usize; 2]], velocity: usize) -> Plan {
+    fn pools(pairs: &[[usize; 2]], output: usize) -> Plan {
         let (mut plan, _) = unshared(&specs()[0]);
         let map = |buffer| Map { buffer, height: 2, width: 2, channels: BLOCK };
         plan.ops = pairs.iter().map(|&[x, y]| Op::Pool(Pool { x: map(x), y: map(y) })).collect();
-        (plan.x, plan.velocity) = (map(0), map(velocity));
+        (plan.x, plan.output) = (map(0), map(output));
         plan
     }
 
@@ -163,8 +163,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the velocity")]
-    fn a_velocity_that_is_never_written_is_not_read_from_another_buffer() {
+    #[should_panic(expected = "and the output")]
+    fn an_output_that_is_never_written_is_not_read_from_another_buffer() {
         pools(&[[0, 1]], 2).share_buffers(&[16; 3]);
     }
 }

@@ -1,0 +1,190 @@
+//! `[path]`: the path between noise and images that a teacher is trained on, and what its network predicts.
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use crate::method::teacher::TimeDistribution;
+use crate::model::Prediction;
+use crate::model::prediction::{Betas, Edm, Schedule, Spacing};
+
+/// The path that a teacher is trained on (PAPER.md §8). Settings that are absent have the values of the publications.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathConfig {
+    /// `flow`: the straight path with velocities (PAPER.md §2). `vp`: DDPM's variance-preserving path. `edm`: EDM's path,
+    /// preconditioning, loss weights and distribution of times.
+    pub kind: PathKind,
+    /// `vp`: what the network predicts, `noise` (the default), `data` or `v`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicts: Option<Predicts>,
+    /// `vp`: `linear` (the default), `scaled-linear` or `cosine`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleName>,
+    /// `vp`: the betas one by one, in (0, 1), instead of `schedule`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub betas: Option<Vec<f64>>,
+    /// `vp`: the first beta of `linear` and `scaled-linear`; 1e-4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_start: Option<f64>,
+    /// `vp`: their last beta; 0.02.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_end: Option<f64>,
+    /// `vp`: number of steps of the schedule; 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule_steps: Option<usize>,
+    /// `edm`: standard deviation of the images; 0.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_data: Option<f64>,
+    /// `edm`: the smallest sigma; 0.002.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_min: Option<f64>,
+    /// `edm`: sigma of the noise that sampling starts from; 80.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_max: Option<f64>,
+    /// `edm`: mean of `ln(sigma)` in training; -1.2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_sigma_mean: Option<f64>,
+    /// `edm`: standard deviation of `ln(sigma)` in training; 1.2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_sigma_deviation: Option<f64>,
+}
+
+/// See [`PathConfig::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathKind {
+    /// Flow matching.
+    Flow,
+    /// DDPM.
+    Vp,
+    /// EDM.
+    Edm,
+}
+
+impl PathKind {
+    /// How a teacher of this kind is called in text.
+    pub fn teacher(self) -> &'static str {
+        match self {
+            Self::Flow => "flow-matching",
+            Self::Vp => "diffusion (VP)",
+            Self::Edm => "diffusion (EDM)",
+        }
+    }
+}
+
+/// See [`PathConfig::predicts`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Predicts {
+    /// The noise.
+    Noise,
+    /// The image.
+    Data,
+    /// `alpha noise - sigma data`.
+    V,
+}
+
+/// See [`PathConfig::schedule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleName {
+    /// Betas in equal steps.
+    Linear,
+    /// Squares of numbers in equal steps.
+    ScaledLinear,
+    /// arXiv 2102.09672.
+    Cosine,
+}
+
+impl PathConfig {
+    /// What the network predicts.
+    pub fn prediction(&self) -> Prediction {
+        match self.kind {
+            PathKind::Flow => Prediction::Velocity,
+            PathKind::Vp => {
+                let schedule = self.schedule();
+                match self.predicts.unwrap_or(Predicts::Noise) {
+                    Predicts::Noise => Prediction::Noise(schedule),
+                    Predicts::Data => Prediction::Data(schedule),
+                    Predicts::V => Prediction::V(schedule),
+                }
+            }
+            PathKind::Edm => {
+                let usual = Edm::default();
+                Prediction::Edm(Edm {
+                    sigma_data: self.sigma_data.unwrap_or(usual.sigma_data),
+                    sigma_min: self.sigma_min.unwrap_or(usual.sigma_min),
+                    sigma_max: self.sigma_max.unwrap_or(usual.sigma_max),
+                    ..usual
+                })
+            }
+        }
+    }
+
+    fn schedule(&self) -> Schedule {
+        let (start, end) = (self.beta_start.unwrap_or(1e-4), self.beta_end.unwrap_or(0.02));
+        let (betas, steps) = match (&self.betas, self.schedule.unwrap_or(ScheduleName::Linear)) {
+            (Some(betas), _) => (Betas::Table(betas.clone()), betas.len()),
+            (None, ScheduleName::Linear) => (Betas::Linear(start, end), 1000),
+            (None, ScheduleName::ScaledLinear) => (Betas::ScaledLinear(start, end), 1000),
+            (None, ScheduleName::Cosine) => (Betas::Cosine, 1000),
+        };
+        let steps = self.schedule_steps.unwrap_or(steps);
+        Schedule { betas, steps, zero_terminal_snr: false, spacing: Spacing::Trailing }
+    }
+
+    /// How times are drawn in the teacher's training.
+    pub fn times(&self) -> TimeDistribution {
+        match self.kind {
+            PathKind::Flow => TimeDistribution::Uniform,
+            PathKind::Vp => TimeDistribution::Steps,
+            PathKind::Edm => TimeDistribution::LogNormal {
+                mean: self.log_sigma_mean.unwrap_or(-1.2),
+                deviation: self.log_sigma_deviation.unwrap_or(1.2),
+            },
+        }
+    }
+
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let of_vp = [
+            ("predicts", self.predicts.is_some()),
+            ("schedule", self.schedule.is_some()),
+            ("betas", self.betas.is_some()),
+            ("beta_start", self.beta_start.is_some()),
+            ("beta_end", self.beta_end.is_some()),
+            ("schedule_steps", self.schedule_steps.is_some()),
+        ];
+        let of_edm = [
+            ("sigma_data", self.sigma_data.is_some()),
+            ("sigma_min", self.sigma_min.is_some()),
+            ("sigma_max", self.sigma_max.is_some()),
+            ("log_sigma_mean", self.log_sigma_mean.is_some()),
+            ("log_sigma_deviation", self.log_sigma_deviation.is_some()),
+        ];
+        let others = of_vp.iter().filter(|_| self.kind != PathKind::Vp);
+        let mut others = others.chain(of_edm.iter().filter(|_| self.kind != PathKind::Edm));
+        let wrong = |key: &str, expected: String, found: &str| ConfigError::Value {
+            key: format!("path.{key}"),
+            expected,
+            found: found.to_owned(),
+        };
+        if let Some((key, _)) = others.find(|(_, given)| *given) {
+            let kind = if of_vp.iter().any(|(of_vp, _)| of_vp == key) { "vp" } else { "edm" };
+            return Err(wrong(key, format!("none, as path.kind is not `{kind}`"), "a value"));
+        }
+        if self.betas.is_some() && (self.schedule.is_some() || self.schedule_steps.is_some()) {
+            return Err(wrong("betas", "none beside path.schedule or path.schedule_steps".into(), "a table"));
+        }
+        if let Some(deviation) = self.log_sigma_deviation
+            && !(deviation > 0.0 && deviation.is_finite())
+        {
+            let expected = "a number above 0".into();
+            return Err(wrong("log_sigma_deviation", expected, &deviation.to_string()));
+        }
+        self.prediction().validate().map_err(|reason| {
+            let (key, reason) = reason.split_once(": ").unwrap_or(("kind", &reason));
+            let (expected, found) = reason.split_once(", found ").unwrap_or((reason, ""));
+            wrong(key, expected.trim_start_matches("expected ").to_owned(), found)
+        })
+    }
+}

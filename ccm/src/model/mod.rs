@@ -1,0 +1,13 @@
+//! What a model is: its network, what the network predicts, and where it comes from. No Burn, no files.
+
+mod card;
+pub mod graph;
+pub mod networks;
+pub mod prediction;
+mod time_grid;
+
+pub use card::{ModelCard, Role, Rounding};
+pub use graph::TensorSpec;
+pub use networks::{NetworkSpec, SpecError, UNet2DSpec, UNetSpec};
+pub use prediction::{Path, Prediction};
+pub use time_grid::TimeGrid;

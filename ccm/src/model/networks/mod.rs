@@ -1,0 +1,107 @@
+//! Families of networks: one builder each, and the sizes and options that a builder reads.
+//!
+//! A new family is a file here with a spec and its `graph`, and a variant of [`NetworkSpec`].
+
+pub mod adm;
+pub mod unet2d;
+
+pub use adm::UNetSpec;
+pub use unet2d::UNet2DSpec;
+
+use super::graph::{Graph, TensorSpec};
+
+/// The architecture of a network that makes images.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NetworkSpec {
+    /// ADM's U-Net.
+    Adm(UNetSpec),
+    /// diffusers' `UNet2DModel`.
+    UNet2D(UNet2DSpec),
+}
+
+/// A spec out of range: the field, and why.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct SpecError {
+    /// The field at fault.
+    pub field: &'static str,
+    /// What was expected and what was found.
+    pub reason: String,
+}
+
+fn require(holds: bool, field: &'static str, reason: impl FnOnce() -> String) -> Result<(), SpecError> {
+    if holds { Ok(()) } else { Err(SpecError { field, reason: reason() }) }
+}
+
+impl From<UNetSpec> for NetworkSpec {
+    fn from(spec: UNetSpec) -> Self {
+        Self::Adm(spec)
+    }
+}
+
+impl From<UNet2DSpec> for NetworkSpec {
+    fn from(spec: UNet2DSpec) -> Self {
+        Self::UNet2D(spec)
+    }
+}
+
+impl NetworkSpec {
+    /// Checks every field against its range and against the others.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        match self {
+            Self::Adm(spec) => spec.validate(),
+            Self::UNet2D(spec) => spec.validate(),
+        }
+    }
+
+    /// The network of a valid spec.
+    pub fn graph(&self) -> Graph {
+        match self {
+            Self::Adm(spec) => spec.graph(),
+            Self::UNet2D(spec) => spec.graph(),
+        }
+    }
+
+    /// Channels, height and width of an image.
+    pub fn image(&self) -> [usize; 3] {
+        match self {
+            Self::Adm(spec) => [spec.in_channels, spec.height, spec.width],
+            Self::UNet2D(spec) => [spec.in_channels, spec.sample_size[0], spec.sample_size[1]],
+        }
+    }
+
+    /// Values of an image.
+    pub fn image_len(&self) -> usize {
+        self.image().iter().product()
+    }
+
+    /// Classes of a conditional model.
+    pub fn num_classes(&self) -> Option<usize> {
+        match self {
+            Self::Adm(spec) => spec.num_classes,
+            Self::UNet2D(spec) => spec.num_class_embeds,
+        }
+    }
+
+    /// Probability that a feature is dropped in training.
+    pub fn dropout(&self) -> f64 {
+        match self {
+            Self::Adm(spec) => spec.dropout,
+            Self::UNet2D(spec) => spec.dropout,
+        }
+    }
+
+    /// Every tensor of a model file.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let parameters = self.graph().parameters.into_iter();
+        parameters.map(|parameter| TensorSpec { name: parameter.name, shape: parameter.shape }).collect()
+    }
+
+    /// Number of trainable values.
+    pub fn parameters(&self) -> usize {
+        self.graph().parameters.iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum()
+    }
+}

@@ -1,0 +1,338 @@
+//! diffusers' `UNet2DModel`, for images without text: DDPM, and consistency models in diffusers' format. Parameters and
+//! options have diffusers' names.
+
+use serde::{Deserialize, Serialize};
+
+use super::{SpecError, require};
+use crate::model::graph::{Builder, Graph, Padding, TimestepEmbedding, Value, build};
+
+/// The architecture of a `UNet2DModel`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UNet2DSpec {
+    /// Channels of the image and of the output: 1 (grey) or 3 (RGB).
+    pub in_channels: usize,
+    /// Height and width of the image in pixels.
+    pub sample_size: [usize; 2],
+    /// Channels of each level; every further level halves the resolution.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks a level on the way down; one more on the way up.
+    pub layers_per_block: usize,
+    /// The block of each level on the way down.
+    pub down_block_types: Vec<DownBlock>,
+    /// The block of each level on the way up, the smallest maps first.
+    pub up_block_types: Vec<UpBlock>,
+    /// How blocks with attention change the resolution on the way down.
+    pub downsample_type: Resample,
+    /// How blocks with attention change the resolution on the way up.
+    pub upsample_type: Resample,
+    /// Whether there is a middle block.
+    pub mid_block: bool,
+    /// Whether the middle block has attention.
+    pub add_attention: bool,
+    /// The sums of the middle block are divided by this.
+    pub mid_block_scale_factor: f32,
+    /// Zeros around the convolutions that halve the resolution: 1 on each side, or 0 for one at the end.
+    pub downsample_padding: usize,
+    /// Channels of an attention head; one head where not given.
+    pub attention_head_dim: Option<usize>,
+    /// Groups of the group norms.
+    pub norm_num_groups: usize,
+    /// Groups of the norm of the middle block's attention, where they differ.
+    pub attn_norm_num_groups: Option<usize>,
+    /// Added to the variance in group norms.
+    pub norm_eps: f32,
+    /// How the embedding of time and label conditions a residual block.
+    pub resnet_time_scale_shift: TimeScaleShift,
+    /// Cosines before sines in the embedding of the time.
+    pub flip_sin_to_cos: bool,
+    /// Taken off the number of frequencies that the exponents of the embedding are divided by.
+    pub freq_shift: f32,
+    /// Channels of the embedding of time and label; four times the first level's where not given.
+    pub time_embedding_dim: Option<usize>,
+    /// Classes of a conditional model.
+    pub num_class_embeds: Option<usize>,
+    /// Probability that a feature is dropped in training, in `[0, 1)`.
+    pub dropout: f64,
+}
+
+/// A block on the way down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DownBlock {
+    /// Residual blocks, then a strided convolution.
+    DownBlock2D,
+    /// The same with attention after each residual block.
+    AttnDownBlock2D,
+    /// Residual blocks, the last of which pools.
+    ResnetDownsampleBlock2D,
+}
+
+/// A block on the way up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpBlock {
+    /// Residual blocks, then upsampling and a convolution.
+    UpBlock2D,
+    /// The same with attention after each residual block.
+    AttnUpBlock2D,
+    /// Residual blocks, the last of which upsamples.
+    ResnetUpsampleBlock2D,
+}
+
+/// A change of the resolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resample {
+    /// By a convolution.
+    Conv,
+    /// Inside a residual block.
+    Resnet,
+}
+
+/// How the embedding of time and label conditions a residual block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeScaleShift {
+    /// It is added before the second norm.
+    Default,
+    /// It scales and shifts the second norm's output.
+    ScaleShift,
+}
+
+/// A change of the resolution inside a residual block.
+#[derive(Clone, Copy)]
+enum Direction {
+    Down,
+    Up,
+}
+
+impl UNet2DSpec {
+    /// Checks every field against its range and against the others.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let levels = self.block_out_channels.len();
+        require((1..=8).contains(&levels), "block_out_channels", || {
+            format!("expected 1 to 8 levels, found {levels}")
+        })?;
+        for (field, found) in
+            [("down_block_types", self.down_block_types.len()), ("up_block_types", self.up_block_types.len())]
+        {
+            require(found == levels, field, || format!("expected {levels} blocks, found {found}"))?;
+        }
+        require(matches!(self.in_channels, 1 | 3), "in_channels", || {
+            format!("expected 1 (grey) or 3 (RGB), found {}", self.in_channels)
+        })?;
+        let divisor = 1 << (levels - 1);
+        for size in self.sample_size {
+            require((4..=1024).contains(&size) && size % divisor == 0, "sample_size", || {
+                format!("expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels, found {size}")
+            })?;
+        }
+        require((1..=16).contains(&self.layers_per_block), "layers_per_block", || {
+            format!("expected 1 to 16, found {}", self.layers_per_block)
+        })?;
+        require(matches!(self.downsample_padding, 0 | 1), "downsample_padding", || {
+            format!("expected 0 or 1, found {}", self.downsample_padding)
+        })?;
+        let groups = [Some(self.norm_num_groups), self.attn_norm_num_groups];
+        for &channels in &self.block_out_channels {
+            require((4..=8192).contains(&channels) && channels % 4 == 0, "block_out_channels", || {
+                format!("expected multiples of 4 up to 8192, found {channels}")
+            })?;
+            for groups in groups.into_iter().flatten() {
+                require(groups > 0 && channels % groups == 0, "norm_num_groups", || {
+                    format!("expected a divisor of {channels} channels, found {groups}")
+                })?;
+            }
+            if let Some(width) = self.attention_head_dim {
+                require(width > 0 && channels % width == 0, "attention_head_dim", || {
+                    format!("expected a divisor of {channels} channels, found {width}")
+                })?;
+            }
+        }
+        require(self.block_out_channels[0].is_multiple_of(2), "block_out_channels", || {
+            "expected an even number of channels in the first level".into()
+        })?;
+        require(
+            self.mid_block_scale_factor.is_finite() && self.mid_block_scale_factor > 0.0,
+            "mid_block_scale_factor",
+            || format!("expected a number above 0, found {}", self.mid_block_scale_factor),
+        )?;
+        require(self.norm_eps.is_finite() && self.norm_eps > 0.0, "norm_eps", || {
+            format!("expected a number above 0, found {}", self.norm_eps)
+        })?;
+        let half = self.block_out_channels[0] as f32 / 2.0;
+        require(self.freq_shift >= 0.0 && self.freq_shift < half, "freq_shift", || {
+            format!("expected 0 up to but not including {half}, found {}", self.freq_shift)
+        })?;
+        require((0.0..1.0).contains(&self.dropout), "dropout", || {
+            format!("expected a probability from 0 up to but not including 1, found {}", self.dropout)
+        })?;
+        require(
+            self.time_embedding_dim.is_none_or(|dim| (1..=32_768).contains(&dim)),
+            "time_embedding_dim",
+            || format!("expected 1 to 32768, found {}", self.time_embedding_dim.unwrap_or(0)),
+        )?;
+        require(self.num_class_embeds.is_none_or(|n| (1..=100_000).contains(&n)), "num_class_embeds", || {
+            format!("expected 1 to 100000, found {}", self.num_class_embeds.unwrap_or(0))
+        })
+    }
+
+    /// The network.
+    pub fn graph(&self) -> Graph {
+        build(|g| self.network(g))
+    }
+
+    fn network(&self, g: &Builder) -> Value {
+        let channels = &self.block_out_channels;
+        let [height, width] = self.sample_size;
+        let time = TimestepEmbedding {
+            channels: channels[0],
+            cosines_first: self.flip_sin_to_cos,
+            freq_shift: self.freq_shift,
+        };
+        let embed_channels = self.time_embedding_dim.unwrap_or(4 * channels[0]);
+        let embed = g.linear("time_embedding.linear_1", g.timestep_embedding(time), embed_channels);
+        let mut embed = g.linear("time_embedding.linear_2", g.silu(embed), embed_channels);
+        if let Some(classes) = self.num_class_embeds {
+            embed = g.add(embed, g.label_embedding("class_embedding", classes, embed_channels));
+        }
+        // The first operation on it in every residual block.
+        let embed = g.silu(embed);
+
+        let mut h = g.conv("conv_in", g.image([self.in_channels, height, width]), channels[0], 3);
+        let mut skips = vec![h];
+        for (level, (&out_channels, kind)) in channels.iter().zip(&self.down_block_types).enumerate() {
+            let g = g.at(format!("down_blocks.{level}"));
+            for layer in 0..self.layers_per_block {
+                h = self.resnet(&g.at(format!("resnets.{layer}")), h, embed, out_channels, None, 1.0);
+                if *kind == DownBlock::AttnDownBlock2D {
+                    h = self.attention(
+                        &g.at(format!("attentions.{layer}")),
+                        h,
+                        Some(self.norm_num_groups),
+                        1.0,
+                    );
+                }
+                skips.push(h);
+            }
+            g.feature(h);
+            if level + 1 < channels.len() {
+                let resample = match kind {
+                    DownBlock::DownBlock2D => Resample::Conv,
+                    DownBlock::AttnDownBlock2D => self.downsample_type,
+                    DownBlock::ResnetDownsampleBlock2D => Resample::Resnet,
+                };
+                h = self.downsample(&g.at("downsamplers.0"), h, embed, resample);
+                skips.push(h);
+            }
+        }
+        if self.mid_block {
+            h = self.middle(&g.at("mid_block"), h, embed);
+        }
+        g.feature(h);
+        for (block, kind) in self.up_block_types.iter().enumerate() {
+            let g = g.at(format!("up_blocks.{block}"));
+            let level = channels.len() - 1 - block;
+            for layer in 0..=self.layers_per_block {
+                let skip = skips.remove(skips.len() - 1);
+                let x = g.concat(h, skip);
+                h = self.resnet(&g.at(format!("resnets.{layer}")), x, embed, channels[level], None, 1.0);
+                if *kind == UpBlock::AttnUpBlock2D {
+                    h = self.attention(
+                        &g.at(format!("attentions.{layer}")),
+                        h,
+                        Some(self.norm_num_groups),
+                        1.0,
+                    );
+                }
+            }
+            if level > 0 {
+                let resample = match kind {
+                    UpBlock::UpBlock2D => Resample::Conv,
+                    UpBlock::AttnUpBlock2D => self.upsample_type,
+                    UpBlock::ResnetUpsampleBlock2D => Resample::Resnet,
+                };
+                h = self.upsample(&g.at("upsamplers.0"), h, embed, resample);
+            }
+        }
+        g.conv("conv_out", g.silu(self.norm(g, "conv_norm_out", h)), self.in_channels, 3)
+    }
+
+    fn norm(&self, g: &Builder, name: &str, x: Value) -> Value {
+        g.group_norm(name, x, self.norm_num_groups, self.norm_eps)
+    }
+
+    /// `ResnetBlock2D`.
+    fn resnet(
+        &self,
+        g: &Builder,
+        x: Value,
+        embed: Value,
+        out_channels: usize,
+        resample: Option<Direction>,
+        scale_factor: f32,
+    ) -> Value {
+        let resampled = |x| match resample {
+            None => x,
+            Some(Direction::Down) => g.average_pool(x),
+            Some(Direction::Up) => g.upsample(x),
+        };
+        let h = resampled(g.silu(self.norm(g, "norm1", x)));
+        let x = resampled(x);
+        let h = g.conv("conv1", h, out_channels, 3);
+        let h = match self.resnet_time_scale_shift {
+            TimeScaleShift::Default => {
+                self.norm(g, "norm2", g.add(h, g.linear("time_emb_proj", embed, out_channels)))
+            }
+            TimeScaleShift::ScaleShift => {
+                let modulation = g.chunk(g.linear("time_emb_proj", embed, 2 * out_channels));
+                g.modulate(self.norm(g, "norm2", h), modulation)
+            }
+        };
+        let h = g.conv("conv2", g.dropout(g.silu(h), self.dropout), out_channels, 3);
+        let x = if g.channels(x) == out_channels { x } else { g.conv("conv_shortcut", x, out_channels, 1) };
+        g.scale(g.add(x, h), 1.0 / scale_factor)
+    }
+
+    /// `Attention` over the pixels of a map, with a residual connection.
+    fn attention(&self, g: &Builder, x: Value, groups: Option<usize>, scale_factor: f32) -> Value {
+        let channels = g.channels(x);
+        let h = groups.map_or(x, |groups| g.group_norm("group_norm", x, groups, self.norm_eps));
+        let qkv = ["to_q", "to_k", "to_v"].map(|name| g.linear(name, h, channels));
+        let heads = self.attention_head_dim.map_or(1, |width| channels / width);
+        let h = g.linear("to_out.0", g.attention(qkv, heads), channels);
+        g.scale(g.add(x, h), 1.0 / scale_factor)
+    }
+
+    fn downsample(&self, g: &Builder, x: Value, embed: Value, resample: Resample) -> Value {
+        let channels = g.channels(x);
+        let padding = if self.downsample_padding == 1 { Padding::Around } else { Padding::End };
+        match resample {
+            Resample::Conv => g.strided_conv("conv", x, channels, padding),
+            Resample::Resnet => self.resnet(g, x, embed, channels, Some(Direction::Down), 1.0),
+        }
+    }
+
+    fn upsample(&self, g: &Builder, x: Value, embed: Value, resample: Resample) -> Value {
+        let channels = g.channels(x);
+        match resample {
+            Resample::Conv => g.conv("conv", g.upsample(x), channels, 3),
+            Resample::Resnet => self.resnet(g, x, embed, channels, Some(Direction::Up), 1.0),
+        }
+    }
+
+    fn middle(&self, g: &Builder, x: Value, embed: Value) -> Value {
+        let (channels, factor) = (g.channels(x), self.mid_block_scale_factor);
+        let mut h = self.resnet(&g.at("resnets.0"), x, embed, channels, None, factor);
+        if self.add_attention {
+            let groups = match self.resnet_time_scale_shift {
+                TimeScaleShift::Default => Some(self.attn_norm_num_groups.unwrap_or(self.norm_num_groups)),
+                TimeScaleShift::ScaleShift => self.attn_norm_num_groups,
+            };
+            h = self.attention(&g.at("attentions.0"), h, groups, factor);
+        }
+        self.resnet(&g.at("resnets.1"), h, embed, channels, None, factor)
+    }
+}

@@ -1,0 +1,388 @@
+//! What a network predicts, and the path that it was trained on (PAPER.md §8).
+//!
+//! Everything else in this crate works with velocities on the straight path `x_t = t x1 + (1 - t) x0`. A [`Prediction`] says
+//! how a network's output becomes that velocity; [`Path`] is its tabulated form.
+
+use serde::{Deserialize, Serialize};
+
+use super::time_grid::TimeGrid;
+
+/// What a network's output is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "predicts", rename_all = "kebab-case")]
+pub enum Prediction {
+    /// The velocity; the network's time is `t`. Flow matching as in torchcfm.
+    #[default]
+    Velocity,
+    /// Noise minus data; the network's time is `1000 (1 - t)`. Stable Diffusion 3.
+    NoiseMinusData {
+        /// Shift of the time grid towards noise; 1 is none.
+        shift: f64,
+    },
+    /// The noise of a variance-preserving path (DDPM, arXiv 2006.11239).
+    Noise(Schedule),
+    /// The data of a variance-preserving path.
+    Data(Schedule),
+    /// `alpha noise - sigma data` of a variance-preserving path (arXiv 2202.00512).
+    V(Schedule),
+    /// EDM's preconditioned network (arXiv 2206.00364).
+    Edm(Edm),
+}
+
+/// A variance-preserving path: `x = alpha x1 + sigma x0` with `alpha^2 + sigma^2 = 1`, given at whole steps, of which 0 is the
+/// cleanest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// Where `alpha` comes from: `alpha_i^2` is the product of `1 - beta` up to step i.
+    pub betas: Betas,
+    /// Number of steps; of a table, its length.
+    pub steps: usize,
+    /// Whether the betas are rescaled so that the last step is pure noise (arXiv 2305.08891).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero_terminal_snr: bool,
+    /// Steps at which the model is sampled.
+    #[serde(default)]
+    pub spacing: Spacing,
+}
+
+/// The betas of a [`Schedule`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Betas {
+    /// From the first to the second in equal steps.
+    Linear(f64, f64),
+    /// Squares of numbers from the root of the first to the root of the second in equal steps.
+    ScaledLinear(f64, f64),
+    /// `alpha^2 = cos^2((t + 0.008) / 1.008 * pi / 2)`, betas at most 0.999 (arXiv 2102.09672).
+    Cosine,
+    /// One by one.
+    Table(Vec<f64>),
+}
+
+/// Which steps of a [`Schedule`] are used when there are fewer evaluations than steps, in diffusers' terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spacing {
+    /// From the last step on, in equal distances.
+    #[default]
+    Trailing,
+    /// Multiples of `steps / evaluations`, moved up by an offset.
+    Leading(usize),
+    /// From the last step to step 0, both included.
+    Linspace,
+}
+
+/// EDM's preconditioning and path: `x = x1 + sigma x0`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Edm {
+    /// Standard deviation of the data.
+    pub sigma_data: f64,
+    /// The smallest sigma that the network gets.
+    pub sigma_min: f64,
+    /// Sigma of the noise that sampling starts from.
+    pub sigma_max: f64,
+    /// Exponent of the time grid.
+    pub rho: f64,
+    /// The network's time is `time_scale ln(sigma)`: 0.25 in EDM, 250 in openai/consistency_models.
+    pub time_scale: f64,
+    /// Whether `c_skip` and `c_out` are moved by `sigma_min`, so that the output at `sigma_min` is the input: a consistency
+    /// model (arXiv 2303.01469).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub boundary: bool,
+}
+
+impl Default for Edm {
+    /// The settings of the publication.
+    fn default() -> Self {
+        Self {
+            sigma_data: 0.5,
+            sigma_min: 0.002,
+            sigma_max: 80.0,
+            rho: 7.0,
+            time_scale: 0.25,
+            boundary: false,
+        }
+    }
+}
+
+impl Default for Schedule {
+    /// DDPM's: 1000 steps, betas from 1e-4 to 0.02.
+    fn default() -> Self {
+        Self {
+            betas: Betas::Linear(1e-4, 0.02),
+            steps: 1000,
+            zero_terminal_snr: false,
+            spacing: Spacing::Trailing,
+        }
+    }
+}
+
+impl Schedule {
+    /// `ln(alpha / sigma)` of every step, falling. The last is minus infinity with `zero_terminal_snr`.
+    fn log_ratios(&self) -> Vec<f64> {
+        /// Rounding of a table in single precision is within this.
+        const TINY: f64 = 1e-12;
+        let last = (self.steps - 1).max(1) as f64;
+        let even = |first: f64, end: f64, i: usize| first + (end - first) * i as f64 / last;
+        let beta = |i: usize| match &self.betas {
+            Betas::Linear(first, end) => even(*first, *end, i),
+            Betas::ScaledLinear(first, end) => {
+                let root = even(libm::sqrt(*first), libm::sqrt(*end), i);
+                root * root
+            }
+            Betas::Cosine => {
+                let alpha = |i: usize| {
+                    let angle = (i as f64 / self.steps as f64 + 0.008) / 1.008;
+                    let cos = libm::cos(angle * std::f64::consts::FRAC_PI_2);
+                    cos * cos
+                };
+                (1.0 - alpha(i + 1) / alpha(i)).min(0.999)
+            }
+            Betas::Table(betas) => betas[i],
+        };
+        let mut square = 1.0;
+        let mut alphas: Vec<f64> = (0..self.steps)
+            .map(|i| {
+                square *= 1.0 - beta(i);
+                libm::sqrt(square)
+            })
+            .collect();
+        if self.zero_terminal_snr {
+            let (first, end) = (alphas[0], alphas[self.steps - 1]);
+            alphas.iter_mut().for_each(|alpha| *alpha = (*alpha - end) * first / (first - end));
+        }
+        let ratio = |alpha: f64| libm::log(alpha / libm::sqrt((1.0 - alpha * alpha).max(TINY)));
+        alphas.into_iter().map(ratio).collect()
+    }
+
+    /// Checks the numbers.
+    fn validate(&self) -> Result<(), String> {
+        const MOST: usize = 1_000_000;
+        if !(2..=MOST).contains(&self.steps) {
+            return Err(format!("steps: expected 2 to {MOST}, found {}", self.steps));
+        }
+        let betas = match &self.betas {
+            Betas::Linear(first, last) | Betas::ScaledLinear(first, last) => vec![*first, *last],
+            Betas::Cosine => Vec::new(),
+            Betas::Table(betas) if betas.len() != self.steps => {
+                return Err(format!("betas: expected {} numbers, found {}", self.steps, betas.len()));
+            }
+            Betas::Table(betas) => betas.clone(),
+        };
+        match betas.iter().find(|beta| !(**beta > 0.0 && **beta < 1.0)) {
+            Some(beta) => Err(format!("betas: expected numbers between 0 and 1, found {beta}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `v(x, t) = a x + b F(c_in x; tau)`, with `x` on the straight path and F the network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Coefficients {
+    /// Factor of `x`.
+    pub a: f64,
+    /// Factor of the network's output.
+    pub b: f64,
+    /// Factor of the network's input.
+    pub c_in: f64,
+    /// The network's own time.
+    pub tau: f64,
+}
+
+/// A [`Prediction`] with its schedule tabulated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Path {
+    prediction: Prediction,
+    /// `ln(alpha / sigma)` of every step of a schedule.
+    log_ratios: Vec<f64>,
+}
+
+impl Prediction {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// A number out of range, by name.
+    pub fn validate(&self) -> Result<(), String> {
+        match self {
+            Self::Velocity => Ok(()),
+            Self::NoiseMinusData { shift } if *shift > 0.0 && shift.is_finite() => Ok(()),
+            Self::NoiseMinusData { shift } => Err(format!("shift: expected a number above 0, found {shift}")),
+            Self::Noise(schedule) | Self::Data(schedule) | Self::V(schedule) => schedule.validate(),
+            Self::Edm(edm) => edm.validate(),
+        }
+    }
+}
+
+impl Edm {
+    fn validate(&self) -> Result<(), String> {
+        for (name, value) in [
+            ("sigma_data", self.sigma_data),
+            ("sigma_min", self.sigma_min),
+            ("sigma_max", self.sigma_max),
+            ("rho", self.rho),
+            ("time_scale", self.time_scale),
+        ] {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(format!("{name}: expected a number above 0, found {value}"));
+            }
+        }
+        if self.sigma_min >= self.sigma_max {
+            return Err(format!(
+                "sigma_min: expected less than {}, found {}",
+                self.sigma_max, self.sigma_min
+            ));
+        }
+        Ok(())
+    }
+
+    /// The network's time at a sigma.
+    fn tau(&self, sigma: f64) -> f64 {
+        self.time_scale * libm::log(sigma.clamp(self.sigma_min, self.sigma_max))
+    }
+
+    /// With `sigma = (1 - t) / t`, `q = (1 - t)^2 + (sigma_data t)^2` is `t^2 (sigma^2 + sigma_data^2)`, and nothing
+    /// diverges towards an end of the path.
+    fn coefficients(&self, t: f64) -> Coefficients {
+        let data = self.sigma_data * self.sigma_data;
+        let sigma = (1.0 - t) / t;
+        let q = (1.0 - t) * (1.0 - t) + data * t * t;
+        let root = libm::sqrt(q);
+        let (a, b) = if !self.boundary {
+            ((data * t - (1.0 - t)) / q, self.sigma_data / root)
+        } else if sigma > self.sigma_min {
+            let beyond = sigma - self.sigma_min;
+            let square = beyond * beyond;
+            let a = (data - t * square / (1.0 - t)) / (t * (square + data));
+            (a, beyond * t * self.sigma_data / (root * (1.0 - t)))
+        } else {
+            (1.0 / t, 0.0)
+        };
+        Coefficients { a, b, c_in: 1.0 / root, tau: self.tau(sigma) }
+    }
+}
+
+impl Path {
+    /// Tabulates a prediction that [`Prediction::validate`] accepts.
+    pub fn new(prediction: &Prediction) -> Self {
+        let log_ratios = match prediction {
+            Prediction::Noise(schedule) | Prediction::Data(schedule) | Prediction::V(schedule) => {
+                schedule.log_ratios()
+            }
+            Prediction::Velocity | Prediction::NoiseMinusData { .. } | Prediction::Edm(_) => Vec::new(),
+        };
+        Self { prediction: prediction.clone(), log_ratios }
+    }
+
+    /// What it was made from.
+    pub fn prediction(&self) -> &Prediction {
+        &self.prediction
+    }
+
+    /// Whether the network's output is the velocity, its input `x` and its time `t`.
+    pub fn is_straight(&self) -> bool {
+        self.prediction == Prediction::Velocity
+    }
+
+    /// How the network's output becomes the velocity at `t`, in `[first_time, 1)`.
+    pub fn coefficients(&self, t: f64) -> Coefficients {
+        // `alpha + sigma` of a variance-preserving path.
+        let c = 1.0 / libm::sqrt(t * t + (1.0 - t) * (1.0 - t));
+        match &self.prediction {
+            Prediction::Velocity => Coefficients { a: 0.0, b: 1.0, c_in: 1.0, tau: t },
+            Prediction::NoiseMinusData { .. } => {
+                Coefficients { a: 0.0, b: -1.0, c_in: 1.0, tau: 1000.0 * (1.0 - t) }
+            }
+            Prediction::Noise(_) => {
+                // Pure noise has no t to divide by.
+                let t_safe = t.max(f64::from(f32::EPSILON));
+                Coefficients { a: 1.0 / t_safe, b: -1.0 / t_safe, c_in: c, tau: self.step_at(t) }
+            }
+            Prediction::Data(_) => {
+                let left = (1.0 - t).max(f64::from(f32::EPSILON));
+                Coefficients { a: -1.0 / left, b: 1.0 / left, c_in: c, tau: self.step_at(t) }
+            }
+            Prediction::V(_) => {
+                Coefficients { a: c * c * (2.0 * t - 1.0), b: -c, c_in: c, tau: self.step_at(t) }
+            }
+            Prediction::Edm(edm) => edm.coefficients(t),
+        }
+    }
+
+    /// The fractional step of a schedule at `t`; between steps `ln(alpha / sigma)` is linear.
+    fn step_at(&self, t: f64) -> f64 {
+        let ratio = libm::log(t / (1.0 - t));
+        let above = self.log_ratios.partition_point(|&of_step| of_step > ratio);
+        let last = self.log_ratios.len() - 1;
+        if above == 0 {
+            return 0.0;
+        }
+        if above > last {
+            return last as f64;
+        }
+        let (high, low) = (self.log_ratios[above - 1], self.log_ratios[above]);
+        if low.is_finite() {
+            return (above - 1) as f64 + (high - ratio) / (high - low);
+        }
+        // Towards pure noise the ratio has no end: linear in t instead.
+        last as f64 - t / time_of(high)
+    }
+
+    /// The time of a whole step of a schedule.
+    pub(crate) fn time_of_step(&self, step: usize) -> f64 {
+        time_of(self.log_ratios[step])
+    }
+
+    /// Steps of the schedule; 0 without one.
+    pub fn steps(&self) -> usize {
+        self.log_ratios.len()
+    }
+
+    /// The first time of the path, `t0`: 0 where the path reaches pure noise.
+    pub fn first_time(&self) -> f64 {
+        match &self.prediction {
+            Prediction::Edm(edm) => 1.0 / (1.0 + edm.sigma_max),
+            _ => self.log_ratios.last().map_or(0.0, |&last| time_of(last)),
+        }
+    }
+
+    /// Standard deviation of the noise that sampling starts from at a time, on the straight path.
+    pub fn start_scale(&self, t: f64) -> f64 {
+        match &self.prediction {
+            Prediction::Velocity | Prediction::NoiseMinusData { .. } => 1.0,
+            Prediction::Noise(_) | Prediction::Data(_) | Prediction::V(_) => {
+                libm::sqrt(t * t + (1.0 - t) * (1.0 - t))
+            }
+            Prediction::Edm(edm) => edm.sigma_max * t,
+        }
+    }
+
+    /// The times at which the model is sampled unless another grid is asked for.
+    pub fn grid(&self) -> TimeGrid {
+        match &self.prediction {
+            Prediction::Velocity => TimeGrid::Uniform,
+            Prediction::NoiseMinusData { shift } => TimeGrid::Shifted(*shift),
+            Prediction::Noise(schedule) | Prediction::Data(schedule) | Prediction::V(schedule) => {
+                TimeGrid::Steps(schedule.spacing)
+            }
+            Prediction::Edm(edm) => TimeGrid::Rho(edm.rho),
+        }
+    }
+
+    /// Sigma of EDM's path between which the network is defined: `[sigma_min, sigma_max]`; of other paths, those of EDM's
+    /// publication, within the path.
+    pub(crate) fn sigmas(&self) -> [f64; 2] {
+        match &self.prediction {
+            Prediction::Edm(edm) => [edm.sigma_min, edm.sigma_max],
+            _ => {
+                let t0 = self.first_time();
+                let most = if t0 > 0.0 { (1.0 - t0) / t0 } else { f64::INFINITY };
+                [Edm::default().sigma_min, Edm::default().sigma_max.min(most)]
+            }
+        }
+    }
+}
+
+/// `t = alpha / (alpha + sigma)` for `ln(alpha / sigma)`.
+fn time_of(log_ratio: f64) -> f64 {
+    1.0 / (1.0 + libm::exp(-log_ratio))
+}

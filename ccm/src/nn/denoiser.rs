@@ -1,0 +1,158 @@
+//! A network with what it predicts: the velocity on the straight path, whatever the network's output is (PAPER.md §8).
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Int, Tensor};
+
+use super::host::{per_image, to_host};
+use super::network::Network;
+use crate::model::graph::Init;
+use crate::model::prediction::Coefficients;
+use crate::model::{ModelCard, NetworkSpec, Path, Prediction};
+use crate::noise::Noise;
+use crate::weights::{HostTensor, Model, Precision};
+
+/// `v(x, t[, label])`, the velocity of PAPER.md §1.
+#[derive(Debug, Clone)]
+pub struct Denoiser {
+    network: Network,
+    spec: Arc<NetworkSpec>,
+    path: Arc<Path>,
+}
+
+impl Denoiser {
+    /// The denoiser of a model.
+    ///
+    /// With a device that records gradients, the parameters ask for them and dropout is active.
+    ///
+    /// # Panics
+    /// If a tensor of the model is missing or has another shape than its spec says, by name.
+    pub fn new(model: &Model, device: &Device) -> Self {
+        Self {
+            network: Network::new(&model.spec.graph(), &model.tensors, device),
+            spec: Arc::new(model.spec.clone()),
+            path: Arc::new(Path::new(&model.prediction)),
+        }
+    }
+
+    /// The denoiser as a fixed feature extractor: gradients flow through it to its input, its parameters get none, and
+    /// dropout is off.
+    pub fn frozen(model: &Model, device: &Device) -> Self {
+        let denoiser = Self::new(model, &device.clone().without_autodiff());
+        Self { network: denoiser.network.frozen(), ..denoiser }
+    }
+
+    /// The architecture.
+    pub fn spec(&self) -> &NetworkSpec {
+        &self.spec
+    }
+
+    /// What the network predicts.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `v(x, t[, label])`.
+    ///
+    /// # Shapes
+    /// - `x`, result: `[B, C, H, W]`, on the straight path
+    /// - `t`: one time for each image, in `[Path::first_time, 1)`
+    /// - `label`: `[B]`, below the spec's number of classes; `None` exactly if the model has no classes
+    pub fn velocity(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Tensor<4> {
+        if self.path.is_straight() {
+            let time = per_image(t, &x.device());
+            return self.network.forward(x, time, label);
+        }
+        let coefficients = self.coefficients(t);
+        let [a, b] = [|c: &Coefficients| c.a, |c: &Coefficients| c.b].map(|of| factor(&x, &coefficients, of));
+        let (input, time) = self.input(x.clone(), &coefficients);
+        x * a + self.network.forward(input, time, label) * b
+    }
+
+    /// The feature maps of the network's encoder for images `[B, C, H, W]` at the times `t` of the straight path: the last of
+    /// each size, and that of the middle block.
+    pub fn encode(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Vec<Tensor<4>> {
+        let (input, time) = self.input(x, &self.coefficients(t));
+        self.network.features(input, time, label)
+    }
+
+    fn coefficients(&self, t: &[f32]) -> Vec<Coefficients> {
+        t.iter().map(|&t| self.path.coefficients(f64::from(t))).collect()
+    }
+
+    /// The network's input and its own time.
+    fn input(&self, x: Tensor<4>, coefficients: &[Coefficients]) -> (Tensor<4>, Tensor<1>) {
+        let tau: Vec<f32> = coefficients.iter().map(|c| c.tau as f32).collect();
+        let time = per_image(&tau, &x.device());
+        let scaled = coefficients.iter().any(|c| c.c_in != 1.0);
+        let factor = factor(&x, coefficients, |c| c.c_in);
+        (if scaled { x * factor } else { x }, time)
+    }
+
+    /// The same denoiser, recording no gradients and without dropout.
+    pub fn without_gradients(&self) -> Self {
+        Self { network: self.network.without_gradients(), ..self.clone() }
+    }
+
+    /// The weights, in the order of the spec.
+    pub fn to_model(&self, card: ModelCard) -> Model {
+        let tensors = self.parameters().into_iter().zip(self.spec.tensors());
+        let tensors =
+            tensors.map(|(values, tensor)| HostTensor { shape: tensor.shape, values: to_host(values) });
+        Model {
+            spec: (*self.spec).clone(),
+            prediction: self.path.prediction().clone(),
+            card,
+            precision: Precision::F32,
+            tensors: tensors.collect(),
+        }
+    }
+
+    /// The parameters, flat, without gradients, in the order of the spec.
+    pub fn parameters(&self) -> Vec<Tensor<1>> {
+        self.network.parameters()
+    }
+
+    /// The same denoiser with other parameters, in the order of [`Denoiser::parameters`].
+    ///
+    /// # Panics
+    /// If there are more or fewer than there were.
+    pub fn with_parameters(&self, parameters: Vec<Tensor<1>>) -> Self {
+        Self { network: self.network.with_parameters(parameters), ..self.clone() }
+    }
+
+    /// Gradients of a loss with respect to the parameters, flat, in their order.
+    pub fn gradients(&self, loss: &Tensor<1>) -> Vec<Tensor<1>> {
+        self.network.gradients(loss)
+    }
+}
+
+/// One coefficient for each image, `[B, 1, 1, 1]`.
+fn factor(x: &Tensor<4>, coefficients: &[Coefficients], of: impl Fn(&Coefficients) -> f64) -> Tensor<4> {
+    let values: Vec<f32> = coefficients.iter().map(|c| of(c) as f32).collect();
+    let count = values.len();
+    per_image(&values, &x.device()).reshape([count, 1, 1, 1])
+}
+
+/// A model with the weights that its family starts from, which are functions of `seed`.
+pub fn random_model(spec: &NetworkSpec, prediction: &Prediction, seed: u64) -> Model {
+    let parameters = spec.graph().parameters;
+    let tensors = parameters.into_iter().enumerate().map(|(i, parameter)| {
+        let mut noise = Noise::new(seed, i as u64);
+        let count = parameter.shape.iter().product();
+        let values = match parameter.init {
+            Init::Uniform { fan_in } => noise.uniforms(count, 1.0 / (fan_in as f64).sqrt()),
+            Init::Normal => noise.normals(count),
+            Init::Zeros => vec![0.0; count],
+            Init::Ones => vec![1.0; count],
+        };
+        HostTensor { shape: parameter.shape, values }
+    });
+    Model {
+        spec: spec.clone(),
+        prediction: prediction.clone(),
+        card: ModelCard::default(),
+        precision: Precision::F32,
+        tensors: tensors.collect(),
+    }
+}

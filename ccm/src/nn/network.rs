@@ -1,0 +1,377 @@
+//! Runs a [`Graph`] on Burn tensors: in training, with gradients, and without them.
+
+use std::sync::Arc;
+
+use burn::nn::DropoutConfig;
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::ops::{Norm, conv, group_norm};
+use crate::model::graph::{
+    Affine, Conv, Graph, GroupNorm, Node, Op, Padding, Param, QkvOrder, TimestepEmbedding, Value, last_reads,
+};
+use crate::weights::HostTensor;
+
+/// A network with its parameters on a device.
+#[derive(Debug, Clone)]
+pub struct Network {
+    program: Arc<Program>,
+    /// Flat, in the order of [`Graph::parameters`].
+    parameters: Vec<Tensor<1>>,
+    dropout: bool,
+}
+
+/// A fused graph, and which values each node is the last to read.
+#[derive(Debug)]
+struct Program {
+    graph: Graph,
+    last_reads: Vec<Vec<Value>>,
+}
+
+/// A value of a graph for a batch.
+#[derive(Debug, Clone)]
+enum Activation {
+    /// `[B, C, H, W]`.
+    Map(Tensor<4>),
+    /// `[B, C]`.
+    Vector(Tensor<2>),
+}
+
+/// What a network computes from.
+struct Inputs {
+    /// `[B, C, H, W]`.
+    x: Tensor<4>,
+    /// The network's own time, `[B]`.
+    time: Tensor<1>,
+    /// `[B]`, for a network with classes. Without it the embedding of the label is left out.
+    label: Option<Tensor<1, Int>>,
+}
+
+impl Network {
+    /// A network with the values of its parameters. On a device that records gradients the parameters ask for them.
+    ///
+    /// # Panics
+    /// If a tensor is missing or has another shape than its parameter, by name.
+    pub(crate) fn new(graph: &Graph, tensors: &[HostTensor], device: &Device) -> Self {
+        assert_eq!(graph.parameters.len(), tensors.len(), "tensors of the network");
+        let parameter = |(parameter, tensor): (&crate::model::graph::Parameter, &HostTensor)| {
+            assert_eq!(tensor.shape, parameter.shape, "shape of tensor `{}`", parameter.name);
+            let count = tensor.values.len();
+            let value = Tensor::<1>::from_data(TensorData::new(tensor.values.clone(), [count]), device);
+            if device.is_autodiff() { value.require_grad() } else { value }
+        };
+        let parameters = graph.parameters.iter().zip(tensors).map(parameter).collect();
+        let graph = graph.fused();
+        let last_reads = last_reads(&graph.nodes);
+        Self { program: Arc::new(Program { graph, last_reads }), parameters, dropout: true }
+    }
+
+    /// The operations.
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.program.graph
+    }
+
+    /// The network's output.
+    ///
+    /// # Shapes
+    /// - `x`, result: `[B, C, H, W]`
+    /// - `time`: `[B]`
+    /// - `label`: `[B]`, below the number of classes
+    pub(crate) fn forward(&self, x: Tensor<4>, time: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<4> {
+        let output = self.program.graph.output;
+        let mut found = self.run(Inputs { x, time, label }, &[output]);
+        found.remove(0)
+    }
+
+    /// The maps of [`Graph::features`], for inputs as in [`Network::forward`].
+    pub(crate) fn features(
+        &self,
+        x: Tensor<4>,
+        time: Tensor<1>,
+        label: Option<Tensor<1, Int>>,
+    ) -> Vec<Tensor<4>> {
+        self.run(Inputs { x, time, label }, &self.program.graph.features)
+    }
+
+    /// Runs the nodes up to the last of the `wanted` values, which must be maps and stand in the order of the nodes. A value
+    /// is dropped after the last node that reads it.
+    #[expect(clippy::expect_used, reason = "a graph's nodes stand in the order in which they run")]
+    fn run(&self, inputs: Inputs, wanted: &[Value]) -> Vec<Tensor<4>> {
+        let Program { graph, last_reads } = &*self.program;
+        let mut values: Vec<Option<Activation>> = vec![None; graph.shapes.len()];
+        let mut found = Vec::with_capacity(wanted.len());
+        let mut x = Some(inputs.x.clone());
+        for (Node { op, output }, last_reads) in graph.nodes.iter().zip(last_reads) {
+            let mut read = |value: Value| {
+                let place = &mut values[value.index()];
+                let value = if last_reads.contains(&value) { place.take() } else { place.clone() };
+                value.expect("a value that a node before has computed")
+            };
+            let y = self.apply(op, &inputs, &mut x, &mut read);
+            if wanted.contains(output)
+                && let Activation::Map(map) = &y
+            {
+                found.push(map.clone());
+                if found.len() == wanted.len() {
+                    break;
+                }
+            }
+            values[output.index()] = Some(y);
+        }
+        found
+    }
+
+    fn apply(
+        &self,
+        op: &Op,
+        inputs: &Inputs,
+        x: &mut Option<Tensor<4>>,
+        read: &mut dyn FnMut(Value) -> Activation,
+    ) -> Activation {
+        use Activation::{Map, Vector};
+        match *op {
+            Op::Image => Map(x.take().unwrap_or_else(|| inputs.x.clone())),
+            Op::TimestepEmbedding(embedding) => Vector(timestep_embedding(&embedding, inputs.time.clone())),
+            Op::LabelEmbedding(table) => Vector(match &inputs.label {
+                Some(label) => self.parameter::<2>(table).select(0, label.clone()),
+                None => self.no_label(table, &inputs.time),
+            }),
+            Op::Linear(x, affine) => {
+                let weight = self.parameter::<2>(affine.weight);
+                Vector(vector(read(x)).matmul(weight.transpose()) + self.bias(affine).unsqueeze())
+            }
+            Op::Silu(x) => match read(x) {
+                Map(x) => Map(silu(x)),
+                Vector(x) => Vector(silu(x)),
+            },
+            Op::Add(a, b) => match (read(a), read(b)) {
+                (Map(a), Map(b)) => Map(a + b),
+                (a, b) => Vector(vector(a) + vector(b)),
+            },
+            Op::AddVector(x, shift) => {
+                let x = map(read(x));
+                Map(x + per_pixel(vector(read(shift))))
+            }
+            Op::Chunk { x, parts, index } => {
+                let x = vector(read(x));
+                let [batch, channels] = x.dims();
+                let part = channels / parts;
+                Vector(x.slice([0..batch, index * part..(index + 1) * part]))
+            }
+            Op::Conv(conv) => {
+                let x = map(read(conv.x));
+                let shift = conv.shift.map(|shift| vector(read(shift)));
+                Map(self.conv(&conv, x, shift))
+            }
+            Op::GroupNorm(norm) => {
+                let x = map(read(norm.x));
+                let modulation = norm.modulation.map(|values| values.map(|value| vector(read(value))));
+                Map(self.group_norm(&norm, x, modulation))
+            }
+            Op::Modulate { x, scale, shift } => {
+                let [x, scale, shift] =
+                    [map(read(x)), per_pixel(vector(read(scale))), per_pixel(vector(read(shift)))];
+                Map(x * (scale + 1.0) + shift)
+            }
+            Op::Concat(a, b) => {
+                let a = map(read(a));
+                Map(Tensor::cat(vec![a, map(read(b))], 1))
+            }
+            Op::Upsample(x) => Map(upsample(map(read(x)))),
+            Op::AveragePool(x) => Map(average_pool(map(read(x)))),
+            Op::QkvAttention { qkv, heads, order } => Map(qkv_attention(map(read(qkv)), heads, order)),
+            Op::Attention { qkv, heads } => {
+                let [q, k, v] = qkv.map(|value| map(read(value)));
+                Map(attention(q, k, v, heads))
+            }
+            Op::Dropout(x, probability) => {
+                let x = map(read(x));
+                Map(if self.dropout { DropoutConfig::new(probability).init().forward(x) } else { x })
+            }
+            Op::Scale(x, factor) => Map(map(read(x)) * factor),
+        }
+    }
+
+    fn parameter<const D: usize>(&self, param: Param) -> Tensor<D> {
+        let shape = &self.program.graph.parameter(param).shape;
+        self.parameters[param.index()].clone().reshape(burn::tensor::Shape::from(shape.clone()))
+    }
+
+    fn bias(&self, affine: Affine) -> Tensor<1> {
+        self.parameters[affine.bias.index()].clone()
+    }
+
+    /// Zeros in place of a label's embedding, `[B, channels]`.
+    fn no_label(&self, table: Param, time: &Tensor<1>) -> Tensor<2> {
+        let [batch] = time.dims();
+        Tensor::zeros([batch, self.program.graph.parameter(table).shape[1]], &time.device())
+    }
+
+    /// `shift`: `[B, D]`.
+    fn conv(&self, op: &Conv, x: Tensor<4>, shift: Option<Tensor<2>>) -> Tensor<4> {
+        let shape = &self.program.graph.parameter(op.affine.weight).shape;
+        let kernel = shape.get(2).map_or(1, |&kernel| kernel);
+        let weight =
+            self.parameters[op.affine.weight.index()].clone().reshape([shape[0], shape[1], kernel, kernel]);
+        let bias = self.bias(op.affine).unsqueeze();
+        let bias = shift.map_or(bias.clone(), |shift| shift + bias);
+        match op.padding {
+            Padding::Around => conv(x, weight, bias, op.stride),
+            // Zeros at the end alone are zeros around a map that begins a row and a column earlier, without the first row
+            // and column of the result.
+            Padding::End => {
+                let y = conv(x.pad((1, 0, 1, 0), 0.0), weight, bias, op.stride);
+                let [batch, channels, height, width] = y.dims();
+                y.slice([0..batch, 0..channels, 1..height, 1..width])
+            }
+        }
+    }
+
+    /// `modulation`: scale and shift, `[B, C]` each.
+    fn group_norm(&self, op: &GroupNorm, x: Tensor<4>, modulation: Option<[Tensor<2>; 2]>) -> Tensor<4> {
+        let [batch, channels, ..] = x.dims();
+        let [gain, offset] = [op.affine.weight, op.affine.bias].map(|param| self.parameter::<1>(param));
+        let (gain, offset) = match modulation {
+            None => {
+                let per_image = |value: Tensor<1>| value.unsqueeze::<2>().expand([batch, channels]);
+                (per_image(gain), per_image(offset))
+            }
+            Some([scale, shift]) => {
+                let scale = scale + 1.0;
+                (scale.clone() * gain.unsqueeze(), scale * offset.unsqueeze() + shift)
+            }
+        };
+        group_norm(x, gain, offset, Norm { groups: op.groups, epsilon: op.epsilon, silu: op.silu })
+    }
+
+    /// The parameters, flat, without gradients, in the order of [`Graph::parameters`].
+    pub(crate) fn parameters(&self) -> Vec<Tensor<1>> {
+        let plain = |parameter: &Tensor<1>| match parameter.device().is_autodiff() {
+            true => parameter.clone().inner(),
+            false => parameter.clone(),
+        };
+        self.parameters.iter().map(plain).collect()
+    }
+
+    /// The same network with other parameters, in the order of [`Network::parameters`]. They ask for gradients if those
+    /// before did.
+    ///
+    /// # Panics
+    /// If there are more or fewer than there were.
+    pub(crate) fn with_parameters(&self, parameters: Vec<Tensor<1>>) -> Self {
+        assert_eq!(parameters.len(), self.parameters.len(), "parameters of the network");
+        let like = |(new, old): (Tensor<1>, &Tensor<1>)| match old.device().is_autodiff() {
+            true if old.is_require_grad() => new.autodiff().require_grad(),
+            true => new.autodiff(),
+            false => new,
+        };
+        let parameters = parameters.into_iter().zip(&self.parameters).map(like).collect();
+        Self { parameters, ..self.clone() }
+    }
+
+    /// The same network on a device that records no gradients, where it has no dropout.
+    pub(crate) fn without_gradients(&self) -> Self {
+        Self { parameters: self.parameters(), ..self.clone() }
+    }
+
+    /// The same network as a fixed function: gradients flow through it to its input, its parameters get none, and dropout is
+    /// off.
+    pub(crate) fn frozen(&self) -> Self {
+        let parameters = self.parameters().into_iter().map(Tensor::autodiff).collect();
+        Self { parameters, dropout: false, ..self.clone() }
+    }
+
+    /// Gradients of a loss with respect to the parameters, in their order; zero where the loss does not depend on one.
+    pub(crate) fn gradients(&self, loss: &Tensor<1>) -> Vec<Tensor<1>> {
+        let mut gradients = loss.backward();
+        let of = |parameter: &Tensor<1>| {
+            parameter.grad_remove(&mut gradients).unwrap_or_else(|| parameter.clone().inner().zeros_like())
+        };
+        self.parameters.iter().map(of).collect()
+    }
+}
+
+fn map(activation: Activation) -> Tensor<4> {
+    match activation {
+        Activation::Map(map) => map,
+        Activation::Vector(_) => panic!("expected a map, found a vector"),
+    }
+}
+
+fn vector(activation: Activation) -> Tensor<2> {
+    match activation {
+        Activation::Vector(vector) => vector,
+        Activation::Map(_) => panic!("expected a vector, found a map"),
+    }
+}
+
+/// `[B, C]` to `[B, C, 1, 1]`.
+fn per_pixel(vector: Tensor<2>) -> Tensor<4> {
+    let [batch, channels] = vector.dims();
+    vector.reshape([batch, channels, 1, 1])
+}
+
+/// `[B] -> [B, channels]`.
+fn timestep_embedding(embedding: &TimestepEmbedding, time: Tensor<1>) -> Tensor<2> {
+    let frequencies = embedding.frequencies();
+    let half = frequencies.len();
+    let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &time.device());
+    let angles = time.unsqueeze_dim::<2>(1) * frequencies;
+    let (cos, sin) = (angles.clone().cos(), angles.sin());
+    Tensor::cat(if embedding.cosines_first { vec![cos, sin] } else { vec![sin, cos] }, 1)
+}
+
+/// `[B, 3 C, H, W] -> [B, C, H, W]`.
+fn qkv_attention(qkv: Tensor<4>, heads: usize, order: QkvOrder) -> Tensor<4> {
+    let [batch, channels, height, width] = qkv.dims();
+    let (positions, of_head) = (height * width, channels / 3 / heads);
+    // `[B, heads, channels of a head, positions]` each.
+    let part = |index: usize| match order {
+        QkvOrder::PartsFirst => {
+            let qkv = qkv.clone().reshape([batch, 3, heads, of_head, positions]);
+            qkv.narrow(1, index, 1).squeeze_dim::<4>(1)
+        }
+        QkvOrder::HeadsFirst => {
+            let qkv = qkv.clone().reshape([batch, heads, 3, of_head, positions]);
+            qkv.narrow(2, index, 1).squeeze_dim::<4>(2)
+        }
+    };
+    heads_attention(part(0), part(1), part(2)).reshape([batch, channels / 3, height, width])
+}
+
+/// `[B, C, H, W]` three times to `[B, C, H, W]`.
+fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, heads: usize) -> Tensor<4> {
+    let [batch, channels, height, width] = q.dims();
+    let split = |x: Tensor<4>| {
+        let [_, _, height, width] = x.dims();
+        x.reshape([batch, heads, channels / heads, height * width])
+    };
+    heads_attention(split(q), split(k), split(v)).reshape([batch, channels, height, width])
+}
+
+/// `[B, heads, channels of a head, positions]` three times to the same.
+fn heads_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    let [_, _, of_head, _] = q.dims();
+    let scale = (of_head as f64).sqrt().recip();
+    let weight = softmax((q * scale).swap_dims(2, 3).matmul(k), 3);
+    v.matmul(weight.swap_dims(2, 3))
+}
+
+/// Nearest-neighbour upsampling by 2.
+fn upsample(x: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, height, 1, width, 1])
+        .expand([batch, channels, height, 2, width, 2])
+        .reshape([batch, channels, 2 * height, 2 * width])
+}
+
+/// 2x2 average pooling.
+fn average_pool(x: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, height / 2, 2, width / 2, 2]).mean_dim(5).mean_dim(3).reshape([
+        batch,
+        channels,
+        height / 2,
+        width / 2,
+    ])
+}

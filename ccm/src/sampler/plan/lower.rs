@@ -1,0 +1,505 @@
+//! From a graph and weights to a [`Plan`]: the order of the operations, what is fused, and the layout of the weights.
+//!
+//! Vectors, which depend on time and label alone, go to the [`Conditioner`]. Of maps, these are never made in memory:
+//! concatenations, which two-input operations read; upsampled maps, which a convolution or a residual reads; and the output of
+//! a convolution that is only added to another map.
+
+use super::{Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector};
+use crate::model::Path;
+use crate::model::graph::{self, Affine, Graph, Node, Padding, Param, QkvOrder, Shape, Value};
+use crate::sampler::condition::Conditioner;
+use crate::weights::{HostTensor, Model};
+
+impl Plan {
+    /// Compiles a model.
+    ///
+    /// # Panics
+    /// If the tensors of the model are not those of its spec. [`Model::new`] makes no such model.
+    pub fn new(model: Model) -> Self {
+        let (mut plan, sizes) = Self::unshared(model);
+        plan.share_buffers(&sizes);
+        plan
+    }
+
+    /// The plan in which every map has a buffer of its own, and the values of one image of each.
+    fn unshared(model: Model) -> (Self, Vec<usize>) {
+        let Model { spec, prediction, tensors, .. } = model;
+        let graph = spec.graph();
+        assert!(
+            tensors.len() == graph.parameters.len(),
+            "the model must have one tensor for each of its spec"
+        );
+        for (tensor, parameter) in tensors.iter().zip(&graph.parameters) {
+            assert!(tensor.shape == parameter.shape, "shape of {}", parameter.name);
+        }
+        let graph = Graph { features: Vec::new(), ..graph }.fused();
+        let mut lowering = Lowering {
+            readers: readers(&graph),
+            graph: &graph,
+            tensors: tensors.into_iter().map(Some).collect(),
+            lowered: vec![None; graph.shapes.len()],
+            ops: Vec::new(),
+            maps: Vec::new(),
+            weights: Vec::new(),
+            vectors: Vec::new(),
+            conditioner: Conditioner::default(),
+            x: None,
+        };
+        for node in &graph.nodes {
+            lowering.node(node);
+        }
+        let output = lowering.map(graph.output);
+        let Lowering { tensors, ops, maps, weights, vectors, conditioner, x, .. } = lowering;
+        assert!(tensors.iter().all(Option::is_none), "the plan uses every tensor");
+        let x = x.unwrap_or_else(|| panic!("the network reads an image"));
+        let path = Path::new(&prediction);
+        (Self { ops, buffers: Vec::new(), x, output, weights, vectors, conditioner, spec, path }, maps)
+    }
+}
+
+/// For each value that is read exactly once the operation that reads it.
+fn readers(graph: &Graph) -> Vec<Option<graph::Op>> {
+    let uses = graph.uses();
+    let mut readers = vec![None; uses.len()];
+    for node in &graph.nodes {
+        for value in node.op.inputs() {
+            if uses[value.index()] == 1 {
+                readers[value.index()] = Some(node.op);
+            }
+        }
+    }
+    readers
+}
+
+/// Where the channels of a value are in a map.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Order {
+    /// In their order, with zeros at the end.
+    Plain,
+    /// As `[parts, heads, head_channels]` with each head padded to whole blocks; with `heads_first` from `[heads, parts,
+    /// head_channels]`.
+    Heads { parts: usize, heads: usize, head_channels: usize, heads_first: bool },
+}
+
+impl Order {
+    /// The channel of the map for each of `count` channels of the value.
+    fn places(self, count: usize) -> Vec<usize> {
+        match self {
+            Self::Plain => (0..count).collect(),
+            Self::Heads { parts, heads, head_channels: width, heads_first } => {
+                let padded = width.next_multiple_of(BLOCK);
+                let place = |channel: usize| {
+                    let (part, head) = match heads_first {
+                        true => (channel / width % parts, channel / width / parts),
+                        false => (channel / width / heads, channel / width % heads),
+                    };
+                    (part * heads + head) * padded + channel % width
+                };
+                (0..count).map(place).collect()
+            }
+        }
+    }
+}
+
+/// What a value of the graph is in the plan.
+#[derive(Debug, Clone, Copy)]
+enum Lowered {
+    /// A map.
+    Map(Map, Order),
+    /// Two maps, whose channels are concatenated.
+    Pair(Map, Map),
+    /// A map that is upsampled by 2 when it is read.
+    Upsampled(Map),
+    /// A convolution that is emitted by the one operation that reads it.
+    Deferred(graph::Conv),
+}
+
+struct Lowering<'a> {
+    graph: &'a Graph,
+    readers: Vec<Option<graph::Op>>,
+    /// The tensors that no operation has taken yet.
+    tensors: Vec<Option<HostTensor>>,
+    lowered: Vec<Option<Lowered>>,
+    ops: Vec<Op>,
+    maps: Vec<usize>,
+    weights: Vec<ConvWeight>,
+    vectors: Vec<f32>,
+    conditioner: Conditioner,
+    x: Option<Map>,
+}
+
+impl Lowering<'_> {
+    fn node(&mut self, node: &Node) {
+        let Shape::Map(shape) = self.graph.shape(node.output) else { return self.vector_node(node) };
+        let lowered = match node.op {
+            graph::Op::Image => {
+                let map = self.new_map(shape);
+                self.x = Some(map);
+                Lowered::Map(map, Order::Plain)
+            }
+            graph::Op::Conv(conv) => {
+                use graph::Op::{Add, Attention};
+                match self.readers[node.output.index()] {
+                    Some(Add(..) | Attention { .. }) => Lowered::Deferred(conv),
+                    _ => self.conv(&conv, None),
+                }
+            }
+            graph::Op::GroupNorm(norm) => self.group_norm(&norm),
+            graph::Op::Add(a, b) => self.add(a, b),
+            graph::Op::AddVector(x, vector) => {
+                let channels = shape[0];
+                let bias = Vector::Conditioned(self.conditioner.shift(vector, &vec![0.0; channels]));
+                let (x, _) = self.input(x);
+                self.scaled(x, 1.0, Order::Plain, channels, Some(bias), None)
+            }
+            graph::Op::Concat(a, b) => {
+                let (a, b) = (self.map(a), self.map(b));
+                Lowered::Pair(a, b)
+            }
+            graph::Op::Upsample(x) => Lowered::Upsampled(self.map(x)),
+            graph::Op::AveragePool(x) => {
+                let x = self.map(x);
+                let y = self.new_map(shape);
+                self.ops.push(Op::Pool(Pool { x, y }));
+                Lowered::Map(y, Order::Plain)
+            }
+            graph::Op::QkvAttention { qkv, heads, order } => {
+                let heads_first = order == QkvOrder::HeadsFirst;
+                self.attention(qkv, heads, shape, heads_first)
+            }
+            graph::Op::Attention { qkv, heads } => self.separate_attention(qkv, heads, shape),
+            graph::Op::Dropout(x, _) => self.lowered(x),
+            graph::Op::Scale(x, factor) => {
+                let (x, _) = self.input(x);
+                self.scaled(x, factor, Order::Plain, shape[0], None, None)
+            }
+            op => panic!("the sampler has no kernel for {op:?} of a map"),
+        };
+        self.lowered[node.output.index()] = Some(lowered);
+    }
+
+    /// A node whose output is a vector.
+    fn vector_node(&mut self, node: &Node) {
+        let parameters = match node.op {
+            graph::Op::LabelEmbedding(table) => vec![table],
+            graph::Op::Linear(_, Affine { weight, bias }) => vec![weight, bias],
+            _ => Vec::new(),
+        };
+        for param in parameters {
+            let tensor = self.take(param);
+            self.conditioner.parameter(param, tensor);
+        }
+        self.conditioner.push(*node);
+    }
+
+    fn take(&mut self, param: Param) -> HostTensor {
+        let name = || &self.graph.parameter(param).name;
+        self.tensors[param.index()].take().unwrap_or_else(|| panic!("tensor {} is read twice", name()))
+    }
+
+    fn lowered(&self, value: Value) -> Lowered {
+        self.lowered[value.index()].unwrap_or_else(|| panic!("{value:?} is read before it is computed"))
+    }
+
+    /// The map of a value with its channels in order, made if there is none.
+    fn map(&mut self, value: Value) -> Map {
+        let channels = self.graph.shape(value).channels();
+        let map = match self.lowered(value) {
+            Lowered::Map(map, Order::Plain) => return map,
+            Lowered::Map(map, order) => self.scaled(map.into(), 1.0, order, channels, None, None),
+            Lowered::Pair(first, second) => {
+                let pair = Input { first, second: Some(second) };
+                self.scaled(pair, 1.0, Order::Plain, channels, None, None)
+            }
+            Lowered::Upsampled(map) => {
+                let weight = identity(channels, 1.0, Order::Plain);
+                let bias = self.vector(&vec![0.0; channels]);
+                self.emit(map.into(), weight, [1, 0], true, bias, None)
+            }
+            Lowered::Deferred(conv) => self.conv(&conv, None),
+        };
+        self.lowered[value.index()] = Some(map);
+        self.map(value)
+    }
+
+    /// The map or maps that an operation with two inputs reads for a value, and the order of their channels.
+    fn input(&mut self, value: Value) -> (Input, Order) {
+        match self.lowered(value) {
+            Lowered::Map(map, order) => (map.into(), order),
+            Lowered::Pair(first, second) => (Input { first, second: Some(second) }, Order::Plain),
+            Lowered::Upsampled(_) | Lowered::Deferred(_) => (self.map(value).into(), Order::Plain),
+        }
+    }
+
+    fn conv(&mut self, op: &graph::Conv, residual: Option<Residual>) -> Lowered {
+        let (x, columns, upsample) = match self.lowered(op.x) {
+            Lowered::Upsampled(map) if op.stride == 1 => (map.into(), Order::Plain, true),
+            _ => {
+                let (x, order) = self.input(op.x);
+                (x, order, false)
+            }
+        };
+        let rows = self.rows_of(op);
+        let weight = self.take(op.affine.weight);
+        let values = self.take(op.affine.bias).values;
+        let bias = match op.shift {
+            Some(shift) => Vector::Conditioned(self.conditioner.shift(shift, &values)),
+            None => self.vector(&placed(&values, rows)),
+        };
+        let weight = packed(&[weight], rows, columns);
+        let border = if op.padding == Padding::Around { weight.kernel / 2 } else { 0 };
+        match self.emit(x, weight, [op.stride, border], upsample, bias, residual) {
+            Lowered::Map(map, _) => Lowered::Map(map, rows),
+            other => other,
+        }
+    }
+
+    /// The order in which the output of a convolution is wanted: that of the attention that reads it.
+    fn rows_of(&self, op: &graph::Conv) -> Order {
+        let output =
+            self.graph.nodes.iter().find(|node| node.op == graph::Op::Conv(*op)).map(|node| node.output);
+        match output.and_then(|output| self.readers[output.index()]) {
+            Some(graph::Op::QkvAttention { qkv, heads, order }) => {
+                let head_channels = self.graph.shape(qkv).channels() / 3 / heads;
+                Order::Heads { parts: 3, heads, head_channels, heads_first: order == QkvOrder::HeadsFirst }
+            }
+            _ => Order::Plain,
+        }
+    }
+
+    fn group_norm(&mut self, op: &graph::GroupNorm) -> Lowered {
+        let (x, _) = self.input(op.x);
+        let [gain, offset] = [op.affine.weight, op.affine.bias].map(|param| self.take(param).values);
+        let channels = gain.len();
+        let (gain, offset) = match op.modulation {
+            None => (self.vector(&gain), self.vector(&offset)),
+            Some(modulation) => {
+                let [gain, offset] = self.conditioner.scale_and_shift(modulation, &gain, &offset);
+                (Vector::Conditioned(gain), Vector::Conditioned(offset))
+            }
+        };
+        let y = self.new_map([channels, x.first.height, x.first.width]);
+        let (groups, epsilon, silu) = (op.groups, op.epsilon, op.silu);
+        self.ops.push(Op::GroupNorm(GroupNorm { x, gain, offset, groups, epsilon, silu, y }));
+        Lowered::Map(y, Order::Plain)
+    }
+
+    /// A sum; the convolution that comes last takes the other map as its residual.
+    fn add(&mut self, a: Value, b: Value) -> Lowered {
+        let (conv, other) = match (self.lowered(a), self.lowered(b)) {
+            (_, Lowered::Deferred(conv)) => (Some(conv), a),
+            (Lowered::Deferred(conv), _) => (Some(conv), b),
+            _ => (None, a),
+        };
+        let residual = match self.lowered(other) {
+            Lowered::Upsampled(map) => Residual { map, upsample: true },
+            _ => Residual { map: self.map(other), upsample: false },
+        };
+        match conv {
+            Some(conv) => self.conv(&conv, Some(residual)),
+            None => {
+                let channels = self.graph.shape(b).channels();
+                let (x, order) = self.input(b);
+                self.scaled(x, 1.0, order, channels, None, Some(residual))
+            }
+        }
+    }
+
+    /// Attention over a packed map; `shape` is that of its output.
+    fn attention(&mut self, qkv: Value, heads: usize, shape: [usize; 3], heads_first: bool) -> Lowered {
+        let head_channels = shape[0] / heads;
+        let order = Order::Heads { parts: 3, heads, head_channels, heads_first };
+        let qkv = match self.lowered(qkv) {
+            Lowered::Map(map, found) if found == order => map,
+            _ => panic!("the sampler reads queries, keys and values from one convolution"),
+        };
+        self.emit_attention(qkv, heads, head_channels)
+    }
+
+    /// Attention over three convolutions of one map, which become one.
+    fn separate_attention(&mut self, qkv: [Value; 3], heads: usize, shape: [usize; 3]) -> Lowered {
+        let head_channels = shape[0] / heads;
+        let convs = qkv.map(|value| match self.lowered(value) {
+            Lowered::Deferred(conv) => conv,
+            _ => panic!("the sampler reads queries, keys and values from convolutions of their own"),
+        });
+        assert!(convs.iter().all(|conv| conv.x == convs[0].x), "queries, keys and values of one map");
+        let (x, columns) = self.input(convs[0].x);
+        let weights = convs.map(|conv| self.take(conv.affine.weight));
+        let rows = Order::Heads { parts: 3, heads, head_channels, heads_first: false };
+        let biases: Vec<f32> = convs.iter().flat_map(|conv| self.take(conv.affine.bias).values).collect();
+        let bias = self.vector(&placed(&biases, rows));
+        match self.emit(x, packed(&weights, rows, columns), [1, 0], false, bias, None) {
+            Lowered::Map(qkv, _) => self.emit_attention(qkv, heads, head_channels),
+            other => other,
+        }
+    }
+
+    fn emit_attention(&mut self, qkv: Map, heads: usize, head_channels: usize) -> Lowered {
+        let y = self.new_map([qkv.channels / 3, qkv.height, qkv.width]);
+        self.ops.push(Op::Attention(Attention { qkv, heads, head_channels, y }));
+        let order = match head_channels.is_multiple_of(BLOCK) {
+            true => Order::Plain,
+            false => Order::Heads { parts: 1, heads, head_channels, heads_first: false },
+        };
+        Lowered::Map(y, order)
+    }
+
+    /// A 1x1 convolution that multiplies by a factor and brings channels into order.
+    fn scaled(
+        &mut self,
+        x: Input,
+        factor: f32,
+        order: Order,
+        channels: usize,
+        bias: Option<Vector>,
+        residual: Option<Residual>,
+    ) -> Lowered {
+        let bias = bias.unwrap_or_else(|| self.vector(&vec![0.0; channels]));
+        self.emit(x, identity(channels, factor, order), [1, 0], false, bias, residual)
+    }
+
+    fn emit(
+        &mut self,
+        x: Input,
+        weight: ConvWeight,
+        [stride, border]: [usize; 2],
+        upsample: bool,
+        bias: Vector,
+        residual: Option<Residual>,
+    ) -> Lowered {
+        let size = |size: usize| if upsample { 2 * size } else { size.div_ceil(stride) };
+        let y = self.new_map([weight.out_channels, size(x.first.height), size(x.first.width)]);
+        assert!(x.channels() == weight.in_channels, "channels of a convolution's input");
+        let (kernel, place) = (weight.kernel, self.weights.len());
+        self.weights.push(weight);
+        let conv = Conv { x, kernel, stride, border, upsample, weight: place, bias, residual, y };
+        self.ops.push(Op::Conv(conv));
+        Lowered::Map(y, Order::Plain)
+    }
+
+    /// Appends a vector, padded to whole blocks.
+    fn vector(&mut self, values: &[f32]) -> Vector {
+        let place = self.vectors.len();
+        self.vectors.extend_from_slice(values);
+        self.vectors.resize(self.vectors.len().next_multiple_of(BLOCK), 0.0);
+        Vector::Fixed(place)
+    }
+
+    /// A new map of `[channels, height, width]`, with its channels padded to whole blocks.
+    fn new_map(&mut self, [channels, height, width]: [usize; 3]) -> Map {
+        let channels = channels.next_multiple_of(BLOCK);
+        let map = Map { buffer: self.maps.len(), height, width, channels };
+        self.maps.push(map.len());
+        map
+    }
+}
+
+/// Values at the places of an order.
+fn placed(values: &[f32], order: Order) -> Vec<f32> {
+    let places = order.places(values.len());
+    let mut placed = vec![0.0; width(&places)];
+    for (value, place) in values.iter().zip(places) {
+        placed[place] = *value;
+    }
+    placed
+}
+
+/// Channels of a map that has these places.
+fn width(places: &[usize]) -> usize {
+    places.iter().max().map_or(0, |&last| (last + 1).next_multiple_of(BLOCK))
+}
+
+/// Weights `[outputs, inputs, ...]`, one below the other, as a [`ConvWeight`].
+fn packed(weights: &[HostTensor], rows: Order, columns: Order) -> ConvWeight {
+    let shape = &weights[0].shape;
+    let (inputs, taps) = (shape[1], shape[2..].iter().product::<usize>());
+    let outputs = weights.iter().map(|weight| weight.shape[0]).sum();
+    let (rows, columns) = (rows.places(outputs), columns.places(inputs));
+    let (out_channels, in_channels) = (width(&rows), width(&columns));
+    let mut placed = vec![0.0; taps * in_channels * out_channels];
+    let values = weights.iter().flat_map(|weight| weight.values.chunks_exact(inputs * taps));
+    for (values, &row) in values.zip(&rows) {
+        for (values, &column) in values.chunks_exact(taps).zip(&columns) {
+            for (tap, value) in values.iter().enumerate() {
+                placed[(tap * in_channels + column) * out_channels + row] = *value;
+            }
+        }
+    }
+    let kernel = if taps == 1 { 1 } else { 3 };
+    ConvWeight { kernel, in_channels, out_channels, values: placed }
+}
+
+/// `factor` times the channels of a map in the given order.
+fn identity(channels: usize, factor: f32, order: Order) -> ConvWeight {
+    let mut values = vec![0.0; channels * channels];
+    values.iter_mut().step_by(channels + 1).for_each(|value| *value = factor);
+    packed(&[HostTensor::new([channels, channels], values)], Order::Plain, order)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::model::{ModelCard, NetworkSpec, Prediction, UNetSpec};
+    use crate::weights::Precision;
+
+    /// Networks that between them have every kind of layer.
+    pub(in crate::sampler::plan) fn specs() -> Vec<NetworkSpec> {
+        let spec = |json: &str| NetworkSpec::from(serde_json::from_str::<UNetSpec>(json).unwrap());
+        vec![
+            spec(
+                r#"{"in_channels": 1, "height": 12, "width": 20, "model_channels": 32, "num_res_blocks": 1,
+                    "channel_mult": [1, 2], "attention_resolutions": [10], "num_heads": 4,
+                    "use_scale_shift_norm": true, "resblock_updown": true, "num_classes": 3}"#,
+            ),
+            spec(
+                r#"{"in_channels": 3, "height": 8, "width": 8, "model_channels": 64, "num_res_blocks": 2,
+                    "channel_mult": [1, 2, 3], "attention_resolutions": [8, 4], "num_heads": 16,
+                    "use_new_attention_order": true}"#,
+            ),
+        ]
+    }
+
+    fn zeros(spec: &NetworkSpec) -> Model {
+        let tensors = spec.tensors().into_iter().map(|tensor| {
+            let values = vec![0.0; tensor.shape.iter().product()];
+            HostTensor::new(tensor.shape, values)
+        });
+        let (card, precision) = (ModelCard::default(), Precision::F32);
+        let prediction = Prediction::Velocity;
+        Model { spec: spec.clone(), prediction, card, precision, tensors: tensors.collect() }
+    }
+
+    /// A plan of zeros in which every map has a buffer of its own, and the values of one image of each.
+    pub(in crate::sampler::plan) fn unshared(spec: &NetworkSpec) -> (Plan, Vec<usize>) {
+        Plan::unshared(zeros(spec))
+    }
+
+    #[test]
+    #[should_panic(expected = "the model must have one tensor for each of its spec")]
+    fn a_missing_tensor_is_not_replaced() {
+        let mut model = zeros(&specs()[0]);
+        model.tensors.pop();
+        Plan::new(model);
+    }
+
+    #[test]
+    #[should_panic(expected = "shape of time_embed.0.weight")]
+    fn a_tensor_of_another_shape_is_not_used() {
+        let mut model = zeros(&specs()[0]);
+        model.tensors.reverse();
+        Plan::new(model);
+    }
+
+    #[test]
+    fn residuals_concatenations_and_upsampled_maps_take_no_operation() {
+        for spec in &specs() {
+            let (plan, _) = unshared(spec);
+            let count = plan.ops.iter().filter(|op| matches!(op, Op::Conv(_))).count();
+            let weights = spec.tensors().iter().filter(|tensor| tensor.shape.len() > 2).count();
+            assert_eq!(count, weights, "a convolution for each weight of {spec:?}");
+        }
+    }
+}
