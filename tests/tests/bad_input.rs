@@ -435,7 +435,7 @@ fn measurements_that_cannot_be_made() {
     succeed(&mut train("3x12x12"));
     let other_size = with_features(&path("trained.safetensors")).output().unwrap();
     let said = String::from_utf8_lossy(&other_size.stderr).into_owned();
-    assert!(said.contains("expected images of 3x8x8, as the model makes, found 3x12x12"), "{said}");
+    assert!(said.contains("expected images of 3x8x8, the shape of the model, found 3x12x12"), "{said}");
 
     succeed(&mut train("3x8x8"));
     let reference = path("reference.npz");
@@ -455,12 +455,12 @@ fn measurements_that_cannot_be_made() {
     fail(command.arg(&reference), &["--reference", "expected 128 features, found 3"]);
     fs::write(&reference, nameless).unwrap();
     let mut command = eval(&arguments.each_ref().map(String::as_str));
-    fail(command.arg(&reference), &["--reference", "found some that do not say of what"]);
+    fail(command.arg(&reference), &["--reference", "found a file that does not name its features"]);
     let mut command = eval(&arguments.each_ref().map(String::as_str));
-    fail(command.arg(&reference).args(["--data", "shapes"]), &["--data: shapes", "no use for it"]);
+    fail(command.arg(&reference).args(["--data", "shapes"]), &["--data: shapes", "not used with both"]);
     fs::write(&reference, statistics(Some("eyes of a cat"))).unwrap();
     let mut command = eval(&arguments.each_ref().map(String::as_str));
-    fail(command.arg(&reference), &["--reference", "found of the eyes of a cat"]);
+    fail(command.arg(&reference), &["--reference", "found those of the eyes of a cat"]);
     let mut broken = lively_model(&small_spec());
     broken.tensors[0].values[0] = f32::NAN;
     let (broken, whole) = (broken.to_bytes(), fs::read(&model).unwrap());
