@@ -93,9 +93,9 @@ pub enum Kernel {
 /// [`buffers::Picture`].
 pub const RGBA: &str = wgsl!("rgba.wgsl");
 
-/// Groups of a group norm.
+/// Number of groups of a group norm.
 pub const NORM_GROUPS: u32 = 32;
-/// Added to the variance of a group norm.
+/// Epsilon of a group norm, added to the variance.
 pub const NORM_EPSILON: f32 = 1e-5;
 /// Blocks of four channels that a workgroup of [`Kernel::Moments`] and [`Kernel::Normalize`] handles.
 pub const NORM_BLOCKS: u32 = 8;
@@ -111,7 +111,7 @@ pub const ATTENTION_DIRECT_WIDTH: u32 = 4;
 pub const LINE: u32 = 64;
 
 impl Kernel {
-    /// The name of its entry point.
+    /// Name of the entry point.
     pub fn entry_point(self) -> &'static str {
         match self {
             Self::Conv(_, Tile::Direct) => "direct",
@@ -125,7 +125,7 @@ impl Kernel {
         }
     }
 
-    /// Its source: a complete WGSL module.
+    /// Source of the kernel: a complete WGSL module.
     pub fn source(self, real: Real) -> String {
         let mut source = String::from(match real {
             Real::F32 => wgsl!("prelude/f32.wgsl"),

@@ -191,11 +191,11 @@ fn curriculum(curves: Option<&Curves>) -> Result<String, ReportError> {
     let steps = chart::over_time(steps_name, steps, steps_fixed, true, None)?;
     Ok(format!(
         "<p>KDC is 100 minus the PSNR between the student's prediction at time t and its target, which is the \
-         target network's prediction at a later time: a high KDC means that the student has much to learn from the pair. With a fixed step, the teacher \
-         takes one step. With the curriculum, it takes steps until KDC reaches the threshold T = {threshold} or \
-         until the end of the trajectory. According to the paper, KDC falls steeply with t with a fixed step, and \
-         stays near T until the end of the trajectory is close with the curriculum. The charts show the \
-         measurements of this run.</p>\n\
+         target network's prediction at a later time: a high KDC means that the student has much to learn from \
+         the pair. With a fixed step, the teacher takes one step. With the curriculum, it takes steps until KDC \
+         reaches the threshold T = {threshold} or until the end of the trajectory. According to the paper, KDC \
+         falls steeply with t with a fixed step, and stays near T until the end of the trajectory is close with the \
+         curriculum. The charts show the measurements of this run.</p>\n\
          <ul class=\"legend\"><li class=\"main\">curriculum</li><li class=\"baseline\">fixed step</li>\
          <li class=\"threshold\">threshold T = {threshold}</li></ul>\n\
          <div class=\"pair\">\n{}{}</div>\n{}",
