@@ -50,6 +50,7 @@ pub(crate) struct Arguments {
     /// Folder for the rows and the table. Existing rows are not computed again
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }

@@ -54,6 +54,7 @@ pub(crate) struct Arguments {
     /// Write the results as JSON
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }

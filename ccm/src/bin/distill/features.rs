@@ -25,10 +25,13 @@ pub(crate) struct Arguments {
     /// Mirror images horizontally with probability 1/2
     #[arg(long)]
     horizontal_flip: bool,
+    /// Seed of the training, and of generated shapes
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// File for the classifier
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }

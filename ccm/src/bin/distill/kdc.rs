@@ -15,6 +15,7 @@ use crate::run::load_data;
 pub(crate) struct Arguments {
     /// Folder of the run
     run: PathBuf,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }
