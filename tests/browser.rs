@@ -1,5 +1,5 @@
-//! Chromium, driven over its DevTools protocol: as much of it as the tests of the page need. Messages are JSON that ends
-//! in a zero byte, through pipes that the browser finds as its files 3 and 4.
+//! Drives Chromium over its DevTools protocol, as far as the tests need it. Messages are JSON terminated by a zero
+//! byte, sent through pipes that are file descriptors 3 and 4 of the browser.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,7 +11,7 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Names that the program goes by; the first that starts is taken.
+/// Names of the browser's program, in order of preference.
 const PROGRAMS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "chrome"];
 
 const QUIET: [&str; 8] = [
@@ -31,14 +31,14 @@ const SOFTWARE_WEBGPU: [&str; 7] = [
     "--enable-features=Vulkan,WebGPU",
     "--use-webgpu-adapter=swiftshader",
     "--use-angle=swiftshader",
-    // Without it the browser's GPU process falls over when a canvas is shown.
+    // Without it, the browser's GPU process crashes when a canvas is shown.
     "--use-vulkan=swiftshader",
     "--ignore-gpu-blocklist",
-    // It would kill a GPU process that computes for longer than a GPU would.
+    // The watchdog stops a GPU process that computes for as long as a software adapter does.
     "--disable-gpu-watchdog",
 ];
 
-/// The longest that any one thing may take.
+/// Timeout of every operation.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether the browser has WebGPU.
@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub enum WebGpu {
     /// On a software adapter.
     Software,
-    /// Not at all.
+    /// Disabled.
     Absent,
 }
 
@@ -58,17 +58,17 @@ pub struct Browser {
     session: String,
     sent: u64,
     loaded: bool,
-    /// What the page has complained about: errors on the console, exceptions, requests that failed.
+    /// Errors of the page: console errors, exceptions and failed requests.
     pub complaints: Vec<String>,
-    /// Removed when the browser is gone.
+    /// Folder of the profile, removed when the browser is dropped.
     _profile: TempDir,
 }
 
 impl Browser {
-    /// Starts a browser with a profile of its own.
+    /// Starts a browser with a new profile.
     ///
     /// # Panics
-    /// If there is none: the browser is part of what the tests test.
+    /// If no browser is installed.
     pub fn start(webgpu: WebGpu) -> Self {
         let profile = tempfile::tempdir().expect("a folder for the browser's profile");
         let mut flags = QUIET.map(String::from).to_vec();
@@ -99,7 +99,7 @@ impl Browser {
         thread::spawn(move || {
             let mut answers = BufReader::new(answers);
             let mut message = Vec::new();
-            // Until the browser or the test has gone away.
+            // Until the browser or the test ends.
             while answers.read_until(0, &mut message).is_ok_and(|read| read > 0) {
                 message.pop();
                 if send.send(std::mem::take(&mut message)).is_err() {
@@ -127,7 +127,7 @@ impl Browser {
         browser
     }
 
-    /// Opens an address and waits for the page's `load`.
+    /// Opens an address and waits for the page's `load` event.
     pub fn open(&mut self, url: &str) {
         self.loaded = false;
         let answer = self.call("Page.navigate", json!({ "url": url }));
@@ -137,7 +137,7 @@ impl Browser {
         }
     }
 
-    /// The value of an expression in the page, awaited. What it throws is a failure of the test.
+    /// Evaluates an expression in the page and awaits it. Panics if it throws.
     pub fn eval(&mut self, expression: &str) -> Value {
         let answer = self.call(
             "Runtime.evaluate",
@@ -150,20 +150,20 @@ impl Browser {
         answer["result"]["value"].clone()
     }
 
-    /// Waits until an expression holds.
+    /// Waits until an expression is true.
     pub fn wait_for(&mut self, expression: &str) {
         let start = Instant::now();
         while self.eval(expression) != json!(true) {
             assert!(
                 start.elapsed() < PATIENCE,
-                "waited in vain for {expression}; complaints: {:?}",
+                "timeout: {expression} is not true; errors of the page: {:?}",
                 self.complaints
             );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// A picture of the page as it is seen, or of all of it: PNG.
+    /// A PNG screenshot of the visible part of the page, or of the whole page.
     pub fn screenshot(&mut self, whole: bool) -> Vec<u8> {
         let answer =
             self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": whole }));
@@ -171,8 +171,8 @@ impl Browser {
         base64::engine::general_purpose::STANDARD.decode(data).expect("a picture")
     }
 
-    /// What is to be seen of an element, pixel by pixel: RGBA. A canvas that WebGPU has drawn to cannot be read by a
-    /// script once it has been shown.
+    /// The visible pixels of an element, RGBA. A script cannot read a canvas that WebGPU has drawn to after it is
+    /// shown.
     pub fn seen(&mut self, element: &str) -> Value {
         let area = self.eval(&format!(
             "(({{ x, y, width, height }}) => ({{ x, y, width, height, scale: 1 }}))({element}.getBoundingClientRect())"
@@ -190,7 +190,7 @@ impl Browser {
         ))
     }
 
-    /// Sends a command of the protocol and waits for its answer.
+    /// Sends a command of the protocol and waits for its response.
     pub fn call(&mut self, method: &str, parameters: Value) -> Value {
         self.sent += 1;
         let mut message = json!({ "id": self.sent, "method": method, "params": parameters });
@@ -208,10 +208,11 @@ impl Browser {
         }
     }
 
-    /// The next message after `asked`. Events are noted on the way.
+    /// The next message after `asked`. Collects errors from events that arrive before it.
     fn hear(&mut self, asked: &str) -> Value {
         let message = self.from.recv_timeout(PATIENCE);
-        let message = message.unwrap_or_else(|_| panic!("no word from the browser after {asked}"));
+        let message =
+            message.unwrap_or_else(|_| panic!("timeout: no message from the browser after {asked}"));
         let message: Value = serde_json::from_slice(&message).unwrap_or_default();
         let details = &message["params"];
         let complaint = match message["method"].as_str() {
@@ -235,7 +236,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It is going away whatever the outcome.
+        // Ignore errors: the browser is being closed.
         let _ = self.program.kill();
         let _ = self.program.wait();
     }

@@ -1,4 +1,4 @@
-//! What the tests share: where the reference fixtures are, and how far apart two results may be.
+//! Shared by the tests: reference values, small models and comparisons.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
 
 pub mod browser;
@@ -29,7 +29,7 @@ use ccm::train::state::{TrainState, Workers};
 use ccm::weights::{HostTensor, Model, TensorFile};
 use tempfile::NamedTempFile;
 
-/// The folder of reference numbers: `CCM_FIXTURES`, or `../shared/fixtures` beside the repository.
+/// Folder of reference values: `CCM_FIXTURES`, or `../shared/fixtures` beside the repository.
 pub fn fixtures() -> PathBuf {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     match std::env::var_os("CCM_FIXTURES") {
@@ -38,11 +38,11 @@ pub fn fixtures() -> PathBuf {
     }
 }
 
-/// The networks of `configs.json`, in the order of the file.
+/// The networks of `configs.json`, in file order.
 pub fn configurations() -> Vec<(String, UNetSpec)> {
     let path = fixtures().join("configs.json");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    // A map of `serde_json` sorts its keys; the first configuration of the file has a meaning.
+    // `serde_json` sorts the keys of a map; the tests need the first configuration of the file.
     let configs: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).expect("configs.json");
     let mut configs: Vec<_> = configs.into_iter().collect();
     configs.sort_by_key(|(name, _)| text.find(&format!("\"{name}\"")));
@@ -52,25 +52,25 @@ pub fn configurations() -> Vec<(String, UNetSpec)> {
         .collect()
 }
 
-/// The model in a checkpoint of the fixtures.
+/// Reads a model from a checkpoint of the fixtures.
 pub fn model(file: &str, spec: &UNetSpec, key: Option<&str>) -> Model {
     let checkpoint = Checkpoint::open(&fixtures().join(file)).expect("checkpoint");
     let found = checkpoint.select(&spec.tensors(), key).expect("the checkpoint fits its configuration");
     Model::new(spec.clone(), ModelCard::default(), found.tensors).expect("tensors of the network")
 }
 
-/// A file of reference tensors.
+/// Reads a file of reference tensors.
 pub fn tensors(file: &str) -> BTreeMap<String, HostTensor> {
     let bytes = std::fs::read(fixtures().join(file)).expect("reference tensors");
     TensorFile::from_bytes(&bytes).expect("reference tensors").tensors
 }
 
-/// What others computed, with the scripts that had them do so.
+/// Folder of reference values of other programs, with the scripts that compute them.
 pub fn references() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("references")
 }
 
-/// Numbers in [0, 1) that depend on nothing but the number of a tensor and the place in it, as in
+/// Deterministic values in [0, 1) that depend only on the number of the tensor and the index, as in
 /// `references/formula.py`.
 pub fn uniform(tensor: usize, count: usize) -> impl Iterator<Item = f64> {
     (0..count as u64).map(move |i| {
@@ -83,7 +83,7 @@ pub fn uniform(tensor: usize, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// Weights of LPIPS' trunk and heads, as `references/lpips.py` makes them.
+/// Weights of the LPIPS trunk and heads, as in `references/lpips.py`.
 pub fn lpips_weights(trunk: Trunk) -> [BTreeMap<String, HostTensor>; 2] {
     let mut shapes = trunk.tensors().concat();
     shapes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -102,10 +102,10 @@ pub fn lpips_weights(trunk: Trunk) -> [BTreeMap<String, HostTensor>; 2] {
     [features, heads]
 }
 
-/// A file of weights of the FID's network, as `references/inception.py` makes them.
+/// Writes weights of the FID's Inception-v3, as in `references/inception.py`.
 ///
 /// # Panics
-/// If it cannot be written.
+/// If the file cannot be written.
 pub fn write_inception(path: &Path) {
     let mut shapes = inception::tensors();
     shapes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -125,10 +125,10 @@ pub fn write_inception(path: &Path) {
     std::fs::write(path, file.to_bytes()).expect("a file of weights");
 }
 
-/// Checks the FID's network against pytorch-fid, whose features and logits are those of `references/inception.py`.
+/// Compares the FID's Inception-v3 with features and logits of pytorch-fid (`references/inception.py`).
 ///
 /// # Panics
-/// Where they differ.
+/// If they differ.
 pub fn agrees_with_pytorch_fid(device: &Device) {
     let reference = std::fs::read(references().join("inception.safetensors")).expect("a file");
     let expected = TensorFile::from_bytes(&reference).expect("a reference").tensors;
@@ -153,8 +153,7 @@ pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     difference / norm(&mut expected.iter().map(|value| f64::from(*value)))
 }
 
-/// A network of 8x8 RGB images of eight classes that computes something in a moment: two levels, attention at the
-/// lower one.
+/// A network that evaluates fast: 8x8 RGB images of eight classes, two levels, attention at the lower one.
 pub fn small_spec() -> UNetSpec {
     UNetSpec {
         in_channels: 3,
@@ -180,7 +179,7 @@ pub fn small_data() -> Dataset {
     shapes(8, ImageShape { channels: 3, height: 8, width: 8 }, Split::Train, 1).expect("shapes")
 }
 
-/// A distillation of a network like [`small_spec`], before its first step: `batch` images a step.
+/// A distillation of [`small_spec`] before its first step, with `batch` images per step.
 pub fn small_distillation<'a>(
     spec: &UNetSpec,
     data: &'a Dataset,
@@ -218,7 +217,7 @@ pub fn small_distillation<'a>(
     }
 }
 
-/// Sets a discriminator against the student, one that is listened to from the first step on.
+/// Adds a discriminator whose loss has its full weight from the first step on.
 pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
     let spec = distillation.teacher.spec().clone();
     let encoder = Arc::new(UNet::frozen(&lively_model(&spec), device));
@@ -228,7 +227,7 @@ pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
     distillation.state.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
 }
 
-/// Random weights of which none is zero, so that every layer has a say.
+/// A model with random weights, none of them zero, so that every layer affects the output.
 pub fn lively_model(spec: &UNetSpec) -> Model {
     let mut model = random_model(spec, 3);
     for (i, tensor) in model.tensors.iter_mut().enumerate() {

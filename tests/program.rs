@@ -1,4 +1,4 @@
-//! Running `distill`, and small data for it.
+//! Runs the program `distill` and writes small data sets for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Command;
 use ccm::data::{ImageShape, Split, shapes};
 use ccm::sampler::image::grid;
 
-/// A network and a training that are done in a moment.
+/// Settings of a very short training run.
 pub const TINY: [&str; 44] = [
     "--set",
     "network.height=8",
@@ -55,7 +55,7 @@ pub const TINY: [&str; 44] = [
     "teacher.learning_rate=1e-3",
 ];
 
-/// The program, which the test script builds.
+/// The program `distill`, built by the test script.
 pub fn distill() -> Command {
     let test = std::env::current_exe().expect("a test has a path");
     let program = test.ancestors().nth(2).map(|folder| folder.join("distill")).unwrap_or_default();
@@ -63,14 +63,14 @@ pub fn distill() -> Command {
     Command::new(program)
 }
 
-/// Runs a command that must succeed, and gives back what it prints.
+/// Runs a command that must succeed and returns its output.
 pub fn succeed(command: &mut Command) -> String {
     let output = command.output().expect("the program starts");
     assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs a command that must fail with status 1 and one line, which must hold every one of `parts`.
+/// Runs a command that must fail with status 1 and a one-line error that contains each of `parts`.
 pub fn fail(command: &mut Command, parts: &[&str]) {
     let output = command.output().expect("the program starts");
     let line = String::from_utf8_lossy(&output.stderr);
@@ -81,7 +81,7 @@ pub fn fail(command: &mut Command, parts: &[&str]) {
     }
 }
 
-/// A folder of PNG pictures, one folder a class.
+/// Writes a folder of PNG images, with one folder per class.
 pub fn picture_folder(folder: &Path, count: usize) {
     let data =
         shapes(count, ImageShape { channels: 3, height: 12, width: 10 }, Split::Train, 1).expect("shapes");
@@ -93,7 +93,7 @@ pub fn picture_folder(folder: &Path, count: usize) {
     }
 }
 
-/// MNIST's four files with `count` pictures each, 8 by 8.
+/// Writes MNIST's four files with `count` images of 8x8 each.
 pub fn write_idx(folder: &Path, count: usize) -> PathBuf {
     const SIDE: u32 = 8;
     for name in ["train", "t10k"] {

@@ -7,15 +7,15 @@
 #   chromium               the browser in which the page is tested
 #   nodejs, npm            Node 20 or later, for tests of the npm package; npm downloads bundlers, Next.js and TypeScript
 #                          (600 MB) into the target folder
-# and, for the page, the target wasm32-unknown-unknown with rustup. Without a Vulkan driver the tests that want one say
-# that they found no adapter; without a browser or npm their tests fail.
+# It also installs the target wasm32-unknown-unknown with rustup. Without a Vulkan driver, tests of wgpu are skipped and
+# say so; without a browser or npm, their tests fail.
 #
-# CCM_FIXTURES names the folder of reference numbers; by default ../shared/fixtures beside the repository. MNIST is
-# expected in ../data/mnist from there.
+# CCM_FIXTURES is the folder of reference values, by default ../shared/fixtures beside the repository. MNIST is expected
+# in ../data/mnist beside that folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-missing() { # packages that are not installed
+missing() { # prints the packages that are not installed
     for package in "$@"; do
         dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
     done
@@ -34,10 +34,10 @@ if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
     fi
 else
-    echo "not root on Debian or Ubuntu: a C compiler, a Vulkan driver, chromium, node and npm are expected to be there"
+    echo "not root on Debian or Ubuntu: a C compiler, a Vulkan driver, chromium, node and npm must be installed"
 fi
 
-# Debian 12 has Node 18; npm's registry has a newer one.
+# Debian 12 has Node 18; npm installs a newer version.
 if [ "$(node --version | sed 's/^v\([0-9]*\).*/\1/')" -lt 20 ]; then
     newer="${CARGO_TARGET_DIR:-target}/tmp/node"
     mkdir -p "$newer"
@@ -48,7 +48,7 @@ if [ "$(node --version | sed 's/^v\([0-9]*\).*/\1/')" -lt 20 ]; then
 fi
 
 if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; fi
-# The same features throughout, so that Burn is compiled once. The program is built as its users build it, the tests with
-# checks of overflows.
+# Both commands use the same features, so Burn is compiled once. The program has the profile of its users; the tests add
+# overflow checks.
 cargo build --workspace --bins --benches
 cargo test --workspace

@@ -1,4 +1,4 @@
-//! The package and the repository served to a browser, and images to compare with those of the page.
+//! Serves the package and the repository to a browser, and computes the expected images natively.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ use tempfile::TempDir;
 use crate::browser::{Browser, WebGpu};
 use crate::lively_model;
 
-/// A class-conditional model of the repository, trained on 16x16 shapes of eight classes.
+/// A shipped class-conditional model of 16x16 shapes, eight classes.
 pub const SHAPES: &str = "/web/models/shapes/student.safetensors";
 
-/// The folder of the package, with its WebAssembly, which is built once.
+/// The folder of the package with its WebAssembly, which is built once per test process.
 ///
 /// # Panics
-/// If it cannot be built.
+/// If the build fails.
 pub fn package() -> &'static Path {
     static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
     PACKAGE.get_or_init(|| {
@@ -32,7 +32,7 @@ pub fn package() -> &'static Path {
     })
 }
 
-/// The repository, served, and a folder of further files under `/scratch`.
+/// Serves the repository, and additional files under `/scratch`.
 pub struct Site {
     /// The running server.
     pub server: Server,
@@ -47,12 +47,12 @@ impl Default for Site {
 }
 
 impl Site {
-    /// The repository without further headers.
+    /// Serves the repository without additional headers.
     pub fn new() -> Self {
         Self::with_headers(&[])
     }
 
-    /// The repository with headers such as a content security policy.
+    /// Serves the repository with headers such as a content security policy.
     ///
     /// # Panics
     /// If the server cannot start.
@@ -64,43 +64,43 @@ impl Site {
         Self { server, scratch }
     }
 
-    /// Writes a file to the scratch folder. Returns its path on the server.
+    /// Writes a file to the scratch folder and returns its path on the server.
     ///
     /// # Panics
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn put(&self, name: &str, bytes: &[u8]) -> String {
         fs::write(self.scratch.path().join(name), bytes).expect("a file");
         format!("/scratch/{name}")
     }
 
-    /// A browser with the package loaded as `ccm`.
+    /// Opens a browser with the package loaded as `ccm`.
     pub fn open(&self, webgpu: WebGpu) -> Browser {
         let mut browser = Browser::start(webgpu);
         self.reopen(&mut browser);
         browser
     }
 
-    /// Loads the package anew.
+    /// Reloads the package.
     pub fn reopen(&self, browser: &mut Browser) {
         browser.open(&format!("{}/tests/pages/sampler.html", self.server.url()));
         browser.wait_for("window.ready === true");
     }
 
-    /// How often a file was requested.
+    /// Number of requests for a file.
     pub fn downloads(&self, path: &str) -> usize {
         self.server.requests().iter().filter(|line| **line == format!("GET {path}")).count()
     }
 }
 
-/// The file of [`SHAPES`].
+/// The contents of [`SHAPES`].
 ///
 /// # Panics
-/// If it cannot be read.
+/// If the file cannot be read.
 pub fn shapes() -> Vec<u8> {
     fs::read(root().join(&SHAPES[1..])).expect("a model")
 }
 
-/// A small grey model without classes, 12 pixels high and 8 wide.
+/// A small grey model without classes; images are 12 pixels high and 8 wide.
 pub fn grey() -> Vec<u8> {
     let spec = UNetSpec {
         in_channels: 1,
@@ -136,23 +136,23 @@ pub fn native(model: &[u8], seed: u64, label: u32, steps: usize) -> Vec<u8> {
     (0..pixels).flat_map(rgba).collect()
 }
 
-/// Checks that an image of the page is an expected one, to 1/255.
+/// Asserts that an image of the page equals the expected one up to 1/255.
 ///
 /// # Panics
-/// If it is not.
+/// If the images differ.
 #[track_caller]
 pub fn assert_same_picture(found: &Value, expected: &[u8]) {
     let found: Vec<i64> = found.as_array().expect("pixels").iter().filter_map(Value::as_i64).collect();
-    assert_eq!(found.len(), expected.len(), "bytes of the picture");
+    assert_eq!(found.len(), expected.len(), "bytes of the image");
     let difference = found.iter().zip(expected).map(|(a, b)| (a - i64::from(*b)).abs()).max();
-    assert!(difference <= Some(1), "the pictures differ by {difference:?} of 255");
+    assert!(difference <= Some(1), "the images differ by {difference:?}/255");
 }
 
-/// Checks that the page reported no error.
+/// Asserts that the page reported no error.
 ///
 /// # Panics
-/// If it did.
+/// If the page reported an error.
 #[track_caller]
 pub fn assert_no_complaints(browser: &Browser) {
-    assert!(browser.complaints.is_empty(), "the page complained: {:?}", browser.complaints);
+    assert!(browser.complaints.is_empty(), "errors of the page: {:?}", browser.complaints);
 }

@@ -1,6 +1,6 @@
 // Types of the package's entry, `js/index.js`.
 
-// Types of the browser that a project without the library `dom` may lack, as one for Node does.
+// Browser types, which are missing in projects without the library `dom`, such as those for Node.
 type Instance<T, Otherwise> = T extends { prototype: infer I } ? I : Otherwise;
 type Global<Name extends string, Otherwise> = typeof globalThis extends { [K in Name]: infer T }
   ? Instance<T, Otherwise>
@@ -21,12 +21,12 @@ export type Image = Global<
   }
 >;
 
-/** Where a model runs. `auto` takes a real GPU, otherwise the CPU. */
+/** Where a model runs. `auto` is a hardware GPU if there is one, otherwise the CPU. */
 export type Backend =
   | "auto"
-  /** A real GPU, or `NoWebGpuError`. */
+  /** A hardware GPU; without one, `load` fails with a `NoWebGpuError`. */
   | "webgpu"
-  /** Any adapter of the browser, including one that computes on the CPU. */
+  /** Any adapter of the browser, including software adapters. */
   | "webgpu-software"
   | "cpu";
 
@@ -87,7 +87,7 @@ export interface SampleOptions extends SeedOptions {
 export interface Info {
   /** `webgpu` or `cpu`. */
   backend: string;
-  /** Name of the processor, if the browser gives one. */
+  /** Name of the device, if the browser reveals it. */
   adapter: string;
   /** Whether the adapter is a GPU emulated on the CPU. */
   software: boolean;
@@ -120,7 +120,7 @@ export interface Info {
 export class Sampler {
   private constructor();
   /**
-   * Says where the WebAssembly and the worker's script are, for bundlers that do not follow
+   * Sets the addresses of the WebAssembly and of the worker's script, for bundlers that do not follow
    * `new URL(..., import.meta.url)`. Applies to `Sampler`, `WorkerSampler` and `<ccm-image>`.
    *
    * Call it before the first `load`. Throws a `RequestError` on invalid options, and if `wasm` is set after this
@@ -129,13 +129,13 @@ export class Sampler {
   static configure(options: Configuration): void;
   /** Loads a model from an address, bytes or a file. */
   static load(model: ModelSource, options?: LoadOptions): Promise<Sampler>;
-  /** Properties of the model and of the processor it runs on. */
+  /** Properties of the model and of its device. */
   readonly info: Info;
   /** Samples images from the seeds `seed`, `seed + 1`, ... */
   sample(options?: SampleOptions): Promise<Image[]>;
   /** Draws one image to a canvas, whose size becomes that of the image. A GPU draws without copying to the CPU. */
   draw(canvas: Canvas, options?: SeedOptions): Promise<void>;
-  /** Draws the image at `weight`, from 0 to 1, of the way from one seed to another. */
+  /** Draws an image interpolated from one seed (`weight` 0) to another (1). */
   interpolate(
     canvas: Canvas,
     seedA: number | bigint,
@@ -150,20 +150,20 @@ export class Sampler {
 }
 
 /**
- * A `Sampler` in a Web Worker of its own. A canvas that it has drawn to belongs to it from then on. Where no worker can
- * start, `load` fails with a `NoWorkerError`; `Sampler` works there.
+ * A `Sampler` in its own Web Worker. Drawing to a canvas transfers the canvas to the worker. If no worker can start,
+ * `load` fails with a `NoWorkerError`; `Sampler` works without workers.
  */
 export class WorkerSampler {
   private constructor();
   /** Loads a model from an address, bytes or a file, in a new worker. */
   static load(model: ModelSource, options?: LoadOptions): Promise<WorkerSampler>;
-  /** Properties of the model and of the processor it runs on. */
+  /** Properties of the model and of its device. */
   readonly info: Info;
   /** Samples images from the seeds `seed`, `seed + 1`, ... */
   sample(options?: SampleOptions): Promise<Image[]>;
   /** Draws one image to a canvas, whose size becomes that of the image. */
   draw(canvas: Canvas, options?: SeedOptions): Promise<void>;
-  /** Draws the image at `weight`, from 0 to 1, of the way from one seed to another. */
+  /** Draws an image interpolated from one seed (`weight` 0) to another (1). */
   interpolate(
     canvas: Canvas,
     seedA: number | bigint,

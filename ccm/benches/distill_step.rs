@@ -1,4 +1,4 @@
-//! One step of distillation, and one of a teacher, on the CPU.
+//! Benchmark: one distillation step and one teacher step on the CPU.
 //!
 //! The small U-Net: 32x32 RGB, 32 channels, multipliers 1, 2, 2, one residual block, attention at 8, ten classes,
 //! 1.1 M parameters; batch 64, Adam, three averages of the weights.
@@ -20,13 +20,13 @@ use ccm::train::state::{Stage, TrainState, Workers};
 use ccm::train::teacher::Teacher;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-/// As in the program.
+/// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const BATCH: usize = 64;
 
-/// The network of the `mnist` preset, on larger images in colour.
+/// The network of the `mnist` preset for larger RGB images.
 fn small() -> UNetSpec {
     let digits = Config::preset("mnist").unwrap().network;
     UNetSpec {
@@ -72,8 +72,8 @@ fn steps(c: &mut Criterion) {
     };
     group.bench_function("teacher step", |b| b.iter(|| teacher.step()));
 
-    // From t = 0 the threshold is never reached, and steps of 0.4 arrive with the third: three evaluations of
-    // the teacher and two of the target network an image, where two iterations are two of each.
+    // From t = 0 the threshold is never reached, and the third step of 0.4 reaches the end: three teacher evaluations
+    // and two target evaluations per image.
     let curriculum = Curriculum { mode: Mode::Cd, scope: Scope::Image, threshold: 1000.0, step_size: 0.4 };
     let mut distillation = Distillation {
         batches: batches(StageKind::Distill),

@@ -1,4 +1,4 @@
-//! The CPU's kernels beside Burn's own operations: forward and backward, batch 64, 32 channels at 28x28.
+//! Benchmark: this project's CPU kernels and Burn's operations, forward and backward, batch 64, 32 channels at 28x28.
 #![allow(missing_docs, reason = "criterion's macros")]
 
 use burn::nn::GroupNormConfig;
@@ -11,7 +11,7 @@ use ccm::noise::Noise;
 use ccm::spec::{NORM_EPSILON, NORM_GROUPS};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-/// As in the program.
+/// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -33,7 +33,7 @@ fn kernels(c: &mut Criterion) {
         .with_epsilon(f64::from(NORM_EPSILON))
         .init(&Device::flex().autodiff());
 
-    // Two operations a product, three products: forward, gradient of the input, gradient of the weight.
+    // Two operations per multiply-add; three products: forward, gradient of the input, gradient of the weight.
     let mut group = c.benchmark_group("3x3 convolution, forward and backward");
     let operations = 3 * 2 * BATCH * CHANNELS * CHANNELS * 9 * SIDE * SIDE;
     group.sample_size(10).throughput(Throughput::Elements(operations as u64));

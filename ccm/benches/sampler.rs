@@ -1,8 +1,8 @@
-//! One evaluation of the sampler on the CPU and on every GPU at hand: the first, with all that is prepared on the way,
-//! and the median of those that follow. `peers.py` beside this file measures the peers on the same networks.
+//! Benchmark: one evaluation of the sampler on the CPU and on every GPU: the first one, which includes preparation, and
+//! the median of later ones. `peers.py` measures other programs on the same networks.
 //!
-//! `cargo bench --profile dev -p ccm --bench sampler`, or with `-- software` on adapters that compute on the CPU too.
-#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark that cannot run has nothing to say")]
+//! `cargo bench --profile dev -p ccm --bench sampler`, or with `-- software` also on software adapters.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark that cannot run has failed")]
 
 use std::time::Instant;
 
@@ -14,11 +14,11 @@ use ccm::spec::UNetSpec;
 use ccm::weights::Precision;
 use pollster::block_on;
 
-/// As in the program.
+/// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// 1.1 M parameters, 0.5 GFLOP an evaluation.
+/// 1.1 M parameters, 0.5 GFLOP per evaluation.
 fn small() -> UNetSpec {
     UNetSpec {
         in_channels: 3,

@@ -1,4 +1,4 @@
-//! Files that are whole or not there: everything is written beside its place and renamed.
+//! Reads and writes files. Writing is atomic: a file is written under a temporary name and renamed.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 /// A file or folder that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// What the system says of it.
+    /// An error of the operating system.
     #[error("{path}: {source}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// Message of the operating system.
         source: io::Error,
     },
-    /// A folder in place of a file, or nothing in place of a folder.
+    /// A folder where a file is expected, or no folder where one is expected.
     #[error("{path}: expected {expected}, found {found}")]
     Kind {
         /// The file or folder.
@@ -26,12 +26,12 @@ pub enum DiskError {
         /// What is there.
         found: &'static str,
     },
-    /// The disk cannot hold what a run will write.
+    /// The disk has too little space for a run.
     #[error("{path}: the run needs {needed} MB more of disk, {free} MB are free")]
     Full {
         /// The folder of the run.
         path: PathBuf,
-        /// Megabytes that will be written.
+        /// Megabytes that the run will write.
         needed: u64,
         /// Megabytes that are free.
         free: u64,
@@ -44,27 +44,27 @@ impl DiskError {
     }
 }
 
-/// Reads a whole file.
+/// Reads a file.
 ///
 /// # Errors
-/// A file that is not there or cannot be read.
+/// [`DiskError::Io`] if the file does not exist or cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>, DiskError> {
     fs::read(path).map_err(DiskError::of(path))
 }
 
-/// Reads a whole text file.
+/// Reads a text file.
 ///
 /// # Errors
-/// A file that is not there, cannot be read or is not UTF-8.
+/// [`DiskError::Io`] if the file does not exist, cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, DiskError> {
     fs::read_to_string(path).map_err(DiskError::of(path))
 }
 
-/// Writes a file beside its place, waits until it is on the disk, and renames it. Whenever the program or the
-/// machine stops, the old file or the new one is there, whole.
+/// Writes a file atomically: writes a temporary file in the same folder, syncs it to disk and renames it. After a crash
+/// or a power cut, the path has either the old or the new contents.
 ///
 /// # Errors
-/// A folder that is not there or cannot be written, or a full disk.
+/// [`DiskError::Io`] if the folder does not exist or is not writable, or if the disk is full.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     let mut name = path.file_name().map_or_else(OsString::new, ToOwned::to_owned);
     name.push(".partial");
@@ -74,20 +74,20 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
         file.sync_all()
     });
     if let Err(source) = written.and_then(|()| fs::rename(&partial, path)) {
-        // What is left of it helps nobody, and the first error is the one to report.
+        // Report the first error, not one of removing the temporary file.
         let _ = fs::remove_file(&partial);
         return Err(DiskError::Io { path: path.to_owned(), source });
     }
     Ok(())
 }
 
-/// Checks that `needed` bytes can be written in a folder, which need not be there yet. Leaves nothing behind.
+/// Checks that `needed` bytes can be written to a folder, which need not exist yet. Removes its probe file.
 ///
 /// # Errors
-/// A folder that cannot be made or written, or too little space.
+/// [`DiskError`] if the folder cannot be created or written, or if there is too little space.
 pub fn check(folder: &Path, needed: u64) -> Result<(), DiskError> {
     let above = folder.ancestors().find(|above| above.exists());
-    // Above a relative path is the current folder, which has no name.
+    // If the first folder of a relative path is new, it will be in the current folder.
     let there = above.unwrap_or(Path::new("."));
     let probe = there.join(format!(".ccm-probe-{}", std::process::id()));
     File::create_new(&probe).and_then(|_| fs::remove_file(&probe)).map_err(DiskError::of(folder))?;
@@ -102,10 +102,10 @@ pub fn check(folder: &Path, needed: u64) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Checks that a file can be written, before the work that makes it. Leaves nothing behind.
+/// Checks that a file can be written, before its contents are computed. Removes its probe file.
 ///
 /// # Errors
-/// A folder that is not there or cannot be written, or a folder where the file is to be.
+/// [`DiskError`] if the folder does not exist or is not writable, or if the path is a folder.
 pub fn check_file(file: &Path) -> Result<(), DiskError> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
@@ -117,15 +117,15 @@ pub fn check_file(file: &Path) -> Result<(), DiskError> {
     check(folder, 0)
 }
 
-/// Makes a folder, and those above it.
+/// Creates a folder and its parents.
 ///
 /// # Errors
-/// A folder that cannot be made.
+/// [`DiskError::Io`] if a folder cannot be created.
 pub fn make(folder: &Path) -> Result<(), DiskError> {
     fs::create_dir_all(folder).map_err(DiskError::of(folder))
 }
 
-/// Bytes of the files in a folder and in those below it; 0 where there is none.
+/// Total size in bytes of the files in a folder and its subfolders; 0 if the folder does not exist.
 pub fn size(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {
@@ -139,25 +139,25 @@ pub fn size(folder: &Path) -> u64 {
 /// Reads a model file.
 ///
 /// # Errors
-/// A file that cannot be read or is no model; the error names it.
+/// [`ModelFileError`], with the path, if the file cannot be read or is not a model.
 pub fn read_model(path: &Path) -> Result<crate::weights::Model, ModelFileError> {
     let bytes = read(path)?;
     crate::weights::Model::from_bytes(&bytes)
         .map_err(|source| ModelFileError::Weights { path: path.to_owned(), source })
 }
 
-/// A model file that cannot be used.
+/// Why a model file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// It is no model, or one with the wrong tensors.
+    /// The file is not a model, or its tensors do not fit its network.
     #[error("{path}: {source}")]
     Weights {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: crate::weights::WeightsError,
     },
 }

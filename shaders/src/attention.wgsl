@@ -119,8 +119,8 @@ fn attend(
     }
 }
 
-// One query and four blocks an invocation, without barriers and without arrays. For adapters that run on a CPU: there,
-// barriers are slow, and arrays that a loop variable indexes stay in memory.
+// One query and four blocks per invocation, without barriers and arrays. For software adapters, where barriers are slow
+// and arrays indexed by a loop variable stay in memory.
 @compute @workgroup_size(QUERIES)
 fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let query = invocation.x;

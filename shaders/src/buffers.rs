@@ -1,4 +1,4 @@
-//! The storage buffers of each kernel as the host binds them.
+//! The storage buffers of each kernel, as the host binds them.
 //!
 //! A struct here has one field for each buffer, with the name of the variable in WGSL. The uniform is binding 0; the
 //! buffers follow from 1 in the order of the fields. The tests compare names, numbers, access and element types with
@@ -13,7 +13,7 @@ pub enum Access {
     ReadWrite,
 }
 
-/// What a buffer is an array of.
+/// Element type of a buffer's array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
     /// `f32`.
@@ -33,7 +33,7 @@ pub struct Binding {
     pub name: &'static str,
     /// How the kernel uses it.
     pub access: Access,
-    /// What it is an array of.
+    /// Element type of its array.
     pub element: Element,
 }
 
@@ -83,11 +83,11 @@ buffers! {
     pub struct Conv {
         /// The first input.
         first: Read Real4,
-        /// The second input; without one, any map.
+        /// The second input, or any map if there is none.
         second: Read Real4,
         /// The bias.
         bias: Read F32x4,
-        /// A map that is added to the output; without one, any map.
+        /// A map that is added to the output, or any map if there is none.
         residual: Read Real4,
         /// The output.
         y: ReadWrite Real4,
@@ -102,7 +102,7 @@ buffers! {
     pub struct Moments {
         /// The first input.
         first: Read Real4,
-        /// The second input; without one, any map.
+        /// The second input, or any map if there is none.
         second: Read Real4,
         /// For each image and block of channels: the mean, then the mean squared distance from it.
         statistics: ReadWrite F32x4,
@@ -112,9 +112,9 @@ buffers! {
     pub struct Normalize {
         /// The first input.
         first: Read Real4,
-        /// The second input; without one, any map.
+        /// The second input, or any map if there is none.
         second: Read Real4,
-        /// What [`crate::Kernel::Moments`] has written.
+        /// Output of [`crate::Kernel::Moments`].
         statistics: ReadWrite F32x4,
         /// Gain of each channel.
         gain: Read F32,

@@ -5,7 +5,7 @@
 // read as if their channels were concatenated, and may be upsampled by 2 while it is read.
 //
 // `tiled` stages both matrices in workgroup memory; an invocation keeps PIXELS x BLOCKS blocks in registers. `direct`
-// uses no workgroup memory: it is for adapters that run on a CPU, where workgroup memory is no faster than other memory.
+// uses no workgroup memory: it is for software adapters, where workgroup memory is no faster than other memory.
 
 struct Conv {
     // Size of x in pixels, before upsampling.
@@ -180,8 +180,8 @@ fn begin(pixel: u32, blocks: u32) -> u32 {
     return select(pixel, 0u, pixel == OUTSIDE) * blocks;
 }
 
-// Four pixels by eight output channels an invocation, with all loops over them unrolled by hand: adapters that run on a
-// CPU do not unroll loops, and keep arrays that a loop variable indexes in memory.
+// Four pixels by eight output channels per invocation, with all loops over them unrolled by hand: software adapters do
+// not unroll loops, and keep arrays indexed by a loop variable in memory.
 @compute @workgroup_size(1, DIRECT_ROWS)
 fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let pixel = invocation.y * DIRECT_PIXELS;
@@ -189,7 +189,7 @@ fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
     if pixel >= conv.pixels {
         return;
     }
-    // Where the number of blocks is odd, the last block is computed twice.
+    // If the number of blocks is odd, the last block is computed twice.
     let other = min(block + 1u, conv.out_blocks - 1u);
     var a0 = vec4<f32>();
     var a1 = vec4<f32>();

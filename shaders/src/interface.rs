@@ -1,4 +1,4 @@
-//! What the host assumes about each kernel, as data that the tests compare with the source.
+//! The interface that the host assumes of each kernel. Tests compare it with the source.
 
 use crate::buffers::{self, Binding};
 use crate::uniform::{self, Field, Uniform};
@@ -7,10 +7,10 @@ use crate::{
     Tile, Weights,
 };
 
-/// What the host assumes about a kernel.
+/// The interface that the host assumes of a kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Interface {
-    /// Names of its entry points.
+    /// Names of the entry points.
     pub entry_points: Vec<&'static str>,
     /// Invocations of a workgroup; zeros for a kernel that draws.
     pub workgroup_size: [u32; 3],
@@ -22,7 +22,7 @@ pub struct Interface {
     pub fields: Vec<Field>,
     /// Storage buffers, which are the bindings from 1 on.
     pub buffers: Vec<Binding>,
-    /// Constants of the source that the host uses too.
+    /// Constants of the source that the host also uses.
     pub constants: Vec<(&'static str, Constant)>,
 }
 
@@ -60,7 +60,7 @@ impl Interface {
 }
 
 impl Kernel {
-    /// What the host assumes about this kernel.
+    /// The interface that the host assumes of this kernel.
     pub fn interface(self) -> Interface {
         use Constant::U32;
         let entry = &[self.entry_point()];

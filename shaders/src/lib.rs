@@ -107,7 +107,7 @@ pub const ATTENTION_DIRECT_WIDTH: u32 = 4;
 pub const LINE: u32 = 64;
 
 impl Kernel {
-    /// The name of its entry point.
+    /// Name of the entry point.
     pub fn entry_point(self) -> &'static str {
         match self {
             Self::Conv(_, Tile::Direct) => "direct",
@@ -121,7 +121,7 @@ impl Kernel {
         }
     }
 
-    /// Its source: a complete WGSL module.
+    /// Source of the kernel: a complete WGSL module.
     pub fn source(self, real: Real) -> String {
         let mut source = String::from(match real {
             Real::F32 => wgsl!("prelude/f32.wgsl"),

@@ -1,7 +1,7 @@
 //! Compares the interface of every kernel with its source, as naga reads it.
 //!
-//! Each kind of mistake is also made on purpose, in a copy of the source or of the interface, and must be reported.
-#![allow(clippy::expect_used, reason = "a test that cannot find its place in a source has failed")]
+//! Other tests introduce each kind of difference in a copy of the source or of the interface; it must be reported.
+#![allow(clippy::expect_used, reason = "a test that does not find what it changes in a source has failed")]
 
 use std::collections::BTreeSet;
 
@@ -98,7 +98,7 @@ impl Case {
         }
     }
 
-    /// Where source and interface differ, one line each.
+    /// The differences between source and interface, one per line.
     fn differences(&self) -> Vec<String> {
         let module = parse(&self.source).unwrap_or_else(|error| panic!("{}: {error}", self.name));
         let mut found = Vec::new();
@@ -202,14 +202,14 @@ impl Case {
         }
     }
 
-    /// The same case with another source, which must differ.
+    /// A copy of the case with another source, which must differ.
     #[track_caller]
     fn with_source(&self, source: String) -> Self {
-        assert_ne!(source, self.source, "{}: the source has not been changed", self.name);
+        assert_ne!(source, self.source, "{}: the source is unchanged", self.name);
         Self { source, ..self.clone() }
     }
 
-    /// The same case with an interface that has been changed.
+    /// A copy of the case with a modified interface.
     fn with_interface(&self, change: impl FnOnce(&mut Interface)) -> Self {
         let mut interface = self.interface.clone();
         change(&mut interface);
@@ -276,24 +276,24 @@ fn fields_swapped_on_the_host_are_reported() {
     uniform::uniforms! {
         /// [`uniform::Pool`] with height and width swapped.
         struct Pool {
-            /// Was second.
+            /// Second field in WGSL.
             width: u32,
-            /// Was first.
+            /// First field in WGSL.
             height: u32,
-            /// In its place.
+            /// Unchanged.
             blocks: u32,
-            /// In its place.
+            /// Unchanged.
             count: u32,
         }
         /// [`uniform::Attention`] with a field of another type.
         struct Attention {
-            /// In its place.
+            /// Unchanged.
             positions: u32,
-            /// In its place.
+            /// Unchanged.
             heads: u32,
-            /// In its place.
+            /// Unchanged.
             blocks: u32,
-            /// Was a `f32`.
+            /// `f32` in WGSL.
             scale: u32,
         }
     }

@@ -6,19 +6,19 @@
 /// One field of a uniform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field {
-    /// Its name, the same in Rust and in WGSL.
+    /// Name, equal in Rust and in WGSL.
     pub name: &'static str,
-    /// Bytes from the start of the struct.
+    /// Offset from the start of the struct, in bytes.
     pub offset: usize,
-    /// Its type, the same in Rust and in WGSL: `u32` or `f32`.
+    /// Type, equal in Rust and in WGSL: `u32` or `f32`.
     pub scalar: &'static str,
 }
 
 /// A struct that is the uniform of a kernel.
 pub trait Uniform: bytemuck::Pod {
-    /// Its name in WGSL.
+    /// Name of the struct in WGSL.
     const NAME: &'static str;
-    /// Its fields, in order.
+    /// Fields, in order.
     const FIELDS: &'static [Field];
 }
 

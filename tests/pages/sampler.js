@@ -1,4 +1,4 @@
-// What the tests of the package use in a page.
+// Functions for the browser tests of the package.
 
 import * as ccm from "/web/pkg/index.js";
 import "/web/pkg/element.js";

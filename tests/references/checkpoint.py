@@ -1,7 +1,7 @@
-"""Small checkpoints of PyTorch with what a batch norm leaves in them: weights and a whole number.
+"""Small PyTorch checkpoints of a batch norm: floating-point tensors and an integer.
 
     pip install torch
-    python checkpoint.py           # writes checkpoint.pth and, as PyTorch wrote before 1.6, checkpoint-legacy.pth
+    python checkpoint.py           # writes checkpoint.pth and checkpoint-legacy.pth (format before PyTorch 1.6)
 """
 from pathlib import Path
 

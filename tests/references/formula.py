@@ -1,9 +1,9 @@
-"""Numbers that stand for weights and images: the same here and in the tests, with nothing to download."""
+"""Deterministic values for weights and images, equal in Python and in the Rust tests."""
 import numpy as np
 
 
 def uniform(tensor, count):
-    """Numbers in [0, 1) that depend on nothing but the number of a tensor and the place in it."""
+    """Values in [0, 1) that depend only on the number of the tensor and the index."""
     h = np.arange(count, dtype=np.uint64) * 0x9E3779B1 + tensor * 0x85EBCA6B
     for shift, factor in [(15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 1)]:
         h &= 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Features and logits of pytorch-fid's Inception-v3, with weights that a formula gives.
+"""Features and logits of pytorch-fid's Inception-v3, with weights from `formula.py`.
 
     pip install torch torchvision pytorch-fid safetensors
     python inception.py            # writes inception.safetensors
@@ -26,7 +26,7 @@ def fill(state):
         tensor.copy_(torch.from_numpy(values.reshape(tensor.shape)))
 
 
-# The network that the package makes, without the weights that it would download.
+# The network of the package, without downloading its weights.
 inception.load_state_dict_from_url = lambda *_, **__: None
 torch.nn.Module.load_state_dict, load = (lambda *_: None), torch.nn.Module.load_state_dict
 network = inception.fid_inception_v3()
@@ -40,7 +40,7 @@ shape = (2, 3, 20, 17)
 images = torch.from_numpy(uniform(1000, int(np.prod(shape))).reshape(shape)).float()
 with torch.no_grad():
     features = extractor(images)[0].flatten(1)
-    # Without the bias, as the inception score of the field is computed.
+    # Without the bias, as is customary for the inception score.
     logits = features @ network.fc.weight.T
 path = Path(__file__).with_suffix(".safetensors")
 save_file({"features": features.contiguous(), "logits": logits.contiguous()}, path)

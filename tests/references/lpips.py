@@ -1,4 +1,4 @@
-"""Distances of the package lpips, with weights that a formula gives (`formula.py`).
+"""Distances of the package lpips, with weights from `formula.py`.
 
     pip install torch torchvision lpips safetensors
     python lpips.py                # writes lpips.safetensors
@@ -9,7 +9,7 @@ from pathlib import Path
 here = Path(__file__).resolve().parent
 from formula import uniform
 
-sys.path = [place for place in sys.path if Path(place).resolve() != here]  # not this file, but the package
+sys.path = [place for place in sys.path if Path(place).resolve() != here]  # import the package, not this file
 
 import lpips
 import numpy as np
@@ -25,7 +25,7 @@ def images(number, shape):
 results = {}
 for net in ["vgg", "alex"]:
     network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False).eval()
-    # torchvision's names, in their order as text, then those of the heads.
+    # torchvision's names, sorted, then those of the heads.
     named = {}
     for name, tensor in network.net.state_dict().items():
         named["features." + name.split(".", 1)[1]] = tensor

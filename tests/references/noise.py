@@ -1,6 +1,6 @@
-"""Random numbers of `ccm/src/noise.rs`, computed without Rust: the literals of its tests and of the browser's.
+"""Random numbers of `ccm/src/noise.rs`, computed in Python: the expected values of its tests and of the browser tests.
 
-    python noise.py                # prints them; needs nothing but Python
+    python noise.py                # prints them; needs only Python
 
 ChaCha with 8 rounds (Bernstein, https://cr.yp.to/chacha.html), 64-bit counter and stream; keys by PCG32 from a 64-bit
 seed; integers below a bound by Canon's method with one correction; normal deviates by Box and Muller in double precision.

@@ -1,4 +1,4 @@
-"""Mean and covariance as NumPy writes them, stored and compressed.
+"""Mean and covariance written by NumPy, stored and compressed.
 
     pip install numpy
     python statistics.py           # writes statistics.npz and statistics-compressed.npz

@@ -1,4 +1,4 @@
-//! A batch in parts, on any number of threads, is the batch in one piece.
+//! Micro-batches on any number of threads give the same result as the whole batch.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use burn::tensor::Device;
@@ -6,7 +6,7 @@ use ccm::method::curriculum::Scope;
 use ccm::train::state::{Stage, StepReport, Workers};
 use ccm_tests::{oppose, small_data, small_distillation, small_spec};
 
-/// A step; with a discriminator, also the balance of the two losses that it finds.
+/// Results of one step; with a discriminator, also the balance of the two losses.
 fn step(scope: Scope, opposed: bool, threads: usize, micro_batch: usize) -> (StepReport, Option<f32>) {
     let (data, device) = (small_data(), Device::flex());
     let workers = Workers::new(threads, 8, micro_batch).unwrap();
@@ -39,7 +39,7 @@ fn gradient_accumulation_changes_neither_losses_nor_gradient_nor_curriculum() {
             }
         }
     }
-    // The two scopes are told apart by this batch, so neither can pass for the other.
+    // On this batch the two scopes give different results, so each case tests its own scope.
     let kdc = |scope| step(scope, false, 1, 8).0.kdc;
     assert_ne!(kdc(Scope::Image), kdc(Scope::Batch));
 }

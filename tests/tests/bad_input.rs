@@ -1,4 +1,4 @@
-//! Bad input ends in one clear line that names the file, tensor or flag, and exit status 1.
+//! Invalid input gives a one-line error that names the file, tensor or flag, and exit status 1.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::fs;
@@ -36,14 +36,14 @@ fn cut(path: &Path, keep: usize) {
 }
 
 #[test]
-fn data_that_are_missing_or_empty() {
+fn missing_or_empty_data_is_an_error() {
     let folder = tempdir().unwrap();
     fail(&mut mnist(&folder, &folder.path().join("nowhere")), &["nowhere"]);
     let empty = folder.path().join("empty");
     fs::create_dir(&empty).unwrap();
     fail(&mut mnist(&folder, &empty), &["empty", "image"]);
     fail(&mut run(&folder, &["--preset", "mnist"]), &["--data"]);
-    assert!(!folder.path().join("run").exists(), "nothing is left behind");
+    assert!(!folder.path().join("run").exists(), "no files remain");
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn truncated_archives() {
     fail(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&tgz), &["pictures.tgz", "truncated"]);
 
     let zip = folder.path().join("pictures.zip");
-    // The end of a zip file is its directory; without it, any content is cut short.
+    // The directory of a zip file is at its end; without it, the file is truncated.
     fs::File::create(&zip).unwrap().write_all(b"PK\x03\x04 and then nothing").unwrap();
     fail(run(&folder, &["--preset", "cifar10"]).arg("--data").arg(&zip), &["pictures.zip"]);
 
@@ -80,7 +80,7 @@ fn truncated_archives() {
 }
 
 #[test]
-fn idx_files_that_claim_too_much_or_hold_impossible_labels() {
+fn idx_files_with_wrong_sizes_or_labels_are_errors() {
     let folder = tempdir().unwrap();
     let idx = write_idx(folder.path(), 32);
     let images = idx.join("train-images-idx3-ubyte");
@@ -98,7 +98,7 @@ fn idx_files_that_claim_too_much_or_hold_impossible_labels() {
 }
 
 #[test]
-fn settings_that_do_not_exist_or_are_out_of_range() {
+fn unknown_settings_and_values_out_of_range_are_errors() {
     let folder = tempdir().unwrap();
     let cases: [(&[&str], &[&str]); 11] = [
         (&["--preset", "mnits"], &["--preset", "mnits", "mnist"]),
@@ -116,11 +116,11 @@ fn settings_that_do_not_exist_or_are_out_of_range() {
     for (arguments, parts) in cases {
         fail(&mut run(&folder, arguments), parts);
     }
-    assert!(!folder.path().join("run").exists(), "nothing is left behind");
+    assert!(!folder.path().join("run").exists(), "no files remain");
 }
 
 #[test]
-fn resuming_where_there_is_nothing_or_something_else() {
+fn resuming_without_a_run_or_with_another_configuration_is_an_error() {
     let folder = tempdir().unwrap();
     fail(&mut run(&folder, &["--resume"]), &["--resume", "config.toml"]);
     succeed(&mut run(&folder, &["--set", "data.count=64"]));
@@ -128,7 +128,7 @@ fn resuming_where_there_is_nothing_or_something_else() {
         ["--preset", "shapes", "--resume", "--set", "data.count=64", "--set", "distill.threshold=55"];
     fail(&mut run(&folder, &changed), &["--resume", "distill.threshold: 60", "55"]);
     fail(&mut run(&folder, &["--set", "data.count=64"]), &["--resume", "run"]);
-    // What is known before any image is read is said before: the images are not there either.
+    // These errors are reported before any image is read; the images do not exist either.
     fail(&mut mnist(&folder, &folder.path().join("nowhere")), &["holds a run already"]);
     fail(mnist(&folder, &folder.path().join("nowhere")).arg("--resume"), &["configuration differs"]);
     let teacher = ["--set", "teacher.model=nobody.safetensors", "--preset", "mnist", "--data", "nowhere"];
@@ -160,7 +160,7 @@ fn damaged_models() {
     claims[..8].copy_from_slice(&(u64::MAX / 2).to_le_bytes());
     fs::write(&damaged, claims).unwrap();
     fail(&mut sample(&damaged), &["damaged.safetensors", "claims"]);
-    // Another network: a tensor is missing or one too many, and is named.
+    // The description of another network: one tensor is missing or unknown, and the error names it.
     let field = br#"\"num_res_blocks\":"#;
     let place = whole.windows(field.len()).position(|bytes| bytes == field).unwrap() + field.len();
     let mut other = whole.clone();
@@ -185,7 +185,7 @@ fn description(folder: &TempDir, name: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn checkpoints_that_do_not_fit() {
+fn checkpoints_of_another_network_are_errors() {
     let folder = tempdir().unwrap();
     let (name, _) = configurations().remove(0);
     let (whole, spec) = (fixtures().join(format!("{name}.pt")), description(&folder, &name));
@@ -204,7 +204,7 @@ fn checkpoints_that_do_not_fit() {
         fail(&mut import(&damaged, &spec), &["damaged.pt"]);
     }
 
-    // The description of another network: one more block a level, one block fewer is not possible here.
+    // The description of a network with one more block per level. One block fewer is not possible here.
     let text = fs::read_to_string(&spec).unwrap();
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
     let other = folder.path().join("other.json");
@@ -215,11 +215,11 @@ fn checkpoints_that_do_not_fit() {
     fail(&mut import(&whole, &other), &["num_chanels"]);
     fs::write(&other, "{").unwrap();
     fail(&mut import(&whole, &other), &["other.json", "JSON"]);
-    assert!(!out.exists(), "nothing is left behind");
+    assert!(!out.exists(), "no files remain");
 }
 
 #[test]
-fn tensors_that_are_misshapen_or_do_not_belong_are_named() {
+fn tensors_of_wrong_shape_or_name_are_named() {
     let folder = tempdir().unwrap();
     let (name, _) = configurations().remove(0);
     let checkpoint = fixtures().join(format!("{name}.pt"));
@@ -232,7 +232,7 @@ fn tensors_that_are_misshapen_or_do_not_belong_are_named() {
     };
     succeed(&mut import(&checkpoint, &spec, &model));
 
-    // A checkpoint against the description of a network with another number of channels, or without classes.
+    // A checkpoint with the description of a network that has other channels, or no classes.
     let mut value: serde_json::Value = serde_json::from_str(&fs::read_to_string(&spec).unwrap()).unwrap();
     let channels = value["num_channels"].as_u64().unwrap();
     value["num_channels"] = (2 * channels).into();
@@ -250,9 +250,9 @@ fn tensors_that_are_misshapen_or_do_not_belong_are_named() {
         let checkpoint = fixtures().join(format!("{conditional}.pt"));
         fail(&mut import(&checkpoint, &other, &out), &["label_emb.weight`", "not part of the network"]);
     }
-    assert!(!out.exists(), "nothing is left behind");
+    assert!(!out.exists(), "no files remain");
 
-    // A model file, changed.
+    // A modified model file.
     let changed = folder.path().join("changed.safetensors");
     let change = |from: &Path, to: &Path, change: &dyn Fn(&mut TensorFile)| {
         let mut file = TensorFile::from_bytes(&fs::read(from).unwrap()).unwrap();
@@ -275,7 +275,7 @@ fn tensors_that_are_misshapen_or_do_not_belong_are_named() {
     });
     fail(&mut inspect(), &["changed.safetensors", "`out.2.bias`", "expected shape", "found"]);
 
-    // Both checkpoints of a run that still has to write its student.
+    // Both checkpoints of a run whose student is not written yet.
     succeed(&mut run(&folder, &["--set", "data.count=64"]));
     let checkpoints = folder.path().join("run/checkpoints");
     for found in ccm::train::checkpoint::list(&checkpoints) {
@@ -288,7 +288,7 @@ fn tensors_that_are_misshapen_or_do_not_belong_are_named() {
 }
 
 #[test]
-fn noise_files_that_do_not_fit() {
+fn invalid_noise_files_are_errors() {
     let folder = tempdir().unwrap();
     let configurations = configurations();
     let Some((name, _)) = configurations.iter().find(|(_, spec)| spec.num_classes.is_some()) else { return };
@@ -333,7 +333,7 @@ fn noise_files_that_do_not_fit() {
 }
 
 #[test]
-fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
+fn a_diverging_run_keeps_its_last_finite_checkpoint() {
     let folder = tempdir().unwrap();
     let diverging = [
         "--set",
@@ -348,7 +348,7 @@ fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
     fail(&mut run(&folder, &diverging), &["teacher", "diverged", "step 2", "teacher-000000001.safetensors"]);
     assert!(folder.path().join("run/checkpoints/teacher-000000001.safetensors").exists());
 
-    // The first step's loss is finite, its update is not: no number of such a step is kept.
+    // The loss of the first step is finite but its update is not, so no checkpoint of this step is kept.
     let other = tempdir().unwrap();
     let mut overflowing = diverging;
     overflowing[3] = "teacher.learning_rate=1e39";
@@ -357,14 +357,14 @@ fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written() {
+fn an_unwritable_folder_is_an_error() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "no folder").unwrap();
     let mut command = distill();
     command.args(["run", "--device", "cpu", "--out"]).arg(file.join("run")).args(TINY);
     fail(command.args(["--preset", "mnist", "--data", "nowhere"]), &["file/run"]);
-    // More than any disk holds.
+    // More space than any disk has.
     let huge = [
         "--set",
         "data.count=64",
@@ -384,7 +384,7 @@ fn a_folder_that_cannot_be_written() {
 }
 
 #[test]
-fn measurements_that_cannot_be_made() {
+fn invalid_evaluations_are_errors() {
     let folder = tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let model = path("model.safetensors");
@@ -397,7 +397,7 @@ fn measurements_that_cannot_be_made() {
     fail(&mut eval(&[]), &["--data"]);
     fail(&mut eval(&["--data", "shapes", "--count", "9"]), &["--count", "expected 10 to 1000000, found 9"]);
     fail(&mut eval(&["--data", "shapes", "--steps", "0"]), &["--steps"]);
-    // Before anything is trained or made.
+    // Reported before anything is trained or generated.
     for flag in ["--out", "--save-reference"] {
         let nowhere = path("nowhere/file");
         let arguments = ["--data", "shapes", flag, nowhere.to_str().unwrap()];
@@ -435,7 +435,7 @@ fn measurements_that_cannot_be_made() {
     succeed(&mut train("3x12x12"));
     let other_size = with_features(&path("trained.safetensors")).output().unwrap();
     let said = String::from_utf8_lossy(&other_size.stderr).into_owned();
-    assert!(said.contains("expected images of 3x8x8, as the model makes, found 3x12x12"), "{said}");
+    assert!(said.contains("expected images of 3x8x8, the shape of the model, found 3x12x12"), "{said}");
 
     succeed(&mut train("3x8x8"));
     let reference = path("reference.npz");
@@ -455,12 +455,12 @@ fn measurements_that_cannot_be_made() {
     fail(command.arg(&reference), &["--reference", "expected 128 features, found 3"]);
     fs::write(&reference, nameless).unwrap();
     let mut command = eval(&arguments.each_ref().map(String::as_str));
-    fail(command.arg(&reference), &["--reference", "found some that do not say of what"]);
+    fail(command.arg(&reference), &["--reference", "found a file that does not name its features"]);
     let mut command = eval(&arguments.each_ref().map(String::as_str));
-    fail(command.arg(&reference).args(["--data", "shapes"]), &["--data: shapes", "no use for it"]);
+    fail(command.arg(&reference).args(["--data", "shapes"]), &["--data: shapes", "not used with both"]);
     fs::write(&reference, statistics(Some("eyes of a cat"))).unwrap();
     let mut command = eval(&arguments.each_ref().map(String::as_str));
-    fail(command.arg(&reference), &["--reference", "found of the eyes of a cat"]);
+    fail(command.arg(&reference), &["--reference", "found those of the eyes of a cat"]);
     let mut broken = lively_model(&small_spec());
     broken.tensors[0].values[0] = f32::NAN;
     let (broken, whole) = (broken.to_bytes(), fs::read(&model).unwrap());
@@ -477,7 +477,7 @@ fn measurements_that_cannot_be_made() {
         command.arg("--data").arg(&few),
         &["--data", "few", "expected at least 10 training images, found 8"],
     );
-    // A folder of pictures without folders of classes.
+    // A folder of images without class folders.
     picture_folder(&path("many"), 64);
     let flat = fs::read_dir(path("many")).unwrap().next().unwrap().unwrap().path();
     fail(eval(&[]).arg("--data").arg(&flat), &[": expected at least two classes, found", "--features"]);

@@ -1,5 +1,5 @@
-//! The package and the demo page in a browser: images equal to native ones, errors with their codes, caches, canvases,
-//! lost devices. Every test has a browser of its own; the WebAssembly is built once.
+//! The package and the demo page in a browser: images equal the native ones, errors have codes, models are cached,
+//! canvases work, and lost devices are reopened. Every test starts its own browser; the WebAssembly is built once.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 #[path = "browser/policy.rs"]
@@ -15,10 +15,10 @@ use ccm_tests::site::{
 };
 use serde_json::json;
 
-/// Bytes of WebAssembly and JavaScript that a page downloads, compressed with brotli.
+/// Limit for the WebAssembly and JavaScript that a page downloads, in bytes after brotli compression.
 const LARGEST_DOWNLOAD: usize = 150_000;
 
-fn pictures_are_the_native_ones(webgpu: WebGpu, backend: &str, runs_on: &str) {
+fn assert_images_equal_native_images(webgpu: WebGpu, backend: &str, runs_on: &str) {
     let site = Site::new();
     let mut browser = site.open(webgpu);
     let cases = [(SHAPES.to_owned(), shapes(), 3), (site.put("grey.safetensors", &grey()), grey(), 0)];
@@ -48,13 +48,13 @@ fn pictures_are_the_native_ones(webgpu: WebGpu, backend: &str, runs_on: &str) {
 }
 
 #[test]
-fn pictures_are_the_native_ones_on_the_cpu() {
-    pictures_are_the_native_ones(WebGpu::Absent, "cpu", "cpu");
+fn images_on_the_cpu_equal_native_images() {
+    assert_images_equal_native_images(WebGpu::Absent, "cpu", "cpu");
 }
 
 #[test]
-fn pictures_are_the_native_ones_on_webgpu() {
-    pictures_are_the_native_ones(WebGpu::Software, "webgpu-software", "webgpu");
+fn images_on_webgpu_equal_native_images() {
+    assert_images_equal_native_images(WebGpu::Software, "webgpu-software", "webgpu");
 }
 
 #[test]
@@ -87,13 +87,13 @@ fn a_worker_samples_and_draws_as_the_page_does() {
 }
 
 #[test]
-fn without_webgpu_auto_takes_the_cpu_and_webgpu_is_a_typed_error() {
+fn without_webgpu_auto_uses_the_cpu_and_webgpu_is_a_typed_error() {
     let site = Site::new();
     for webgpu in [WebGpu::Absent, WebGpu::Software] {
         let mut browser = site.open(webgpu);
         let load = |backend| format!("ccm.Sampler.load('{SHAPES}', {{ backend: '{backend}' }})");
         assert_eq!(browser.eval(&format!("{}.then((s) => s.info.backend)", load("auto"))), json!("cpu"));
-        // A software adapter is none, unless it is asked for.
+        // A software adapter counts as no adapter unless it is requested.
         assert_eq!(browser.eval(&format!("fault({})", load("webgpu"))), json!("NoWebGpuError no-webgpu"));
     }
 }
@@ -111,7 +111,7 @@ fn a_model_that_is_too_large_for_the_adapter_is_a_typed_error() {
 }
 
 #[test]
-fn corrupt_models_and_impossible_requests_are_typed_errors_and_the_page_goes_on() {
+fn corrupt_models_and_invalid_requests_are_typed_errors_and_later_calls_work() {
     let site = Site::new();
     let mut browser = site.open(WebGpu::Absent);
     let whole = shapes();
@@ -171,7 +171,7 @@ fn a_destroyed_device_is_opened_again() {
                 await s.draw(canvas, { seed: 1 });
                 s.loseDevice();
                 await new Promise((resolve) => setTimeout(resolve, 200));
-                // A call that meets the loss says so; the next one opens the device again.
+                // A call that detects the loss reports it; the next call reopens the device.
                 const again = (call) => call().catch((error) => error.code === 'device-lost' ? call() : error);
                 await again(() => s.draw(canvas, { seed: 7, label: 3 }));
             })()",
@@ -225,7 +225,7 @@ fn a_second_visit_takes_the_model_from_the_cache_until_it_changes() {
 }
 
 #[test]
-fn two_hundred_samples_leave_memory_where_it_was() {
+fn two_hundred_samples_do_not_increase_memory() {
     let site = Site::new();
     for (webgpu, backend) in [(WebGpu::Absent, "cpu"), (WebGpu::Software, "webgpu-software")] {
         let mut browser = site.open(webgpu);
@@ -249,7 +249,7 @@ fn two_hundred_samples_leave_memory_where_it_was() {
 }
 
 #[test]
-fn the_element_draws_what_its_attributes_say() {
+fn the_element_draws_the_image_of_its_attributes() {
     let site = Site::new();
     let mut browser = site.open(WebGpu::Absent);
     let shown = browser.eval(&format!(
@@ -288,7 +288,7 @@ fn the_element_draws_what_its_attributes_say() {
             event = next(element, 'error');
             element.setAttribute('model', 'http://[');
             const invalid = (await event).error.code;
-            // Style sheets belong to a document.
+            // A style sheet belongs to one document.
             const frame = document.body.appendChild(document.createElement('iframe'));
             event = next(element, 'load');
             element.setAttribute('model', '{SHAPES}');
@@ -302,7 +302,7 @@ fn the_element_draws_what_its_attributes_say() {
             return [sizes, first, second, drawn, fresh !== '8', code, missing, last, invalid, moved];
         }})()"
     ));
-    assert_eq!(shown[0], json!([128, 128]), "a size before the model has arrived");
+    assert_eq!(shown[0], json!([128, 128]), "the size before the model is loaded");
     let expected = native(&shapes(), 7, 3, 1);
     assert_same_picture(&shown[1], &expected);
     assert_same_picture(&shown[2], &native(&shapes(), 8, 6, 1));
@@ -317,13 +317,13 @@ fn the_element_draws_what_its_attributes_say() {
     assert_eq!(image.expect("an image")["name"]["value"], "generated image, seed 7, 3");
 }
 
-/// The bytes of the demo page's large image.
+/// The pixels of the demo page's large image.
 const PIXELS_OF_STAGE: &str = "(() => {
     const canvas = document.querySelector('#stage canvas');
     return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data];
 })()";
 
-/// The policy of the demo page: that of the package, the page's style sheet and its icon.
+/// The policy of the demo page: the package's directives, a style sheet and an icon.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'; \
      style-src 'self'; img-src 'self'";
 
@@ -371,7 +371,7 @@ fn the_demo_page_works_without_workers() {
     browser.wait_for("document.getElementById('verdict').textContent.includes('times as fast')");
     assert_eq!(browser.eval("document.getElementById('problem').hidden"), json!(true));
     let violation = |complaint: &String| complaint.contains("worker-src");
-    assert!(browser.complaints.iter().all(violation), "the page complained: {:?}", browser.complaints);
+    assert!(browser.complaints.iter().all(violation), "errors of the page: {:?}", browser.complaints);
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn the_demo_page_works_on_webgpu() {
     the_page_works(WebGpu::Software, "webgpu-software");
 }
 
-/// Node's entry. A page does not download it, so it does not count: no other script imports it.
+/// The entry for Node. It is not counted, because no other script imports it and a page does not download it.
 const NODE_ENTRY: &str = "node.js";
 
 #[test]
@@ -413,9 +413,9 @@ fn the_package_is_small() {
     );
 }
 
-/// A network that gives zero leaves the noise of its seed as the picture. The bytes are those of `references/noise.py`.
+/// A network whose output is zero returns the noise of the seed. The bytes are from `references/noise.py`.
 #[test]
-fn a_seed_gives_the_picture_it_always_gave() {
+fn the_image_of_a_seed_never_changes() {
     let mut model = ccm::weights::Model::from_bytes(&grey()).unwrap();
     let names = model.spec.tensors().into_iter().map(|tensor| tensor.name);
     for (_, tensor) in names.zip(&mut model.tensors).filter(|(name, _)| name.starts_with("out.2.")) {

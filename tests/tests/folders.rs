@@ -1,4 +1,4 @@
-//! Folders and archives of images as people have them.
+//! Typical folders and archives of images.
 #![allow(clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
 
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ fn loaded(file: &str) -> Dataset {
     load(&case(file), SHAPE, Split::Train, LoadOptions::default(), &mut |_| {}).unwrap()
 }
 
-/// What a short run prints of its data.
+/// The output of a short run about its data.
 fn printed(file: &str) -> Vec<String> {
     let folder = tempdir().unwrap();
     let mut run = distill();
@@ -41,7 +41,7 @@ fn nested_folders_belong_to_the_class_above_them() {
 
 #[test]
 fn every_file_is_read_or_counted() {
-    // Twelve PNG and five TIFF files, of which one is held out.
+    // Twelve PNG files and five TIFF files, one of them held out.
     assert_eq!(loaded("mixed_formats.zip").len(), 16);
     let lines = printed("mixed_formats.zip");
     let told: Vec<&String> = lines.iter().filter(|line| line.contains("not read")).collect();

@@ -1,4 +1,4 @@
-//! The gradient that training follows is the slope of the loss.
+//! The gradients used in training agree with finite differences of the loss.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ fn specs() -> [UNetSpec; 2] {
     [plain, other]
 }
 
-/// The student's loss of PAPER.md §5, with a given target.
+/// The student's loss of PAPER.md §5 for a given target.
 fn loss(model: &Model, device: &Device, distance: &Distance) -> (UNet, Tensor<1>) {
     let spec = &model.spec;
     let unet = UNet::new(model, device);
@@ -43,7 +43,7 @@ fn loss(model: &Model, device: &Device, distance: &Distance) -> (UNet, Tensor<1>
 }
 
 #[test]
-fn the_gradient_of_the_students_loss_is_its_slope() {
+fn the_gradient_of_the_students_loss_agrees_with_finite_differences() {
     let device = Device::flex().autodiff();
     for spec in specs() {
         let model = lively_model(&spec);
@@ -55,13 +55,13 @@ fn the_gradient_of_the_students_loss_is_its_slope() {
             for (tensor, gradient) in model.tensors.iter().zip(&gradients) {
                 assert_eq!(tensor.values.len(), gradient.len());
             }
-            // Along the gradient itself, where the slope is its length, one tensor after the other.
+            // One tensor after the other, along its own gradient, where the slope equals the gradient's norm.
             let mut followed = 0;
             for (i, tensor) in spec.tensors().iter().enumerate() {
                 let direction = gradients[i].clone();
                 let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
                 if length < 1e-4 {
-                    // A shift of a channel before a norm of that channel alone changes nothing.
+                    // Shifting a channel before a norm over that channel alone has no effect.
                     continue;
                 }
                 followed += 1;
@@ -77,7 +77,8 @@ fn the_gradient_of_the_students_loss_is_its_slope() {
                     f64::from(to_host(loss(&moved, &device, &distance).1)[0])
                 };
                 let slope = (at(1.0) - at(-1.0)) / (2.0 * f64::from(STEP));
-                // Rounding of the loss, about 1e-7, is divided by the step; L1 has kinks between the two points.
+                // The rounding error of the loss, about 1e-7, is divided by the step; L1 can have a kink between the
+                // two points.
                 let share = if matches!(distance, Distance::L1) { 0.08 } else { 0.03 };
                 let tolerance = 2e-4 + share * expected.abs();
                 assert!(

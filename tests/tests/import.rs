@@ -1,4 +1,4 @@
-//! Checkpoints as people have them are imported whatever stands around the network's tensors.
+//! Checkpoints of typical training scripts are imported, whatever surrounds the network's tensors.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ fn case(file: &str) -> PathBuf {
     fixtures().join("../cases").join(file)
 }
 
-/// The first network of the fixtures, of which the cases are copies, and its description as a file.
+/// The first network of the fixtures, on which the cases are based, and its description as a file.
 fn description(folder: &TempDir) -> (String, UNetSpec, PathBuf) {
     let (name, spec) = configurations().remove(0);
     let text = fs::read_to_string(fixtures().join("configs.json")).unwrap();
@@ -33,7 +33,7 @@ fn import(checkpoint: &Path, spec: &Path, out: &Path) -> Command {
     command
 }
 
-/// Values of a network small enough to be written many times: names and shapes as in a U-Net, other numbers.
+/// Tensors of a network small enough to be written many times: names and shapes as in a U-Net, other values.
 fn small() -> (Vec<TensorSpec>, BTreeMap<String, HostTensor>) {
     let spec = small_spec();
     let names = spec.tensors();
@@ -55,7 +55,7 @@ fn select(
     key: Option<&str>,
 ) -> Result<Selection, String> {
     let folder = tempdir().unwrap();
-    // The name says nothing: the format is told from the bytes.
+    // The file name has no extension: the format is detected from the bytes.
     let path = folder.path().join("checkpoint.bin");
     let file = TensorFile { tensors: tensors.into_iter().collect(), ..TensorFile::default() };
     fs::write(&path, file.to_bytes()).unwrap();
@@ -64,8 +64,8 @@ fn select(
 }
 
 #[test]
-fn the_cases_are_imported_and_give_the_velocity_of_the_network_they_are_copies_of() {
-    // Half precision keeps 11 bits of a weight, bfloat16 8.
+fn imported_cases_give_the_velocity_of_the_original_network() {
+    // Half precision has 11 significant bits, bfloat16 has 8.
     for (file, tolerance) in [("compiled.pt", 2e-3), ("lightning.ckpt", 2e-3), ("bf16.safetensors", 2e-2)] {
         let folder = tempdir().unwrap();
         let (name, spec, description) = description(&folder);
@@ -93,7 +93,7 @@ fn the_cases_are_imported_and_give_the_velocity_of_the_network_they_are_copies_o
 }
 
 #[test]
-fn wrappers_in_any_order_and_combination_are_taken_off() {
+fn prefixes_in_any_order_and_combination_are_removed() {
     const WRAPPERS: [&str; 6] = ["module.", "_orig_mod.", "model.", "net.", "ema.", "model.diffusion_model."];
     let (expected, tensors) = small();
     let mut prefixes = vec![String::new()];
@@ -105,7 +105,7 @@ fn wrappers_in_any_order_and_combination_are_taken_off() {
     }
     assert!(prefixes.len() > 200, "{} prefixes", prefixes.len());
     for prefix in prefixes {
-        // As a training script leaves it: beside the state of an optimiser, and a counter among the weights.
+        // As a training script saves it: with the state of an optimiser, and a counter among the weights.
         let others = [
             ("optimizer.state.0.exp_avg".to_owned(), HostTensor::new([7], vec![0.0; 7])),
             (format!("{prefix}n_averaged"), HostTensor::new([], vec![3.0])),
@@ -117,7 +117,7 @@ fn wrappers_in_any_order_and_combination_are_taken_off() {
 }
 
 #[test]
-fn averaged_weights_are_preferred_and_a_key_chooses() {
+fn averaged_weights_are_preferred_and_a_key_selects_others() {
     let (expected, tensors) = small();
     let other: BTreeMap<_, _> = tensors
         .iter()
@@ -146,7 +146,7 @@ fn averaged_weights_are_preferred_and_a_key_chooses() {
 }
 
 #[test]
-fn what_is_not_there_is_named_with_the_keys_that_are() {
+fn missing_tensors_and_keys_are_named_with_the_existing_ones() {
     let (expected, tensors) = small();
     let refused = |tensors: BTreeMap<String, HostTensor>, key, parts: &[&str]| {
         let message = select(tensors, &expected, key).unwrap_err();
@@ -174,7 +174,7 @@ fn what_is_not_there_is_named_with_the_keys_that_are() {
     larger.insert("ema.module.input_blocks.99.0.op.weight".into(), HostTensor::new([2], vec![0.0; 2]));
     refused(larger, None, &["`ema.module.input_blocks.99.0.op.weight` is not part of the network"]);
 
-    // Another module beside the network is no part of it, and is counted.
+    // Tensors of other modules are ignored and counted.
     let mut beside = whole;
     beside.insert("ema.module.loss.lpips.weight".into(), HostTensor::new([2], vec![0.0; 2]));
     assert_eq!(select(beside, &expected, None).unwrap().left_out, 1);
@@ -199,11 +199,11 @@ fn files_of_other_formats_are_named() {
     let own = folder.path().join("own.safetensors");
     fs::write(&own, lively_model(&small_spec()).to_bytes()).unwrap();
     fail(&mut import(&own, &description, &out), &["own.safetensors", "needs no import"]);
-    assert!(!out.exists(), "nothing is left behind");
+    assert!(!out.exists(), "no files remain");
 }
 
 #[test]
-fn a_role_decides_how_an_imported_model_is_sampled() {
+fn the_role_determines_how_an_imported_model_is_sampled() {
     let folder = tempdir().unwrap();
     let (_, _, description) = description(&folder);
     let out = folder.path().join("model.safetensors");
@@ -258,7 +258,7 @@ fn samples_in_a_file_have_their_labels_and_seeds() {
     let expected = [seed, u64::MAX, 0, 1].map(u64::to_le_bytes).concat();
     assert_eq!((seeds.dtype(), seeds.data()), (safetensors::Dtype::U64, &expected[..]));
 
-    // A file of noise has no seeds.
+    // With noise from a file there are no seeds.
     let noise = folder.path().join("noise.safetensors");
     let x = HostTensor::new([1, spec.in_channels, spec.height, spec.width], vec![0.5; spec.image_len()]);
     let tensors = [("x".to_owned(), x), ("label".to_owned(), HostTensor::new([1], vec![2.0]))];

@@ -1,4 +1,4 @@
-//! Distances between sets of images are those that others compute, and are there in time.
+//! Metrics agree with reference implementations and are fast enough; `eval` and `claims` end to end.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use ccm_tests::{agrees_with_pytorch_fid, fixtures, lively_model, references, sma
 use safetensors::SafeTensors;
 use tempfile::tempdir;
 
-/// The reference is in double precision, which a file of this project is not.
+/// Reads the reference, which has double precision; this project's reader has single precision.
 fn double(file: &SafeTensors, name: &str) -> (Vec<usize>, Vec<f64>) {
     let tensor = file.tensor(name).unwrap();
     assert_eq!(tensor.dtype(), safetensors::Dtype::F64);
@@ -34,13 +34,13 @@ fn rows(file: &SafeTensors, name: &str) -> Rows {
 }
 
 #[test]
-fn distances_are_those_of_the_reference() {
+fn distances_agree_with_the_reference() {
     let bytes = fs::read(fixtures().join("metrics.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (a, b) = (rows(&file, "features_a"), rows(&file, "features_b"));
     let gaussian = |rows: &Rows| {
         let mut moments = Moments::new(rows.width());
-        // A few at a time, as they come.
+        // In small batches, as in an evaluation.
         for start in (0..rows.len()).step_by(64) {
             let part: Vec<usize> = (start..rows.len().min(start + 64)).collect();
             moments.add(&rows.select(&part)).unwrap();
@@ -57,7 +57,7 @@ fn distances_are_those_of_the_reference() {
 }
 
 #[test]
-fn the_network_of_the_fid_sees_what_it_sees_in_pytorch() {
+fn the_network_of_the_fid_agrees_with_pytorch() {
     agrees_with_pytorch_fid(&Device::flex());
 }
 
@@ -75,11 +75,11 @@ fn a_checkpoint_of_batch_norms_is_read_in_both_formats_of_pytorch() {
     }
 }
 
-/// PyTorch's `expand` makes such a view of a single number.
+/// PyTorch's `expand` makes such a view of one value.
 #[test]
 fn a_checkpoint_that_would_take_far_more_memory_than_its_file_is_refused() {
     let bytes = fs::read(references().join("checkpoint-legacy.pth")).unwrap();
-    // Pickled: the shape (2,), remembered under the number 8, and the stride (1,).
+    // As pickled: the shape (2,), memoized under number 8, and the stride (1,).
     let view = bytes.windows(8).position(|bytes| bytes == b"K\x02\x85q\x08K\x01\x85").unwrap();
     let repeated = b"J\x00\x00\x00\x10\x85q\x08K\x00\x85";
     let folder = tempdir().unwrap();
@@ -94,7 +94,7 @@ fn a_checkpoint_that_would_take_far_more_memory_than_its_file_is_refused() {
 }
 
 #[test]
-fn statistics_are_read_as_numpy_writes_them() {
+fn statistics_written_by_numpy_are_read() {
     let gaussian = Gaussian {
         mean: vec![0.5, -1.25, 2.0],
         covariance: vec![1.0, 0.25, 0.0, 0.25, 3.0, -0.5, 0.0, -0.5, 2.0],
@@ -106,13 +106,13 @@ fn statistics_are_read_as_numpy_writes_them() {
 }
 
 #[test]
-fn ten_thousand_images_of_2048_features_are_compared_in_seconds() {
+fn the_frechet_distance_of_ten_thousand_images_of_2048_features_takes_seconds() {
     const WIDTH: usize = 2048;
     let noise: Vec<f64> = Noise::new(1, 0).normals(100 * WIDTH).into_iter().map(f64::from).collect();
     let begin = Instant::now();
     let mut moments = Moments::new(WIDTH);
     for batch in 0..100 {
-        // Other values every time, and as many directions as there are features.
+        // Different values in each image, in as many directions as there are features.
         let values =
             noise.iter().enumerate().map(|(i, value)| value * f64::from((i * 31 + batch * 17) as u32 % 97));
         moments.add(&Rows::new(WIDTH, values.collect()).unwrap()).unwrap();
@@ -122,24 +122,24 @@ fn ten_thousand_images_of_2048_features_are_compared_in_seconds() {
     let seconds = begin.elapsed().as_secs_f64();
     println!("10 000 images of {WIDTH} features: {seconds:.1} s");
     let begin = Instant::now();
-    // As of a network with a feature that never fires: the covariance has no inverse.
+    // A feature that is always zero makes the covariance singular.
     let mut singular = gaussian.clone();
     for i in 0..WIDTH {
         (singular.covariance[i], singular.covariance[i * WIDTH]) = (0.0, 0.0);
     }
     let [there, back] =
         [(&singular, &gaussian), (&gaussian, &singular)].map(|(a, b)| frechet_distance(a, b).unwrap());
-    println!("with a feature that never fires: {:.1} s, there and back", begin.elapsed().as_secs_f64());
+    println!("with a constant feature: {:.1} s, in both directions", begin.elapsed().as_secs_f64());
     let scale: f64 = (0..WIDTH).map(|i| gaussian.covariance[i * (WIDTH + 1)]).sum();
     assert!(distance.abs() < 1e-5 * scale, "{distance} of {scale}");
-    // Ten on an idle machine; tests run beside each other.
+    // Ten seconds on an idle machine; tests run in parallel.
     assert!(seconds < 40.0, "{seconds} s");
     assert!((there - back).abs() < 1e-9 * scale && there > 1e-6 * scale, "{there}, {back} of {scale}");
     assert!(begin.elapsed().as_secs_f64() < 80.0, "{:?}", begin.elapsed());
 }
 
 #[test]
-fn ten_thousand_images_of_2048_features_find_their_neighbours_in_seconds() {
+fn pairwise_metrics_of_ten_thousand_images_of_2048_features_take_seconds() {
     const WIDTH: usize = 2048;
     let rows = |seed| {
         let values = Noise::new(seed, 0).normals(10_000 * WIDTH).into_iter().map(f64::from);
@@ -149,19 +149,19 @@ fn ten_thousand_images_of_2048_features_find_their_neighbours_in_seconds() {
     let begin = Instant::now();
     let kernel = kernel_distance(&a, &b, 100, 1000, 0).unwrap();
     println!("kernel distance: {:.1} s, {kernel:?}", begin.elapsed().as_secs_f64());
-    // Both are of one distribution, and the kernel distance is unbiased.
+    // Both sets have the same distribution, and the kernel distance is unbiased.
     assert!(kernel.mean.abs() < 3.0 * kernel.deviation / 10.0, "{kernel:?}");
     let begin = Instant::now();
     let manifold = manifold(&a, &b).unwrap();
     println!("neighbours: {:.1} s, {manifold:?}", begin.elapsed().as_secs_f64());
-    // Then density is 1 and coverage 1 - 2^-5 in expectation (Naeem et al., section 3), were neighbours independent; in so
-    // many dimensions the same few images are everyone's neighbours.
+    // With independent neighbours, the expected density is 1 and the expected coverage 1 - 2^-5 (Naeem et al., section
+    // 3). In this many dimensions, a few images are the neighbours of most others.
     assert!((manifold.density - 1.0).abs() < 0.2, "{manifold:?}");
     assert!((manifold.coverage - 0.97).abs() < 0.02, "{manifold:?}");
 }
 
 #[test]
-fn a_fid_is_that_of_the_weights_in_a_file() {
+fn eval_computes_the_fid_with_weights_from_a_file() {
     let folder = tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("model.safetensors"), lively_model(&small_spec()).to_bytes()).unwrap();
@@ -181,7 +181,7 @@ fn a_fid_is_that_of_the_weights_in_a_file() {
     assert!(said.contains("FID ") && said.contains("features: Inception-v3 of the FID"), "{said}");
     let of_images = figures();
     assert!(of_images["frechet"].as_f64().unwrap() > 0.0, "{of_images}");
-    // As the field passes them around: without a name.
+    // As published by other programs: without the name of the features.
     let mut statistics = Statistics::from_bytes(&fs::read(path("fid.npz")).unwrap()).unwrap();
     assert_eq!(statistics.gaussian.mean.len(), 2048);
     statistics.features = None;
@@ -221,7 +221,7 @@ fn a_model_is_measured_with_features_of_its_own_data() {
     assert!(said.contains("features: classifier of shapes"), "{said}");
     let figures: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
     assert_eq!((&figures["images"], &figures["reference_images"]), (&60.into(), &1024.into()));
-    // Two steps of training make nothing that looks like a shape.
+    // Two training steps do not suffice for recognizable shapes.
     let (frechet, accuracy) = (figures["frechet"].as_f64().unwrap(), figures["accuracy"].as_f64().unwrap());
     assert!(frechet > 0.0 && (0.0..0.6).contains(&accuracy), "{figures}");
 
@@ -230,9 +230,9 @@ fn a_model_is_measured_with_features_of_its_own_data() {
     succeed(eval().arg("--reference").arg(&reference).arg("--out").arg(&report));
     let again: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
     assert_eq!(again["frechet"], figures["frechet"]);
-    assert!(again["manifold"].is_null(), "statistics alone say nothing of neighbours");
+    assert!(again["manifold"].is_null(), "neighbours need images, not only statistics");
 
-    // One flag may be given another value.
+    // Replaces the value of one flag.
     let claims = |changed: [&str; 2]| {
         let flags = [
             ["--thresholds", "60"],
@@ -249,7 +249,7 @@ fn a_model_is_measured_with_features_of_its_own_data() {
         claims.args(flags.map(|flag| if flag[0] == changed[0] { changed } else { flag }).concat());
         claims
     };
-    // What ends before the first student keeps no later one from other terms.
+    // A command that fails before the first student does not fix the terms of later ones.
     let config = fs::read_to_string(path("run/config.toml")).unwrap();
     fs::write(path("run/config.toml"), config.replacen("source = \"shapes\"", "source = \"nowhere\"", 1))
         .unwrap();
@@ -271,7 +271,11 @@ fn a_model_is_measured_with_features_of_its_own_data() {
         assert!(table.contains(line), "{table}");
     }
     succeed(&mut claims(same));
-    assert_eq!(fs::read_to_string(path("claims/claims.jsonl")).unwrap(), rows, "nothing is done twice");
+    assert_eq!(
+        fs::read_to_string(path("claims/claims.jsonl")).unwrap(),
+        rows,
+        "existing rows are not computed again"
+    );
     fail(
         &mut claims(["--count", "41"]),
         &["--out", "claims: holds rows of other terms: count: 40 before, 41 now"],

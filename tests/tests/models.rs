@@ -1,4 +1,4 @@
-//! The models that ship: the page offers each, none is larger than it may be, and digits are what their labels say.
+//! The shipped models: the page offers each one, the files are small enough, and digits match their labels.
 #![allow(clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
 
 use std::fs;
@@ -41,9 +41,9 @@ fn every_model_is_offered_and_described_and_small_enough() {
     assert_eq!(offered.matches("pair(\"").count(), seen, "models.js offers what is there");
 }
 
-/// The pictures in `references/pictures` are those of version 0.1.0 for the seeds 0 to 7, every class in turn.
+/// `references/pictures` has the images of version 0.1.0 for the seeds 0 to 7, cycling through the classes.
 #[test]
-fn shipped_models_draw_the_pictures_they_drew() {
+fn images_of_shipped_models_never_change() {
     const IMAGES: usize = 8;
     let references = root().join("tests/references/pictures");
     for name in ["shapes", "mnist", "cifar10"] {
@@ -67,10 +67,10 @@ fn shipped_models_draw_the_pictures_they_drew() {
     }
 }
 
-/// A classifier that has seen only the test set is less sure than the one of the model's card, which puts 97 % right;
-/// the card's ratio of distances is to a teacher of more steps than there is time for here.
+/// This classifier is trained on the test set only and is less accurate than that of the published results, which finds
+/// 97 % of the labels. The published ratio of distances uses a teacher with more steps than the test has time for.
 #[test]
-fn shipped_digits_are_what_their_labels_say_and_near_to_the_teachers() {
+fn shipped_digits_match_their_labels_and_are_close_to_the_teachers() {
     const IMAGES: usize = 500;
     let sampler = |role: &str| {
         let bytes = fs::read(models().join(format!("mnist/{role}.safetensors"))).unwrap();

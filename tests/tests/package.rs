@@ -1,5 +1,5 @@
-//! The packed npm package in other projects: bundlers, Next.js, Node, TypeScript, and the checkers of packages. npm
-//! installs everything once, into a folder that the next run uses again; the projects are in `packages/`.
+//! The packed npm package in other projects: bundlers, Next.js, Node, TypeScript and package checkers. npm installs
+//! everything once, into a folder that later runs reuse; the projects are in `packages/`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::fs;
@@ -20,7 +20,7 @@ const MODEL: &str = "web/models/shapes/student.safetensors";
 /// The packed package.
 const PACKED: &str = "./ccm-web-0.1.0.tgz";
 
-/// What npm installs beside the package. Major versions are pinned, because options change with them.
+/// Packages that npm installs for the tests. Major versions are pinned, because options change with them.
 const INSTALLED: [&str; 13] = [
     "webpack@5",
     "esbuild@0",
@@ -37,7 +37,7 @@ const INSTALLED: [&str; 13] = [
     "@arethetypeswrong/cli@0.18",
 ];
 
-/// The longest that the server of Next.js takes to start.
+/// Timeout for the start of the Next.js server.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn npm(arguments: &[&str], folder: &Path) -> String {
@@ -52,7 +52,7 @@ fn major(version: &str) -> u32 {
     version.trim_start_matches('v').split('.').next().unwrap().parse().unwrap()
 }
 
-/// A folder with the packed package and everything else that the tests install.
+/// The folder with the packed package and all other installed packages.
 fn installed() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -64,7 +64,7 @@ fn installed() -> &'static Path {
         // The packages that Vite 8 depends on need npm 11.
         let vite = if major(&npm(&["--version"], &folder)) < 11 { "vite@7" } else { "vite@8" };
         npm(&["pack", "--silent", "--pack-destination", folder.to_str().unwrap()], package());
-        // Its version does not say that the package has changed, so that npm would keep the old one.
+        // The version number does not change with the package, so npm would keep the installed one.
         let _ = fs::remove_dir_all(folder.join("node_modules/ccm-web"));
         let _ = fs::remove_file(folder.join("node_modules/.package-lock.json"));
         fs::write(folder.join("package.json"), r#"{ "private": true, "type": "module" }"#).unwrap();
@@ -75,7 +75,7 @@ fn installed() -> &'static Path {
     })
 }
 
-/// A copy of a project of `packages/`, in a folder of its own beside what npm has installed.
+/// Copies a project of `packages/` into a folder beside the installed packages.
 fn project(name: &str, copy: &str) -> PathBuf {
     let folder = installed().join(copy);
     let _ = fs::remove_dir_all(&folder);
@@ -103,7 +103,7 @@ fn program(name: &str, folder: &Path) -> Command {
     command
 }
 
-/// Runs a program that must succeed. Returns its output.
+/// Runs a program that must succeed and returns its output.
 fn run(name: &str, arguments: &[&str], folder: &Path) -> String {
     let output = program(name, folder).args(arguments).output().unwrap();
     let text = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
@@ -112,7 +112,7 @@ fn run(name: &str, arguments: &[&str], folder: &Path) -> String {
     output
 }
 
-/// Checks that a page shows the image that the native sampler computes: from the page, from a worker, in an element.
+/// Asserts that a page shows the image of the native sampler: from the page, from a worker and in an element.
 fn assert_page_works(url: &str) -> Browser {
     let mut browser = Browser::start(WebGpu::Absent);
     browser.open(url);
@@ -141,7 +141,7 @@ fn the_package_works_in_vite() {
 #[test]
 fn the_package_works_in_webpack() {
     let folder = project("bundled", "webpack");
-    // It removes the types.
+    // esbuild removes the types.
     run("esbuild", &["main.ts", "--outfile=main.js", "--log-level=warning"], &folder);
     run("node", &["webpack.mjs"], &folder);
     fs::copy(folder.join("webpack.html"), folder.join("webpack/index.html")).unwrap();
@@ -169,12 +169,12 @@ fn the_package_works_in_esbuild_as_the_readme_configures_it() {
     }
 }
 
-/// The server of Next.js; it stops when it is dropped.
+/// The Next.js server, stopped when dropped.
 struct Next(Child);
 
 impl Drop for Next {
     fn drop(&mut self) {
-        // The test is over, whatever the outcome.
+        // Ignore errors: the test is over.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -259,7 +259,7 @@ fn node_takes_the_webassembly_that_is_configured() {
     }
 }
 
-/// Checks files with TypeScript: strictly, declarations of packages included.
+/// Checks files with TypeScript in strict mode, including the declarations of packages.
 fn check_types(folder: &Path, files: &[&str], options: &Value) {
     let mut all = json!({
         "noEmit": true,
@@ -295,7 +295,7 @@ fn strict_typescript_accepts_the_types() {
     copy_folder(&root().join("tests/packages/esbuild"), &folder.join("esbuild"));
     copy_folder(&root().join("tests/packages/bundled"), &folder.join("bundled"));
     check_types(&folder, &["esbuild/main.ts"], &json!({}));
-    // Where no other package is installed.
+    // In a project without other packages.
     let alone = tempfile::tempdir().unwrap();
     copy_folder(&folder, alone.path());
     copy_folder(&installed().join("node_modules/ccm-web"), &alone.path().join("node_modules/ccm-web"));
@@ -307,7 +307,7 @@ fn strict_typescript_accepts_the_types() {
 fn publint_and_attw_find_no_fault() {
     let folder = installed();
     run("publint", &["--strict", PACKED], folder);
-    // The package has no CommonJS: `require` of it is a warning, which the profile leaves out.
+    // The package has no CommonJS. Calling `require` on it is only a warning, which this profile ignores.
     run("attw", &[PACKED, "--profile", "esm-only"], folder);
 }
 

@@ -1,4 +1,4 @@
-//! The network, the solvers, the curriculum and the coupling give the numbers that PyTorch and torchcfm give.
+//! The network, the solvers, the curriculum and the coupling agree with PyTorch and torchcfm.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ fn assert_close(what: &str, found: Tensor<4>, expected: &HostTensor) {
 }
 
 #[test]
-fn velocities_and_samples_are_those_of_pytorch() {
+fn velocities_and_samples_agree_with_pytorch() {
     let device = Device::flex();
     for (name, spec) in configurations() {
         let unet = UNet::new(&model(&format!("{name}.pt"), &spec, None), &device);
@@ -46,7 +46,7 @@ fn velocities_and_samples_are_those_of_pytorch() {
 }
 
 #[test]
-fn lpips_and_its_gradient_are_those_of_the_package() {
+fn lpips_and_its_gradient_agree_with_the_package() {
     let reference = references().join("lpips.safetensors");
     let expected = TensorFile::from_bytes(&std::fs::read(reference).unwrap()).unwrap().tensors;
     let device = Device::flex();
@@ -55,7 +55,7 @@ fn lpips_and_its_gradient_are_those_of_the_package() {
             uniform(number, shape.iter().product()).map(|u| 2.0 * u as f32 - 1.0).collect();
         Tensor::<4>::from_data(TensorData::new(values, shape), &device)
     };
-    // Of small images: among millions of features one lies so near a kink that rounding decides its slope.
+    // Small images: among millions of features, one would be so close to a kink that rounding decides its slope.
     for (name, trunk) in [("alex", Trunk::AlexNet), ("vgg", Trunk::Vgg16)] {
         let [features, heads] = lpips_weights(trunk);
         let lpips = Lpips::new(&LpipsWeights::new(trunk, features, heads).unwrap(), &device);
@@ -85,7 +85,7 @@ fn the_averaged_weights_of_a_checkpoint_are_preferred() {
 }
 
 #[test]
-fn an_imported_model_survives_its_file() {
+fn an_imported_model_is_restored_from_its_file() {
     for (name, spec) in configurations() {
         let model = model(&format!("{name}.pt"), &spec, None);
         let read = Model::from_bytes(&model.to_bytes()).expect("a file just written");
@@ -95,7 +95,7 @@ fn an_imported_model_survives_its_file() {
 }
 
 #[test]
-fn the_curriculum_is_that_of_the_paper_row_by_row() {
+fn the_curriculum_agrees_with_the_reference_for_each_image() {
     let device = Device::flex();
     let (_, spec) = configurations().remove(0);
     let unet = |file: &str| UNet::new(&model(file, &spec, None), &device);
@@ -159,7 +159,7 @@ fn the_optimal_transport_assignment_is_exact() {
     };
     let total: f64 = pairs.iter().enumerate().map(|(image, &noise)| squared(noise, image)).sum();
     let expected = f64::from(io["ot_cost"].values[0]);
-    // The reference may state the sum or the mean over the batch.
+    // The reference may be the sum or the mean over the batch.
     let scale = if total > 2.0 * expected { pairs.len() as f64 } else { 1.0 };
     assert!((total / scale / expected - 1.0).abs() < 1e-5, "cost {total}, not {expected}");
     for (noise, image) in io["ot_assignment"].values.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The program end to end: every preset's path, stop and resume, import, samples.
+//! The program end to end: every preset, stop and resume, import and sampling.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::fs;
@@ -14,7 +14,7 @@ use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed, write_idx
 use ccm_tests::{configurations, fixtures, lpips_weights, relative_error, tensors};
 use tempfile::tempdir;
 
-fn assert_run_is_whole(folder: &Path) {
+fn assert_run_is_complete(folder: &Path) {
     for file in ["config.toml", "metrics.jsonl", "kdc.json", "report.html"] {
         assert!(folder.join(file).metadata().unwrap().len() > 0, "{file}");
     }
@@ -43,7 +43,7 @@ fn run_preset(preset: &str, data: Option<&Path>, more: &[&str]) {
         command.arg("--data").arg(data);
     }
     succeed(command.args(TINY).args(more));
-    assert_run_is_whole(&out);
+    assert_run_is_complete(&out);
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn shapes_from_teacher_to_report() {
 }
 
 #[test]
-fn shapes_by_how_they_look() {
+fn shapes_with_perceptual_distances() {
     let folder = tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
     let [features, heads] = lpips_weights(Trunk::AlexNet);
@@ -112,7 +112,7 @@ fn consistency_training_fixed_steps_and_the_published_scope() {
     }
 }
 
-/// A run that lasts long enough to be stopped.
+/// A run long enough to be stopped.
 fn slow(out: &Path, more: &[&str]) -> Command {
     let mut command = distill();
     command.args(["run", "--device", "cpu", "--preset", "shapes", "--out"]).arg(out).args(TINY).args([
@@ -129,7 +129,7 @@ fn slow(out: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// Starts a run and waits until there is a checkpoint of so many steps.
+/// Starts a run and waits for a checkpoint of at least `step` steps.
 fn start(command: &mut Command, out: &Path, stage: StageKind, step: u64) -> Child {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
@@ -142,7 +142,7 @@ fn start(command: &mut Command, out: &Path, stage: StageKind, step: u64) -> Chil
     child
 }
 
-/// Runs until there is a checkpoint of so many steps, and kills.
+/// Starts a run, waits for a checkpoint of at least `step` steps, and kills the run.
 fn kill_after(command: &mut Command, out: &Path, stage: StageKind, step: u64) {
     let mut child = start(command, out, stage, step);
     child.kill().unwrap();
@@ -171,7 +171,7 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("--resume"), "{output:?}");
 
-    // The disk has damaged the newest checkpoint.
+    // Damage the newest checkpoint.
     let checkpoints = checkpoint::list(&stopped.join("checkpoints"));
     let newest = &checkpoints.last().unwrap().path;
     let bytes = fs::read(newest).unwrap();
@@ -189,11 +189,11 @@ fn a_killed_run_resumes_to_the_same_bytes() {
         lines.map(|line| (line["stage"].to_string(), line["step"].as_u64().unwrap())).collect()
     };
     assert_eq!(steps(&whole), steps(&stopped));
-    assert_run_is_whole(&stopped);
+    assert_run_is_complete(&stopped);
 
-    // A run that is finished has nothing left to do.
+    // A finished run has nothing to do.
     succeed(&mut slow(&stopped, &["--resume"]));
-    // Its own configuration is enough.
+    // `--resume` needs no other options.
     succeed(distill().args(["run", "--device", "cpu", "--resume", "--out"]).arg(&stopped));
     let kdc = succeed(distill().args(["kdc", "--device", "cpu"]).arg(&stopped));
     assert!(kdc.contains("curriculum") && kdc.contains("fixed step"), "{kdc}");
@@ -220,10 +220,10 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
 }
 
 #[test]
-fn a_run_goes_on_with_the_threads_that_it_began_with() {
+fn a_resumed_run_keeps_its_number_of_threads() {
     let folder = tempdir().unwrap();
     let [whole, stopped, other] = ["whole", "stopped", "other"].map(|name| folder.path().join(name));
-    // More than this machine has, so that its own number would not do.
+    // More threads than this machine has, so that the default would differ.
     let own = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = format!("run.threads={}", own + 1);
     let begin = ["--set", &threads];
@@ -241,7 +241,7 @@ fn a_run_goes_on_with_the_threads_that_it_began_with() {
 }
 
 #[test]
-fn without_a_folder_the_newest_run_of_the_preset_goes_on() {
+fn without_out_resume_continues_the_newest_run_of_the_preset() {
     let folder = tempdir().unwrap();
     let run = |more: &[&str]| {
         let mut command = distill();
@@ -253,14 +253,14 @@ fn without_a_folder_the_newest_run_of_the_preset_goes_on() {
         assert!(said.contains(&format!("runs/{name}\n")), "{said}");
         assert!(said.contains("held-out: 1024 shapes"), "{said}");
     }
-    // No run has begun here, and those of other presets are no business of this one.
+    // There is no run of this preset; runs of other presets do not count.
     fs::create_dir_all(folder.path().join("runs/shapes-9")).unwrap();
     fs::create_dir_all(folder.path().join("runs/mnist-12")).unwrap();
     fs::remove_file(folder.path().join("runs/shapes-2/report.html")).unwrap();
     let said = run(&["--resume", "--preset", "shapes"]);
     assert!(said.contains("--resume: runs/shapes-2"), "{said}");
     assert!(folder.path().join("runs/shapes-2/report.html").exists());
-    // A number is not used twice, so the highest is the newest.
+    // Numbers are not reused, so the highest is the newest.
     fs::remove_dir_all(folder.path().join("runs/shapes")).unwrap();
     assert!(run(&[]).contains("runs/shapes-10"));
 }

@@ -1,4 +1,4 @@
-//! The walls between the rooms of the library: which module may use which, and which crates each feature brings.
+//! The structure of the library: which module may use which, and which crates each feature adds.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Every room, and the rooms that it may use.
+/// Every top-level module (room), and the rooms that it may use.
 const MAY_USE: [(&str, &[&str]); 14] = [
     ("noise", &[]),
     ("simd", &[]),
@@ -64,7 +64,7 @@ fn every_room_uses_only_the_rooms_below_it() {
         let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
         let room = first.strip_suffix(".rs").unwrap_or(first);
         let name = inside.file_name().unwrap();
-        // Files of tests; the program, whose `crate` is its own; and the list of rooms.
+        // Skip tests, the program (whose `crate` is its own) and the list of rooms.
         if name == "tests.rs" || room == "bin" || room == "lib" {
             continue;
         }
@@ -81,7 +81,7 @@ fn every_room_uses_only_the_rooms_below_it() {
 }
 
 #[test]
-fn the_rules_have_no_circles() {
+fn the_rules_have_no_cycles() {
     // A room is listed after all rooms that it uses.
     for (i, (room, allowed)) in MAY_USE.iter().enumerate() {
         for used in *allowed {
@@ -137,7 +137,7 @@ fn the_sampler_alone_has_no_crates_of_training() {
     }
 }
 
-/// After the tests, starting the program does not build Burn again.
+/// Otherwise, starting the program after the tests would build Burn again.
 #[test]
 fn program_and_tests_share_one_build_of_burn() {
     let features = |flags: &[&str]| tree(&[flags, &["--format", "{p} with {f}"]].concat());
@@ -149,7 +149,7 @@ fn program_and_tests_share_one_build_of_burn() {
     assert!(other.is_empty(), "with other features in the tests: {other:?}");
 }
 
-/// The output of `cargo tree`, a package a line.
+/// The output of `cargo tree`, one package per line.
 fn tree(flags: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--prefix", "none"])

@@ -1,5 +1,4 @@
-//! The engine gives the numbers of PyTorch, and the pictures of the network in training: on the CPU, and on whatever
-//! adapter there is.
+//! The sampler agrees with PyTorch, and with the network used in training: on the CPU and on the available adapter.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use burn::tensor::Device;
@@ -15,20 +14,20 @@ use pollster::block_on;
 
 const TOLERANCE: f64 = 1e-4;
 
-/// A sampler on the CPU, and one on a GPU or an adapter that is one in name, if there is any.
+/// A sampler on the CPU, and one on an adapter if there is any, software adapters included.
 fn samplers(model: &Model) -> Vec<Sampler> {
     let gpu = Backend::Gpu { api: None, software: true };
     let load = |backend| block_on(Sampler::load(&model.to_bytes(), backend));
     let mut samplers = vec![load(Backend::Cpu).unwrap()];
     match load(gpu) {
         Ok(sampler) => samplers.push(sampler),
-        Err(error) => println!("on the CPU only: {error}"),
+        Err(error) => println!("SKIPPED on a GPU: {error}"),
     }
     samplers
 }
 
 #[test]
-fn samples_are_those_of_pytorch() {
+fn samples_agree_with_pytorch() {
     for (name, spec) in configurations() {
         let io = tensors(&format!("{name}_io.safetensors"));
         let integers = |label: &HostTensor| label.values.iter().map(|value| *value as u32).collect();
@@ -46,7 +45,7 @@ fn samples_are_those_of_pytorch() {
     }
 }
 
-/// Networks that between them have every option.
+/// Networks that together use every option.
 fn specs() -> Vec<UNetSpec> {
     let spec = |json: &str| serde_json::from_str::<UNetSpec>(json).unwrap();
     vec![
@@ -68,7 +67,7 @@ fn specs() -> Vec<UNetSpec> {
 }
 
 #[test]
-fn every_option_gives_the_picture_that_training_sees() {
+fn every_option_gives_the_images_of_the_training_network() {
     for spec in specs() {
         spec.validate().unwrap();
         for role in [Role::Student, Role::Teacher] {
@@ -90,7 +89,7 @@ fn every_option_gives_the_picture_that_training_sees() {
 }
 
 #[test]
-fn a_rounded_model_is_smaller_and_says_how_far_off_it_is() {
+fn a_rounded_model_is_smaller_and_its_card_has_the_rounding_error() {
     let spec = specs().remove(0);
     let mut model = lively_model(&spec);
     model.card.role = Role::Student;
@@ -103,7 +102,7 @@ fn a_rounded_model_is_smaller_and_says_how_far_off_it_is() {
         assert_eq!(rounded.clone().rounded(precision).unwrap(), rounded, "{precision}: rounding twice");
         let rounding = rounded.card.rounding.expect("the card of a rounded model");
         assert!(rounding.rms > 0.0 && rounding.rms < most, "{precision}: {rounding}");
-        // The same, measured here: executors that expand weights in the kernel give the same pictures too.
+        // Measure the error here too: executors that expand weights in the kernel must give the same images.
         let request = Request::from_seeds(&spec, 0, &(0..16).map(|i| i % 3).collect::<Vec<_>>(), 16);
         let picture = |sampler: &mut Sampler| block_on(sampler.sample(&request, 1)).unwrap();
         let before = picture(&mut samplers(&model)[0]);
@@ -115,7 +114,7 @@ fn a_rounded_model_is_smaller_and_says_how_far_off_it_is() {
             let rms = (squares.sum::<f64>() / before.len() as f64).sqrt();
             let info = sampler.info();
             println!("{precision} on {}, computed in {}: {rms:.3}/255", info.backend, info.precision);
-            // The card was measured with f32 arithmetic, where adapters that have f16 add an error of their own.
+            // The error on the card is measured in f32; adapters with f16 add their own rounding error.
             let also = if info.precision == "f16" { 0.2 } else { 0.0 };
             assert!(rms > 0.75 * rounding.rms, "{precision}: {rms} and {rounding}");
             assert!(rms < 1.25 * rounding.rms + also, "{precision}: {rms} and {rounding}");
@@ -124,13 +123,13 @@ fn a_rounded_model_is_smaller_and_says_how_far_off_it_is() {
 }
 
 #[test]
-fn a_lost_device_comes_back_at_the_next_call() {
+fn a_lost_device_is_reopened_at_the_next_call() {
     let model = lively_model(&specs()[1]);
     let request = Request::from_seeds(&model.spec, 7, &[], 1);
     for mut sampler in samplers(&model).into_iter().skip(1) {
         let before = block_on(sampler.sample(&request, 1)).unwrap();
         sampler.lose_device();
-        // The driver says so when it likes; the call that meets it says what has happened.
+        // The driver reports the loss at any time; the call during which that happens returns the error.
         let after = block_on(sampler.sample(&request, 1)).or_else(|error| {
             println!("{error}");
             block_on(sampler.sample(&request, 1))
@@ -140,7 +139,7 @@ fn a_lost_device_comes_back_at_the_next_call() {
 }
 
 #[test]
-fn what_cannot_be_sampled_is_said() {
+fn invalid_requests_are_errors() {
     let model = lively_model(&specs()[0]);
     let mut sampler = samplers(&model).remove(0);
     let request = |labels: &[u32]| Request::from_seeds(&model.spec, 0, labels, 1);

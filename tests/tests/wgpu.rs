@@ -1,4 +1,4 @@
-//! A training step on Burn's wgpu, where there is an adapter, is the step that the CPU takes.
+//! A training step on Burn's wgpu backend agrees with the CPU. Skipped without an adapter.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::sync::OnceLock;
@@ -18,7 +18,7 @@ use ccm_tests::{
     agrees_with_pytorch_fid, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
 };
 
-/// The first adapter, a real one before a software one. It can be opened once in a process.
+/// The best adapter, hardware before software. It can be opened once per process.
 fn gpu() -> Option<Device> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
     DEVICE.get_or_init(|| Some(Device::wgpu_options().device_kind(adapter()?).init().unwrap())).clone()
@@ -39,10 +39,10 @@ fn adapter() -> Option<DeviceKind> {
     kinds.min_by_key(|kind| *kind == DeviceKind::Cpu)
 }
 
-/// One step of distillation, and the weights after it.
+/// Runs one distillation step and returns the weights after it.
 fn step(device: &Device) -> (StepReport, Vec<f32>) {
     let data = small_data();
-    // Kernels of every new shape are tuned first, which on the CPU takes most of the time.
+    // Kernels are autotuned for every new shape, which takes most of the time on a software adapter.
     let spec = UNetSpec { channel_mult: vec![1.0, 1.0], ..small_spec() };
     let workers = Workers::new(1, 4, 4).unwrap();
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
@@ -52,9 +52,9 @@ fn step(device: &Device) -> (StepReport, Vec<f32>) {
 }
 
 #[test]
-fn a_training_step_on_wgpu_is_that_of_the_cpu() {
+fn a_training_step_on_wgpu_agrees_with_the_cpu() {
     let Some(gpu) = gpu() else {
-        println!("no adapter: nothing tested");
+        println!("SKIPPED: no adapter");
         return;
     };
     let (found, weights) = step(&gpu);
@@ -67,14 +67,14 @@ fn a_training_step_on_wgpu_is_that_of_the_cpu() {
     let opponents = [found, expected].map(|report| report.discriminator_loss.unwrap());
     assert!((opponents[0] / opponents[1] - 1.0).abs() < 1e-3);
     let error = relative_error(&weights, &expected_weights);
-    // Adam's first step is the sign of the gradient, which rounding turns where the gradient is next to nothing.
+    // Adam's first step is the sign of the gradient, and rounding changes the sign of gradients close to zero.
     assert!(error < 2e-3, "weights after the step: {error:.2e}");
 }
 
 #[test]
-fn a_classifier_on_wgpu_sees_what_it_sees_on_the_cpu() {
+fn a_classifier_on_wgpu_agrees_with_the_cpu() {
     let Some(gpu) = gpu() else {
-        println!("no adapter: nothing tested");
+        println!("SKIPPED: no adapter");
         return;
     };
     let (data, cpu) = (small_data(), Device::flex());
@@ -97,18 +97,18 @@ fn a_classifier_on_wgpu_sees_what_it_sees_on_the_cpu() {
 }
 
 #[test]
-fn the_network_of_the_fid_on_wgpu_sees_what_it_sees_in_pytorch() {
+fn the_network_of_the_fid_on_wgpu_agrees_with_pytorch() {
     match gpu() {
         Some(gpu) => agrees_with_pytorch_fid(&gpu),
-        None => println!("no adapter: nothing tested"),
+        None => println!("SKIPPED: no adapter"),
     }
 }
 
-/// Digits are grey: the last convolution has a single output channel.
+/// Grey images: the last convolution has one output channel.
 #[test]
-fn a_network_of_one_channel_on_wgpu_is_that_of_the_cpu() {
+fn a_network_of_one_channel_on_wgpu_agrees_with_the_cpu() {
     let Some(gpu) = gpu() else {
-        println!("no adapter: nothing tested");
+        println!("SKIPPED: no adapter");
         return;
     };
     let spec = UNetSpec { in_channels: 1, channel_mult: vec![1.0, 1.0], ..small_spec() };

@@ -1,5 +1,5 @@
 // `<ccm-image model="student.safetensors" seed="7" label="3" steps="1" backend="auto">`: an element that samples an
-// image and shows it. Importing this file defines the element, where there are elements: on a server it does nothing.
+// image and shows it. Importing this file defines the element; on a server it does nothing.
 
 import { RequestError } from "./errors.js";
 import { Sampler } from "./sampler.js";
@@ -20,7 +20,7 @@ function take(key, model, backend) {
   if (!entry) {
     const controller = new AbortController();
     entry = { key, users: 0, controller, sampler: Sampler.load(model, { backend, signal: controller.signal }) };
-    // The next element that needs a model that failed loads it again.
+    // After a failure, the next element with this model loads it again.
     entry.sampler.catch(() => shared.get(key) === entry && shared.delete(key));
     shared.set(key, entry);
   }
@@ -105,7 +105,7 @@ export class CcmImage extends (globalThis.HTMLElement ?? Object) {
     return this.#schedule();
   }
 
-  /** Draws once for all attributes that change in the same task. Resolves when that is done. */
+  /** Draws once for all attributes that change in the same task. Resolves when the image is drawn. */
   #schedule() {
     this.#wanted ??= Promise.resolve().then(() => {
       this.#wanted = null;

@@ -1,4 +1,4 @@
-// `WorkerSampler`: a `Sampler` in a Web Worker of its own, so that the page stays responsive while the CPU computes.
+// `WorkerSampler`: a `Sampler` in its own Web Worker, so that the page stays responsive while the CPU computes.
 // The worker draws to canvases through `OffscreenCanvas`.
 
 import { AbortedError, CcmError, NoWorkerError, RequestError, check, typed } from "./errors.js";
@@ -10,7 +10,7 @@ function startWorker() {
   try {
     try {
       if (settings.worker) return new Worker(settings.worker, { type: "module" });
-      // Bundlers look for this very expression.
+      // Bundlers search for exactly this expression.
       return new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
     } catch (error) {
       if (error.name !== "SecurityError") throw error;
@@ -44,7 +44,7 @@ export class WorkerSampler {
     // Relative to the page, not to the worker's script.
     const source = isAddress(model) ? resolve(model) : model;
     const sampler = new WorkerSampler();
-    // Ends a worker whose script has not arrived yet, too.
+    // Also ends a worker whose script is still loading.
     const abort = () => sampler.#end(new AbortedError("aborted", { cause: signal.reason }));
     signal?.addEventListener("abort", abort);
     try {
@@ -68,7 +68,7 @@ export class WorkerSampler {
     });
   }
 
-  /** Properties of the model and of the processor it runs on. */
+  /** Properties of the model and of its device. */
   get info() {
     this.#open();
     return this.#info;
@@ -84,7 +84,7 @@ export class WorkerSampler {
     return this.#paint(canvas, { call: "draw", options }, signal);
   }
 
-  /** Draws the image at `weight`, from 0 to 1, of the way from one seed to another. */
+  /** Draws an image interpolated from one seed (`weight` 0) to another (1). */
   async interpolate(canvas, seedA, seedB, weight, { signal, ...options } = {}) {
     return this.#paint(canvas, { call: "interpolate", seeds: [seedA, seedB], weight, options }, signal);
   }
@@ -93,7 +93,7 @@ export class WorkerSampler {
   free() {
     this.#over ??= new RequestError("this sampler has been freed");
     if (this.#calls.size) return;
-    // What the worker has drawn is shown with a later frame, for which it stays.
+    // The worker must stay until the next frame, which shows what it has drawn.
     if (this.#draws) this.#worker.postMessage({ call: "close" });
     else this.#worker.terminate();
   }
@@ -117,7 +117,7 @@ export class WorkerSampler {
     return this.#call({ ...message, canvas: place }, signal, transfer);
   }
 
-  /** What tells the worker which canvas is meant. The first time, the canvas itself is transferred. */
+  /** Identifies a canvas to the worker. The first time, transfers the canvas. */
   #place(canvas) {
     const owned = owners.get(canvas);
     if (owned?.sampler === this) return [{ key: owned.key }, []];

@@ -1,5 +1,5 @@
-// `Sampler`: runs a model on the GPU or the CPU. The engine is WebAssembly; this file adds what a page needs around it:
-// argument checks, names of labels, downloads, canvases, calls in order, and recovery of a lost GPU device.
+// `Sampler`: runs a model on the GPU or the CPU. The engine is WebAssembly; this file adds argument checks, names of
+// labels, downloads, canvases, a queue of calls, and recovery of a lost GPU device.
 
 import init, { Engine } from "../pkg/ccm_web.js";
 import { download } from "./download.js";
@@ -20,7 +20,7 @@ let heap;
 function start() {
   engine ??= (async () => {
     try {
-      // Bundlers look for this very expression.
+      // Bundlers search for exactly this expression.
       const source = settings.wasm ?? new URL("../pkg/ccm_web_bg.wasm", import.meta.url);
       heap = (await init({ module_or_path: isAddress(source) ? settings.fetch(source) : source })).memory;
     } catch (error) {
@@ -31,7 +31,7 @@ function start() {
   return engine;
 }
 
-/** Where the engine runs. It looks for a GPU only in pages and workers: elsewhere, as in Node, that would stop it. */
+/** The engine's backend. Only pages and workers search for a GPU: in Node, for example, the search stops the engine. */
 function backendOf(backend) {
   if (!BACKENDS.includes(backend)) {
     throw new RequestError(`backend: expected one of ${BACKENDS.join(", ")}, found ${backend}`);
@@ -114,7 +114,7 @@ async function open(source, backend, options) {
   } catch (error) {
     const known = typed(error);
     if (!(known instanceof CorruptModelError && file.cached)) throw known;
-    // The cached file is damaged; the server's may not be.
+    // The cached file is damaged; download it again.
     await file.forget();
     return open(source, backend, options);
   }
@@ -134,7 +134,7 @@ export class Sampler {
     this.#info = engine.describe();
   }
 
-  /** Says where the WebAssembly and the worker's script are. */
+  /** Sets the addresses of the WebAssembly and of the worker's script. */
   static configure(options) {
     if (engine && options?.wasm !== undefined) {
       throw new RequestError("configure: the WebAssembly is already loading; call configure before the first load");
@@ -152,7 +152,7 @@ export class Sampler {
     return new Sampler(Sampler.#key, opened);
   }
 
-  /** Properties of the model and of the processor it runs on. */
+  /** Properties of the model and of its device. */
   get info() {
     this.#open();
     return { ...this.#info, heap: heap.buffer.byteLength };
@@ -185,7 +185,7 @@ export class Sampler {
     return this.#paint(canvas, from, from, 0, label, steps, signal);
   }
 
-  /** Draws the image at `weight`, from 0 to 1, of the way from one seed to another. */
+  /** Draws an image interpolated from one seed (`weight` 0) to another (1). */
   async interpolate(canvas, seedA, seedB, weight, { label, steps = 1, signal } = {}) {
     const [from, to] = [seedOf(seedA, "seedA"), seedOf(seedB, "seedB")];
     if (!(weight >= 0 && weight <= 1)) {

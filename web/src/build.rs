@@ -1,9 +1,9 @@
-//! Builds the WebAssembly of this crate and the JavaScript that loads it, with Cargo and nothing else.
+//! Builds the WebAssembly of this crate and the JavaScript that loads it. Needs only Cargo.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The target that browsers run.
+/// The compilation target.
 const TARGET: &str = "wasm32-unknown-unknown";
 
 /// Why the page's WebAssembly could not be built.
@@ -12,10 +12,10 @@ pub enum BuildError {
     /// A program could not be started.
     #[error("cannot run `{0}`: {1}")]
     Start(String, std::io::Error),
-    /// A program failed; it has said why.
+    /// A program failed and has printed the reason.
     #[error("`{0}` failed")]
     Failed(String),
-    /// The answer of `cargo metadata` has no target folder.
+    /// The output of `cargo metadata` is invalid.
     #[error("cargo metadata: {0}")]
     Metadata(String),
 }
@@ -28,11 +28,11 @@ pub fn root() -> PathBuf {
 
 /// Compiles the sampler for the browser and writes `ccm_web.js`, its types and `ccm_web_bg.wasm` into `out`.
 ///
-/// The wasm target is fetched with rustup if it is missing. The module has a target folder of its own, so that
-/// its flags leave the native build as it is.
+/// Installs the wasm target with rustup if it is missing. The module has its own target folder, so that its flags do
+/// not affect the native build.
 ///
 /// # Errors
-/// A program that is missing or fails.
+/// [`BuildError`] if a program is missing or fails.
 pub fn build(out: &Path) -> Result<(), BuildError> {
     add_target()?;
     let target = target_folder()?.join("web");
@@ -78,14 +78,14 @@ pub fn build(out: &Path) -> Result<(), BuildError> {
     run(&mut bindgen)
 }
 
-/// Where Cargo keeps the sources of crates; their messages need not say so.
+/// The folders of Cargo's crate sources, whose paths are removed from panic messages.
 fn registry() -> PathBuf {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo"))).unwrap_or_default();
     home.join("registry/src/")
 }
 
-/// The Cargo that runs this program, or the one on the path.
+/// The Cargo that runs this program, or the one in `PATH`.
 fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())
 }
@@ -106,7 +106,7 @@ fn output(command: &mut Command) -> Result<String, BuildError> {
     }
 }
 
-/// Fetches the standard library for the browser if the compiler has none.
+/// Installs the standard library for the target if it is missing.
 fn add_target() -> Result<(), BuildError> {
     let library = output(Command::new("rustc").current_dir(root()).args([
         "--print",

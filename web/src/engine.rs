@@ -1,5 +1,5 @@
-//! The interface of `ccm`'s sampler to JavaScript: takes numbers, returns bytes of pixels. JavaScript checks the
-//! arguments first, because it knows the names that the page uses; the sampler checks them again.
+//! The interface of `ccm`'s sampler to JavaScript: takes numbers and returns the bytes of pixels. JavaScript checks the
+//! arguments first, because its error messages use the names of the page's API; the sampler checks them again.
 
 use ccm::sampler::image::to_byte;
 use ccm::sampler::schedule::Request;
@@ -18,11 +18,11 @@ pub struct Engine {
     sampler: Sampler,
 }
 
-/// The GPU's side of a canvas.
+/// The GPU surface of a canvas.
 #[wasm_bindgen]
 pub struct Surface(ccm::sampler::Surface);
 
-/// Runs once, when the module starts. A panic stops the module; its message goes to the console first.
+/// Runs once when the module starts: makes a panic print its message to the console.
 #[wasm_bindgen(start)]
 pub(crate) fn start() {
     std::panic::set_hook(Box::new(|panic| gloo_console::error!(panic.to_string())));
@@ -49,7 +49,7 @@ impl Engine {
         Ok(Self { sampler })
     }
 
-    /// Properties of the model and of the processor it runs on: `Info` of `index.d.ts`.
+    /// Properties of the model and of its device: `Info` of `index.d.ts`.
     pub fn describe(&self) -> Result<JsValue, JsValue> {
         let (info, spec, card) = (self.sampler.info(), self.sampler.spec(), self.sampler.card());
         let description = Object::new();
@@ -104,7 +104,7 @@ impl Engine {
         surface.map(Surface).ok_or_else(|| coded("no-webgpu", "this sampler runs on the CPU"))
     }
 
-    /// Draws the image at `weight`, from 0 to 1, of the way from one seed to another to a canvas.
+    /// Draws an image to a canvas, interpolated from one seed (`weight` 0) to another (1).
     pub async fn draw(
         &mut self,
         surface: &mut Surface,
@@ -118,8 +118,8 @@ impl Engine {
         self.sampler.draw(&mut surface.0, &request, steps).await.map_err(from_sampler)
     }
 
-    /// Samples images as bytes, `[count, height, width, 4]`: from the seeds `from, from + 1, ...`, or, if `to` is not
-    /// `from`, one image at `weight`, from 0 to 1, of the way from one seed to the other.
+    /// Samples images as bytes `[count, height, width, 4]` with the seeds `from, from + 1, ...`. If `to` is not `from`,
+    /// samples one image, interpolated from one seed (`weight` 0) to the other (1).
     pub async fn sample(
         &mut self,
         from: u64,

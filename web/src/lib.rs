@@ -1,7 +1,7 @@
 //! The sampler in a web page.
 //!
-//! Compiled to WebAssembly, this crate is [`Engine`], a thin layer over `ccm`'s sampler. Pages use the JavaScript around
-//! it, in `js/`, which the build shortens and puts beside the module. Compiled natively, this crate builds that
+//! Compiled to WebAssembly, this crate is [`Engine`], a thin layer over `ccm`'s sampler. Pages use its JavaScript API
+//! in `js/`, which the build minifies and copies to the folder of the module. Compiled natively, this crate builds that
 //! WebAssembly and serves the demo page.
 
 #[cfg(not(target_arch = "wasm32"))]

@@ -1,13 +1,12 @@
-//! Shortens JavaScript without changing its meaning: removes comments, and white space that the language does not need.
-//! This is not a parser. It recognises strings, templates, comments and regular expressions; the rest is words and
-//! punctuation.
+//! Minifies JavaScript: removes comments and unneeded white space. This is not a parser: it recognises strings,
+//! templates, comments and regular expressions, and treats the rest as words and punctuation.
 
 use std::collections::{BTreeSet, HashMap};
 
-/// Names of up to this many bytes are not worth renaming.
+/// Names of up to this many bytes are not renamed.
 const SHORT: usize = 4;
 
-/// A script without comments and unneeded white space. A line break stays where a statement may end.
+/// Removes comments and unneeded white space. Keeps a line break where a statement may end.
 pub fn shortened(script: &str) -> String {
     let mut result = String::with_capacity(script.len());
     let (mut rest, mut space, mut line_break) = (script, false, false);
@@ -36,8 +35,7 @@ pub fn shortened(script: &str) -> String {
     result
 }
 
-/// Long names that a script declares for itself: all of its occurrences may be renamed. Names that are exported, or that
-/// also name a property, are left out.
+/// The long names that a script declares and that can be renamed: not exported, and not also names of properties.
 pub fn own_names(script: &str) -> BTreeSet<&str> {
     let (mut declared, mut shared) = (BTreeSet::new(), BTreeSet::new());
     let mut before = ["", ""];
@@ -57,7 +55,7 @@ pub fn own_names(script: &str) -> BTreeSet<&str> {
     declared.into_iter().filter(|name| name.len() > SHORT && !shared.contains(name)).collect()
 }
 
-/// A script in which some words are replaced by others. Strings are not exempt.
+/// Replaces words of a script by others, also in strings.
 pub fn renamed(script: &str, names: &HashMap<String, String>) -> String {
     let mut result = String::with_capacity(script.len());
     let mut at = 0;
@@ -70,7 +68,7 @@ pub fn renamed(script: &str, names: &HashMap<String, String>) -> String {
     result + &script[at..]
 }
 
-/// Where the words of a text begin and end.
+/// Start and end of the words of a text.
 fn words(text: &str) -> impl Iterator<Item = (usize, usize)> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -80,7 +78,7 @@ fn words(text: &str) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Bytes of the token at the start of `text`, which is not empty; `before` is what precedes it.
+/// Length in bytes of the token at the start of `text`, which is not empty. `before` is the text before it.
 fn token(text: &str, before: &str) -> usize {
     let first = text.chars().next().map_or(0, char::len_utf8);
     let up_to = |end: &str| text.find(end).map_or(text.len(), |at| at + end.len());
@@ -123,7 +121,7 @@ fn template(text: &str) -> usize {
     delimited(text, |text, at| text[at..].starts_with("${").then(|| at + 2 + braces(&text[at + 2..])))
 }
 
-/// Bytes up to the brace that closes a placeholder of a template, that brace included.
+/// Length in bytes up to and including the brace that closes a placeholder of a template.
 fn braces(text: &str) -> usize {
     let (mut at, mut depth) = (0, 1);
     while depth > 0 && at < text.len() {
@@ -141,7 +139,7 @@ fn regular_expression(text: &str) -> usize {
     delimited(text, |text, at| text[at..].starts_with('[').then(|| at + class(&text[at..])))
 }
 
-/// Bytes of a character class of a regular expression.
+/// Length in bytes of a character class of a regular expression.
 fn class(text: &str) -> usize {
     let mut escaped = false;
     let end = text.bytes().position(|byte| {
@@ -152,8 +150,8 @@ fn class(text: &str) -> usize {
     end.map_or(text.len(), |end| end + 1)
 }
 
-/// Bytes up to the next character that equals the first, that one included. A backslash escapes a character; `nested`
-/// gives the end of a part that is skipped.
+/// Length in bytes up to and including the next character that equals the first. A backslash escapes a character;
+/// `nested` returns the end of a part that is skipped.
 fn delimited(text: &str, nested: impl Fn(&str, usize) -> Option<usize>) -> usize {
     let bytes = text.as_bytes();
     let mut at = 1;
@@ -161,7 +159,7 @@ fn delimited(text: &str, nested: impl Fn(&str, usize) -> Option<usize>) -> usize
         match bytes[at] {
             b'\\' => at += 2,
             byte if byte == bytes[0] => return at + 1,
-            // The bytes of a longer character are never one of those looked for.
+            // The bytes of a multibyte character never equal an ASCII character.
             byte if !byte.is_ascii() => at += 1,
             _ => at = nested(text, at).unwrap_or(at + 1),
         }
@@ -176,7 +174,7 @@ mod tests {
     use super::{own_names, renamed, shortened};
 
     #[test]
-    fn comments_and_unneeded_white_space_go() {
+    fn comments_and_unneeded_white_space_are_removed() {
         let cases = [
             ("// one\nconst a = 1; /* two */ let b;\n", "const a=1;let b;"),
             ("function f ( a , b ) {\n  return a + b;\n}\n", "function f(a,b){return a+b;}"),
@@ -190,14 +188,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_break_stays_where_a_statement_may_end() {
+    fn a_line_break_is_kept_where_a_statement_may_end() {
         assert_eq!(shortened("a = b\n  (c)\nreturn\nd\n"), "a=b\n(c)\nreturn\nd");
         assert_eq!(shortened("f = {\n  a,\n}\ng()"), "f={a,}\ng()");
         assert_eq!(shortened("x = () => {\n}\n// note\ny"), "x=()=>{}\ny");
     }
 
     #[test]
-    fn text_in_quotes_templates_and_regular_expressions_stays() {
+    fn strings_templates_and_regular_expressions_are_kept() {
         let kept = [
             r#"a="  // no comment ";"#,
             r#"a='it\'s  /* none */';"#,

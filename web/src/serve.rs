@@ -1,4 +1,5 @@
-//! A web server for this machine alone: serves the files of a few folders, with the media types that browsers require.
+//! A web server on the loopback interface: serves the files of a few folders with the media types that browsers
+//! require.
 
 use std::fs::File;
 use std::io::{self, Read, Write as _};
@@ -9,13 +10,13 @@ use std::thread;
 
 use tiny_http::{HTTPVersion, Header, Method, Request, Response};
 
-/// Requests that are answered at the same time; a browser opens six connections.
+/// Number of requests handled in parallel; a browser opens six connections.
 const THREADS: usize = 8;
 
-/// Paths of URLs and their folders, such as `/` and the repository.
+/// URL paths and their folders, such as `/` and the repository.
 type Mounts = Vec<(String, PathBuf)>;
 
-/// A running server; it stops when it is dropped.
+/// A running server, stopped when dropped.
 pub struct Server {
     http: Arc<tiny_http::Server>,
     address: SocketAddr,
@@ -23,10 +24,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves folders on 127.0.0.1; port 0 takes any free port. Of several paths that fit a request, the longest wins.
+    /// Serves folders on 127.0.0.1; port 0 selects a free port. A request is served by the longest matching path.
     ///
     /// # Errors
-    /// A port that is in use.
+    /// If the port is in use.
     pub fn start(port: u16, mounts: &[(&str, &Path)]) -> io::Result<Self> {
         Self::start_with(port, mounts, &[])
     }
@@ -34,7 +35,7 @@ impl Server {
     /// As [`start`](Self::start), and sends `headers` with every file, such as `("Content-Security-Policy", "...")`.
     ///
     /// # Errors
-    /// A port that is in use, or a header that is not ASCII.
+    /// If the port is in use or a header is not ASCII.
     pub fn start_with(port: u16, mounts: &[(&str, &Path)], headers: &[(&str, &str)]) -> io::Result<Self> {
         let header = |(name, value): &(&str, &str)| {
             let header = Header::from_bytes(*name, *value);
@@ -66,7 +67,7 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// The requests so far, such as `GET /index.html`.
+    /// All requests so far, such as `GET /index.html`.
     pub fn requests(&self) -> Vec<String> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -103,13 +104,13 @@ fn answer(request: Request, mounts: &Mounts, extra: &[Header]) -> io::Result<()>
     let (status, body): (u16, Box<dyn Read + Send>) =
         if same { (304, Box::new(io::empty())) } else { (200, Box::new(file)) };
     let length = if same { 0 } else { length };
-    // With its length, not in chunks, so that the page can show the progress of a download.
+    // With a length instead of chunks, so that the page can show the progress of a download.
     let response = Response::new(status.into(), headers, body, Some(length), None);
     respond(request, response.with_chunked_threshold(usize::MAX))
 }
 
-/// Sends a response in HTTP/1.0, after which the browser closes the connection. A connection that stays open keeps one
-/// of tiny_http's threads; with several of them at once, a new connection may wait for a thread that never gets free.
+/// Sends an HTTP/1.0 response, after which the browser closes the connection. An open connection occupies one of
+/// tiny_http's threads, and with several of them a new connection can wait forever.
 fn respond<R: Read>(request: Request, response: Response<R>) -> io::Result<()> {
     let (headers, head) = (request.headers().to_vec(), *request.method() == Method::Head);
     let mut writer = request.into_writer();
@@ -117,7 +118,7 @@ fn respond<R: Read>(request: Request, response: Response<R>) -> io::Result<()> {
     writer.flush()
 }
 
-/// The file at a URL; no hidden files, and none outside the folders.
+/// The file at a URL. Hidden files and files outside the folders are not served.
 fn find(url: &str, mounts: &Mounts) -> Option<PathBuf> {
     let path = url.split(['?', '#']).next()?;
     let (mount, folder) = mounts.iter().find(|(at, _)| path.starts_with(at.as_str()))?;

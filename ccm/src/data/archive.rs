@@ -1,6 +1,6 @@
-//! Zip and tar archives of images: one pass, entries kept compressed in memory, nothing unpacked to disk.
+//! Reads images from zip and tar archives in one pass. Entries stay compressed in memory; nothing is unpacked to disk.
 //!
-//! A header is never trusted: entries are read with a limit, and an archive that ends early is an error.
+//! Sizes in headers are not trusted: entries are read up to a limit, and an archive that ends early is an error.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -13,18 +13,17 @@ use super::DataError;
 use super::content::{Content, LARGEST_FILE, Source, read_bounded, too_large};
 use super::files::{Kind, kind, open_maybe_gzip};
 
-/// The first bytes of a zip archive that has entries.
+/// The first bytes of a zip archive with entries.
 const ZIP_MAGIC: [u8; 2] = *b"PK";
 
-/// Bytes of a tar block. A whole archive ends in at least one block of zeros.
+/// Size of a tar block in bytes. A complete archive ends with at least one block of zeros.
 const TAR_BLOCK: u64 = 512;
 
-/// The files in the zip archive at `path`. An entry that cannot be unpacked is an unreadable
-/// image.
+/// Lists the files in the zip archive at `path`. An entry that cannot be unpacked becomes an unreadable image.
 ///
 /// # Errors
-/// [`DataError::Truncated`] when the directory at the archive's end is missing, [`DataError::Archive`] when
-/// it is not a zip archive, [`DataError::Io`].
+/// [`DataError::Truncated`] if the directory at the archive's end is missing, [`DataError::Archive`] if the file is not
+/// a zip archive, [`DataError::Io`].
 pub(super) fn in_zip(path: &Path) -> Result<Source, DataError> {
     let failed = |error| DataError::reading(path, error);
     let mut magic = Vec::new();
@@ -70,11 +69,11 @@ pub(super) fn in_zip(path: &Path) -> Result<Source, DataError> {
     Ok(source)
 }
 
-/// The files in the tar archive at `path`, compressed with gzip or not.
+/// Lists the files in the tar archive at `path`, with or without gzip compression.
 ///
 /// # Errors
-/// [`DataError::Truncated`] when the archive ends early, [`DataError::Archive`] when it is damaged or not a
-/// tar archive, [`DataError::Io`].
+/// [`DataError::Truncated`] if the archive ends early, [`DataError::Archive`] if it is damaged or not a tar archive,
+/// [`DataError::Io`].
 pub(super) fn in_tar(path: &Path) -> Result<Source, DataError> {
     let mut stream = Watched { inner: open_maybe_gzip(path)?, ended: false, zeros: 0 };
     let truncated =
@@ -119,7 +118,7 @@ fn read_entries(stream: impl Read) -> io::Result<Source> {
     Ok(source)
 }
 
-/// A reader that remembers whether it came to its end, and how many zeros it gave last.
+/// A reader that records whether it reached its end and how many zero bytes it read last.
 struct Watched<R> {
     inner: R,
     ended: bool,
@@ -148,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that do not compress, and do not end in zeros.
+    /// Bytes that do not compress and do not end with zeros.
     fn noise(count: usize) -> Vec<u8> {
         let mut state = 1u32;
         let next = || {
@@ -186,7 +185,7 @@ mod tests {
     type Reader = fn(&Path) -> Result<Source, DataError>;
 
     #[test]
-    fn every_truncation_of_every_kind_is_named_as_one() {
+    fn every_truncated_archive_is_reported_as_truncated() {
         let folder = tempfile::tempdir().unwrap();
         let big = noise(3000);
         let files: &[(&str, &[u8])] = &[("a/x.png", &big), ("a/notes.txt", &big), ("b/y.png", &big)];
@@ -201,7 +200,7 @@ mod tests {
             let found = read(&path).unwrap().found;
             assert_eq!(found.keys().collect::<Vec<_>>(), ["a/x.png", "b/y.png"]);
             assert!(found.values().all(|content| matches!(content, Content::Encoded(b) if *b == big)));
-            // A tar archive may lose a part of its end marker without losing anything.
+            // Losing a part of the end marker loses no data.
             let last = if name == "t.tar" { whole.len() - 1024 } else { whole.len() - 1 };
             for length in (2..last).step_by(97).chain([1, 2, 511, 512, 513, 1024, last]) {
                 fs::write(&path, &whole[..length]).unwrap();

@@ -1,27 +1,26 @@
 //! CIFAR-10 in its binary version: batches of records, each a label byte and 3072 bytes of planar RGB.
 //!
-//! <https://www.cs.toronto.edu/~kriz/cifar.html>. Where the files come from (a folder, an archive) is not
-//! asked here.
+//! Format: <https://www.cs.toronto.edu/~kriz/cifar.html>. The files may come from a folder or an archive.
 
 use std::path::Path;
 
 use super::content::{Content, Found};
 use super::{DataError, Entry, ImageShape, Listing, NotRead, Split};
 
-/// The shape of every image.
+/// Shape of every image.
 const SHAPE: ImageShape = ImageShape { channels: 3, height: 32, width: 32 };
 
-/// Bytes of one record: the label and the image.
+/// Size of a record in bytes: the label and the image.
 const RECORD: usize = 1 + 3 * 32 * 32;
 
-/// The file that names the classes, one a line.
+/// The file with the names of the classes, one per line.
 const META: &str = "batches.meta.txt";
 
-/// The class names, for when [`META`] is not there.
+/// Names of the classes, used if [`META`] is missing.
 const CLASSES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// Which split the file called `name` is a batch of, if it is one.
+/// The split of the batch file `name`; `None` for other files.
 fn split_of(name: &str) -> Option<Split> {
     let file = name.rsplit('/').next().unwrap_or(name);
     if file == "test_batch.bin" {
@@ -31,21 +30,21 @@ fn split_of(name: &str) -> Option<Split> {
     (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(Split::Train)
 }
 
-/// Whether `name` is that of a batch.
+/// Whether `name` is a batch file.
 pub(super) fn is_batch(name: &str) -> bool {
     split_of(name).is_some()
 }
 
-/// Whether `name` is that of a batch or of the class names.
+/// Whether `name` is a batch file or the file of class names.
 pub(super) fn is_part(name: &str) -> bool {
     is_batch(name) || name.rsplit('/').next() == Some(META)
 }
 
-/// The images of `split` in the batches among `found`, in the order of their files.
+/// Lists the images of `split` in the batches among `found`, in the order of their files.
 ///
 /// # Errors
-/// [`DataError::Truncated`] and [`DataError::Mismatch`] for files that are no whole number of records or name
-/// another number of classes, [`DataError::BadLabel`], [`DataError::EmptySplit`].
+/// [`DataError::Truncated`] if a file is not a whole number of records, [`DataError::Mismatch`] if the number of class
+/// names is not 10, [`DataError::BadLabel`], [`DataError::EmptySplit`].
 pub(super) fn list(source: &Path, found: Found, split: Split) -> Result<Listing, DataError> {
     let mut classes: Vec<String> = CLASSES.map(str::to_owned).to_vec();
     let mut entries = Vec::new();
@@ -114,7 +113,7 @@ fn records(path: &Path, name: &str, bytes: &[u8]) -> Result<Vec<Entry>, DataErro
 mod tests {
     use super::*;
 
-    /// A batch whose image `k` has label `labels[k]` and is filled with `k`, then `k + 100`, then `k + 200`.
+    /// A batch in which image `k` has label `labels[k]` and planes filled with `k`, `k + 100` and `k + 200`.
     fn batch(labels: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (index, label) in labels.iter().enumerate() {
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_split_by_name_and_read_record_by_record() {
+    fn batches_belong_to_the_split_of_their_name_and_hold_records() {
         let files = [
             ("c/data_batch_2.bin", batch(&[9])),
             ("c/data_batch_1.bin", batch(&[3, 0])),
@@ -147,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn class_names_come_from_the_meta_file_and_must_be_ten() {
+    fn class_names_come_from_the_meta_file_which_must_have_ten() {
         let names = |text: &str| {
             let files = [("batches.meta.txt", text.into()), ("test_batch.bin", batch(&[0]))];
             list(Path::new("c"), found(&files), Split::HeldOut).map(|listing| listing.classes)
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_above_nine_is_named_with_its_record() {
+    fn a_label_above_nine_is_reported_with_its_record() {
         let files = [("data_batch_1.bin", batch(&[1, 2, 10]))];
         let error = list(Path::new("c"), found(&files), Split::Train).err().unwrap();
         assert!(matches!(error, DataError::BadLabel { record: 2, found: 10, .. }));
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_record_is_a_truncated_file() {
+    fn an_incomplete_record_is_reported_as_truncated() {
         let mut bytes = batch(&[1, 2]);
         bytes.pop();
         let error = list(Path::new("c"), found(&[("test_batch.bin", bytes)]), Split::HeldOut).err().unwrap();

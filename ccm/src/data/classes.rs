@@ -1,9 +1,9 @@
-//! From the paths of images to classes and splits. No file is opened here.
+//! Derives classes and splits from the paths of images. Opens no file.
 //!
-//! Folders that all images share are ignored. If some images are under a folder `train` and some under `test`, `val`,
-//! `valid` or `validation`, those folders are the splits, and images under neither are left out. The class is the first
-//! folder that remains, as in torchvision's `ImageFolder`; folders below it belong to it. Images without a class folder
-//! are the class `all` if no image has one, and are left out otherwise.
+//! Folders shared by all images are ignored. If some images are under a folder `train` and some under `test`, `val`,
+//! `valid` or `validation`, those folders are the splits, and other images are left out. The class is the first
+//! remaining folder, as in torchvision's `ImageFolder`; deeper folders do not matter. Images without a class folder
+//! form the class `all` if no image has a class folder; otherwise they are left out.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,37 +11,38 @@ use std::path::Path;
 use super::content::{Content, Source};
 use super::{DataError, Entry, Listing, Split};
 
-/// One in this many pictures of a class is held out where the source does not say which.
+/// One in this many images of each class is held out if the source does not define the splits.
 const HELD_OUT_EVERY: usize = 20;
 
-/// The class of pictures that have none.
+/// The class of images without a class folder.
 const ONLY_CLASS: &str = "all";
 
-/// What the path of an image means.
+/// Meaning of an image's path.
 struct Place<'a> {
     split: Option<Split>,
     class: Option<&'a str>,
-    /// The folder below the class.
+    /// The folder inside the class folder.
     below: Option<&'a str>,
 }
 
-/// What becomes of a list of images.
+/// The classes, and what happens to each image of a list.
 struct Choices {
     /// Names of the classes, sorted.
     classes: Vec<String>,
-    /// A folder below a class folder, if there is any.
+    /// A folder inside a class folder, if there is one.
     below: Option<String>,
-    /// What becomes of each image.
+    /// One choice per image.
     chosen: Vec<Choice>,
 }
 
-/// The pictures of `split` among `found`, sorted by path, with classes numbered by name over both splits.
+/// Lists the images of `split` among `found`, sorted by path. Classes are numbered by name, with the same numbers for
+/// both splits.
 ///
 /// # Errors
 /// [`DataError::NoImages`] and [`DataError::EmptySplit`].
 pub(super) fn list(path: &Path, source: Source, split: Split) -> Result<Listing, DataError> {
     let Source { mut found, not_read, .. } = source;
-    // Images alone: a stray `batches.meta.txt` is none.
+    // `batches.meta.txt` can be in the list and is not an image.
     found.retain(|name, _| !super::cifar::is_part(name));
     if found.is_empty() {
         return Err(DataError::NoImages { path: path.to_path_buf(), not_read });
@@ -64,16 +65,16 @@ pub(super) fn list(path: &Path, source: Source, split: Split) -> Result<Listing,
     Ok(Listing { classes, below, left_out, not_read, entries })
 }
 
-/// What becomes of a picture when one split is loaded.
+/// What happens to an image when one split is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
-    /// In the split, with this label.
+    /// The image is in the split and has this label.
     Taken(u32),
     OtherSplit,
     LeftOut,
 }
 
-/// The classes, and what becomes of each of the sorted paths `names` when `split` is loaded.
+/// The classes, and one choice for each of the sorted paths `names` when `split` is loaded.
 fn choose(names: &[&str], split: Split) -> Choices {
     let places = places(names);
     let has_splits = places.iter().any(|place| place.split.is_some());
@@ -83,7 +84,7 @@ fn choose(names: &[&str], split: Split) -> Choices {
         let class = if has_classes { place.class } else { Some(ONLY_CLASS) };
         class.filter(|_| in_play).map(str::to_owned)
     };
-    // Per class: how many pictures it has, and how many were seen so far.
+    // Per class: the number of images, and how many of them came before.
     let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for class in places.iter().filter_map(class_of) {
         counts.entry(class).or_default().0 += 1;
@@ -105,8 +106,8 @@ fn choose(names: &[&str], split: Split) -> Choices {
     Choices { classes, below: places.iter().find_map(|place| place.below).map(str::to_owned), chosen }
 }
 
-/// The split of the `position`th (from 1) of `total` pictures of a class: every 20th is held out, or the last
-/// if there are fewer, but never the only one.
+/// The split of image `position` (from 1) of the `total` images of a class: every 20th is held out, or the last if
+/// there are fewer than 20. The only image of a class is for training.
 fn split_by_position(position: usize, total: usize) -> Split {
     let held_out = position.is_multiple_of(HELD_OUT_EVERY.min(total));
     if held_out && total > 1 { Split::HeldOut } else { Split::Train }
@@ -129,7 +130,7 @@ fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
     let splits: Vec<Option<(usize, Split)>> = folders.iter().map(|folders| split_at(folders)).collect();
     let has = |wanted| splits.iter().flatten().any(|(_, split)| *split == wanted);
     let has_splits = has(Split::Train) && has(Split::HeldOut);
-    // What remains of a path without the shared folders and the folder of its split.
+    // The path without shared folders and without the folder of the split.
     let remaining = folders.into_iter().zip(splits).map(|(mut folders, split)| {
         let split = split.filter(|_| has_splits);
         if let Some((depth, _)) = split {
@@ -138,8 +139,8 @@ fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
         (split.map(|(_, split)| split), folders.split_off(shared))
     });
     let remaining: Vec<(Option<Split>, Vec<&str>)> = remaining.collect();
-    // Folders that all classes share inside the splits: `animals` of `train/animals/cats` and `val/animals/dogs`. Of a
-    // single class the last folder remains.
+    // Also ignore folders that all classes share inside the splits, such as `animals` in `train/animals/cats` and
+    // `val/animals/dogs`. If there is only one class, keep the last folder.
     let in_splits = || remaining.iter().filter(|(split, folders)| split.is_some() && !folders.is_empty());
     let deepest = in_splits().map(|(_, folders)| folders.len()).max().unwrap_or(0);
     let shared = shared_folders(in_splits().map(|(_, folders)| folders.as_slice()));
@@ -151,7 +152,7 @@ fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
     remaining.into_iter().map(place).collect()
 }
 
-/// How many of the outermost folders are the same for all.
+/// Number of outermost folders that all images share.
 fn shared_folders<'a>(mut folders: impl Iterator<Item = &'a [&'a str]>) -> usize {
     let Some(first) = folders.next() else {
         return 0;
@@ -180,7 +181,7 @@ mod tests {
         (classes, chosen)
     }
 
-    /// The classes of images in such folders, and the folder below a class.
+    /// The classes of images in such folders, and a folder inside a class folder.
     fn classes(folders: &[&str]) -> (Vec<String>, Option<String>) {
         let mut names: Vec<String> = folders.iter().map(|folder| format!("{folder}/x.png")).collect();
         names.sort();
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_class_is_the_first_folder_that_tells_images_apart() {
+    fn the_class_is_the_first_folder_in_which_paths_differ() {
         for (folders, expected, below) in [
             (
                 &["pets/cats/2021", "pets/cats/2022", "pets/dogs/2021"][..],
@@ -199,15 +200,15 @@ mod tests {
             ),
             (&["cats", "dogs"], &["cats", "dogs"], None),
             (&["data/cats", "data/dogs/old"], &["cats", "dogs"], Some("old")),
-            // Folders of one name in different places are not merged.
+            // Equal names in different folders are not merged.
             (&["a/left", "b/left"], &["a", "b"], Some("left")),
-            // Splits above the classes, below them, and with a folder of their own between.
+            // The split folder is above the class folder, below it, or separated from it by another folder.
             (&["d/train/cats", "d/val/cats", "d/val/dogs"], &["cats", "dogs"], None),
             (&["cats/train", "cats/test", "dogs/train", "dogs/test"], &["cats", "dogs"], None),
             (&["train/animals/cats", "val/animals/cats", "val/animals/dogs"], &["cats", "dogs"], None),
             (&["train/animals/cats/2021", "val/animals/dogs/2021"], &["cats", "dogs"], Some("2021")),
             (&["train/cats", "val/cats"], &["cats"], None),
-            // A stray image beside the class folders is left out, with splits as without.
+            // An image outside the class folders is left out, with and without split folders.
             (&["train/animals/cats", "train/animals", "val/animals/dogs"], &["cats", "dogs"], None),
             (&["animals/cats", "animals", "animals/dogs"], &["cats", "dogs"], None),
             (&["x/train/cats", "y/val/cats"], &["x", "y"], Some("cats")),
@@ -249,7 +250,7 @@ mod tests {
         let (classes, choices) = chosen(&["d/a/1.png", "d/b/1.png", "d/preview.png"], Split::Train);
         assert_eq!(classes, ["a", "b"]);
         assert_eq!(choices, [Taken(0), Taken(1), LeftOut]);
-        // Unlabelled test pictures beside a labelled training set.
+        // Test images without labels beside a labelled training set.
         let (classes, choices) = chosen(&["test/1.png", "train/a/1.png", "train/b/1.png"], Split::Train);
         assert_eq!((classes.len(), choices[0]), (2, LeftOut));
     }
@@ -265,12 +266,12 @@ mod tests {
             };
             let (train, test) = (taken(Split::Train), taken(Split::HeldOut));
             assert_eq!(test.iter().filter(|taken| **taken).count(), held_out, "{total}");
-            assert!((0..total).all(|index| train[index] != test[index]), "each picture in one split");
+            assert!((0..total).all(|index| train[index] != test[index]), "each image in one split");
         }
     }
 
     #[test]
-    fn nothing_found_and_nothing_left_are_different_errors() {
+    fn no_images_and_an_empty_split_are_different_errors() {
         let one = || {
             let found = Found::from([("x.png".to_owned(), Content::Encoded(Vec::new()))]);
             Source { found, ..Source::default() }

@@ -1,12 +1,11 @@
-//! Colours of the procedural shapes: sRGB from OKLCH, where equal steps look equal, and gradients between
-//! them.
+//! Colours of the generated shapes: conversion from OKLCH, a perceptually uniform colour space, to sRGB, and gradients.
 
 use super::outline::Point;
 
-/// A colour in sRGB, each channel in [0, 1].
+/// An sRGB colour, each channel in [0, 1].
 pub(super) type Colour = [f32; 3];
 
-/// Two colours and the direction from the first to the second.
+/// A linear gradient: two colours and the direction from the first to the second.
 pub(super) struct Gradient {
     pub(super) from: Colour,
     pub(super) to: Colour,
@@ -14,21 +13,21 @@ pub(super) struct Gradient {
 }
 
 impl Gradient {
-    /// The colour at `point`, where the ends are reached at a distance of 1 from the origin.
+    /// The colour at `point`. The gradient spans from -1 to 1 along its direction.
     pub(super) fn at(&self, [x, y]: Point) -> Colour {
         let along = (x * self.direction[0] + y * self.direction[1]).mul_add(0.5, 0.5).clamp(0.0, 1.0);
         mix(self.from, self.to, along)
     }
 }
 
-/// `from` at an `amount` of 0, `to` at 1.
+/// Interpolates linearly: `from` at `amount` 0, `to` at 1.
 pub(super) fn mix(from: Colour, to: Colour, amount: f32) -> Colour {
     std::array::from_fn(|channel| from[channel] + (to[channel] - from[channel]) * amount)
 }
 
-/// The sRGB colour of this lightness, chroma and hue in degrees, with less chroma if there is no such colour.
+/// Converts lightness, chroma and hue (degrees) to sRGB. Chroma is reduced until the colour is in the sRGB gamut.
 ///
-/// Björn Ottosson's OKLab, <https://bottosson.github.io/posts/oklab/>.
+/// Source: Björn Ottosson's OKLab, <https://bottosson.github.io/posts/oklab/>.
 pub(super) fn oklch(lightness: f32, mut chroma: f32, hue: f32) -> Colour {
     let (sine, cosine) = hue.to_radians().sin_cos();
     let mut linear = linear_rgb(lightness, chroma * cosine, chroma * sine);
@@ -58,8 +57,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_colours_come_out_as_published() {
-        // Examples of CSS Color Module Level 4, section 9.
+    fn conversion_agrees_with_published_colours() {
+        // Examples from CSS Color Module Level 4, section 9.
         let published = [
             ((0.401_01, 0.123_32, 21.555), [125, 35, 41]),
             ((0.596_86, 0.156_19, 49.769), [198, 93, 6]),
@@ -74,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_colour_that_no_screen_shows_becomes_one_that_it_does_and_stays_vivid() {
+    fn a_colour_outside_srgb_is_mapped_into_it_and_keeps_its_saturation() {
         for hue in (0..360).step_by(10) {
             let colour = oklch(0.7, 0.4, hue as f32);
             assert!(colour.iter().all(|value| (0.0..=1.0).contains(value)), "{hue}: {colour:?}");

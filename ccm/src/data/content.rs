@@ -1,4 +1,4 @@
-//! The files of a source before they are decoded, and how they are read without trusting their size.
+//! Files of a source before decoding, read without trusting the sizes that they claim.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,26 +9,26 @@ use super::ImageShape;
 use super::files::Kind;
 use super::not_read::NotRead;
 
-/// The largest encoded image or CIFAR-10 batch that is read, in bytes.
+/// Largest encoded image or CIFAR-10 batch that is read, in bytes.
 pub(super) const LARGEST_FILE: u64 = 64 << 20;
 
-/// The images of a source, or parts of CIFAR-10, by their path within it: sorted, `/` between the parts of a path.
+/// Images, or parts of CIFAR-10, sorted by their path within the source, with `/` between folders.
 pub(super) type Found = BTreeMap<String, Content>;
 
-/// A folder or archive whose files are listed.
+/// The files of a folder or an archive.
 #[derive(Debug, Default)]
 pub(super) struct Source {
     /// The files that are read.
     pub(super) found: Found,
-    /// The files that are not.
+    /// The files that are not read.
     pub(super) not_read: NotRead,
-    /// How many files there are of each path that occurs more than once.
+    /// For each path that occurs more than once, the number of its files.
     pub(super) copies: BTreeMap<String, usize>,
 }
 
 impl Source {
-    /// Adds a file. Where a path is there already, as it can be in an archive, the later file gets a number behind its
-    /// name, so that neither is lost.
+    /// Adds a file. An archive can contain a path twice; a number is then appended to the later path, so that both
+    /// files are kept.
     pub(super) fn add(&mut self, kind: Kind, content: impl FnOnce() -> Content) {
         match kind {
             Kind::Hidden => {}
@@ -46,16 +46,16 @@ impl Source {
     }
 }
 
-/// An image that is not decoded yet.
+/// An image before decoding.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// A file to be read.
+    /// A file on disk.
     File(PathBuf),
-    /// A whole encoded file.
+    /// The bytes of an encoded file.
     Encoded(Vec<u8>),
-    /// Plain pixels, `[C, H, W]` with `C` 1 or 3; there are as many as `shape` says.
+    /// Decoded pixels `[C, H, W]` with the dimensions of `shape`; `C` is 1 or 3.
     Planes { shape: ImageShape, pixels: Vec<u8> },
-    /// A file that cannot be read, and why.
+    /// A file that cannot be read, with the reason.
     Refused(String),
 }
 
@@ -75,7 +75,7 @@ impl From<Result<Vec<u8>, String>> for Content {
 }
 
 impl Content {
-    /// The bytes of a file or of an archive's entry, or why there are none.
+    /// The bytes of a file or archive entry, or the reason why it cannot be read.
     pub(super) fn into_bytes(self) -> Result<Vec<u8>, String> {
         match self {
             Self::File(path) => {
@@ -88,14 +88,14 @@ impl Content {
     }
 }
 
-/// The bytes of `reader`, or why there are too many of them, whatever any header claims.
+/// Reads all bytes of `reader`, or returns a reason if there are more than [`LARGEST_FILE`].
 pub(super) fn read_bounded(reader: impl Read) -> io::Result<Result<Vec<u8>, String>> {
     let mut bytes = Vec::new();
     reader.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
     Ok(if bytes.len() as u64 > LARGEST_FILE { Err(too_large()) } else { Ok(bytes) })
 }
 
-/// Why a file above [`LARGEST_FILE`] is refused.
+/// The reason for refusing a file above [`LARGEST_FILE`].
 pub(super) fn too_large() -> String {
     format!("it is larger than {} MiB", LARGEST_FILE >> 20)
 }

@@ -1,23 +1,23 @@
-//! A data set in memory: every image as bytes, ready to be handed out in batches.
+//! A data set in memory: all images as bytes, read in batches.
 //!
-//! Nothing here touches a file; [`super::load`] and [`super::shapes()`] make one.
+//! Reads no files; [`super::load`] and [`super::shapes()`] create data sets.
 
 use std::fmt;
 
 use super::{DataError, Split};
 use crate::model::NetworkSpec;
 
-/// The longest side of an image in a data set, in pixels.
+/// Largest height or width of an image, in pixels.
 const LARGEST_SIDE: usize = 4096;
 
-/// The size that every image of a data set is brought to: `[channels, height, width]`.
+/// Shape of all images of a data set: `[channels, height, width]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageShape {
-    /// 1 (grey) or 3 (red, green, blue).
+    /// 1 (grey) or 3 (RGB).
     pub channels: usize,
-    /// Rows, in pixels.
+    /// Height in pixels.
     pub height: usize,
-    /// Columns, in pixels.
+    /// Width in pixels.
     pub width: usize,
 }
 
@@ -29,21 +29,21 @@ impl fmt::Display for ImageShape {
 }
 
 impl ImageShape {
-    /// Of the images that such a network makes.
+    /// Shape of the images of a network.
     #[must_use]
     pub fn of(network: &NetworkSpec) -> Self {
         let [channels, height, width] = network.image();
         Self { channels, height, width }
     }
 
-    /// Bytes of one image: `channels * height * width`.
+    /// Size of an image in bytes: `channels * height * width`.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.channels * self.height * self.width
     }
 
     /// # Errors
-    /// [`DataError::Shape`] unless there are 1 or 3 channels and 1 to 4096 pixels a side.
+    /// [`DataError::Shape`] unless `channels` is 1 or 3 and both sides are in `1..=4096`.
     pub(crate) fn validate(&self) -> Result<(), DataError> {
         let side = 1..=LARGEST_SIDE;
         if matches!(self.channels, 1 | 3) && side.contains(&self.height) && side.contains(&self.width) {
@@ -53,10 +53,10 @@ impl ImageShape {
         Err(DataError::Shape { channels, height, width, largest: LARGEST_SIDE })
     }
 
-    /// Zeroed room for `images` images.
+    /// Allocates zeroed pixels for `images` images.
     ///
     /// # Errors
-    /// [`DataError::TooLarge`] when the memory is not to be had.
+    /// [`DataError::TooLarge`] if the allocation fails.
     pub(super) fn allocate(&self, images: usize) -> Result<Vec<u8>, DataError> {
         let Self { channels, height, width } = *self;
         let too_large = || DataError::TooLarge { images, channels, height, width };
@@ -68,7 +68,7 @@ impl ImageShape {
     }
 }
 
-/// Labelled images, all of one shape, in memory as bytes: `[N, C, H, W]`.
+/// Labelled images of one shape, in memory as bytes `[N, C, H, W]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     pixels: Vec<u8>,
@@ -79,7 +79,7 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// `pixels` is `[labels.len(), C, H, W]` and every label is below `classes.len()`.
+    /// Creates a data set from `pixels` `[labels.len(), C, H, W]`; every label is below `classes.len()`.
     pub(super) fn new(
         pixels: Vec<u8>,
         labels: Vec<u32>,
@@ -98,68 +98,68 @@ impl Dataset {
         self.labels.len()
     }
 
-    /// Whether there are no images. A loaded data set always has some.
+    /// Whether the data set has no images. A loaded data set has at least one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
 
-    /// The shape of every image.
+    /// Shape of every image.
     #[must_use]
     pub fn shape(&self) -> ImageShape {
         self.shape
     }
 
-    /// Which part of its source this is.
+    /// The split of the source.
     #[must_use]
     pub fn split(&self) -> Split {
         self.split
     }
 
-    /// The class names; a label is an index into them. The same for both splits of a source.
+    /// Names of the classes, indexed by label. Both splits of a source have the same classes.
     #[must_use]
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// All labels, `[N]`, each below `classes().len()`.
+    /// Labels `[N]`, each below `classes().len()`.
     #[must_use]
     pub fn labels(&self) -> &[u32] {
         &self.labels
     }
 
-    /// The label of image `index`.
+    /// Label of image `index`.
     ///
     /// # Panics
-    /// When `index` is not below [`len`](Self::len).
+    /// If `index` is not below [`len`](Self::len).
     #[must_use]
     pub fn label(&self, index: usize) -> u32 {
         self.labels[index]
     }
 
-    /// The pixels of image `index`: `[C, H, W]`, 0 to 255.
+    /// Pixels of image `index`: `[C, H, W]` in 0..=255.
     ///
     /// # Panics
-    /// When `index` is not below [`len`](Self::len).
+    /// If `index` is not below [`len`](Self::len).
     #[must_use]
     pub fn image(&self, index: usize) -> &[u8] {
         let bytes = self.shape.bytes();
         &self.pixels[index * bytes..][..bytes]
     }
 
-    /// Memory held by pixels and labels, in bytes.
+    /// Size of pixels and labels in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.pixels.len() + size_of_val(self.labels.as_slice())
     }
 
-    /// The images at `indices` as `[B, C, H, W]` in [-1, 1], where byte `x` becomes `x / 127.5 - 1`.
+    /// The images at `indices` as `[B, C, H, W]` in [-1, 1]; byte `x` becomes `x / 127.5 - 1`.
     ///
-    /// Image `k` of the batch is mirrored left to right where `flip[k]`; images beyond the end of `flip` are
-    /// not, so `&[]` mirrors none.
+    /// Image `k` of the batch is mirrored horizontally if `flip[k]` is true. `flip` may be shorter than the batch; the
+    /// remaining images are not mirrored.
     ///
     /// # Panics
-    /// When an index is not below [`len`](Self::len).
+    /// If an index is not below [`len`](Self::len).
     #[must_use]
     pub fn batch(&self, indices: &[usize], flip: &[bool]) -> Vec<f32> {
         let to_float = |byte: &u8| f32::from(*byte) / 127.5 - 1.0;
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_holds_the_images_asked_for_scaled_to_plus_and_minus_one() {
+    fn a_batch_holds_the_requested_images_scaled_to_minus_one_to_one() {
         let batch = two_images().batch(&[1, 0, 1], &[]);
         assert_eq!(batch.len(), 3 * 6);
         assert_eq!(batch[6..8], [-1.0, 1.0]);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flip_mirrors_rows_within_their_plane_and_only_where_told() {
+    fn a_flip_mirrors_the_rows_of_the_flagged_images_only() {
         let data = two_images();
         let plain = data.batch(&[0, 0], &[]);
         let flipped = data.batch(&[0, 0], &[false, true]);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_that_no_model_takes_are_refused() {
+    fn unsupported_shapes_are_errors() {
         for (channels, height, width) in [(2, 8, 8), (3, 0, 8), (1, 8, 5000), (0, 1, 1)] {
             assert!(matches!(
                 ImageShape { channels, height, width }.validate(),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn more_memory_than_there_is_is_an_error_not_an_abort() {
+    fn an_allocation_that_fails_is_an_error() {
         let shape = ImageShape { channels: 3, height: 64, width: 64 };
         assert!(matches!(shape.allocate(usize::MAX / 2), Err(DataError::TooLarge { .. })));
         assert!(matches!(shape.allocate(usize::MAX / 12288), Err(DataError::TooLarge { .. })));

@@ -1,7 +1,7 @@
-//! One image from its encoded bytes to the planes of a data set: decode, orient, convert, crop, resize.
+//! Converts one image from encoded bytes to planes: decode, orient, convert colours, crop, resize.
 //!
-//! Decoding is bounded in size and memory. A failure is a sentence about that image, not an error of the data
-//! set.
+//! Dimensions and memory are limited. A failure is a reason text, because an unreadable image is not an error of the
+//! data set.
 
 use std::io::Cursor;
 
@@ -11,13 +11,13 @@ use image::{DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageReader, Lim
 use super::ImageShape;
 use super::content::Content;
 
-/// The longest side of an encoded image, in pixels.
+/// Largest height or width of an encoded image, in pixels.
 const LARGEST_SIDE: u32 = 16384;
 
-/// Memory that decoding one image may take, in bytes.
+/// Memory limit for decoding one image, in bytes.
 const LARGEST_ALLOCATION: u64 = 512 << 20;
 
-/// Decodes `content` into `out`, `[C, H, W]` of `shape`, or says why it cannot.
+/// Decodes `content` into `out`, the planes `[C, H, W]` of `shape`, or returns the reason for the failure.
 pub(super) fn decode(content: Content, shape: ImageShape, out: &mut [u8]) -> Result<(), String> {
     match content {
         Content::Planes { shape: own, pixels } if own == shape => out.copy_from_slice(&pixels),
@@ -27,7 +27,7 @@ pub(super) fn decode(content: Content, shape: ImageShape, out: &mut [u8]) -> Res
     Ok(())
 }
 
-/// Decodes an image file, the right way up.
+/// Decodes an image file and applies its orientation.
 fn from_encoded(bytes: &[u8]) -> Result<DynamicImage, String> {
     let mut limits = Limits::default();
     limits.max_image_width = Some(LARGEST_SIDE);
@@ -50,16 +50,15 @@ fn from_encoded(bytes: &[u8]) -> Result<DynamicImage, String> {
     Ok(image)
 }
 
-/// Whether `bytes` are a JPEG file without an end-of-image marker after its first scan begins.
+/// Whether `bytes` are a JPEG file without an end-of-image marker after the start of its first scan.
 ///
-/// The decoder fills what is missing with grey and does not complain.
+/// The decoder fills missing data with grey and reports no error.
 fn jpeg_is_cut_short(bytes: &[u8]) -> bool {
     if !bytes.starts_with(&[0xff, 0xd8]) {
         return false;
     }
     let mut at = 2;
-    // Segments before the scan are skipped by their length: thumbnails within them have end markers of their
-    // own.
+    // Skip the segments before the scan by their length: embedded thumbnails have end markers too.
     while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
         match marker {
             0xda => break,
@@ -70,7 +69,7 @@ fn jpeg_is_cut_short(bytes: &[u8]) -> bool {
     !bytes.get(at..).is_some_and(|scan| scan.windows(2).any(|pair| pair == [0xff, 0xd9]))
 }
 
-/// Interleaves planes `[C, H, W]`.
+/// Converts planes `[C, H, W]` to interleaved pixels.
 fn from_planes(shape: ImageShape, pixels: &[u8]) -> Result<DynamicImage, String> {
     let (width, height) = (shape.width as u32, shape.height as u32);
     let image = if shape.channels == 1 {
@@ -83,7 +82,7 @@ fn from_planes(shape: ImageShape, pixels: &[u8]) -> Result<DynamicImage, String>
     image.ok_or_else(|| format!("it has {} bytes, expected {}", pixels.len(), shape.bytes()))
 }
 
-/// Brings `image` to `shape` and writes its planes to `out`.
+/// Converts `image` to `shape` and writes its planes to `out`.
 fn fit(image: DynamicImage, shape: ImageShape, out: &mut [u8]) {
     let image = if image.color().has_alpha() { on_white(&image) } else { image };
     let (width, height) = (shape.width as u32, shape.height as u32);
@@ -111,7 +110,7 @@ fn on_white(image: &DynamicImage) -> DynamicImage {
     }))
 }
 
-/// The largest centred part of `image` with the aspect `width : height`, at that size.
+/// Crops the largest centred region with the aspect ratio `width : height` and resizes it to that size.
 fn crop_and_resize<P>(image: ImageBuffer<P, Vec<u8>>, width: u32, height: u32) -> ImageBuffer<P, Vec<u8>>
 where
     P: Pixel<Subpixel = u8> + 'static,
@@ -131,7 +130,7 @@ where
     imageops::resize(&part, width, height, if grows { FilterType::CatmullRom } else { FilterType::Lanczos3 })
 }
 
-/// The largest (width, height) within `own` that has the aspect of `target`, to the nearest pixel.
+/// The largest `(width, height)` within `own` with the aspect ratio of `target`, rounded to pixels.
 fn largest_crop(own: (u32, u32), target: (u32, u32)) -> (u32, u32) {
     let scaled = |length: u32, by: u32, over: u32| {
         let (length, by, over) = (u64::from(length), u64::from(by), u64::from(over));

@@ -1,7 +1,7 @@
-//! What can be wrong with a data set: one variant per cause, one clear line each.
+//! Errors of loading a data set, one variant per cause.
 //!
-//! Every message names the file at fault, what was expected and what was found. A single picture that cannot
-//! be read is not an error here: it is skipped and reported as an event until there are too many of them.
+//! Every message names the file, what was expected and what was found. A single unreadable image is not an error: it is
+//! skipped and reported as an event, until too many are unreadable.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,19 +9,19 @@ use std::path::{Path, PathBuf};
 use super::Split;
 use super::not_read::{FORMATS, NotRead};
 
-/// Why a data set could not be loaded or drawn.
+/// Why a data set cannot be loaded or generated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// A path that should exist does not.
+    /// A path does not exist.
     #[error("{} does not exist: expected {expected}", path.display())]
     Missing {
-        /// The path that was looked for.
+        /// The missing path.
         path: PathBuf,
-        /// What should have been there.
+        /// What the path should be.
         expected: &'static str,
     },
-    /// A file whose name says nothing about how to read it.
+    /// The name of a file does not reveal its format.
     #[error(
         "{} is not a data set: expected a folder, or a file ending in .zip, .tar, .tar.gz or .tgz",
         path.display()
@@ -30,7 +30,7 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// A folder or archive that holds nothing to train on.
+    /// A folder or archive has no images.
     #[error(
         "{} holds no images: expected {FORMATS}, MNIST IDX files or CIFAR-10 binary batches, found {}",
         path.display(),
@@ -39,20 +39,20 @@ pub enum DataError {
     NoImages {
         /// The folder or archive.
         path: PathBuf,
-        /// What it holds instead.
+        /// The files that it has instead.
         not_read: NotRead,
     },
-    /// A source with images, but none for the split that was asked for.
+    /// A source has images, but none in the requested split.
     #[error("{} has no {split} images: expected {expected}", path.display())]
     EmptySplit {
         /// The folder or archive.
         path: PathBuf,
         /// The split that is empty.
         split: Split,
-        /// What would have given it images.
+        /// What the source would need.
         expected: &'static str,
     },
-    /// A file that ends before its contents do.
+    /// A file ends too early.
     #[error("{} is truncated: {detail}", path.display())]
     Truncated {
         /// The file.
@@ -60,31 +60,31 @@ pub enum DataError {
         /// What was expected and what was found.
         detail: String,
     },
-    /// A file whose contents contradict its format, its own header or its companion file.
+    /// The contents of a file contradict its format, its header or its companion file.
     #[error("{}: {what}: expected {expected}, found {found}", path.display())]
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// Which quantity disagrees.
+        /// The quantity that differs.
         what: &'static str,
-        /// What it should be.
+        /// The expected value.
         expected: String,
-        /// What it is.
+        /// The actual value.
         found: String,
     },
-    /// A label outside the classes of its format.
+    /// A label is not a class of its format.
     #[error("{}: label of record {record}: expected 0 to {}, found {found}", path.display(), classes - 1)]
     BadLabel {
         /// The file that holds the label.
         path: PathBuf,
-        /// Which record, counted from 0.
+        /// Index of the record, from 0.
         record: usize,
-        /// How many classes the format has.
+        /// Number of classes of the format.
         classes: usize,
         /// The label.
         found: u8,
     },
-    /// More unreadable images than the options allow, or nothing but unreadable images.
+    /// Too many images are unreadable, or all of them.
     #[error(
         "{}: {unreadable} of {total} images cannot be read, expected at most {allowed}; the first: {examples}",
         path.display()
@@ -92,43 +92,43 @@ pub enum DataError {
     TooManyUnreadable {
         /// The folder or archive.
         path: PathBuf,
-        /// How many were unreadable when loading stopped.
+        /// Number of unreadable images when loading stopped.
         unreadable: usize,
-        /// How many images the split has.
+        /// Number of images in the split.
         total: usize,
-        /// How many were allowed to be.
+        /// Number of unreadable images that is allowed.
         allowed: usize,
         /// The first few, each with its reason.
         examples: String,
     },
-    /// An archive that is whole but damaged, or that uses something this program cannot read.
+    /// An archive is damaged or uses an unsupported feature.
     #[error("{} cannot be read as {expected}: {reason}", path.display())]
     Archive {
         /// The archive.
         path: PathBuf,
-        /// What it was read as: `a zip archive`.
+        /// The format it was read as, such as `a zip archive`.
         expected: &'static str,
-        /// What the archive reader said.
+        /// Message of the archive reader.
         reason: String,
     },
-    /// An image shape that no data set can have.
+    /// The image shape is not supported.
     #[error(
         "image shape {channels}x{height}x{width}: expected 1 or 3 channels and 1 to {largest} pixels a side"
     )]
     Shape {
-        /// Channels asked for.
+        /// Requested channels.
         channels: usize,
-        /// Height asked for.
+        /// Requested height.
         height: usize,
-        /// Width asked for.
+        /// Requested width.
         width: usize,
-        /// The longest side allowed.
+        /// Largest height or width.
         largest: usize,
     },
-    /// More pixels than this machine will hand out memory for.
+    /// The images do not fit in memory.
     #[error("{images} images of {channels}x{height}x{width} do not fit in memory")]
     TooLarge {
-        /// How many images.
+        /// Number of images.
         images: usize,
         /// Channels of one image.
         channels: usize,
@@ -137,18 +137,18 @@ pub enum DataError {
         /// Width of one image.
         width: usize,
     },
-    /// The operating system refused.
+    /// An error of the operating system.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Message of the operating system.
         source: io::Error,
     },
 }
 
 impl DataError {
-    /// An error met while reading `path`; a premature end is [`DataError::Truncated`].
+    /// Converts an error of reading `path`; an unexpected end of file becomes [`DataError::Truncated`].
     pub(super) fn reading(path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
         match source.kind() {
@@ -159,7 +159,7 @@ impl DataError {
         }
     }
 
-    /// A quantity of `path` that is not what it should be.
+    /// A [`DataError::Mismatch`] of `path`.
     pub(super) fn mismatch(
         path: &Path,
         what: &'static str,

@@ -1,6 +1,6 @@
-//! Finding the files of a data set: which names count, and how a folder is searched.
+//! Lists the files of a data set: file names that are read, and the search of a folder.
 //!
-//! `classes` decides what a path means for classes and splits. `archive` reads archives.
+//! `classes` derives classes and splits from paths; `archive` reads archives.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -13,22 +13,21 @@ use super::DataError;
 use super::cifar;
 use super::content::{Content, Source};
 
-/// Endings of the image formats that are decoded, in lower case.
+/// Extensions of the supported image formats, in lower case.
 const IMAGES: [&str; 11] = ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// What a file is by its name.
+/// Kind of a file, by its name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Hidden, or made by an operating system: `.x`, `._x`, `__MACOSX/x`.
+    /// A hidden file or one made by an operating system: `.x`, `._x`, `__MACOSX/x`.
     Hidden,
-    /// An image, or a part of CIFAR-10, by its path within the source.
+    /// An image or a part of CIFAR-10, with its path within the source.
     Data(String),
-    /// Any other file, by its ending in lower case; empty without one.
+    /// Any other file, with its extension in lower case, or an empty string.
     Other(String),
 }
 
-/// What the file at `path` within a source is. The parts of the path may be separated by `/` or `\\`; `.` and `..` are
-/// dropped.
+/// Kind of the file at `path` within a source. The separator may be `/` or `\\`; `.` and `..` are dropped.
 pub(super) fn kind(path: &str) -> Kind {
     let parts: Vec<&str> = path.split(['/', '\\']).filter(|part| !matches!(*part, "" | "." | "..")).collect();
     let Some(file) = parts.last() else { return Kind::Hidden };
@@ -47,10 +46,10 @@ fn is_hidden(part: &str) -> bool {
     part.starts_with('.') || part == "__MACOSX"
 }
 
-/// The files under `folder`, which is searched to any depth; links are followed, each folder once.
+/// Lists the files in `folder` and its subfolders. Links are followed, and each folder is searched once.
 ///
 /// # Errors
-/// [`DataError::Io`] when a folder cannot be listed.
+/// [`DataError::Io`] if a folder cannot be listed.
 pub(super) fn in_folder(folder: &Path) -> Result<Source, DataError> {
     let mut source = Source::default();
     search(folder, "", &mut source, &mut HashSet::new())?;
@@ -87,7 +86,7 @@ fn search(
     Ok(())
 }
 
-/// Opens `path` and decompresses it if its first bytes say that it is gzip.
+/// Opens `path` and decompresses it if it starts with the magic number of gzip.
 ///
 /// # Errors
 /// [`DataError::Io`].
@@ -107,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_normalised_and_told_apart() {
+    fn paths_are_normalised_and_classified() {
         let data = |name: &str| Kind::Data(name.to_owned());
         let other = |ending: &str| Kind::Other(ending.to_owned());
         for (path, expected) in [
@@ -131,7 +130,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_link_back_to_the_top_does_not_loop() {
+    fn a_link_to_a_parent_folder_does_not_loop() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("a")).unwrap();
         fs::write(folder.path().join("a/x.png"), "").unwrap();

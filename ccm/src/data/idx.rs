@@ -1,8 +1,7 @@
-//! MNIST, and everything distributed like it: IDX files of grey images and of labels, gzipped or not.
+//! Reads MNIST and data sets in its format: IDX files of grey images and of labels, with or without gzip.
 //!
-//! A header is `0, 0, type, rank` and then one big-endian u32 a dimension; the type here is always 8,
-//! unsigned bytes. <http://yann.lecun.com/exdb/mnist/>. A header is compared with what the file holds before
-//! it is used.
+//! A header is `0, 0, type, rank` and one big-endian `u32` per dimension; the type is always 8, unsigned bytes. Format:
+//! <http://yann.lecun.com/exdb/mnist/>. The dimensions are compared with the size of the contents.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,10 +10,10 @@ use super::content::Content;
 use super::files::open_maybe_gzip;
 use super::{DataError, Entry, ImageShape, Listing, NotRead, Split};
 
-/// The number of classes: the digits.
+/// Number of classes: the digits.
 const CLASSES: usize = 10;
 
-/// The longest image side that is believed, in pixels.
+/// Largest height or width that is accepted, in pixels.
 const LARGEST_SIDE: u32 = 16384;
 
 /// The two files of a split.
@@ -25,7 +24,7 @@ enum Part {
 }
 
 impl Part {
-    /// How the names of these files go on after `train` or `t10k`.
+    /// The rest of these files' names after `train` or `t10k`.
     fn stems(self) -> [&'static str; 2] {
         match self {
             Self::Images => ["-images-idx3-ubyte", "-images.idx3-ubyte"],
@@ -34,7 +33,7 @@ impl Part {
     }
 }
 
-/// Whether `folder` holds the images of any split.
+/// Whether `folder` has the images of a split.
 pub(super) fn is_in(folder: &Path) -> bool {
     [Split::Train, Split::HeldOut].into_iter().any(|split| find(folder, split, Part::Images).is_some())
 }
@@ -50,12 +49,11 @@ fn find(folder: &Path, split: Split, part: Part) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The images of `split` in `folder`.
+/// Lists the images of `split` in `folder`.
 ///
 /// # Errors
-/// [`DataError::EmptySplit`] and [`DataError::Missing`] for files that are not there;
-/// [`DataError::Truncated`], [`DataError::Mismatch`] and [`DataError::BadLabel`] for files that are not what
-/// they say.
+/// [`DataError::EmptySplit`] and [`DataError::Missing`] for missing files; [`DataError::Truncated`],
+/// [`DataError::Mismatch`] and [`DataError::BadLabel`] for invalid files.
 pub(super) fn list(folder: &Path, split: Split) -> Result<Listing, DataError> {
     let images_path = find(folder, split, Part::Images).ok_or_else(|| DataError::EmptySplit {
         path: folder.to_path_buf(),
@@ -69,7 +67,7 @@ pub(super) fn list(folder: &Path, split: Split) -> Result<Listing, DataError> {
         path: PathBuf::from(
             images_path.to_string_lossy().replace("images", "labels").replace("idx3", "idx1"),
         ),
-        expected: "the labels of the images beside it",
+        expected: "the labels of the images in the same folder",
     })?;
     let ([count, height, width], pixels) = read(&images_path)?;
     let ([label_count], labels) = read(&labels_path)?;
@@ -97,7 +95,7 @@ pub(super) fn list(folder: &Path, split: Split) -> Result<Listing, DataError> {
     })
 }
 
-/// The dimensions and the bytes of an IDX file of rank `RANK`; there are as many bytes as the dimensions say.
+/// The dimensions and the bytes of an IDX file of rank `RANK`. The number of bytes is the product of the dimensions.
 fn read<const RANK: usize>(path: &Path) -> Result<([u32; RANK], Vec<u8>), DataError> {
     let failed = |error| DataError::reading(path, error);
     let mut file = open_maybe_gzip(path)?;
@@ -122,7 +120,7 @@ fn read<const RANK: usize>(path: &Path) -> Result<([u32; RANK], Vec<u8>), DataEr
         let expected = format!("at most {LARGEST_SIDE} a side");
         return Err(DataError::mismatch(path, "dimensions", expected, format!("{dimensions:?}")));
     }
-    // At most 2^32 * 2^14 * 2^14: no overflow.
+    // At most 2^32 * 2^14 * 2^14, so no overflow.
     let claimed = dimensions.iter().map(|dimension| u64::from(*dimension)).product::<u64>();
     let mut bytes = Vec::new();
     file.take(claimed + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -152,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    /// Two images of 2x3 counting up from 0, as written by hand from the format's description.
+    /// Two images of 2x3 with values from 0, written by hand from the format's description.
     const IMAGES: &[u8] =
         &[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
     const LABELS: &[u8] = &[0, 0, 8, 1, 0, 0, 0, 2, 7, 4];
@@ -176,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn images_and_labels_are_read_whatever_the_spelling() {
+    fn images_and_labels_are_read_under_every_file_name() {
         for (name, ending, bytes) in [
             ("train-images-idx3-ubyte", "", IMAGES.to_vec()),
             ("train-images.idx3-ubyte", "", IMAGES.to_vec()),
@@ -194,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_claims_too_much_is_named_with_both_sizes() {
+    fn a_header_with_too_large_dimensions_is_reported_with_both_sizes() {
         let mut huge = IMAGES.to_vec();
         huge[4..8].copy_from_slice(&[255; 4]);
         let error = error_of(&huge, LABELS);
@@ -223,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn the_wrong_kind_of_file_is_named_by_its_magic_number() {
+    fn a_wrong_magic_number_is_reported() {
         let error = error_of(LABELS, LABELS);
         assert!(error.contains("magic number: expected 0x00000803, found 0x00000801"), "{error}");
     }
 
     #[test]
-    fn labels_must_be_as_many_as_images_and_below_ten() {
+    fn the_number_of_labels_must_match_and_labels_must_be_below_ten() {
         let error = error_of(IMAGES, &[0, 0, 8, 1, 0, 0, 0, 1, 7]);
         assert!(error.contains("number of labels: expected 2, found 1"), "{error}");
         let error = error_of(IMAGES, &[0, 0, 8, 1, 0, 0, 0, 2, 7, 10]);
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_files_are_named() {
+    fn missing_files_are_named() {
         let folder = folder_of(IMAGES, LABELS);
         let error = list(folder.path(), Split::HeldOut).err().unwrap().to_string();
         assert!(error.contains("no held-out images") && error.contains("t10k-images-idx3-ubyte"), "{error}");

@@ -1,17 +1,17 @@
-//! Images in: CIFAR-10, MNIST, folders and archives of pictures, and procedural shapes, as [`Dataset`]s.
+//! Loads images as a [`Dataset`]: CIFAR-10, MNIST, folders and archives of image files, and generated shapes.
 //!
-//! [`load`] recognises the source from its path, brings every image to one [`ImageShape`] and keeps them all
-//! in memory as bytes; [`shapes()`] draws a data set that needs no download. What happens on the way is told as
-//! [`Event`]s; nothing is printed here and nothing is written to disk.
+//! [`load`] detects the kind of source from its path, converts every image to one [`ImageShape`] and keeps all images
+//! in memory as bytes. [`shapes()`] generates a data set without a download. Progress and skipped files are reported as
+//! [`Event`]s. This module prints nothing and writes nothing to disk.
 //!
 //! | Source | Train | Held out |
 //! |---|---|---|
 //! | folder with MNIST IDX files, `.gz` or not | `train-*` | `t10k-*` |
 //! | CIFAR-10 binary batches: folder, `.tar`, `.tar.gz`, `.tgz`, `.zip` | `data_batch_*.bin` | `test_batch.bin` |
-//! | images with a folder `train` and a folder `test`, `val`, `valid` or `validation` | the one | the others |
-//! | any other folder or archive of images | the rest | every 20th of each class |
+//! | images with a folder `train` and a folder `test`, `val`, `valid` or `validation` | `train` | the other folder |
+//! | any other folder or archive of images | the remaining images | every 20th of each class |
 //!
-//! The class of an image is the first folder that tells images apart, as in torchvision's `ImageFolder`.
+//! The class of an image is the first folder in which paths differ, as in torchvision's `ImageFolder`.
 
 mod archive;
 mod cifar;
@@ -38,18 +38,18 @@ pub use error::DataError;
 pub use not_read::NotRead;
 pub use shapes::{SHAPE_CLASSES, shapes};
 
-/// Images decoded between two [`Event::Progress`].
+/// Number of images decoded between two [`Event::Progress`].
 const CHUNK: usize = 256;
 
-/// How many unreadable images an error quotes.
+/// Number of unreadable images listed in an error.
 const EXAMPLES: usize = 3;
 
 /// Which part of a source to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Split {
-    /// The images to learn from.
+    /// The images for training.
     Train,
-    /// The images that training never sees, for metrics.
+    /// The images that are never trained on, for metrics.
     HeldOut,
 }
 
@@ -62,11 +62,11 @@ impl fmt::Display for Split {
     }
 }
 
-/// How forgiving [`load`] is.
+/// Options of [`load`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// How many images may be unreadable, and are skipped, before loading fails. By default one in a hundred
-    /// of the split, and at least 10. Whatever the number, a split without one readable image is an error.
+    /// How many images may be unreadable and skipped before loading fails. By default 1 % of the split, but at least
+    /// 10. A split without a readable image is always an error.
     pub max_unreadable: Option<usize>,
 }
 
@@ -76,7 +76,7 @@ impl LoadOptions {
     }
 }
 
-/// What [`load`] has to say while it works, in this order.
+/// Progress of [`load`]. Events arrive in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// The source is being listed or, if it is an archive, read.
@@ -84,86 +84,85 @@ pub enum Event<'a> {
         /// The folder or archive.
         path: &'a Path,
     },
-    /// The images of the split are known and none is decoded yet.
+    /// The split is listed; no image is decoded yet.
     Found {
-        /// Images in this split.
+        /// Number of images in this split.
         images: usize,
-        /// Classes in the whole source.
+        /// Number of classes in the whole source.
         classes: usize,
-        /// Images in neither split: beside the folders `train` and `test`, or loose where others have a class
-        /// folder.
+        /// Number of images in neither split: those outside the folders `train` and `test`, or without a class folder
+        /// while other images have one.
         left_out: usize,
-        /// Memory that the data set will take, in bytes.
+        /// Size of the data set in memory, in bytes.
         bytes: u64,
     },
-    /// There are folders below the class folders, which are not classes.
+    /// Class folders contain subfolders, which do not become classes.
     Nested {
         /// Names of the classes.
         classes: &'a [String],
-        /// A folder below one of them.
+        /// A folder inside one of them.
         below: &'a str,
     },
-    /// There are files that are not read, hidden ones aside.
+    /// The source has files of other kinds, which are not read. Hidden files are not counted.
     NotRead {
-        /// How many of each kind.
+        /// Number of files of each kind.
         files: &'a NotRead,
         /// The image formats that are read.
         formats: &'static str,
     },
-    /// An image was skipped.
+    /// An image is skipped.
     Unreadable {
         /// Its path within the source.
         name: &'a str,
-        /// Why it cannot be read.
+        /// Why the image cannot be read.
         reason: &'a str,
     },
-    /// Some more images are decoded.
+    /// More images are decoded.
     Progress {
-        /// Images decoded or skipped so far.
+        /// Number of images decoded or skipped so far.
         done: usize,
-        /// Images in this split.
+        /// Number of images in this split.
         total: usize,
     },
-    /// Everything is read, but not every image made it. Sent only if some were skipped.
+    /// Loading is complete, but some images were skipped.
     Skipped {
-        /// How many were unreadable.
+        /// Number of unreadable images.
         unreadable: usize,
-        /// How many are in the data set.
+        /// Number of images in the data set.
         kept: usize,
     },
 }
 
-/// The images of one split, not decoded yet.
+/// The images of one split before decoding.
 struct Listing {
     classes: Vec<String>,
-    /// A folder below a class folder, if there is any.
+    /// A folder inside a class folder, if there is one.
     below: Option<String>,
     left_out: usize,
     not_read: NotRead,
     entries: Vec<Entry>,
 }
 
-/// One image before decoding.
+/// An image before decoding.
 struct Entry {
-    /// Its path within the source.
+    /// Path within the source.
     name: String,
-    /// Below the number of classes.
+    /// Class index, below the number of classes.
     label: u32,
     content: content::Content,
 }
 
-/// Loads one split of `source`, which is a folder or an archive, as images of `shape`.
+/// Loads one split of `source`, a folder or an archive, as images of `shape`.
 ///
-/// Every image is brought to `shape` the same way: EXIF orientation applied, transparency composited on
-/// white, grey or RGB as asked for (grey by the Rec. 709 weights), the largest centred part of the right
-/// aspect cut out, and that resized (Lanczos when it shrinks, Catmull-Rom when it grows). An image that
-/// already has the shape is taken byte for byte. Of an animation, the first frame counts.
+/// Every image is converted in the same way: EXIF orientation is applied; transparency is composited on white; colours
+/// become grey (Rec. 709) or RGB; the largest centred region of the right aspect ratio is cropped and resized (Lanczos
+/// to shrink, Catmull-Rom to enlarge). An image that already has `shape` is copied unchanged. Of an animation, the
+/// first frame is used.
 ///
-/// The images are in the order of their paths, and the classes in the order of their names, whatever the
-/// order on disk and the number of threads.
+/// Images are sorted by path and classes by name. Neither depends on the order on disk or on the number of threads.
 ///
 /// # Errors
-/// See [`DataError`]; each names the file, what was expected and what was found.
+/// See [`DataError`]: each error names the file, what was expected and what was found.
 pub fn load(
     source: &Path,
     shape: ImageShape,
@@ -177,7 +176,7 @@ pub fn load(
     assemble(source, listing, shape, split, options, observer)
 }
 
-/// Recognises `source` and lists the images of `split`.
+/// Detects the kind of `source` and lists the images of `split`.
 fn list(source: &Path, split: Split) -> Result<Listing, DataError> {
     let metadata = fs::metadata(source).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
@@ -207,7 +206,7 @@ fn list(source: &Path, split: Split) -> Result<Listing, DataError> {
     }
 }
 
-/// Decodes the entries of `listing`, in parallel and in order, skipping what cannot be read.
+/// Decodes the entries of `listing` in parallel, keeps their order and skips unreadable images.
 fn assemble(
     source: &Path,
     listing: Listing,

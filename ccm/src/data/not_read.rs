@@ -1,22 +1,21 @@
-//! Files of a source that are not read, counted by kind.
+//! Counts the files of a source that are not read, by extension.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The image formats that are read, for messages.
+/// The supported image formats, for messages.
 pub(super) const FORMATS: &str = "PNG, JPEG, WebP, GIF, BMP and TIFF";
 
-/// Endings of pictures in formats that are not read.
+/// Extensions of image formats that are not supported.
 ///
-/// AVIF: the decoder in pure Rust, `rav1d`, has the interface of the C library that it is translated from; the safe ones
-/// made from it are under the AGPL.
+/// AVIF: the Rust decoder `rav1d` has the unsafe interface of a C library, and its safe wrappers are under the AGPL.
 const PICTURES: [&str; 32] = [
     "ai", "arw", "avif", "cr2", "cr3", "dds", "dng", "eps", "exr", "hdr", "heic", "heif", "ico", "j2k",
     "jp2", "jxl", "jxr", "nef", "orf", "pbm", "pcx", "pgm", "pnm", "ppm", "psd", "qoi", "raf", "raw", "rw2",
     "svg", "tga", "xcf",
 ];
 
-/// Files that are not read, by their ending in lower case. Hidden files are not among them.
+/// Number of files that are not read, by extension in lower case. Hidden files are not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NotRead {
     counts: BTreeMap<String, usize>,
@@ -27,17 +26,17 @@ impl NotRead {
         *self.counts.entry(ending).or_default() += 1;
     }
 
-    /// Whether every file is read.
+    /// Whether all files are read.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
 
-    /// Number of pictures among the files.
+    /// Number of image files among them.
     pub fn pictures(&self) -> usize {
         self.of(true).map(|(_, count)| count).sum()
     }
 
-    /// The kinds of pictures, or of other files, the most frequent first.
+    /// The extensions of image files, or of other files, the most frequent first.
     fn of(&self, pictures: bool) -> impl Iterator<Item = (&str, usize)> {
         let is_picture = |ending: &str| PICTURES.contains(&ending);
         let kinds = self.counts.iter().filter(move |(ending, _)| is_picture(ending) == pictures);
@@ -48,7 +47,7 @@ impl NotRead {
 }
 
 impl fmt::Display for NotRead {
-    /// `3 .avif and 1 .heic pictures, 2 .txt files`: pictures first, at most six kinds of each.
+    /// Formats as `3 .avif and 1 .heic pictures, 2 .txt files`: image files first, at most six extensions of each kind.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST: usize = 6;
         let mut parts = Vec::new();
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn many_kinds_are_cut_short() {
+    fn at_most_six_extensions_are_listed() {
         let endings = ["a", "b", "c", "d", "e", "f", "g", "h"];
         let files = of(&endings.map(|ending| (ending, 1)));
         assert_eq!(files.to_string(), "1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f and 2 other files");

@@ -1,15 +1,14 @@
-//! The outlines of the procedural shapes, as signed distances: how far a point is outside (positive) or
-//! inside.
+//! Outlines of the generated shapes as signed distances: positive outside, negative inside.
 //!
-//! Every shape fits the unit circle around the origin; y points up. The formulas are Inigo Quilez's
-//! (<https://iquilezles.org/articles/distfunctions2d/>), and the polygons are all one function.
+//! Every shape fits the unit circle around the origin; y points up. Formulas: Inigo Quilez,
+//! <https://iquilezles.org/articles/distfunctions2d/>. All polygons share one function.
 
 use std::f32::consts::TAU;
 
 /// A point or a direction.
 pub(super) type Point = [f32; 2];
 
-/// The shapes, in the order of their class labels.
+/// The shapes, in the order of their labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outline {
     Circle,
@@ -23,7 +22,7 @@ pub(super) enum Outline {
 }
 
 impl Outline {
-    /// Every shape once; a label is an index into it.
+    /// All shapes, indexed by label.
     pub(super) const ALL: [Self; 8] = [
         Self::Circle,
         Self::Crescent,
@@ -35,7 +34,7 @@ impl Outline {
         Self::Triangle,
     ];
 
-    /// The largest turn from upright, in radians: shapes that would look like another, or odd, turn little.
+    /// Largest rotation from upright, in radians. It is small for shapes that would otherwise resemble another shape.
     pub(super) fn largest_turn(self) -> f32 {
         match self {
             Self::Circle | Self::Ring => 0.0,
@@ -47,7 +46,7 @@ impl Outline {
         }
     }
 
-    /// The signed distance of `point` to the outline.
+    /// Signed distance from `point` to the outline.
     pub(super) fn distance(self, point: Point) -> f32 {
         match self {
             Self::Circle => length(point) - 0.88,
@@ -76,7 +75,7 @@ fn difference(a: Point, b: Point) -> Point {
     [a[0] - b[0], a[1] - b[1]]
 }
 
-/// Five points, the first one up.
+/// Five points; the first is at the top.
 fn star() -> [Point; 10] {
     std::array::from_fn(|corner| {
         let radius = if corner.is_multiple_of(2) { 0.95 } else { 0.43 };
@@ -119,7 +118,7 @@ fn polygon(point: Point, corners: &[Point]) -> f32 {
     if inside { -nearest.sqrt() } else { nearest.sqrt() }
 }
 
-/// Its tip at the origin, its width about 1.2, its height about 1.1.
+/// The tip is at the origin; width about 1.2, height about 1.1.
 fn heart([x, y]: Point) -> f32 {
     let x = x.abs();
     if y + x > 1.0 {
@@ -130,7 +129,7 @@ fn heart([x, y]: Point) -> f32 {
     notch.min(length([x - diagonal, y - diagonal])).copysign(x - y)
 }
 
-/// The circle of radius 0.95 around the origin without the one of radius 0.78 around (0.45, 0).
+/// The circle of radius 0.95 around the origin minus the circle of radius 0.78 around (0.45, 0).
 fn crescent([x, y]: Point) -> f32 {
     let (outer, inner, shift) = (0.95_f32, 0.78_f32, 0.45_f32);
     let y = y.abs();
@@ -146,13 +145,13 @@ fn crescent([x, y]: Point) -> f32 {
 mod tests {
     use super::*;
 
-    /// A grid of points over [-1.5, 1.5] squared.
+    /// Grid of points over [-1.5, 1.5] x [-1.5, 1.5].
     fn grid() -> impl Iterator<Item = Point> {
         (0..3721).map(|at| [(at % 61) as f32 / 20.0 - 1.5, (at / 61) as f32 / 20.0 - 1.5])
     }
 
     #[test]
-    fn every_shape_lies_within_the_unit_circle_and_fills_a_good_part_of_it() {
+    fn every_shape_is_within_the_unit_circle_and_has_a_large_area() {
         for outline in Outline::ALL {
             let outside = grid().filter(|point| length(*point) > 1.02);
             assert!(
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_distance_never_changes_faster_than_the_point_moves() {
+    fn distances_are_lipschitz_with_constant_one() {
         for outline in Outline::ALL {
             for point in grid() {
                 for step in [[0.01, 0.0], [0.0, 0.01]] {
@@ -178,8 +177,8 @@ mod tests {
     }
 
     #[test]
-    fn the_area_of_the_polygons_is_that_of_the_corners() {
-        // Grown by a rounded edge r, an area A of perimeter P is A + P r + pi r^2.
+    fn the_area_of_a_polygon_agrees_with_its_corners() {
+        // A rounded edge of radius r enlarges an area A with perimeter P to A + P r + pi r^2.
         let square = 1.24 * 1.24 + 4.96 * 0.1 + 0.0314;
         let triangle = 0.5 * 1.49 * 1.29 + 3.0 * 1.49 * 0.1 + 0.0314;
         for (outline, area) in [(Outline::Square, square), (Outline::Triangle, triangle)] {

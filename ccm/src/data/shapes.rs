@@ -1,8 +1,7 @@
-//! The data set that needs no download: one coloured shape on a soft background, drawn from a formula.
+//! The generated data set: one coloured shape on a soft background in each image, drawn from a formula.
 //!
-//! Small enough to train on in minutes, and pretty enough to look at: anti-aliased edges, gradient fills, a
-//! hint of a shadow. The outlines are in `outline`; the colour arithmetic in `colour`; here are placement,
-//! palette and paint.
+//! A model of it trains in minutes. Shapes have anti-aliased edges, a gradient fill and a faint shadow. `outline` has
+//! the outlines and `colour` the colour conversion; this file chooses position and colours and draws.
 
 use std::f32::consts::{PI, TAU};
 
@@ -14,24 +13,24 @@ use super::colour::{Colour, Gradient, mix, oklch};
 use super::outline::{Outline, Point};
 use super::{DataError, Dataset, ImageShape, Split};
 
-/// The classes of [`shapes()`], in the order of their labels.
+/// Names of the classes of [`shapes()`], indexed by label.
 pub const SHAPE_CLASSES: [&str; 8] =
     ["circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle"];
 
-/// The number of the first held-out image: no training set reaches it.
+/// Number of the first held-out image, above the size of any training set.
 const FIRST_HELD_OUT: u64 = 1 << 40;
 
 /// Hues of the fills in degrees of OKLCH: coral, orange, amber, green, teal, sky, blue, violet, pink.
 const HUES: [f32; 9] = [25.0, 50.0, 78.0, 148.0, 185.0, 230.0, 262.0, 300.0, 350.0];
 
-/// How dark the shadow is where it is darkest, of 1.
+/// Largest opacity of the shadow.
 const SHADOW: f32 = 0.22;
 
-/// Draws `count` images of `shape`: class `k % 8` for image `k`, everything else at random.
+/// Generates `count` images of `shape`. Image `k` has class `k % 8`; everything else is random.
 ///
-/// An image depends on `seed`, `split`, `shape` and its index and on nothing else: a larger `count` adds
-/// images and changes none. No image of one split is in the other. The pixels may differ in the last bit
-/// between platforms whose sines do.
+/// An image depends only on `seed`, `split`, `shape` and its index, so a larger `count` adds images and changes none.
+/// The splits have no image in common. Pixels may differ in the last bit between platforms with different sine
+/// functions.
 ///
 /// # Errors
 /// [`DataError::Shape`] and [`DataError::TooLarge`].
@@ -50,7 +49,7 @@ pub fn shapes(count: usize, shape: ImageShape, split: Split, seed: u64) -> Resul
     Ok(Dataset::new(pixels, labels, SHAPE_CLASSES.map(str::to_owned).to_vec(), shape, split))
 }
 
-/// The random numbers of one image.
+/// Random number generator of one image.
 struct Chance(ChaCha8Rng);
 
 impl Chance {
@@ -67,14 +66,14 @@ impl Chance {
     }
 }
 
-/// Everything that is random about an image.
+/// The random parameters of an image.
 struct Picture {
     outline: Outline,
-    /// Of the shape, in pixels from the top left.
+    /// Centre of the shape, in pixels from the top left.
     centre: Point,
-    /// Of the circle that the shape fits, in pixels.
+    /// Radius of the circle around the shape, in pixels.
     radius: f32,
-    /// Sine and cosine of the turn from upright.
+    /// Sine and cosine of the rotation from upright.
     turn: (f32, f32),
     fill: Gradient,
     background: Gradient,
@@ -95,14 +94,14 @@ impl Picture {
         Self { outline, centre, radius, turn, fill, background }
     }
 
-    /// Writes the image's planes, `[C, H, W]`.
+    /// Writes the planes `[C, H, W]` of the image.
     fn paint(&self, shape: ImageShape, image: &mut [u8]) {
         let plane = shape.height * shape.width;
         for at in 0..plane {
             let pixel = [(at % shape.width) as f32 + 0.5, (at / shape.width) as f32 + 0.5];
             let colour = self.colour(pixel, shape);
             if shape.channels == 1 {
-                // Rec. 709, as for every other source.
+                // Rec. 709, as for other sources.
                 image[at] = to_byte(0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]);
             } else {
                 for (channel, value) in colour.into_iter().enumerate() {
@@ -124,7 +123,7 @@ impl Picture {
         mix(ground, self.fill.at(on_shape), cover)
     }
 
-    /// `pixel` in the coordinates of the outline.
+    /// Converts `pixel` to the coordinates of the outline.
     fn on_shape(&self, pixel: Point) -> Point {
         let (sine, cosine) = self.turn;
         let x = (pixel[0] - self.centre[0]) / self.radius;
@@ -133,16 +132,15 @@ impl Picture {
     }
 }
 
-/// A fill and a background that contrasts with it: dark half of the time, light otherwise.
+/// A fill and a contrasting background, which is dark with probability 1/2 and light otherwise.
 fn colours(chance: &mut Chance) -> (Gradient, Gradient) {
     let hue = HUES[(chance.between(0.0, HUES.len() as f32) as usize).min(HUES.len() - 1)];
     let hue = hue + chance.between(-8.0, 8.0);
-    // Yellow that is dark is brown, and towards green it is olive: the hues around 80 degrees are kept from
-    // both.
+    // Dark yellow is brown, and dark greenish yellow is olive: lighten fills with hues around 80 degrees.
     let yellowness = (1.0 - (hue - 80.0).abs() / 40.0).max(0.0);
     let dark = chance.between(0.0, 1.0) < 0.5;
     let (fill_light, ground_light, ground_chroma, ground_hue) = if dark {
-        // Dark grounds are teal, navy or plum; dark warm ones are mud.
+        // Dark backgrounds are teal, navy or plum; dark warm colours look brown.
         (chance.between(0.72, 0.80), chance.between(0.25, 0.33), 0.06, chance.between(200.0, 320.0))
     } else {
         let light = chance.between(0.60, 0.67) + 0.13 * yellowness;
@@ -166,7 +164,7 @@ fn direction(angle: f32) -> Point {
     [cosine, sine]
 }
 
-/// From 0 to 1 without a kink.
+/// Smooth step from 0 to 1.
 fn smooth(value: f32) -> f32 {
     let value = value.clamp(0.0, 1.0);
     value * value * (3.0 - 2.0 * value)
@@ -197,9 +195,9 @@ mod tests {
         }
     }
 
-    /// The shipped models of shapes are made again from the seed, so an upgrade of `rand` must not change the images.
+    /// The shipped models of shapes are reproducible from the seed, so an upgrade of `rand` must not change the images.
     #[test]
-    fn a_seed_gives_the_images_it_always_gave() {
+    fn the_images_of_a_seed_never_change() {
         let data = shapes(64, RGB, Split::Train, 0).unwrap();
         let mut hasher = crc32fast::Hasher::new();
         (0..data.len()).for_each(|index| hasher.update(data.image(index)));
@@ -214,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_balanced_and_named_as_they_are_drawn() {
+    fn classes_are_balanced_and_have_the_names_of_their_outlines() {
         let data = shapes(80, GREY, Split::Train, 1).unwrap();
         for label in 0..8 {
             assert_eq!(data.labels().iter().filter(|own| **own == label).count(), 10);
@@ -225,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_contrasts_with_its_background_and_does_not_touch_the_frame() {
+    fn the_shape_contrasts_with_its_background_and_does_not_touch_the_border() {
         for shape in [RGB, GREY] {
             let data = shapes(400, shape, Split::Train, 3).unwrap();
             for index in 0..400 {
@@ -248,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn grey_images_have_the_luminance_of_the_coloured_ones() {
+    fn grey_images_have_the_luminance_of_rgb_images() {
         let square = |channels| ImageShape { channels, height: 16, width: 16 };
         let colour = shapes(8, square(3), Split::Train, 2).unwrap();
         let grey = shapes(8, square(1), Split::Train, 2).unwrap();
@@ -263,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn tiny_and_empty_sets_are_drawn_too() {
+    fn tiny_and_empty_sets_are_generated() {
         assert!(shapes(0, RGB, Split::Train, 0).unwrap().is_empty());
         assert_eq!(
             shapes(3, ImageShape { channels: 3, height: 1, width: 2 }, Split::Train, 0).unwrap().len(),

@@ -1,4 +1,4 @@
-//! Whole sources: the same images whatever they are packed in, and what happens to the unreadable ones.
+//! Tests of whole sources: equal images from every container, and unreadable images.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -23,7 +23,7 @@ fn png(value: u8) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Two classes of 30 images each, in no particular order; image `k` of a class is filled with `k`.
+/// Two classes of 30 images each, not sorted; image `k` of a class is filled with `k`.
 fn two_classes() -> Files {
     let name = |class: &str, index: u8| (format!("root/{class}/{index:02}.png"), png(index));
     let mut files: Files = (0..30).rev().flat_map(|index| [name("oak", index), name("elm", index)]).collect();
@@ -87,7 +87,7 @@ fn folder_zip_tar_and_tgz_give_the_same_data() {
     for path in write_all(scratch.path(), &two_classes()) {
         let data = quiet(&path, Split::Train).unwrap();
         assert_eq!(data.classes(), ["elm", "oak"], "{}", path.display());
-        // Sorted by path; the 20th of each class is held out.
+        // Sorted by path; the 20th image of each class is held out.
         let expected: Vec<u8> = (0..19).chain(20..30).collect();
         let values: Vec<u8> = (0..data.len()).map(|index| data.image(index)[0]).collect();
         assert_eq!(values, [expected.clone(), expected].concat());
@@ -113,7 +113,7 @@ fn one_thread_and_many_give_the_same_data() {
 }
 
 #[test]
-fn cifar_batches_are_found_wherever_they_lie() {
+fn cifar_batches_are_found_in_folders_and_archives() {
     let scratch = TempDir::new().unwrap();
     let batch = |label: u8| [vec![label], vec![label * 20; 3072]].concat();
     let files = vec![
@@ -142,7 +142,7 @@ fn idx_files_are_recognised_and_resized() {
 }
 
 #[test]
-fn events_tell_the_memory_before_and_every_skipped_image() {
+fn events_report_the_memory_before_decoding_and_every_skipped_image() {
     let scratch = TempDir::new().unwrap();
     let mut files = two_classes();
     files[5].1.truncate(40);
@@ -193,7 +193,7 @@ fn a_source_without_one_readable_image_is_an_error_whatever_the_options() {
 }
 
 #[test]
-fn sources_that_are_nothing_are_named() {
+fn invalid_sources_are_named() {
     let scratch = TempDir::new().unwrap();
     let missing = scratch.path().join("nowhere");
     assert!(quiet(&missing, Split::Train).unwrap_err().to_string().contains("nowhere does not exist"));

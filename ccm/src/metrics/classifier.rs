@@ -1,5 +1,5 @@
-//! A small classifier, trained on the data itself. It extracts features where no pretrained network is at hand, and
-//! measures class accuracy.
+//! A small classifier trained on the data itself. It extracts features without pretrained weights and measures class
+//! accuracy.
 
 use burn::module::Module;
 use burn::tensor::activation::{log_softmax, relu};
@@ -17,27 +17,27 @@ use crate::nn::optimizer::{Optimizer, Schedule};
 use crate::noise::Noise;
 use crate::weights::{HostTensor, TensorFile};
 
-/// Channels of the four convolutions; the second and the fourth halve the image.
+/// Output channels of the four convolutions. The second and the fourth have stride 2.
 const CHANNELS: [usize; 4] = [32, 32, 64, 64];
-/// Features.
+/// Number of features.
 const WIDTH: usize = 128;
 
-/// Description of a classifier, kept in its file.
+/// Description of a classifier, stored in its file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassifierCard {
-    /// Channels of its images.
+    /// Channels of the input images.
     pub channels: usize,
-    /// Rows of its images.
+    /// Height of the input images.
     pub height: usize,
-    /// Columns of its images.
+    /// Width of the input images.
     pub width: usize,
-    /// Names of the classes, in the order of the labels.
+    /// Class names, indexed by label.
     pub classes: Vec<String>,
-    /// The data it was trained on.
+    /// Name of the training data.
     pub data: String,
-    /// Passes through the data.
+    /// Epochs of training.
     pub epochs: usize,
-    /// Seed of its training.
+    /// Seed of training.
     pub seed: u64,
     /// Accuracy on held-out images, in [0, 1].
     pub accuracy: f64,
@@ -45,13 +45,13 @@ pub struct ClassifierCard {
     pub version: String,
 }
 
-/// The JSON of the file: that it is a classifier is said by its key.
+/// JSON description in the file. Its key marks the file as a classifier.
 #[derive(Serialize, Deserialize)]
 struct Description {
     classifier: ClassifierCard,
 }
 
-/// Convolutions, one layer of features, one of logits; ReLU between them.
+/// Four convolutions, a linear layer for the features and one for the logits, with ReLU in between.
 #[derive(Module, Debug)]
 pub struct Classifier {
     convolutions: Vec<Convolution>,
@@ -61,20 +61,20 @@ pub struct Classifier {
     card: ClassifierCard,
 }
 
-/// How a classifier is trained.
+/// Hyperparameters of training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Training {
-    /// Passes through the data.
+    /// Number of epochs.
     pub epochs: usize,
-    /// Images of a step.
+    /// Images per step.
     pub batch: usize,
-    /// Learning rate, which falls to zero along half a cosine.
+    /// Initial learning rate; cosine decay to zero.
     pub learning_rate: f64,
-    /// Pixels by which an image is moved at random, at most.
+    /// Largest random shift of an image in each direction, in pixels.
     pub shift: usize,
-    /// Whether every second image is mirrored.
+    /// Whether to mirror images horizontally with probability 1/2.
     pub horizontal_flip: bool,
-    /// Seed of weights and order.
+    /// Seed of the initial weights, the order of images and the augmentation.
     pub seed: u64,
 }
 
@@ -85,7 +85,7 @@ impl Default for Training {
 }
 
 impl ClassifierCard {
-    /// Names and shapes of the tensors, in their order.
+    /// Names and shapes of the tensors, in file order.
     fn tensors(&self) -> Vec<TensorSpec> {
         let mut tensors = Vec::new();
         let mut add = |name: &str, shape: &[usize]| {
@@ -135,16 +135,16 @@ impl Classifier {
         (features.clone(), self.logits.forward(features))
     }
 
-    /// The description in its file.
+    /// Description of the classifier.
     pub fn card(&self) -> &ClassifierCard {
         &self.card
     }
 
-    /// Trains a classifier, and measures its accuracy on held-out images. `say` is called after every step with the steps
-    /// done, the steps in all, and the loss.
+    /// Trains a classifier and measures its accuracy on held-out images. Calls `say` after every step with the number
+    /// of steps done, the total number of steps, and the loss.
     ///
     /// # Errors
-    /// Data without classes.
+    /// [`MetricsError::File`] if the data has fewer than two classes.
     pub fn train(
         data: &Dataset,
         held_out: &Dataset,
@@ -218,22 +218,22 @@ impl Classifier {
         right as f64 / data.len().max(1) as f64
     }
 
-    /// Writes its file.
+    /// Serializes the classifier as safetensors.
     pub fn to_bytes(&self) -> Vec<u8> {
         let values = parameters(self).into_iter().map(to_host);
         let tensors = self.card.tensors().into_iter().zip(values);
         let tensors =
             tensors.map(|(spec, values)| (spec.name, HostTensor::new(spec.shape, values))).collect();
-        #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
+        #[expect(clippy::expect_used, reason = "a struct of numbers and strings is valid JSON")]
         let description = serde_json::to_string(&Description { classifier: self.card.clone() })
-            .expect("a card has string keys only");
+            .expect("a card is valid JSON");
         TensorFile { tensors, description }.to_bytes()
     }
 
-    /// Reads its file.
+    /// Reads a classifier from the bytes of its file.
     ///
     /// # Errors
-    /// A file that is cut short, is no classifier, or has other tensors.
+    /// [`MetricsError::File`] if the file is truncated, is not a classifier, or has tensors of other names or shapes.
     pub fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self, MetricsError> {
         let mut file =
             TensorFile::from_bytes(bytes).map_err(|error| MetricsError::File(error.to_string()))?;
@@ -290,7 +290,7 @@ impl Extractor for Classifier {
     }
 }
 
-/// Weights uniform within `sqrt(6 / inputs)` (He et al., arXiv 1502.01852), biases zero.
+/// Weights uniform in `±sqrt(6 / inputs)` (He et al., arXiv 1502.01852); biases zero.
 fn random(card: &ClassifierCard, seed: u64) -> Vec<HostTensor> {
     let tensors = card.tensors().into_iter().enumerate().map(|(i, TensorSpec { shape, .. })| {
         let mut noise = Noise::new(seed, (1 << 32) + i as u64);
@@ -303,7 +303,7 @@ fn random(card: &ClassifierCard, seed: u64) -> Vec<HostTensor> {
     tensors.collect()
 }
 
-/// Images, moved by a few pixels and mirrored at random. What comes in at an edge is the edge again.
+/// A batch of images, shifted and mirrored at random. Shifted images are padded with their edge pixels.
 fn augmented(data: &Dataset, indices: &[usize], training: &Training, noise: &mut Noise) -> Vec<f32> {
     let ImageShape { channels, height, width } = data.shape();
     let flip: Vec<bool> = indices.iter().map(|_| training.horizontal_flip && noise.below(2) == 1).collect();
@@ -324,7 +324,7 @@ fn augmented(data: &Dataset, indices: &[usize], training: &Training, noise: &mut
     moved
 }
 
-/// Mean of `-log p(label)`.
+/// Cross-entropy: the mean of `-log p(label)`.
 fn cross_entropy(logits: Tensor<2>, labels: &[u32], classes: usize, device: &Device) -> Tensor<1> {
     let mut chosen = vec![0.0f32; labels.len() * classes];
     for (row, &label) in chosen.chunks_exact_mut(classes).zip(labels) {
@@ -341,7 +341,7 @@ mod tests {
     use crate::data::{Split, shapes};
 
     #[test]
-    fn a_classifier_learns_and_survives_its_own_file() {
+    fn a_classifier_learns_and_its_file_restores_it() {
         let shape = ImageShape { channels: 3, height: 16, width: 16 };
         let (data, held_out) =
             (shapes(1600, shape, Split::Train, 0).unwrap(), shapes(200, shape, Split::HeldOut, 0).unwrap());
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_classifier_says_so() {
+    fn other_files_are_reported_as_not_a_classifier() {
         let error = |bytes: &[u8]| Classifier::from_bytes(bytes, &Device::flex()).unwrap_err().to_string();
         assert!(error(b"abc").contains("safetensors"));
         let file = TensorFile { description: "{}".into(), ..TensorFile::default() };

@@ -1,4 +1,4 @@
-//! All figures of a set of generated images beside a set of real ones.
+//! Evaluation: all metrics of a set of generated images compared with a set of real ones.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::Serialize;
@@ -16,16 +16,16 @@ use crate::sampler::Sampler;
 use crate::sampler::image::to_byte;
 use crate::sampler::schedule::Request;
 
-/// Subsets of the kernel distance, and images of one, as its authors take them.
+/// Number of subsets for the kernel distance and images per subset, as in the paper.
 const SUBSETS: (usize, usize) = (100, 1000);
 
-/// Images that are generated, or whose features are extracted, at a time.
+/// Images that are generated, or whose features are extracted, in one batch.
 const BATCH: usize = 100;
 
-/// Images whose features are kept; comparing every pair of more takes minutes.
+/// Number of images whose features are kept. Comparing all pairs of a larger set takes minutes.
 pub const MOST_KEPT: usize = 10_000;
 
-/// Features of a set of images: the moments of all, and the first features themselves.
+/// Features of a set of images: mean and covariance of all, and the features of the first images.
 pub struct Collection {
     moments: Moments,
     width: usize,
@@ -33,12 +33,12 @@ pub struct Collection {
     kept: Vec<f64>,
     most_kept: usize,
     score: Score,
-    /// Images whose largest logit is that of their label, of so many that had one.
+    /// Number of images whose largest logit is that of their label, and number of images with a label.
     right: (usize, usize),
 }
 
 impl Collection {
-    /// A collection for `total` images, of which the features of the first `most_kept` are kept.
+    /// Creates an empty collection for `total` images that keeps the features of the first `most_kept`.
     pub fn new(extractor: &dyn Extractor, total: usize, most_kept: usize) -> Self {
         let (width, classes) = (extractor.width(), extractor.classes());
         Self {
@@ -52,10 +52,10 @@ impl Collection {
         }
     }
 
-    /// Adds a batch; `labels` are the classes that the images were generated for, if any.
+    /// Adds a batch. `labels` are the classes that the images were generated for, or empty.
     ///
     /// # Errors
-    /// Features that are not finite.
+    /// [`MetricsError::NotFinite`] if a feature is not finite.
     pub fn add(&mut self, seen: &Features, labels: &[u32]) -> Result<(), MetricsError> {
         let features: Vec<f64> = seen.features.iter().map(|&value| f64::from(value)).collect();
         let room = (self.most_kept * self.width).saturating_sub(self.kept.len());
@@ -70,7 +70,7 @@ impl Collection {
         Ok(())
     }
 
-    /// Features of all images of a data set. `say` is called with the number of images done.
+    /// Extracts the features of all images of a data set. Calls `say` with the number of images done.
     ///
     /// # Errors
     /// As [`Collection::add`].
@@ -81,7 +81,7 @@ impl Collection {
         mut say: impl FnMut(usize),
     ) -> Result<Self, MetricsError> {
         let mut collection = Self::new(extractor, data.len(), MOST_KEPT);
-        // Data come in order, and those that are kept must be of all kinds.
+        // Data sets can be sorted by class, and the kept features must come from all classes.
         let order = Noise::new(0, 0).permutation(data.len());
         for indices in order.chunks(BATCH) {
             let seen = extractor.extract(images_tensor(data.batch(indices, &[]), data.shape(), device));
@@ -91,11 +91,11 @@ impl Collection {
         Ok(collection)
     }
 
-    /// Of `count` images of a sampler, from the seeds `seed, seed + 1, ...`, every class in turn, rounded to bytes as
-    /// in a file. `say` is called with the number of images done.
+    /// Generates `count` images with the seeds `seed, seed + 1, ...`, cycling through the classes, rounds them to bytes
+    /// and extracts their features. Calls `say` with the number of images done.
     ///
     /// # Errors
-    /// As [`Collection::add`] and [`Sampler::sample`]; images that are not finite.
+    /// As [`Collection::add`] and [`Sampler::sample`], and [`MetricsError::NotFinite`] if an image is not finite.
     pub async fn of_samples(
         extractor: &dyn Extractor,
         sampler: &mut Sampler,
@@ -126,7 +126,7 @@ impl Collection {
         Ok(collection)
     }
 
-    /// Images added.
+    /// Number of images added.
     pub fn images(&self) -> u64 {
         self.moments.count()
     }
@@ -134,7 +134,7 @@ impl Collection {
     /// Mean and covariance of the features.
     ///
     /// # Errors
-    /// Fewer than two images.
+    /// [`MetricsError::TooFew`] if there are fewer than two images.
     pub fn gaussian(&self) -> Result<Gaussian, MetricsError> {
         self.moments.gaussian()
     }
@@ -144,70 +144,70 @@ impl Collection {
     }
 }
 
-/// Whether a model's classes are the extractor's, by their names. A model without names, such as an imported one, is
+/// Whether a model and the extractor have the same classes. A model without class names, such as an imported one, is
 /// compared by the number of classes.
 fn are_classes(num_classes: Option<usize>, names: &[String], extractor: &dyn Extractor) -> bool {
     num_classes == Some(extractor.classes()) && (names.is_empty() || names == extractor.class_names())
 }
 
-/// Images `[B, C, H, W]` as a tensor.
+/// A tensor of images `[B, C, H, W]`.
 pub(super) fn images_tensor(values: Vec<f32>, shape: ImageShape, device: &Device) -> Tensor<4> {
     let count = values.len() / shape.bytes();
     Tensor::from_data(TensorData::new(values, [count, shape.channels, shape.height, shape.width]), device)
 }
 
-/// The real images: statistics from a file, or features of images.
+/// The real images.
 pub enum Reference {
-    /// Mean and covariance alone.
+    /// Only mean and covariance, from a file.
     Statistics(Gaussian),
-    /// Images.
+    /// Features of the images.
     Images(Box<Collection>),
 }
 
-/// Quality of a set of generated images.
+/// Metrics of a set of generated images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figures {
-    /// The extractor, without whose name the figures mean nothing.
+    /// Name of the extractor. Metrics of different extractors cannot be compared.
     pub features: String,
-    /// Generated images.
+    /// Number of generated images.
     pub images: u64,
-    /// Real images; 0 if only their statistics were given.
+    /// Number of real images; 0 if the reference is a statistics file.
     pub reference_images: u64,
-    /// Fréchet distance; the FID if the features are those of the FID's network.
+    /// Fréchet distance; the FID if the extractor is the FID's network.
     pub frechet: f64,
-    /// Kernel distance, if there are real images.
+    /// Kernel distance, if the reference has images.
     pub kernel: Option<Kernel>,
-    /// Precision, recall, density and coverage; if there are real images.
+    /// Precision, recall, density and coverage, if the reference has images.
     pub manifold: Option<Neighbours>,
     /// Inception score, if the extractor has logits.
     pub score: Option<Spread>,
-    /// Class accuracy of the generated images, in [0, 1], if the extractor has the model's classes.
+    /// Class accuracy of the generated images in [0, 1], if the extractor has the model's classes.
     pub accuracy: Option<f64>,
 }
 
-/// The kernel distance over random subsets.
+/// Kernel distance over random subsets.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Kernel {
-    /// Mean and standard deviation over subsets; the latter is 0 if there is one.
+    /// Mean and standard deviation over subsets. The deviation is 0 for a single subset.
     pub distance: Spread,
-    /// Subsets; 1 if the sets are no larger than one.
+    /// Number of subsets; 1 if a set is not larger than a subset.
     pub subsets: usize,
-    /// Images of a subset of either set.
+    /// Images per subset of each set.
     pub images: usize,
 }
 
 /// Precision, recall, density and coverage.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Neighbours {
-    /// The figures.
+    /// The metrics.
     #[serde(flatten)]
     pub manifold: Manifold,
-    /// Images of either set.
+    /// Images used of each set.
     pub images: usize,
 }
 
 impl Neighbours {
-    /// Of as many images of each set as the smaller one has.
+    /// Uses as many images of each set as the smaller set has.
     fn of(generated: &Rows, real: &Rows) -> Result<Self, MetricsError> {
         let images = generated.len().min(real.len());
         Ok(Self { manifold: manifold(&real.first(images), &generated.first(images))?, images })
@@ -215,7 +215,7 @@ impl Neighbours {
 }
 
 impl Kernel {
-    /// Of as many subsets as its authors take or, where a set is no larger than a subset, of one, as large as it.
+    /// Uses [`SUBSETS`], or one subset as large as the smaller set if that is not larger than a subset.
     fn of(generated: &Rows, real: &Rows) -> Result<Self, MetricsError> {
         let (subsets, images) = SUBSETS;
         let most = generated.len().min(real.len());
@@ -229,7 +229,7 @@ impl Figures {
     /// Compares generated images with real ones.
     ///
     /// # Errors
-    /// Too few images, or features that are not finite.
+    /// [`MetricsError`] if there are too few images or a feature is not finite.
     pub fn of(
         extractor: &dyn Extractor,
         generated: &Collection,
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
     use crate::nn::host::to_host;
 
-    /// Pixels are features; the first two are logits, of a cat and a dog.
+    /// Uses pixels as features; the first two are the logits of the classes cat and dog.
     struct Pixels([String; 2]);
 
     fn pixels() -> Pixels {
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_tell_near_sets_from_far_ones() {
+    fn metrics_distinguish_near_sets_from_far_ones() {
         let real = Reference::Images(Box::new(collection(1, 0.0)));
         let near = Figures::of(&pixels(), &collection(2, 0.0), &real).unwrap();
         let far = Figures::of(&pixels(), &collection(2, 3.0), &real).unwrap();
@@ -322,7 +322,7 @@ mod tests {
             far.frechet
         );
         let (near_by, far_off) = (near.manifold.unwrap(), far.manifold.unwrap());
-        assert_eq!(near_by.images, 200, "the images that were kept");
+        assert_eq!(near_by.images, 200, "the number of kept images");
         assert!(near_by.manifold.precision > 0.8 && far_off.manifold.precision < 0.3);
         assert!(near.kernel.unwrap().distance.mean < far.kernel.unwrap().distance.mean);
         let accuracy = near.accuracy.unwrap();
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_told_by_their_names() {
+    fn classes_are_compared_by_name() {
         let are = |count, names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             are_classes(count, &names, &pixels())

@@ -1,4 +1,4 @@
-//! Feature extractors in files.
+//! Opens feature extractors from files.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use super::inception::{self, Inception};
 use crate::disk;
 use crate::import::Checkpoint;
 
-/// Opens the extractor in a file: a classifier of `distill features`, or the network of the FID as PyTorch's checkpoint,
-/// which pytorch-fid and torchmetrics publish, or as safetensors.
+/// Opens the extractor in a file: a classifier of `distill features`, or the FID's Inception-v3 as a PyTorch checkpoint
+/// (as published by pytorch-fid and torchmetrics) or as safetensors.
 ///
 /// # Errors
-/// A file that cannot be read, or holds neither, by its name.
+/// [`MetricsError::File`], with the path, if the file cannot be read or holds neither network.
 pub fn open(path: &Path, device: &Device) -> Result<Box<dyn Extractor>, MetricsError> {
     let unreadable = |error: &dyn std::fmt::Display| MetricsError::File(error.to_string());
     let fault = |error: MetricsError| MetricsError::File(format!("{}: {error}", path.display()));

@@ -1,4 +1,4 @@
-//! The Fréchet distance between two sets of features, each taken for a normal distribution (Heusel et al., arXiv
+//! Fréchet distance between two sets of features, each modelled as a normal distribution (Heusel et al., arXiv
 //! 1706.08500): `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`.
 
 use nalgebra::{DMatrix, DVector};
@@ -16,13 +16,13 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    /// Whether all of its numbers are finite.
+    /// Whether all values are finite.
     pub fn is_finite(&self) -> bool {
         self.mean.iter().chain(&self.covariance).all(|value| value.is_finite())
     }
 }
 
-/// Mean and covariance of features that come a few at a time; nothing else of them is kept.
+/// Streaming mean and covariance of features. The features themselves are not kept.
 #[derive(Debug, Clone)]
 pub struct Moments {
     count: u64,
@@ -32,23 +32,23 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Of features of `width` values.
+    /// No features of `width` values.
     pub fn new(width: usize) -> Self {
         Self { count: 0, mean: vec![0.0; width], scatter: vec![0.0; width * width] }
     }
 
-    /// Features added so far.
+    /// Number of features added.
     pub fn count(&self) -> u64 {
         self.count
     }
 
     /// Adds features.
     ///
-    /// The batch's own moments join those of all before it (Chan, Golub and LeVeque, 1979), so that two large sums are
-    /// never subtracted.
+    /// Merges the moments of the batch into the running ones (Chan, Golub and LeVeque, 1979), which avoids the
+    /// cancellation of subtracting two large sums.
     ///
     /// # Errors
-    /// Rows of another width.
+    /// [`MetricsError::Width`] if the rows have another width.
     pub fn add(&mut self, rows: &Rows) -> Result<(), MetricsError> {
         let width = self.mean.len();
         if rows.width() != width {
@@ -65,7 +65,7 @@ impl Moments {
         let deviations =
             rows.values().chunks_exact(width).flat_map(|row| row.iter().zip(&mean).map(|(x, m)| x - m));
         let mut deviations: Vec<f64> = deviations.collect();
-        // What the new mean is away from the old one is as one more deviation.
+        // The difference of the two means acts as one more deviation.
         let weight = (before * new / (before + new)).sqrt();
         deviations.extend(mean.iter().zip(&self.mean).map(|(new, old)| (new - old) * weight));
         let count = rows.len() + 1;
@@ -78,10 +78,10 @@ impl Moments {
         Ok(())
     }
 
-    /// The normal distribution of these moments; the covariance is the unbiased one.
+    /// The normal distribution with this mean and the unbiased covariance.
     ///
     /// # Errors
-    /// Fewer than two features.
+    /// [`MetricsError::TooFew`] if there are fewer than two features.
     pub fn gaussian(&self) -> Result<Gaussian, MetricsError> {
         if self.count < 2 {
             let found = self.count as usize;
@@ -96,7 +96,7 @@ impl Moments {
 /// The Fréchet distance between two normal distributions.
 ///
 /// # Errors
-/// Distributions of different width, or with numbers that are not finite.
+/// [`MetricsError`] if the widths differ or a value is not finite.
 pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, MetricsError> {
     let width = a.mean.len();
     if b.mean.len() != width {
@@ -117,8 +117,7 @@ pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, MetricsError>
     Ok((a_mean - b_mean).norm_squared() + traces - 2.0 * trace_of_root(&a, &b))
 }
 
-/// `tr (A B)^(1/2)`, which is `tr (B A)^(1/2)`: with `A = R R^T`, the eigenvalues of `A B` other than zero are those of
-/// the symmetric `R^T B R`.
+/// `tr (A B)^(1/2)`. With `A = R R^T`, the nonzero eigenvalues of `A B` are those of the symmetric `R^T B R`.
 fn trace_of_root(a: &DMatrix<f64>, b: &DMatrix<f64>) -> f64 {
     let root = root(a);
     if root.is_empty() {
@@ -128,8 +127,8 @@ fn trace_of_root(a: &DMatrix<f64>, b: &DMatrix<f64>) -> f64 {
     product.symmetric_eigenvalues().iter().map(|value| value.max(0.0).sqrt()).sum()
 }
 
-/// `R`, `[width, rank]`, with `A = R R^T`, for `A` without negative eigenvalues: Cholesky's, the largest pivot first,
-/// until what is left of `A` is rounding. Of fewer images than features there are as few columns.
+/// Pivoted Cholesky factor `R`, `[width, rank]`, of a positive semidefinite `A = R R^T`. It stops when the residual of
+/// `A` is rounding error, so the rank is at most the number of images.
 fn root(a: &DMatrix<f64>) -> DMatrix<f64> {
     let width = a.nrows();
     let mut root = DMatrix::zeros(width, width);
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_do_not_depend_on_how_features_come() {
+    fn moments_do_not_depend_on_the_batches() {
         let all = rows(101, 6, 1);
         let whole = gaussian(&all);
         let mut moments = Moments::new(6);
@@ -186,12 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn the_distance_of_diagonal_gaussians_is_that_of_their_axes() {
+    fn the_distance_of_diagonal_gaussians_agrees_with_the_closed_form() {
         let diagonal = |mean: f64, deviations: [f64; 3]| {
             let covariance = (0..9).map(|i| if i % 4 == 0 { deviations[i / 4].powi(2) } else { 0.0 });
             Gaussian { mean: vec![mean; 3], covariance: covariance.collect() }
         };
-        // One axis of the second has no width at all.
+        // The second distribution has zero variance along one axis.
         let (a, b) = (diagonal(1.0, [1.0, 2.0, 3.0]), diagonal(3.0, [2.0, 0.5, 0.0]));
         let expected = 3.0 * 4.0 + 1.0 + 1.5f64.powi(2) + 9.0;
         for (a, b) in [(&a, &b), (&b, &a)] {
@@ -200,16 +199,16 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_at_no_distance_from_itself_even_with_fewer_images_than_features() {
+    fn the_distance_of_a_set_to_itself_is_zero_even_with_fewer_images_than_features() {
         for count in [5, 200] {
             let gaussian = gaussian(&rows(count, 12, 3));
             assert!(frechet_distance(&gaussian, &gaussian).unwrap().abs() < 1e-6, "{count} images");
         }
     }
 
-    /// Of 12 features, of which some never fire, and of a few images, of which some are the same.
+    /// 12 features, one of which is always 0, and sets that contain some images twice.
     #[test]
-    fn the_distance_of_singular_gaussians_is_that_of_their_eigenvalues() {
+    fn the_trace_for_singular_covariances_agrees_with_eigenvectors() {
         let images = |count: usize, seed: u64, silent: usize| {
             let mut values = rows(count, 12, seed).values().to_vec();
             values.chunks_mut(12).for_each(|row| row[silent] = 0.0);
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_compared_is_an_error() {
+    fn different_widths_and_values_that_are_not_finite_are_errors() {
         let (three, four) = (gaussian(&rows(9, 3, 1)), gaussian(&rows(9, 4, 1)));
         assert!(matches!(
             frechet_distance(&three, &four),

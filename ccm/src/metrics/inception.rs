@@ -1,9 +1,8 @@
-//! The network whose features make a Fréchet distance the FID: Inception-v3 (Szegedy et al., arXiv 1512.00567) with the
-//! weights of TensorFlow's release of 2015, as pytorch-fid and torchmetrics publish them.
+//! The network of the FID: Inception-v3 (Szegedy et al., arXiv 1512.00567) with the weights of TensorFlow's 2015
+//! release, as published by pytorch-fid and torchmetrics.
 //!
-//! It differs from the Inception-v3 that others know in what that release did: average pools do not count the padding,
-//! and the last block takes a maximum where all others take an average. Images are brought to 299x299 by bilinear
-//! interpolation between pixel centres.
+//! As in that release, and unlike other versions of Inception-v3, average pools do not count padding, and the last
+//! block uses a max pool instead of an average pool. Images are resized to 299x299 bilinearly (half-pixel centres).
 
 use std::collections::BTreeMap;
 
@@ -19,24 +18,24 @@ use crate::model::TensorSpec;
 use crate::nn::host::to_host;
 use crate::weights::HostTensor;
 
-/// Height and width of the network's input.
+/// Height and width of the input.
 const SIDE: usize = 299;
-/// Features.
+/// Number of features.
 const WIDTH: usize = 2048;
-/// Classes of its logits.
+/// Number of logits.
 const CLASSES: usize = 1008;
-/// Of the batch norms.
+/// Epsilon of the batch norms.
 const EPSILON: f64 = 1e-3;
-/// Images that go through it together; a feature map of one takes up to 6 MB.
+/// Images per forward pass. A feature map of one image takes up to 6 MB.
 const TOGETHER: usize = 16;
 
-/// A convolution, with the batch norm that follows it, and ReLU.
+/// A convolution followed by batch norm and ReLU.
 struct Layer {
     name: String,
     /// `[outputs, inputs, height, width]`.
     shape: [usize; 4],
     stride: usize,
-    /// Whether the map keeps its size.
+    /// Whether the feature map keeps its size.
     padded: bool,
 }
 
@@ -121,7 +120,7 @@ fn layers() -> Vec<Layer> {
     layers
 }
 
-/// Names and shapes of the tensors that it takes from a file; others are not read.
+/// Names and shapes of the tensors that are read from a file. Other tensors are ignored.
 pub fn tensors() -> Vec<TensorSpec> {
     let mut tensors = Vec::new();
     let mut push = |name, shape: &[usize]| tensors.push(TensorSpec { name, shape: shape.to_vec() });
@@ -135,14 +134,14 @@ pub fn tensors() -> Vec<TensorSpec> {
     tensors
 }
 
-/// The network.
+/// The Inception-v3 network.
 pub struct Inception {
     convolutions: BTreeMap<String, Convolution>,
     fc_weight: Tensor<2>,
     fingerprint: String,
 }
 
-/// A convolution into which its batch norm has been folded.
+/// A convolution with its batch norm folded in.
 struct Convolution {
     weight: Tensor<4>,
     bias: Tensor<1>,
@@ -150,10 +149,10 @@ struct Convolution {
 }
 
 impl Inception {
-    /// The network with the weights of a checkpoint.
+    /// Creates the network from the tensors of a checkpoint.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape, by name.
+    /// [`MetricsError::File`], with the name, if a tensor is missing or has another shape.
     pub fn new(mut named: BTreeMap<String, HostTensor>, device: &Device) -> Result<Self, MetricsError> {
         for TensorSpec { name, shape: expected } in tensors() {
             match named.get(&name) {
@@ -167,7 +166,7 @@ impl Inception {
         }
         let fingerprint = fingerprint(tensors().iter().map(|tensor| &named[&tensor.name].values));
         #[expect(clippy::expect_used, reason = "checked above")]
-        let mut take = |name: String| named.remove(&name).expect("a tensor of `tensors`, once").values;
+        let mut take = |name: String| named.remove(&name).expect("every tensor is present").values;
         let mut convolutions = BTreeMap::new();
         for Layer { name, shape, stride, padded } in layers() {
             let mut weight = take(format!("{name}.conv.weight"));
@@ -194,8 +193,8 @@ impl Inception {
         })
     }
 
-    /// Features `[B, 2048]` and logits `[B, 1008]` of images `[B, 3, H, W]` in [-1, 1]. The logits are without the bias,
-    /// as the inception score of the field is computed.
+    /// Features `[B, 2048]` and logits `[B, 1008]` of images `[B, 3, H, W]` in [-1, 1]. The logits omit the bias, as is
+    /// customary for the inception score.
     fn forward(&self, images: Tensor<4>) -> (Tensor<2>, Tensor<2>) {
         let resize = InterpolateOptions::new(InterpolateMode::Bilinear)
             .with_align_corners(false)
@@ -253,7 +252,7 @@ impl Inception {
         x = Tensor::cat(vec![self.branches("Mixed_7a", x, &branches, None), pooled], 1);
         let pooled = average(x.clone());
         x = self.last_block("Mixed_7b", x, pooled);
-        // As TensorFlow's release has it; all other pools of this kind are averages.
+        // A max pool as in TensorFlow's release; the other blocks have average pools here.
         let pooled = largest(x.clone(), 1);
         x = self.last_block("Mixed_7c", x, pooled);
         let [images, channels, height, width] = x.dims();
@@ -267,7 +266,7 @@ impl Inception {
         relu(conv2d(x, weight.clone(), Some(bias.clone()), options.clone()))
     }
 
-    /// Branches of convolutions, side by side, and last the one that follows a pool.
+    /// Concatenates the branches of a block. `pooled` is the input of the last branch.
     fn branches(
         &self,
         block: &str,
@@ -282,7 +281,7 @@ impl Inception {
         Tensor::cat(maps, 1)
     }
 
-    /// The blocks at 8x8, whose branches end in two.
+    /// A block at 8x8, in which two branches fork.
     fn last_block(&self, block: &str, x: Tensor<4>, pooled: Tensor<4>) -> Tensor<4> {
         let conv = |name: &str, x: Tensor<4>| self.conv(&format!("{block}.{name}"), x);
         let narrow = conv("branch3x3_1", x.clone());
@@ -299,7 +298,7 @@ impl Inception {
     }
 }
 
-/// The largest of 3x3 pixels; with stride 1 the map keeps its size.
+/// Max pool over 3x3 pixels. With stride 1 the feature map keeps its size.
 fn largest(x: Tensor<4>, stride: usize) -> Tensor<4> {
     let padding = if stride == 1 { 1 } else { 0 };
     max_pool2d(
@@ -312,7 +311,7 @@ fn largest(x: Tensor<4>, stride: usize) -> Tensor<4> {
     )
 }
 
-/// The average of those of 3x3 pixels that there are.
+/// Average pool over 3x3 pixels without padding pixels.
 fn average(x: Tensor<4>) -> Tensor<4> {
     let options = AvgPoolOptions {
         stride: [1; 2],

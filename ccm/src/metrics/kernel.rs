@@ -1,14 +1,14 @@
-//! The kernel distance (KID): the squared maximum mean discrepancy with the kernel `(x y / width + 1)^3`, unbiased
-//! (Bińkowski et al., arXiv 1801.01401).
+//! Kernel distance (KID): unbiased squared maximum mean discrepancy with the kernel `(x y / width + 1)^3` (Bińkowski et
+//! al., arXiv 1801.01401).
 
 use super::MetricsError;
 use super::rows::Rows;
 use crate::noise::Noise;
 
-/// Rows whose kernel is computed at a time.
+/// Rows whose kernel is computed in one block.
 const BLOCK: usize = 512;
 
-/// Mean and standard deviation of a figure over subsets.
+/// Mean and standard deviation over subsets.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Spread {
     /// Mean.
@@ -18,7 +18,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of these values, which must not be none.
+    /// Mean and standard deviation of `values`, which must not be empty.
     pub fn of(values: &[f64]) -> Self {
         let count = values.len() as f64;
         let mean = values.iter().sum::<f64>() / count;
@@ -27,10 +27,10 @@ impl Spread {
     }
 }
 
-/// Unbiased squared maximum mean discrepancy of two sets; it can be below zero.
+/// Unbiased squared maximum mean discrepancy of two sets. It can be negative.
 ///
 /// # Errors
-/// Sets of different width, or of fewer than two images.
+/// [`MetricsError`] if the widths differ or a set has fewer than two images.
 pub fn squared_mmd(a: &Rows, b: &Rows) -> Result<f64, MetricsError> {
     a.suit(b)?;
     let found = a.len().min(b.len());
@@ -43,10 +43,10 @@ pub fn squared_mmd(a: &Rows, b: &Rows) -> Result<f64, MetricsError> {
     Ok(within(a) / (m * (m - 1.0)) + within(b) / (n * (n - 1.0)) - 2.0 * sum(a, b) / (m * n))
 }
 
-/// The squared discrepancy of random subsets of `size` images of each set, without replacement.
+/// [`squared_mmd`] of random subsets of `size` images of each set, drawn without replacement.
 ///
 /// # Errors
-/// As [`squared_mmd`], or sets smaller than a subset.
+/// As [`squared_mmd`], and [`MetricsError::TooFew`] if a set is smaller than a subset.
 pub fn kernel_distance(
     a: &Rows,
     b: &Rows,
@@ -64,7 +64,7 @@ pub fn kernel_distance(
     Ok(Spread::of(&distances.collect::<Result<Vec<_>, _>>()?))
 }
 
-/// The kernel of a product.
+/// The kernel for an inner product.
 fn kernel(product: f64, width: usize) -> f64 {
     (product / width as f64 + 1.0).powi(3)
 }
@@ -74,7 +74,7 @@ fn own(row: &[f64]) -> f64 {
     kernel(row.iter().map(|value| value * value).sum(), row.len())
 }
 
-/// The sum of the kernel over all pairs.
+/// Sum of the kernel over all pairs.
 fn sum(a: &Rows, b: &Rows) -> f64 {
     let blocks = (0..a.len()).step_by(BLOCK);
     blocks
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_distance_is_the_sum_over_pairs_of_different_images() {
+    fn the_distance_agrees_with_sums_over_pairs() {
         let (a, b) = (rows(5, 0.0, 1), rows(3, 0.5, 2));
         let k = |x: &[f64], y: &[f64]| kernel(x.iter().zip(y).map(|(x, y)| x * y).sum(), 4);
         let mean = |a: &Rows, b: &Rows, same: bool| {
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_from_one_distribution_are_at_no_distance_and_others_are() {
+    fn only_sets_from_different_distributions_have_a_significant_distance() {
         let same = kernel_distance(&rows(600, 0.0, 1), &rows(600, 0.0, 2), 20, 300, 0).unwrap();
         assert!(same.mean.abs() < 3.0 * same.deviation, "{same:?}");
         let other = kernel_distance(&rows(600, 0.0, 1), &rows(600, 0.5, 2), 20, 300, 0).unwrap();

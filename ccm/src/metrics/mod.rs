@@ -1,10 +1,10 @@
 //! Image quality metrics: distances between two sets of images in the feature space of a pretrained network.
 //!
-//! An [`Extractor`] turns images into *features*, and every figure is computed from features. A figure means nothing
-//! without the name of its extractor, which [`Figures`] carries. Only with the Inception-v3 network of the field is a
-//! Fréchet distance the FID.
+//! An [`Extractor`] turns images into *features*, and every metric is computed from features. Metrics of different
+//! extractors cannot be compared, so [`Figures`] names the extractor. The Fréchet distance is the FID only with the
+//! Inception-v3 network of [`inception`].
 //!
-//! | figure | module | source |
+//! | metric | module | source |
 //! |---|---|---|
 //! | Fréchet distance | [`frechet`] | Heusel et al., arXiv 1706.08500 |
 //! | kernel distance, unbiased | [`kernel`] | Bińkowski et al., arXiv 1801.01401 |
@@ -12,8 +12,8 @@
 //! | density and coverage | [`manifold`] | Naeem et al., arXiv 2002.09797 |
 //! | inception score | [`score`] | Salimans et al., arXiv 1606.03498 |
 //!
-//! Mean, covariance and the score's sums are accumulated in `f64`, image by image. The other figures compare pairs of
-//! images, and use the first images of a set.
+//! Mean, covariance and the sums of the inception score are accumulated in `f64` over all images. The other metrics
+//! compare pairs of images and use the first images of a set.
 
 pub mod classifier;
 pub mod evaluation;
@@ -32,34 +32,34 @@ pub use extractor::{Extractor, Features};
 pub use frechet::{Gaussian, Moments};
 pub use rows::Rows;
 
-/// Why a figure cannot be computed.
+/// Why a metric cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// Features of two sets are of different length.
+    /// Features have different lengths.
     #[error("features: expected {expected} values an image, found {found}")]
     Width {
-        /// Values of one set.
+        /// Values per image in one set.
         expected: usize,
-        /// Values of the other.
+        /// Values per image in the other set.
         found: usize,
     },
-    /// A set is too small.
+    /// A set has too few images.
     #[error("{figure}: expected at least {expected} images, found {found}")]
     TooFew {
-        /// The figure.
+        /// Name of the metric.
         figure: &'static str,
-        /// Images that it takes.
+        /// Smallest number of images.
         expected: usize,
-        /// Images of the set.
+        /// Number of images in the set.
         found: usize,
     },
-    /// Features or statistics with infinities or without values.
-    #[error("{0}: expected finite numbers, found others")]
+    /// Features or statistics contain NaN or infinity.
+    #[error("{0}: expected finite numbers, found NaN or infinity")]
     NotFinite(&'static str),
-    /// A file of statistics or features that is none.
+    /// A file of statistics or of an extractor is invalid.
     #[error("{0}")]
     File(String),
-    /// The sampler could not make images.
+    /// The sampler failed.
     #[error(transparent)]
     Sampler(#[from] crate::sampler::SamplerError),
 }

@@ -1,4 +1,4 @@
-//! Features side by side, and the products that all distances are made of.
+//! Feature matrices and their products, on which all distances are based.
 
 use super::MetricsError;
 
@@ -10,10 +10,10 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Rows of `width` values.
+    /// Creates rows of `width` values.
     ///
     /// # Errors
-    /// Values that are not whole rows, or not finite.
+    /// [`MetricsError`] if the values do not form whole rows or are not finite.
     pub fn new(width: usize, values: Vec<f64>) -> Result<Self, MetricsError> {
         if width == 0 || !values.len().is_multiple_of(width) {
             return Err(MetricsError::Width { expected: width, found: values.len() });
@@ -24,7 +24,7 @@ impl Rows {
         Ok(Self { width, values })
     }
 
-    /// Values of a row.
+    /// Number of values per row.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -34,12 +34,12 @@ impl Rows {
         self.values.len() / self.width.max(1)
     }
 
-    /// Whether there are none.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// All values, row after row.
+    /// All values, in row-major order.
     pub fn values(&self) -> &[f64] {
         &self.values
     }
@@ -47,7 +47,7 @@ impl Rows {
     /// Row `index`.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If `index` is not below [`len`](Self::len).
     pub fn row(&self, index: usize) -> &[f64] {
         &self.values[index * self.width..][..self.width]
     }
@@ -55,22 +55,22 @@ impl Rows {
     /// The rows at `indices`.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If an index is not below [`len`](Self::len).
     pub fn select(&self, indices: &[usize]) -> Self {
         let values = indices.iter().flat_map(|&index| self.row(index)).copied().collect();
         Self { width: self.width, values }
     }
 
-    /// The first rows, at most `count`.
+    /// The first `count` rows, or all if there are fewer.
     pub fn first(&self, count: usize) -> Self {
         let len = count.min(self.len()) * self.width;
         Self { width: self.width, values: self.values[..len].to_vec() }
     }
 
-    /// Two sets can be compared: their rows are of one width.
+    /// Checks that two sets have rows of the same width.
     ///
     /// # Errors
-    /// They are not.
+    /// [`MetricsError::Width`] if they do not.
     pub fn suit(&self, other: &Self) -> Result<(), MetricsError> {
         if self.width == other.width {
             Ok(())
@@ -79,7 +79,7 @@ impl Rows {
         }
     }
 
-    /// Products of rows `from..to` with all rows of `other`: `[to - from, other.len()]`.
+    /// Inner products of rows `from..to` with all rows of `other`: `[to - from, other.len()]`.
     pub(super) fn products(&self, from: usize, to: usize, other: &Self) -> Vec<f64> {
         let mut products = vec![0.0; (to - from) * other.len()];
         let left = &self.values[from * self.width..to * self.width];
@@ -91,31 +91,30 @@ impl Rows {
     }
 }
 
-/// A matrix in memory.
+/// A strided view of a matrix.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
     pub(super) values: &'a [f64],
     pub(super) rows: usize,
-    /// From one row to the next.
+    /// Values from one row to the next.
     pub(super) row_stride: usize,
-    /// From one column to the next.
+    /// Values from one column to the next.
     pub(super) column_stride: usize,
 }
 
-/// `sum += left * right`, with `inner` columns on the left and `columns` on the right; `sum` is row-major. All cores
-/// take part.
+/// `sum += left * right` on all cores. `left` has `inner` columns, `right` has `columns`, and `sum` is row-major.
 ///
 /// # Panics
-/// If one of them is not of this size.
+/// If the sizes do not fit.
 pub(super) fn add_product(sum: &mut [f64], left: Matrix, right: Matrix, inner: usize, columns: usize) {
     if sum.is_empty() || inner == 0 {
         return;
     }
     let last = |m: Matrix, columns: usize| (m.rows - 1) * m.row_stride + (columns - 1) * m.column_stride;
-    assert_eq!(right.rows, inner, "rows of the right");
-    assert_eq!(sum.len(), left.rows * columns, "values of the sum");
+    assert_eq!(right.rows, inner, "rows of `right`");
+    assert_eq!(sum.len(), left.rows * columns, "values of `sum`");
     assert!(last(left, inner) < left.values.len() && last(right, columns) < right.values.len());
-    // SAFETY: the assertions above bound every place that is read or written; `sum` is borrowed alone.
+    // SAFETY: the assertions above bound every index that is read or written, and `sum` is borrowed exclusively.
     unsafe {
         gemm::gemm(
             left.rows,
@@ -147,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_are_those_of_every_pair() {
+    fn products_agree_with_sums_over_each_pair() {
         let rows = |count: usize, shift: f64| {
             Rows::new(5, (0..5 * count).map(|i| (i as f64 * 0.7 + shift).sin()).collect()).unwrap()
         };
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_are_not_whole_or_not_numbers_are_errors() {
+    fn incomplete_rows_and_values_that_are_not_finite_are_errors() {
         assert!(Rows::new(3, vec![0.0; 7]).is_err());
         assert!(Rows::new(0, vec![]).is_err());
         assert!(Rows::new(2, vec![0.0, f64::NAN]).is_err());

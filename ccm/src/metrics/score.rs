@@ -1,11 +1,11 @@
-//! The inception score (Salimans et al., arXiv 1606.03498): `exp E KL(p(y | x) || p(y))`, over splits of the set.
+//! Inception score (Salimans et al., arXiv 1606.03498): `exp E KL(p(y | x) || p(y))`, averaged over splits of the set.
 
 use super::kernel::Spread;
 
-/// Splits of a set; the score is their mean.
+/// Number of splits.
 pub const SPLITS: usize = 10;
 
-/// The score of probabilities that come a few at a time.
+/// Streaming inception score.
 #[derive(Debug, Clone)]
 pub struct Score {
     total: usize,
@@ -23,13 +23,13 @@ struct Part {
 }
 
 impl Score {
-    /// Of `total` images and `classes` classes.
+    /// Creates the score for `total` images and `classes` classes.
     pub fn new(total: usize, classes: usize) -> Self {
         let part = Part { images: 0, probabilities: vec![0.0; classes], information: 0.0 };
         Self { total, seen: 0, parts: vec![part; SPLITS.min(total.max(1))] }
     }
 
-    /// Adds the logits of an image; more images than the total are not counted.
+    /// Adds the logits of one image. Images beyond the total are ignored.
     pub fn add(&mut self, logits: &[f32]) {
         if self.seen >= self.total {
             return;
@@ -47,7 +47,7 @@ impl Score {
         }
     }
 
-    /// The score and its spread over the parts; `None` before all images have come.
+    /// Mean and standard deviation of the score over the splits; `None` until all images are added.
     pub fn value(&self) -> Option<Spread> {
         let score = |part: &Part| {
             let images = part.images as f64;
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sure_and_varied_images_score_the_number_of_classes() {
+    fn certain_and_balanced_predictions_score_the_number_of_classes() {
         let mut score = Score::new(400, 4);
         for i in 0..400 {
             let mut logits = [0.0f32; 4];
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn images_that_are_all_alike_score_one() {
+    fn identical_images_score_one() {
         let mut score = Score::new(23, 3);
         assert_eq!(score.value(), None);
         (0..23).for_each(|_| score.add(&[1.0, 2.0, -3.0]));
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn the_score_is_that_of_its_formula() {
+    fn the_score_agrees_with_its_formula() {
         let mut score = Score::new(2, 2);
         score.parts.truncate(1);
         let half = |p: f64| [(p / (1.0 - p)).ln() as f32, 0.0];

@@ -1,5 +1,5 @@
-//! Mean and covariance as a file: NumPy's `.npz` with `mu` and `sigma`, as the field passes them around. What is
-//! written here also says of which features they are.
+//! Mean and covariance in a file: NumPy's `.npz` with arrays `mu` and `sigma`, the format of pytorch-fid. Files written
+//! here also name the extractor, in `features`.
 
 use std::io::{Cursor, Read, Write};
 
@@ -9,29 +9,29 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 use super::MetricsError;
 use super::frechet::Gaussian;
 
-/// The most features that are taken for real: the covariance of these takes 2 GB.
+/// Largest number of features that is accepted; the covariance then takes 2 GB.
 const MOST_FEATURES: usize = 16_384;
 
-/// The most bytes of an array that are not numbers: its header, or a name.
+/// Limit for the header of an array and for a name, in bytes.
 const MOST_TEXT: u64 = 1 << 16;
 
-/// Bytes before the text of an array's header, in its first version.
+/// Bytes before the header text, in version 1 of the format.
 const HEADER: usize = 10;
 
-/// A set's statistics, and what is known of it.
+/// Statistics of a set of images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
     /// Mean and covariance.
     pub gaussian: Gaussian,
-    /// The extractor's name; files of other programs do not say.
+    /// Name of the extractor; `None` for files of other programs.
     pub features: Option<String>,
 }
 
 impl Statistics {
-    /// Writes a `.npz`.
+    /// Serializes the statistics as `.npz`.
     ///
     /// # Errors
-    /// None in practice.
+    /// [`MetricsError::File`] if zip compression fails, which does not happen in practice.
     pub fn to_bytes(&self) -> Result<Vec<u8>, MetricsError> {
         let Gaussian { mean, covariance } = &self.gaussian;
         let width = mean.len();
@@ -57,10 +57,11 @@ impl Statistics {
         Ok(archive.finish().map_err(|error| fault(&error))?.into_inner())
     }
 
-    /// Reads a `.npz`. Every size is checked before it is trusted.
+    /// Reads the bytes of a `.npz`. Sizes are checked before use.
     ///
     /// # Errors
-    /// A file that is no archive, or whose `mu` and `sigma` are not `[n]` and `[n, n]` finite floating-point numbers.
+    /// [`MetricsError`] if the file is not an archive, or if `mu` and `sigma` are not `[n]` and `[n, n]` finite
+    /// floating-point values.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, MetricsError> {
         let mut archive = ZipArchive::new(Cursor::new(bytes))
             .map_err(|error| MetricsError::File(format!("expected NumPy's .npz: {error}")))?;
@@ -86,7 +87,7 @@ impl Statistics {
     }
 }
 
-/// An array as NumPy writes it: a header of a multiple of 64 bytes, and the values.
+/// Serializes an array in NumPy's format: a header padded to a multiple of 64 bytes, then the values.
 fn array(kind: &str, shape: &str, values: &[u8]) -> Vec<u8> {
     let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
     let len = (HEADER + text.len() + 1).next_multiple_of(64) - HEADER;
@@ -97,7 +98,7 @@ fn array(kind: &str, shape: &str, values: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An array that has been read.
+/// An array read from a file.
 struct Array {
     name: &'static str,
     kind: String,
@@ -117,8 +118,8 @@ impl Array {
         let file = archive.by_name(&format!("{name}.npy")).map_err(|error| fault(&error))?;
         let mut bytes = Vec::new();
         file.take(most_bytes).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
-        let malformed = || fault(&"expected an array of NumPy");
-        // Version 1 has two bytes for the length of the header, later ones four.
+        let malformed = || fault(&"expected a NumPy array");
+        // The length of the header has two bytes in version 1 and four in later versions.
         let (start, len) = match (bytes.get(..8), bytes.get(8..12)) {
             (Some([0x93, b'N', b'U', b'M', b'P', b'Y', 1, _]), Some(&[a, b, ..])) => {
                 (HEADER, usize::from(u16::from_le_bytes([a, b])))
@@ -144,12 +145,12 @@ impl Array {
             && after("fortran_order").is_some_and(|rest| rest.starts_with("True"))
             && shape[0] != shape[1]
         {
-            return Err(fault(&"expected rows one after the other"));
+            return Err(fault(&"expected row-major order"));
         }
         Ok(Self { name, kind, shape, values: bytes.split_off(start + len) })
     }
 
-    /// The values as numbers. A covariance is symmetric, so the order of rows and columns does not matter.
+    /// The values as `f64`. A covariance is symmetric, so row-major and column-major order are equal.
     fn numbers(&self) -> Result<Vec<f64>, MetricsError> {
         let count: usize = self.shape.iter().product();
         let (values, size) = match self.kind.as_str() {
@@ -188,14 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn statistics_survive_their_own_file() {
+    fn statistics_are_restored_from_their_file() {
         assert_eq!(Statistics::from_bytes(&statistics().to_bytes().unwrap()).unwrap(), statistics());
         let nameless = Statistics { features: None, ..statistics() };
         assert_eq!(Statistics::from_bytes(&nameless.to_bytes().unwrap()).unwrap(), nameless);
     }
 
     #[test]
-    fn an_array_is_as_numpy_writes_it() {
+    fn an_array_has_the_layout_of_numpy() {
         let bytes = array("<f8", "(2,)", &[0; 16]);
         assert_eq!(&bytes[..10], b"\x93NUMPY\x01\x00\x76\x00");
         assert_eq!(bytes.len(), 128 + 16);
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_cut_short_or_misshapen_are_errors() {
+    fn truncated_and_inconsistent_files_are_errors() {
         let bytes = statistics().to_bytes().unwrap();
         for len in 0..bytes.len() {
             assert!(Statistics::from_bytes(&bytes[..len]).is_err(), "cut to {len} bytes");

@@ -1,16 +1,15 @@
-//! The axes of a chart: which numbers can be placed, how far the axis reaches, and where its ticks stand.
-//! An [`Axis`] is a coordinate of its own to plotters, because plotters' ticks leave a logarithmic axis of less
-//! than a decade almost bare and its labels know no thousands.
+//! Axes of a chart: range, ticks and labels. [`Axis`] is a custom coordinate of plotters, because plotters draws almost
+//! no ticks on a logarithmic axis of less than a decade and does not abbreviate thousands.
 
 use std::ops::Range;
 
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 
-/// Numbers further from zero than this, or nearer on a logarithmic axis, are as good as infinite: their
-/// differences would overflow on the way to a pixel.
+/// Values with a larger magnitude, or a smaller one on a logarithmic axis, are treated as infinite: differences of them
+/// would overflow.
 const FAR: f64 = 1e30;
 
-/// Ticks that an axis aims for.
+/// Approximate number of ticks.
 const TICKS: f64 = 6.0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +19,7 @@ pub(super) enum Scale {
 }
 
 impl Scale {
-    /// Where a value stands on an endless axis; `None` for what has no place there.
+    /// The position of a value on the axis; `None` if it cannot be drawn.
     pub(super) fn place(self, value: f64) -> Option<f64> {
         match self {
             Scale::Linear => (value.abs() <= FAR).then_some(value),
@@ -29,24 +28,23 @@ impl Scale {
     }
 }
 
-/// An axis of values, never empty and always finite.
+/// An axis of values. Its range is finite and not empty.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
     scale: Scale,
-    /// From the axis's start to its end, as [`Scale::place`] has them.
+    /// Range of positions, as given by [`Scale::place`].
     places: Range<f64>,
-    /// Value and label, ascending.
+    /// Values and labels, ascending.
     ticks: Vec<(f64, String)>,
 }
 
 impl Axis {
-    /// An axis that holds exactly the given values; `None` if there is nothing to place.
+    /// An axis whose range is exactly that of the values; `None` if no value can be drawn.
     pub(super) fn tight(scale: Scale, values: impl IntoIterator<Item = f64>) -> Option<Self> {
         Some(Self::new(scale, extent(scale, values)?))
     }
 
-    /// An axis with some air above and below the given values. A linear axis that starts at zero goes on
-    /// doing so.
+    /// An axis with margins below and above the values. A linear axis that starts at zero has no margin below.
     pub(super) fn padded(scale: Scale, values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let Range { start, end } = extent(scale, values)?;
         let air = (end - start) * 0.06;
@@ -68,7 +66,7 @@ impl Ranged for Axis {
     type ValueType = f64;
 
     fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
-        // Only values with a place get this far; any other would stand at the start.
+        // Values without a position are filtered out before; map others to the start.
         let place = self.scale.place(*value).unwrap_or(self.places.start);
         let part = (place - self.places.start) / (self.places.end - self.places.start);
         from + (f64::from(to - from) * part).round() as i32
@@ -92,12 +90,12 @@ impl Ranged for Axis {
 impl ValueFormatter<f64> for Axis {
     fn format_ext(&self, value: &f64) -> String {
         let tick = self.ticks.iter().find(|tick| tick.0 == *value);
-        // Places between the ticks have no label.
+        // Only ticks have labels.
         tick.map_or_else(String::new, |tick| tick.1.clone())
     }
 }
 
-/// From the lowest to the highest place, widened where all values are the same.
+/// The range of the positions, widened if all values are equal.
 fn extent(scale: Scale, values: impl IntoIterator<Item = f64>) -> Option<Range<f64>> {
     let places = values.into_iter().filter_map(|value| scale.place(value));
     let (low, high) =
@@ -122,14 +120,14 @@ fn linear_ticks(values: &Range<f64>) -> Vec<(f64, String)> {
         .into_iter()
         .find(|step| *step >= rough * 0.8)
         .unwrap_or(10.0 * magnitude);
-    // A hair of slack, so that rounding does not lose a tick at the very end.
+    // A small tolerance keeps ticks at the ends despite rounding.
     let first = (values.start / step - 1e-6).ceil() as i64;
     let last = (values.end / step + 1e-6).floor() as i64;
     (first..=last).map(|k| k as f64 * step).map(|value| (value, short(value, step))).collect()
 }
 
-/// Powers of ten where there are enough of them, otherwise 1, 2 and 5 in each decade, otherwise the round
-/// numbers of a linear axis.
+/// Powers of ten if there are enough of them; otherwise 1, 2 and 5 in each decade; otherwise the ticks of a linear
+/// axis.
 fn log_ticks(places: &Range<f64>) -> Vec<(f64, String)> {
     let decades = places.end - places.start;
     let every = (decades / TICKS).ceil().max(1.0) as i32;
@@ -147,15 +145,15 @@ fn log_ticks(places: &Range<f64>) -> Vec<(f64, String)> {
     linear_ticks(&(10f64.powf(places.start)..10f64.powf(places.end)))
 }
 
-/// A number of images the way people say it: `950`, `20k`, `1.5M`.
+/// An abbreviated number of images: `950`, `20k`, `1.5M`.
 pub(super) fn count(value: u64) -> String {
     let value = value as f64;
-    // Three digits are enough for a caption.
+    // Round to three digits.
     let digit = 10f64.powf((value.max(1.0).log10() - 2.0).floor().max(0.0));
     short((value / digit).round() * digit, digit)
 }
 
-/// A number as short as it can be said, exact to its last digit that matters: `1.5M`, `200k`, `0.02`, `5e-5`.
+/// A number in its shortest form, exact to `digit`: `1.5M`, `200k`, `0.02`, `5e-5`.
 fn short(value: f64, digit: f64) -> String {
     let size = value.abs();
     if size < digit * 0.5 {
@@ -199,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_comes_the_axis_is_finite_and_has_few_ticks() {
+    fn every_axis_is_finite_and_has_few_ticks() {
         let values = [0.0, -1e30, 1e30, 1e-30, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, 65.0, 65.000_001];
         for scale in [Scale::Linear, Scale::Log] {
             for a in values {
@@ -219,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_read_as_people_say_them() {
+    fn counts_are_abbreviated() {
         let said = [(0, "0"), (950, "950"), (20_000, "20k"), (1_500_000, "1.5M"), (51_234_567, "51.2M")];
         for (value, text) in said {
             assert_eq!(count(value), text);

@@ -1,5 +1,5 @@
-//! Line charts as inline SVG. A chart is drawn in the light theme's colours, and `page.css` finds exactly those
-//! colours again to give them the reader's theme; the two lists must agree, and a test holds them together.
+//! Line charts as inline SVG. Charts are drawn in the colours of the light theme, and `page.css` replaces these colours
+//! by those of the reader's theme. A test checks that both lists agree.
 
 use std::io;
 use std::ops::Range;
@@ -11,23 +11,23 @@ use super::ReportError;
 use super::axis::{Axis, Scale};
 use super::series::{self, Points};
 
-/// Tick labels and axis titles.
+/// Colour of tick labels and axis titles.
 const LABEL: RGBColor = RGBColor(0x5D, 0x61, 0x67);
-/// Grid lines and the axis.
+/// Colour of grid lines and axes.
 const GRID: RGBColor = RGBColor(0xE3, 0xE3, 0xDF);
-/// The threshold's dashes.
+/// Colour of the threshold line.
 const MARK: RGBColor = RGBColor(0x86, 0x8A, 0x90);
 
-/// Drawing units per CSS pixel at the chart's natural size. Plotters rounds to whole units; at one unit a
-/// pixel a smooth curve would show steps.
+/// Drawing units per CSS pixel at the chart's natural size. Plotters rounds to whole units, so at one unit per pixel a
+/// smooth curve would show steps.
 const FINE: u32 = 4;
 const WIDTH: u32 = 480 * FINE;
 const HEIGHT: u32 = 270 * FINE;
 
-/// Whose line it is. The variants are the theme's two data colours.
+/// A series of a chart. The variants are the data colours of the theme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Series {
-    /// The run itself, or the curriculum.
+    /// The run, or the curriculum.
     Main,
     /// The fixed step that the curriculum is compared with.
     Baseline,
@@ -42,7 +42,7 @@ impl Series {
     }
 }
 
-/// Numbers on their way to a chart: what can be placed, and how much cannot.
+/// The points of a series that can be drawn, and the number of the others.
 struct Placed {
     points: Points,
     left_out: usize,
@@ -50,17 +50,17 @@ struct Placed {
 
 /// A finished chart.
 pub(super) struct Drawing {
-    /// Inline SVG without a size of its own; `None` if there is no number to draw.
+    /// Inline SVG without a fixed size; `None` if there is nothing to draw.
     pub(super) svg: Option<String>,
-    /// How many numbers have no place in the chart: not finite, or not positive on a logarithmic axis.
+    /// Number of values that cannot be drawn: not finite, or not positive on a logarithmic axis.
     pub(super) left_out: usize,
 }
 
-/// A quantity over the course of a training: a thin line with its extremes, a smooth line on top, and the
-/// threshold if the quantity has one.
+/// A quantity over the course of training: a thin line with extremes, a smooth line on top, and the threshold if there
+/// is one.
 ///
 /// # Errors
-/// [`ReportError::Chart`] with what the drawing library says.
+/// [`ReportError::Chart`] if drawing fails.
 pub(super) fn over_training(
     name: &str,
     points: impl Iterator<Item = (u64, f64)>,
@@ -75,7 +75,7 @@ pub(super) fn over_training(
     let Some((x, y)) = axes.filter(|_| !points.is_empty()) else {
         return Ok(Drawing { svg: None, left_out });
     };
-    let svg = draw(name, x, y, "images seen", |canvas| {
+    let svg = draw(name, x, y, "training images", |canvas| {
         canvas.line(&thin, Series::Main, 0.3, 1)?;
         canvas.line(&smooth, Series::Main, 1.0, 2)?;
         canvas.threshold(threshold)
@@ -83,10 +83,10 @@ pub(super) fn over_training(
     Ok(Drawing { svg: Some(svg), left_out })
 }
 
-/// A quantity over time `t` in [0, 1], the curriculum beside the fixed step.
+/// A quantity over `t` in [0, 1]: the curriculum and the fixed step.
 ///
 /// # Errors
-/// [`ReportError::Chart`] with what the drawing library says.
+/// [`ReportError::Chart`] if drawing fails.
 pub(super) fn over_time(
     name: &str,
     curriculum: impl Iterator<Item = (f64, f64)>,
@@ -116,8 +116,8 @@ pub(super) fn over_time(
     Ok(Drawing { svg: Some(svg), left_out })
 }
 
-/// Keeps the points that have a place on a linear x axis and the given y axis, in ascending x. A resumed run
-/// may have logged the same images twice.
+/// Keeps the points that can be drawn on a linear x axis and the given y axis, sorted by x. A resumed run may have
+/// logged a step twice.
 fn place(points: impl Iterator<Item = (f64, f64)>, scale: Scale) -> Placed {
     let usable = |p: &(f64, f64)| Scale::Linear.place(p.0).is_some() && scale.place(p.1).is_some();
     let (mut points, rest): (Points, Points) = points.partition(usable);
@@ -125,19 +125,19 @@ fn place(points: impl Iterator<Item = (f64, f64)>, scale: Scale) -> Placed {
     Placed { points, left_out: rest.len() }
 }
 
-/// The inside of a chart whose axes stand.
+/// The plotting area of a chart.
 struct Canvas<'a, 'b> {
     chart: ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>,
-    /// Left and right end of the x axis.
+    /// Range of the x axis.
     x: Range<f64>,
 }
 
-/// What the SVG backend says if it fails.
+/// An error of the SVG backend.
 type Fault = DrawingAreaErrorKind<io::Error>;
 type Drawn = Result<(), Fault>;
 
 impl Canvas<'_, '_> {
-    /// A polyline `width` CSS pixels wide; a single point becomes a dot, because a line of one is invisible.
+    /// A polyline `width` CSS pixels wide. A single point is drawn as a dot, because a line of one point is invisible.
     fn line(&mut self, points: &[(f64, f64)], series: Series, opacity: f64, width: u32) -> Drawn {
         if points.len() == 1 {
             return self.dots(points, series);
@@ -153,8 +153,7 @@ impl Canvas<'_, '_> {
         Ok(())
     }
 
-    /// The dashed line at T, named at its right end. There the curriculum has reached the end of the
-    /// trajectory and runs below it, so the name is in nobody's way.
+    /// A dashed line at T with a label at its right end, where the curriculum's curve is below T.
     fn threshold(&mut self, threshold: Option<f64>) -> Drawn {
         let Some(height) = threshold else { return Ok(()) };
         let ends = [(self.x.start, height), (self.x.end, height)];
@@ -168,7 +167,7 @@ impl Canvas<'_, '_> {
     }
 }
 
-/// Axes and grid, then whatever `fill` draws on them, as one SVG element that fills its container's width.
+/// Draws axes and grid, calls `fill`, and returns one SVG element that scales to its container's width.
 fn draw(
     name: &str,
     x: Axis,
@@ -179,7 +178,7 @@ fn draw(
     let mut svg = String::new();
     onto(&mut svg, x, y, x_title, fill)
         .map_err(|fault| ReportError::Chart { chart: name.to_owned(), reason: fault.to_string() })?;
-    // Plotters' opening tag carries a fixed size, and a namespace that HTML implies.
+    // Remove plotters' fixed size and the namespace, which HTML implies.
     let body = svg.split_once('>').map_or("", |(_, body)| body);
     Ok(format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{name}\">{body}"))
 }

@@ -1,5 +1,5 @@
-//! The page itself: which section says what, and nothing about how it looks (`page.css`) or how a chart is
-//! drawn. Whatever comes from outside goes through [`escape`] on its way in.
+//! The HTML of the page. Its style is in `page.css`; charts are drawn by `chart`. Every string from outside passes
+//! through [`escape`].
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -8,10 +8,10 @@ use super::axis::{Scale, count};
 use super::chart::{self, Drawing};
 use super::{Curves, Grid, Growth, KdcBin, Pictures, Report, ReportError};
 
-/// Characters from which a tile's value, the name of a device for instance, is given two tiles' room.
+/// A tile spans two columns if its value, such as a device name, is longer than this.
 const WIDE: usize = 16;
 
-/// The whole page.
+/// Renders the whole page.
 pub(super) fn write(report: &Report) -> Result<String, ReportError> {
     Ok(format!(
         include_str!("page.html"),
@@ -26,7 +26,7 @@ pub(super) fn write(report: &Report) -> Result<String, ReportError> {
     ))
 }
 
-/// Text that can stand between tags and inside a quoted attribute.
+/// Escapes text for HTML content and quoted attributes.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -53,7 +53,7 @@ fn tiles(tiles: &[(String, String)]) -> String {
     format!("<dl class=\"tiles\">\n{}</dl>\n", tiles.iter().map(tile).collect::<String>())
 }
 
-/// Student and teacher side by side; the student first, because it is what the run is for.
+/// Student and teacher side by side, the student first.
 fn pictures(pictures: &Pictures) -> Result<String, ReportError> {
     let grids = [("Student", &pictures.student), ("Teacher", &pictures.teacher)];
     let mut figures = String::new();
@@ -87,7 +87,7 @@ fn grid_figure(name: &str, grid: &Grid, rows: &[String]) -> Result<String, Repor
     ))
 }
 
-/// Three significant digits.
+/// Formats with three significant digits.
 fn milliseconds(ms: f64) -> String {
     let places = if ms < 1.0 { 3 } else { usize::from(ms < 100.0) + usize::from(ms < 10.0) };
     format!("{ms:.places$}")
@@ -104,10 +104,10 @@ fn growth(growth: &[Growth]) -> Result<String, ReportError> {
             image(&format!("growth at {images}"), &format!("Samples after {images} images"), &moment.png)?;
         figures += &format!("<figure>{image}<figcaption>{images} images</figcaption></figure>\n");
     }
-    Ok(format!("<h3>How the samples grew while training</h3>\n<div class=\"growth\">\n{figures}</div>\n"))
+    Ok(format!("<h3>Samples during training</h3>\n<div class=\"growth\">\n{figures}</div>\n"))
 }
 
-/// A PNG as a data URI. Its size is written down so that the page does not jump while it loads.
+/// A PNG as a data URI. Width and height prevent layout shifts while the page loads.
 fn image(picture: &str, alt: &str, png: &[u8]) -> Result<String, ReportError> {
     let not_png = || ReportError::NotPng { picture: picture.to_owned(), length: png.len() };
     let (width, height) = png_size(png).ok_or_else(not_png)?;
@@ -117,7 +117,7 @@ fn image(picture: &str, alt: &str, png: &[u8]) -> Result<String, ReportError> {
     ))
 }
 
-/// Width and height in pixels from the header of a PNG file; `None` if it is not one, or has no pixels.
+/// Width and height from the header of a PNG file; `None` if it is not a PNG or has no pixels.
 fn png_size(png: &[u8]) -> Option<(u32, u32)> {
     let header = png.strip_prefix(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR")?;
     let width = u32::from_be_bytes(*header.first_chunk()?);
@@ -142,8 +142,8 @@ fn training(report: &Report) -> Result<String, ReportError> {
     }
     let dashed = if threshold.is_some() { " Dashed: the curriculum's threshold T." } else { "" };
     Ok(format!(
-        "<p>Thin: every logged step, cut down to its extremes where there are many. Thick: a running mean. Losses \
-         are on a logarithmic axis.{dashed}</p>\n<div class=\"pair\">\n{charts}</div>\n"
+        "<p>Thin: logged steps, reduced to the extremes of each interval if there are many. Thick: moving average. \
+         Losses have a logarithmic axis.{dashed}</p>\n<div class=\"pair\">\n{charts}</div>\n"
     ))
 }
 
@@ -177,7 +177,7 @@ fn no_data(why: &str) -> String {
 
 fn curriculum(curves: Option<&Curves>) -> Result<String, ReportError> {
     let Some(curves) = curves else {
-        return Ok(no_data("measured once there is a student"));
+        return Ok(no_data("measured when the student is trained"));
     };
     let threshold = curves.threshold;
     let pairs = |value: fn(&KdcBin) -> f64| {
@@ -190,11 +190,12 @@ fn curriculum(curves: Option<&Curves>) -> Result<String, ReportError> {
     let kdc = chart::over_time(kdc_name, kdc, kdc_fixed, false, Some(threshold))?;
     let steps = chart::over_time(steps_name, steps, steps_fixed, true, None)?;
     Ok(format!(
-        "<p>KDC is 100 minus the PSNR between what the student predicts at time t and its target further on: how \
-         much there is left to learn from the pair. With a fixed step the teacher takes one step, wherever it \
-         starts. With the curriculum it goes on until KDC reaches the threshold T = {threshold}, or until the end \
-         of the trajectory. The method expects KDC to fall steeply with t in the first case and to stay near T \
-         until the end comes too close in the second; the curves are what this run measured.</p>\n\
+        "<p>KDC is 100 minus the PSNR between the student's prediction at time t and its target, which is the \
+         target network's prediction at a later time: a high KDC means that the student has much to learn from \
+         the pair. With a fixed step, the teacher takes one step. With the curriculum, it takes steps until KDC \
+         reaches the threshold T = {threshold} or until the end of the trajectory. According to the paper, KDC \
+         falls steeply with t with a fixed step, and stays near T until the end of the trajectory is close with the \
+         curriculum. The charts show the measurements of this run.</p>\n\
          <ul class=\"legend\"><li class=\"main\">curriculum</li><li class=\"baseline\">fixed step</li>\
          <li class=\"threshold\">threshold T = {threshold}</li></ul>\n\
          <div class=\"pair\">\n{}{}</div>\n{}",
@@ -204,7 +205,7 @@ fn curriculum(curves: Option<&Curves>) -> Result<String, ReportError> {
     ))
 }
 
-/// The same curves as a table, for whoever wants to read or copy the values.
+/// The curves as a table.
 fn numbers(curves: &Curves) -> String {
     let mut times: Vec<f64> = curves.curriculum.iter().chain(&curves.fixed).map(|bin| bin.t).collect();
     times.retain(|t| t.is_finite());
@@ -224,7 +225,7 @@ fn numbers(curves: &Curves) -> String {
         })
         .collect();
     format!(
-        "<details><summary>The same in numbers</summary><div class=\"scroll\"><table>\n\
+        "<details><summary>Values</summary><div class=\"scroll\"><table>\n\
          <thead><tr><th></th><th colspan=\"3\">curriculum</th><th colspan=\"3\">fixed step</th></tr>\n\
          <tr><th>t</th><th>KDC</th><th>steps</th><th>images</th><th>KDC</th><th>steps</th><th>images</th></tr>\
          </thead>\n<tbody>\n{rows}</tbody></table></div></details>\n"
@@ -236,12 +237,12 @@ fn configuration(report: &Report) -> String {
     if !report.command.is_empty() {
         let version = match report.version.as_str() {
             "" => String::new(),
-            version => format!(" by version {}", escape(version)),
+            version => format!(", version {}", escape(version)),
         };
         let command = escape(&report.command);
-        html += &format!("<p>Made{version} with this command:</p>\n<pre class=\"wrap\">{command}</pre>\n");
+        html += &format!("<p>Command{version}:</p>\n<pre class=\"wrap\">{command}</pre>\n");
     }
     let settings = escape(&report.config_toml);
-    html += "<details><summary>Every setting, as resolved for this run</summary>\n";
+    html += "<details><summary>Resolved configuration</summary>\n";
     html + &format!("<pre>{settings}</pre></details>\n")
 }

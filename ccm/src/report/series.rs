@@ -1,20 +1,19 @@
-//! Makes a long, noisy series small enough for a page: at most [`MAX_POINTS`] points, whatever was logged.
-//! Two views of the same data, one that keeps the extremes and one that keeps the mean.
+//! Reduces a long, noisy series to at most [`MAX_POINTS`] points. One function keeps the extremes, another the mean.
 
-/// Most points a drawn line has.
+/// Largest number of points of a drawn line.
 pub(super) const MAX_POINTS: usize = 400;
 
-/// Most points the smooth line has.
+/// Largest number of points of a smooth line.
 const MEANS: usize = 200;
 
-/// One end of the smooth line's window to the other, as a part of the whole series.
+/// Width of the smoothing window as a fraction of the series.
 const WINDOW: f64 = 0.05;
 
-/// `(x, y)`, both finite, ascending in x.
+/// Points `(x, y)`, finite and ascending in x.
 pub(super) type Points = Vec<(f64, f64)>;
 
-/// The same series with at most [`MAX_POINTS`] points. Of every stretch that is cut down, the lowest and the
-/// highest point stay, so that a spike of one step is still seen.
+/// Reduces a series to at most [`MAX_POINTS`] points. Each interval keeps its lowest and its highest point, so a spike
+/// of one step stays visible.
 pub(super) fn thin(points: &[(f64, f64)]) -> Points {
     if points.len() <= MAX_POINTS {
         return points.to_vec();
@@ -22,7 +21,7 @@ pub(super) fn thin(points: &[(f64, f64)]) -> Points {
     stretches(points, MAX_POINTS / 2).flat_map(extremes).collect()
 }
 
-/// A running mean: of each stretch first, then over a centred window of 5 % of the series.
+/// A moving average: the mean of each interval, then a centred window of 5 % of the series.
 pub(super) fn smooth(points: &[(f64, f64)]) -> Points {
     let means: Points = stretches(points, MEANS).map(mean).collect();
     let reach = (means.len() as f64 * WINDOW / 2.0).round() as usize;
@@ -34,9 +33,9 @@ pub(super) fn smooth(points: &[(f64, f64)]) -> Points {
         .collect()
 }
 
-/// Height at `x` of the straight line of least squares through a window, kept between the window's extremes.
-/// Inside the series that is the window's mean; at the ends, where the window is one-sided, a mean would lag
-/// behind a falling loss.
+/// Value at `x` of a least-squares line through a window, clamped to the window's extremes. Within the series it equals
+/// the window's mean. At the ends, where the window is one-sided, it does not lag behind a falling loss as the mean
+/// would.
 fn level(window: &[(f64, f64)], x: f64) -> f64 {
     let centre = mean(window);
     let (rise, run) = window.iter().fold((0.0, 0.0), |(rise, run), p| {
@@ -49,12 +48,12 @@ fn level(window: &[(f64, f64)], x: f64) -> f64 {
     (centre.1 + slope * (x - centre.0)).max(low).min(high)
 }
 
-/// Cuts a series into at most `count` stretches of about equal length.
+/// Splits a series into at most `count` intervals of about equal length.
 fn stretches(points: &[(f64, f64)], count: usize) -> impl Iterator<Item = &[(f64, f64)]> {
     points.chunks(points.len().div_ceil(count).max(1))
 }
 
-/// Lowest and highest point of a stretch, in the order in which they stand there.
+/// Lowest and highest point of an interval, in ascending x.
 fn extremes(stretch: &[(f64, f64)]) -> Points {
     let by_height = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
     let low = stretch.iter().min_by(by_height);
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_nothing() {
+    fn an_empty_series_stays_empty() {
         assert!(thin(&[]).is_empty() && smooth(&[]).is_empty());
     }
 }

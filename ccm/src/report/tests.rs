@@ -1,9 +1,9 @@
-//! What the page promises, whatever a run hands in.
+//! Tests of the report's page.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
 
-/// A whole PNG file of one grey pixel, from a published base64 constant rather than from this module.
+/// A PNG file of one grey pixel, from a published base64 constant.
 const PIXEL: &str =
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
@@ -20,7 +20,7 @@ fn grid(steps: u32) -> Option<Grid> {
     Some(Grid { steps, ms_per_image: Some(1.25), png: pixel() })
 }
 
-/// A finished run of `count` logged steps.
+/// The report of a finished run with `count` logged steps.
 fn run(count: u64) -> Report {
     let loss = |i: u64| 1.0 / (1.0 + i as f64) + 0.01 * (i % 7) as f64;
     Report {
@@ -80,7 +80,7 @@ fn a_finished_run_shows_every_section_in_order() {
 }
 
 #[test]
-fn nothing_from_outside_becomes_markup() {
+fn all_strings_are_escaped() {
     let evil = || "</pre></style><script>alert(\"1\")</script>&'".to_owned();
     let report = Report {
         title: evil(),
@@ -99,7 +99,7 @@ fn nothing_from_outside_becomes_markup() {
 }
 
 #[test]
-fn braces_in_a_configuration_stay_braces() {
+fn braces_in_a_configuration_are_kept() {
     let report = Report { config_toml: "a = { title = '{style}' }".into(), ..run(3) };
     assert!(report.to_html().unwrap().contains("a = { title = &#39;{style}&#39; }"));
 }
@@ -114,14 +114,14 @@ fn the_page_loads_nothing() {
 }
 
 #[test]
-fn a_run_without_anything_is_still_a_page() {
+fn an_empty_report_renders() {
     let html = Report::default().to_html().unwrap();
     assert!(!html.contains("<svg"));
     assert_eq!(html.matches("no data yet").count(), 4);
 }
 
 #[test]
-fn a_run_with_only_a_teacher_is_still_a_page() {
+fn a_report_with_only_a_teacher_renders() {
     let pictures = Pictures { student: None, ..run(0).pictures };
     let report = Report { pictures, growth: vec![], distill: vec![], curriculum: None, ..run(100) };
     let html = report.to_html().unwrap();
@@ -130,7 +130,7 @@ fn a_run_with_only_a_teacher_is_still_a_page() {
 }
 
 #[test]
-fn numbers_that_are_no_numbers_are_left_out_and_counted() {
+fn values_that_are_not_finite_are_left_out_and_counted() {
     let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, 0.0, -1.0, 5e-324, 0.5];
     let mut report = run(0);
     for (i, value) in strange.into_iter().enumerate() {
@@ -143,25 +143,25 @@ fn numbers_that_are_no_numbers_are_left_out_and_counted() {
         let html = report.to_html().unwrap();
         assert!(!html.split("<svg").skip(1).any(|svg| svg.split("</svg>").next().unwrap().contains("NaN")));
     }
-    // A logarithmic axis has a place for one of the nine.
+    // Only one of the nine values can be drawn on a logarithmic axis.
     assert!(report.to_html().unwrap().contains("8 values left out"));
 }
 
 #[test]
-fn a_single_logged_step_is_a_dot() {
+fn a_single_logged_step_is_drawn_as_a_dot() {
     let html = run(1).to_html().unwrap();
     assert_eq!(html.matches("<svg").count(), 6);
     assert!(html.matches("<circle").count() >= 4);
 }
 
 #[test]
-fn a_long_run_makes_a_small_page() {
+fn the_page_of_a_long_run_is_small() {
     let html = Report { pictures: Pictures::default(), growth: vec![], ..run(100_000) }.to_html().unwrap();
     assert!(html.len() < 200_000, "{} bytes", html.len());
 }
 
 #[test]
-fn a_picture_that_is_no_png_is_named() {
+fn an_image_that_is_not_a_png_is_named() {
     let mut empty = pixel();
     empty[16..20].fill(0);
     for png in [Vec::new(), b"GIF89a".to_vec(), pixel()[..20].to_vec(), empty] {
@@ -174,7 +174,7 @@ fn a_picture_that_is_no_png_is_named() {
 }
 
 #[test]
-fn every_colour_of_a_chart_follows_the_theme() {
+fn every_colour_of_a_chart_is_in_the_style_sheet() {
     let html = run(100).to_html().unwrap();
     let (style, body) = html.split_once("</style>").unwrap();
     let mut colours = 0;

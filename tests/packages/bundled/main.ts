@@ -1,4 +1,4 @@
-// A page that uses all of the package. The tests read what it puts on `window`.
+// A page that uses the whole package. The tests read its results from `window`.
 
 import { Sampler, WorkerSampler, type Info } from "ccm-web";
 import "ccm-web/element";

@@ -1,4 +1,4 @@
-// What the README says for esbuild. The types are checked, too.
+// The configuration for esbuild from the README. The tests also check its types.
 
 import { Sampler } from "ccm-web";
 import wasm from "ccm-web/wasm";

@@ -1,4 +1,4 @@
-// The package's page, with the WebAssembly and the worker where `configure.ts` says.
+// The page of `bundled`, configured by `configure.ts`.
 
 import "./configure.js";
 import "../bundled/main.js";

@@ -1,4 +1,4 @@
-// The package in Node: `node main.mjs MODEL URL` prints what it gives as JSON.
+// The package in Node: `node main.mjs MODEL URL` prints results as JSON.
 
 import { readFile } from "node:fs/promises";
 import { relative } from "node:path";

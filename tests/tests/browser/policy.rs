@@ -1,4 +1,4 @@
-//! The package under content security policies: the documented directives are enough, and each is needed.
+//! The package under content security policies: the documented directives suffice, and each is needed.
 
 use std::fs;
 
@@ -7,15 +7,15 @@ use ccm_tests::site::{SHAPES, Site, assert_no_complaints, assert_same_picture, g
 use ccm_web::build::root;
 use serde_json::{Value, json};
 
-/// What the package needs, as `web/README.md` has it.
+/// The policy for the package, as in `web/README.md`.
 const POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'";
-/// What a package on another origin needs, as `web/README.md` has it.
+/// The policy for a package on another origin, as in `web/README.md`.
 const CDN_POLICY: &str = "default-src 'none'; script-src 'self' https://cdn.example 'wasm-unsafe-eval'; \
      connect-src 'self' https://cdn.example; worker-src blob: https://cdn.example";
-/// The icon of the test's own page.
+/// Allows the icon of the test's own page.
 const ICON: &str = "; img-src data:";
 
-/// The start of a page that takes its icon from nowhere.
+/// The start of a page whose icon needs no request.
 const PAGE: &str = r#"<!doctype html><link rel="icon" href="data:,"><body>"#;
 
 /// Samples with a `Sampler`, a `WorkerSampler` and an element; each gives an image or an error.
@@ -89,7 +89,7 @@ fn each_directive_of_the_policy_is_needed() {
     let cases = [
         (POLICY.replace(" 'wasm-unsafe-eval'", ""), [download; 3]),
         (POLICY.replace("; connect-src 'self'", ""), [download; 3]),
-        // A worker that cannot start leaves the samplers of the page.
+        // If a worker cannot start, the page's own samplers still work.
         (format!("{POLICY}; worker-src 'none'"), no_worker),
         (format!("{POLICY}; require-trusted-types-for 'script'"), no_worker),
     ];

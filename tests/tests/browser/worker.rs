@@ -1,4 +1,4 @@
-//! Workers that cannot start or that fail, `free`, and `configure`.
+//! Workers that cannot start or that fail; `free`; `configure`.
 
 use ccm_tests::browser::WebGpu;
 use ccm_tests::site::{SHAPES, Site, assert_no_complaints, assert_same_picture, native, package, shapes};
@@ -25,9 +25,9 @@ fn a_worker_that_cannot_start_is_a_typed_error() {
 }
 
 #[test]
-fn the_calls_of_a_worker_that_ends_do_not_hang() {
+fn calls_fail_when_their_worker_ends() {
     let site = Site::new();
-    // It answers `load`, and fails in the middle of a sample.
+    // This worker answers `load` and fails during `sample`.
     let fails = site.put(
         "fails.js",
         b"import '/web/pkg/worker.js';
@@ -78,7 +78,7 @@ fn calls_made_before_free_finish_and_later_ones_fail() {
                     fault((async () => sampler.info)()),
                 ];
                 const [[, image]] = await Promise.all(before);
-                // Until the worker has ended, which must leave what it has drawn.
+                // Until the worker has ended; its drawings must remain.
                 await new Promise((resolve) => setTimeout(resolve, 1000));
                 return [[...image.data], pixels(canvas), await Promise.all(later)];
             }})()"

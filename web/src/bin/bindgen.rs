@@ -1,5 +1,6 @@
-//! Writes the files of the package: `bindgen MODULE.wasm FOLDER` puts the module, the JavaScript that wasm-bindgen
-//! generates for it, and the scripts of `js/` into a folder, shortened, and the licences beside `package.json`.
+//! Writes the files of the package: `bindgen MODULE.wasm FOLDER` writes the module, the JavaScript that wasm-bindgen
+//! generates for it, and the scripts of `js/`, all minified, to a folder, and copies the licences to `package.json`'s
+//! folder.
 
 use std::collections::HashMap;
 use std::fs;
@@ -35,7 +36,7 @@ fn bind(module: &Path, out: &Path) -> Result<(), String> {
             bindgen.typescript(false).generate_output()
         })
         .map_err(|error| bindgen(&error))?;
-    // wasm-bindgen's names for imports and closures end in a hash, which does not compress, and are in both files.
+    // wasm-bindgen's names of imports and closures end in a hash, which does not compress, and occur in both files.
     let mut names = HashMap::new();
     let module = output.wasm_mut();
     let imports = module.imports.iter_mut().map(|import| &mut import.name);
@@ -65,7 +66,7 @@ fn copy_scripts(out: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Copies the licences of the repository into the package: npm packs no files from outside it.
+/// Copies the licences of the repository into the package, because npm packs only files inside it.
 fn copy_licences() -> Result<(), String> {
     for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
         let file = web().join("..").join(name);

@@ -40,7 +40,7 @@ fn run() -> Result<(), String> {
         return Ok(());
     }
     let server = Server::start(port, &[("/", &root())]).map_err(|error| format!("--port {port}: {error}"))?;
-    println!("the demo page is at {}/  (Ctrl-C ends it)", server.url());
+    println!("demo page: {}/  (stop with Ctrl-C)", server.url());
     loop {
         std::thread::park();
     }

@@ -1,4 +1,5 @@
-//! `distill claims`: the curriculum beside fixed steps, from one teacher and at equal cost (PAPER.md §7, claim 2).
+//! `distill claims`: compares the curriculum with fixed steps, from one teacher and at equal cost (PAPER.md §7, claim
+//! 2).
 
 use std::path::PathBuf;
 
@@ -22,33 +23,34 @@ use crate::sample::backend;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The folder of a run, whose teacher and settings are used
+    /// Folder of a run, whose teacher and settings are used
     run: PathBuf,
-    /// Feature extractor: as for `eval`
+    /// Feature extractor, as for `eval`
     #[arg(long, value_name = "FILE")]
     features: PathBuf,
     /// Thresholds T of the curriculum, in dB
     #[arg(long, value_delimiter = ',', default_values_t = [50.0, 60.0, 70.0])]
     thresholds: Vec<f64>,
-    /// Lengths s of fixed steps, in flow time
+    /// Step sizes s of the fixed steps
     #[arg(long, value_delimiter = ',', default_values_t = [0.03, 0.1, 0.3])]
     step_sizes: Vec<f64>,
-    /// Distances beside the run's own, all under the curriculum of the run; LPIPS' weights as in the run's settings
+    /// Further distances, each with the curriculum of the run. Weights of LPIPS are those of the run's settings
     #[arg(long, value_delimiter = ',')]
     distances: Vec<String>,
-    /// Students of each setting
+    /// Students per setting
     #[arg(long, default_value_t = 3)]
     seeds: u64,
-    /// Network evaluations that each student may spend: of itself, its teacher and its target, an image each; two
-    /// passes through the teacher's encoder count as one, and LPIPS' own network as none
+    /// Network evaluations per student: of the student, the teacher and the target, counted per image. Two passes
+    /// through the teacher's encoder count as one; LPIPS' own network is not counted
     #[arg(long, default_value_t = 500_000)]
     evaluations: u64,
-    /// Images to judge each student by
+    /// Images for measuring each student
     #[arg(long, default_value_t = 5000)]
     count: usize,
-    /// Folder of the rows and the table; what is there already is not done again
+    /// Folder for the rows and the table. Existing rows are not computed again
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }
@@ -115,8 +117,8 @@ impl Arguments {
         }
     }
 
-    /// Everything that is compared, once, each a valid configuration of the run.
-    /// Reads what their distances need into `given`.
+    /// The settings to compare, without duplicates. Each is a valid configuration of the run. Reads the weights of
+    /// their distances into `given`.
     fn settings(&self, config: &Config, given: &mut Given) -> Result<Vec<Setting>, Failure> {
         let DistillConfig { distance: own, threshold: of_run, .. } = config.distill;
         let curriculum = |threshold| Steps::Curriculum { threshold };
@@ -141,7 +143,7 @@ impl Arguments {
             let named = config.clone().with_overrides(&[format!("distill.distance={name}")]);
             let named = named.map_err(|error| format!("--distances: {error}"))?.distill;
             let distance = named.distance;
-            // Beside what it is compared with.
+            // The run's own distance, for comparison.
             add("--distances", curriculum(of_run), own)?;
             add("--distances", curriculum(of_run), distance)?;
             given.read_distance(&named).map_err(|error| format!("--distances: {error}"))?;

@@ -1,4 +1,4 @@
-//! `--device`: which processor trains and samples.
+//! The option `--device`: selects the device for training and sampling.
 
 use burn::tensor::{Device, DeviceKind};
 use burn_wgpu::WgpuBackend;
@@ -7,7 +7,7 @@ use ccm::sampler::is_software;
 
 use crate::Failure;
 
-/// Processor: `auto` takes a real GPU and otherwise the CPU, and says which; the others are taken at their word
+/// Device: `auto` selects a hardware GPU, or the CPU if there is none; the others may select a software adapter
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum Choice {
     #[default]
@@ -18,16 +18,16 @@ pub(crate) enum Choice {
     Cpu,
 }
 
-/// A device that is ready.
+/// An initialized device.
 pub(crate) struct Opened {
     pub(crate) device: Device,
-    /// What a person calls it.
+    /// Name for messages.
     pub(crate) name: String,
-    /// Threads of a CPU, which share a batch; a GPU takes it from one.
+    /// Number of CPU threads, which divide a batch among them; `None` for a GPU.
     pub(crate) threads: Option<usize>,
 }
 
-/// Opens a device.
+/// Initializes a device.
 pub(crate) fn open(choice: Choice) -> Result<Opened, Failure> {
     let (flag, backends) = match choice {
         Choice::Cpu => return Ok(cpu()),
@@ -45,7 +45,7 @@ pub(crate) fn open(choice: Choice) -> Result<Opened, Failure> {
     let options = Device::wgpu_options().device_kind(chosen.kind).graphics_api(chosen.api);
     let (device, setup) =
         options.init_with_setup().map_err(|error| format!("--device {flag}: {}: {error}", chosen.name))?;
-    // Whatever was asked for, this is what was opened.
+    // Report the adapter that was opened, whatever was requested.
     let info = setup.adapter.get_info();
     Ok(Opened { device, name: format!("{} ({:?})", info.name, info.backend), threads: None })
 }
@@ -64,7 +64,7 @@ fn adapters(backends: Backends) -> Vec<AdapterInfo> {
         .collect()
 }
 
-/// An adapter, in the words in which Burn is asked for it.
+/// An adapter, as Burn identifies it.
 #[derive(Debug, PartialEq)]
 struct Chosen {
     name: String,
@@ -72,8 +72,8 @@ struct Chosen {
     api: WgpuBackend,
 }
 
-/// The best real GPU of a list in the order of enumeration: a discrete one before an integrated before a virtual
-/// one, the first of its kind. Where there is none, the first software adapter if that will do.
+/// The best hardware GPU of an enumeration: a discrete one before an integrated one before a virtual one, the first of
+/// its kind. If there is none and `software` is true, the first software adapter.
 fn choose(adapters: &[AdapterInfo], software: bool) -> Option<Chosen> {
     let rank = |info: &AdapterInfo| match info.device_type {
         _ if is_software(info) => 4,
@@ -85,14 +85,14 @@ fn choose(adapters: &[AdapterInfo], software: bool) -> Option<Chosen> {
     let usable = adapters.iter().enumerate().filter(|(_, info)| software || !is_software(info));
     let usable = usable.filter_map(|(place, info)| Some((place, info, api(info.backend)?)));
     let (place, info, api) = usable.min_by_key(|(_, info, _)| rank(info))?;
-    // Burn counts the adapters of one kind that one API lists, software ones among them.
+    // Burn's index counts the adapters of the same kind and API, including software adapters.
     let alike = |other: &&AdapterInfo| (other.device_type, other.backend) == (info.device_type, info.backend);
     let index = adapters[..place].iter().filter(alike).count();
     let kind = match info.device_type {
         DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(index),
         DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(index),
         DeviceType::VirtualGpu => DeviceKind::VirtualGpu(index),
-        // These two Burn does not count.
+        // Burn has no index for these two kinds.
         DeviceType::Cpu => DeviceKind::Cpu,
         DeviceType::Other => DeviceKind::DefaultDevice,
     };
@@ -121,10 +121,10 @@ mod tests {
     }
 
     #[test]
-    fn the_adapter_that_is_named_is_the_one_that_is_asked_for() {
+    fn the_index_passed_to_burn_selects_the_named_adapter() {
         let list = [
             adapter("Intel", DeviceType::IntegratedGpu, Backend::Vulkan),
-            // Counted by Burn, and not taken.
+            // Counted by Burn, but not selected.
             adapter("SwiftShader", DeviceType::DiscreteGpu, Backend::Vulkan),
             adapter("NVIDIA", DeviceType::DiscreteGpu, Backend::Vulkan),
             adapter("AMD", DeviceType::DiscreteGpu, Backend::Vulkan),
@@ -145,11 +145,11 @@ mod tests {
         ];
         let expected = ("GPU".to_owned(), DeviceKind::VirtualGpu(0), WgpuBackend::Dx12);
         assert_eq!(chosen(&list, false), Some(expected));
-        assert_eq!(chosen(&list[2..], true), None, "an API that Burn does not train with");
+        assert_eq!(chosen(&list[2..], true), None, "an API without support in Burn");
     }
 
     #[test]
-    fn a_software_adapter_is_taken_only_where_it_will_do() {
+    fn a_software_adapter_is_selected_only_if_allowed() {
         let list = [
             adapter("llvmpipe (LLVM 19)", DeviceType::Cpu, Backend::Vulkan),
             adapter("Microsoft Basic Render Driver", DeviceType::Other, Backend::Dx12),

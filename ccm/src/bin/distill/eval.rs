@@ -1,4 +1,4 @@
-//! `distill eval`: how good a model's images are.
+//! `distill eval`: measures the image quality of a model.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,47 +24,48 @@ use crate::sample::backend;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The model file
+    /// Model file
     model: PathBuf,
-    /// Real images: as for `run`, or `shapes`
+    /// Real images, as for `run`, or `shapes`
     #[arg(long, value_name = "PATH", required_unless_present = "reference")]
     data: Option<String>,
-    /// Which of the real images are the reference
+    /// Split of the real images
     #[arg(long, value_enum, default_value_t = Part::Train)]
     split: Part,
-    /// Feature extractor: a classifier of `distill features`, or the Inception-v3 of the FID (.pth or .safetensors).
-    /// Without it, a classifier is trained on the data first
+    /// Feature extractor: a classifier of `distill features`, or the FID's Inception-v3 (.pth or .safetensors). By
+    /// default, a classifier is trained on the data first
     #[arg(long, value_name = "FILE", required_unless_present = "data")]
     features: Option<PathBuf>,
-    /// Take mean and covariance of the real images' features from NumPy's .npz, tensors `mu` and `sigma`
+    /// Read mean and covariance of the real images' features from a NumPy .npz with arrays `mu` and `sigma`
     #[arg(long, value_name = "FILE.npz", conflicts_with = "save_reference")]
     reference: Option<PathBuf>,
-    /// Write those of the real images, to be used with --reference
+    /// Write mean and covariance of the real images' features, for --reference
     #[arg(long, value_name = "FILE.npz")]
     save_reference: Option<PathBuf>,
-    /// Images to make, every class in turn
+    /// Number of images to generate, cycling through the classes
     #[arg(long, default_value_t = 10_000)]
     count: usize,
-    /// Network evaluations an image; by default 1 for a student and 50 for a teacher
+    /// Network evaluations per image [default: 1 for a student, 50 for a teacher]
     #[arg(long)]
     steps: Option<usize>,
-    /// Seed of the first image; the next image has the next seed
+    /// Seed of the first image; each image has the next seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Write the figures as JSON
+    /// Write the results as JSON
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }
 
-/// A part of the data.
+/// A split of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Part {
-    /// The images to learn from
+    /// The training images
     Train,
-    /// The images that are not trained on
+    /// The held-out images
     HeldOut,
 }
 
@@ -77,7 +78,7 @@ impl From<Part> for Split {
     }
 }
 
-/// What is written.
+/// The JSON of `--out`.
 #[derive(Serialize)]
 struct Report<'a> {
     model: String,
@@ -85,14 +86,14 @@ struct Report<'a> {
     steps: usize,
     seed: u64,
     reference: &'a str,
-    /// Of the images that are the reference; none of statistics.
+    /// Split of the reference images; `None` for a statistics file.
     split: Option<Part>,
     #[serde(flatten)]
     figures: &'a Figures,
 }
 
 impl Arguments {
-    /// The real images.
+    /// The value of `--data`.
     fn data(&self) -> Result<&str, Failure> {
         Ok(self.data.as_deref().ok_or("--data: expected real images, found none")?)
     }
@@ -117,9 +118,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     }
     if let (Some(_), Some(source), Some(_)) = (&arguments.reference, &arguments.data, &arguments.features) {
-        return Err(
-            format!("--data: {source}: with --features and --reference there is no use for it").into()
-        );
+        return Err(format!("--data: {source}: not used with both --features and --reference").into());
     }
     let statistics = arguments.reference.as_deref().map(read_statistics).transpose()?;
     let Opened { device, name, .. } = device::open(arguments.device)?;
@@ -129,7 +128,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let reference = match statistics {
         Some(statistics) => Reference::Statistics(of_extractor(statistics, &*extractor)?),
-        None => Reference::Images(Box::new(seen(&arguments, &*extractor, shape, &device)?)),
+        None => Reference::Images(Box::new(features_of_data(&arguments, &*extractor, shape, &device)?)),
     };
 
     let at_fault = |error: &dyn std::fmt::Display| format!("{}: {error}", arguments.model.display());
@@ -147,7 +146,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     );
     let generated = pollster::block_on(samples).map_err(|error| at_fault(&error))?;
     bar.finish_and_clear();
-    let made = begin.elapsed().as_secs_f64();
+    let generated_in = begin.elapsed().as_secs_f64();
     let begin = Instant::now();
     let figures = Figures::of(&*extractor, &generated, &reference).map_err(|error| at_fault(&error))?;
     let source = match &arguments.reference {
@@ -155,7 +154,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         None => arguments.data()?.to_owned(),
     };
     println!(
-        "{}: {role}, {} images of {steps} evaluations, made and seen in {made:.1} s on {} and {name}; compared in {:.1} s",
+        "{}: {role}, {} images of {steps} evaluations, generated in {generated_in:.1} s on {}, features on {name}; compared in {:.1} s",
         arguments.model.display(),
         figures.images,
         sampler.info().adapter,
@@ -184,26 +183,26 @@ fn read_statistics(path: &Path) -> Result<Statistics, Failure> {
     Ok(Statistics::from_bytes(&read).map_err(|error| format!("--reference: {}: {error}", path.display()))?)
 }
 
-/// Mean and covariance, if they are of this extractor's features.
+/// Mean and covariance, if the statistics are of this extractor's features.
 fn of_extractor(statistics: Statistics, extractor: &dyn Extractor) -> Result<Gaussian, Failure> {
     let Statistics { gaussian, features } = statistics;
     let (expected, width) = (extractor.name(), gaussian.mean.len());
     let fault = match features {
         Some(found) if found != expected => {
-            format!("expected statistics of the {expected}, found of the {found}")
+            format!("expected statistics of the {expected}, found those of the {found}")
         }
         _ if width != extractor.width() => format!("expected {} features, found {width}", extractor.width()),
-        // What the field passes around is of the FID's network.
+        // Statistics published without a name, as by pytorch-fid, are of the FID's network.
         None if !extractor.is_of_fid() => {
-            format!("expected statistics of the {expected}, found some that do not say of what")
+            format!("expected statistics of the {expected}, found a file that does not name its features")
         }
         _ => return Ok(gaussian),
     };
     Err(format!("--reference: {fault}").into())
 }
 
-/// What the extractor makes of the real images.
-fn seen(
+/// Features of the real images, which `--save-reference` writes to a file.
+fn features_of_data(
     arguments: &Arguments,
     extractor: &dyn Extractor,
     shape: ImageShape,
@@ -257,7 +256,7 @@ fn describe(figures: &Figures, source: &str, split: Split, fid: bool) {
     }
     if let Some(score) = &figures.score {
         println!(
-            "  inception score       {:.2} ± {:.2}   of the features' own classes",
+            "  inception score       {:.2} ± {:.2}   over the classes of the extractor",
             score.mean, score.deviation
         );
     }

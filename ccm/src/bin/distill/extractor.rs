@@ -1,4 +1,4 @@
-//! Feature extractors for `eval`, `features` and `claims`: opened from a file, or trained on the data.
+//! Feature extractors for `eval`, `features` and `claims`, read from a file or trained on the data.
 
 use std::path::Path;
 
@@ -12,13 +12,13 @@ use crate::Failure;
 use crate::progress::counter;
 use crate::run::load_split;
 
-/// Images of either set that all figures can be computed of; density and coverage want the most.
+/// Smallest number of images per set for all metrics.
 pub(crate) const LEAST_IMAGES: usize = 10;
 
-/// Shapes to draw where the data are `shapes`: for training a classifier, and as reference images.
+/// Number of generated shapes if the data is `shapes`, for training a classifier and as reference images.
 pub(crate) const SHAPES: usize = 20_000;
 
-/// Opens the extractor in the file that `--features` names, for images of this shape.
+/// Opens the extractor in the file of `--features`, for images of this shape.
 pub(crate) fn open_extractor(
     path: &Path,
     shape: ImageShape,
@@ -28,27 +28,29 @@ pub(crate) fn open_extractor(
     match extractor.shape().filter(|found| *found != shape) {
         Some(found) => {
             let path = path.display();
-            Err(format!("--features: {path}: expected images of {shape}, as the model makes, found {found}")
-                .into())
+            Err(format!(
+                "--features: {path}: expected images of {shape}, the shape of the model, found {found}"
+            )
+            .into())
         }
         None => Ok(extractor),
     }
 }
 
-/// Trains a classifier on the data, to be used as an extractor.
+/// Trains a classifier on the data as the extractor.
 pub(crate) fn trained_extractor(
     source: &str,
     shape: ImageShape,
     device: &Device,
 ) -> Result<Box<dyn Extractor>, Failure> {
-    println!("features: none given; training a classifier on {source} (`distill features` keeps one)");
+    println!("features: no --features; training a classifier on {source} (`distill features` saves one)");
     let load = |split| load_split(source, shape, split, SHAPES, 0);
     let (data, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
     let trained = train_classifier(&data, &held_out, source, &Training::default(), device);
-    Ok(Box::new(trained.map_err(|error| format!("{error}; --features takes a classifier of other data"))?))
+    Ok(Box::new(trained.map_err(|error| format!("{error}; pass a feature extractor with --features"))?))
 }
 
-/// Trains a classifier, and prints its accuracy on held-out images.
+/// Trains a classifier and prints its accuracy on held-out images.
 pub(crate) fn train_classifier(
     data: &Dataset,
     held_out: &Dataset,
@@ -56,7 +58,7 @@ pub(crate) fn train_classifier(
     training: &Training,
     device: &Device,
 ) -> Result<Classifier, Failure> {
-    // The name of the data, not where they lie on this machine.
+    // The name of the data without its folder.
     let name = std::path::Path::new(source).file_stem().map_or(source.into(), |name| name.to_string_lossy());
     let bar = counter("classifier");
     let classifier = Classifier::train(data, held_out, &name, training, device, |done, steps, loss| {
@@ -66,6 +68,6 @@ pub(crate) fn train_classifier(
     })?;
     bar.finish_and_clear();
     let card = classifier.card();
-    println!("classifier: {:.2} % of {} held-out images right", 100.0 * card.accuracy, held_out.len());
+    println!("classifier: accuracy {:.2} % on {} held-out images", 100.0 * card.accuracy, held_out.len());
     Ok(classifier)
 }

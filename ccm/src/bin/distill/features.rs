@@ -1,4 +1,4 @@
-//! `distill features`: a classifier whose features `distill eval` compares images by.
+//! `distill features`: trains a classifier as the feature extractor of `distill eval`.
 
 use std::path::PathBuf;
 
@@ -13,27 +13,30 @@ use crate::run::load_split;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Images with classes: as for `run`, or `shapes`
+    /// Images with classes, as for `run`, or `shapes`
     #[arg(long, value_name = "PATH")]
     data: String,
-    /// What images are brought to, such as 1x28x28 or 3x32x32: that of the models to be measured
+    /// Shape of the images, such as 1x28x28 or 3x32x32: that of the models to measure
     #[arg(long, value_name = "CHANNELSxHEIGHTxWIDTH", value_parser = shape)]
     shape: ImageShape,
-    /// Passes through the data
+    /// Number of epochs
     #[arg(long, default_value_t = 4)]
     epochs: usize,
-    /// Mirror every second image
+    /// Mirror images horizontally with probability 1/2
     #[arg(long)]
     horizontal_flip: bool,
+    /// Seed of the training, and of generated shapes
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// File for the classifier
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }
 
-/// `1x28x28`.
+/// Parses `1x28x28`.
 fn shape(text: &str) -> Result<ImageShape, String> {
     let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok()).collect();
     match sizes.as_deref() {

@@ -1,4 +1,4 @@
-//! `distill inspect`: what a model file holds.
+//! `distill inspect`: prints the contents of a model file.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::Failure;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The model file
+    /// Model file
     model: PathBuf,
     /// List every tensor with its shape
     #[arg(long)]

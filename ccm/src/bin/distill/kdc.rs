@@ -1,4 +1,4 @@
-//! `distill kdc`: KDC and teacher steps against t for a run.
+//! `distill kdc`: measures KDC and teacher steps against t for a run.
 
 use std::path::PathBuf;
 
@@ -13,8 +13,9 @@ use crate::run::load_data;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The folder of the run
+    /// Folder of the run
     run: PathBuf,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }

@@ -1,4 +1,4 @@
-//! `distill`: from images to a one-step generator. Every subcommand is a file; the work is the library's.
+//! `distill`: the command line of the library. Every subcommand has a file.
 
 mod claims;
 mod device;
@@ -17,17 +17,17 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Allocations of training are large and short-lived; the system's allocator gives each back to the kernel.
+/// Training makes large, short-lived allocations, which the system's allocator returns to the kernel each time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What went wrong, in one line that names the file or flag at fault.
+/// An error whose message is one line and names the file or flag at fault.
 type Failure = Box<dyn std::error::Error>;
 
 /// Train one-step image generators with the Curriculum Consistency Model.
 ///
-/// Without a subcommand: the `shapes` preset from start to end, with no download and no GPU needed. It leaves a
-/// folder `runs/shapes` with the models and a report to open in a browser.
+/// Without a subcommand, runs the `shapes` preset, which needs no data and no GPU. Writes models and an HTML report to
+/// `runs/shapes`.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
@@ -37,10 +37,10 @@ struct Arguments {
 
 const EXAMPLES: &str = "\
 Examples:
-  distill                                             shapes, teacher to report, a few minutes on a CPU
-  distill run --preset mnist --data mnist/            handwritten digits from the IDX files in a folder
-  distill run --preset cifar10 --data photos.zip      your own pictures; class = name of the folder
-  distill run --preset mnist --data mnist/ --resume   go on after Ctrl-C, a crash or a power cut
+  distill                                             generated shapes, a few minutes on a CPU
+  distill run --preset mnist --data mnist/            handwritten digits from a folder of IDX files
+  distill run --preset cifar10 --data photos.zip      your own images; class = name of the folder
+  distill run --preset mnist --data mnist/ --resume   continue after Ctrl-C, a crash or a power cut
   distill sample runs/shapes/student.safetensors --count 64 --out grid.png
   distill export runs/shapes/student.safetensors --precision q8 --out small.safetensors
   distill features --data mnist/ --shape 1x28x28 --out digits.safetensors
@@ -53,29 +53,29 @@ Examples:
 enum Command {
     /// Train a teacher on images and distil it into a one-step student
     Run(run::Arguments),
-    /// Draw images from a model
+    /// Generate images with a model
     Sample(sample::Arguments),
-    /// Turn a PyTorch checkpoint of torchcfm's U-Net into a model file
+    /// Convert a PyTorch checkpoint of torchcfm's U-Net to a model file
     Import(import::Arguments),
-    /// Say what a model file holds
+    /// Print network, origin and size of a model file
     Inspect(inspect::Arguments),
-    /// Write a model file with weights in f32, f16 or bytes
+    /// Convert a model file to f32, f16 or q8 weights
     Export(export::Arguments),
-    /// Train a classifier on images, for `eval` to see them with
+    /// Train a classifier as the feature extractor of `eval`
     Features(features::Arguments),
-    /// Measure how good a model's images are
+    /// Measure the image quality of a model
     Eval(eval::Arguments),
     /// Compare the curriculum with fixed steps at equal cost
     Claims(claims::Arguments),
-    /// Measure KDC and teacher steps against t for a run, as the report of a finished one shows them; writes RUN/kdc.json
+    /// Measure KDC and teacher steps against t for a run, as in its report; writes RUN/kdc.json
     Kdc(kdc::Arguments),
 }
 
-/// Keeps memory that has been freed: the next step wants it again, and the kernel would clear it first.
+/// Keeps freed memory in the process: the next step reuses it, and the kernel would have to clear it.
 fn keep_memory() {
-    /// `mi_option_purge_delay`, which the bindings do not name.
+    /// `mi_option_purge_delay`, for which the bindings have no constant.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: sets a number that the allocator reads; any value is valid, and -1 means never.
+    // SAFETY: sets an option of the allocator; any value is valid, and -1 disables purging.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
 
@@ -83,11 +83,11 @@ fn main() -> ExitCode {
     keep_memory();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        // Help and the version, which were asked for.
+        // `--help` and `--version` are not errors.
         Err(asked) if !asked.use_stderr() => asked.exit(),
         Err(wrong) => {
             let text = wrong.to_string();
-            // What is wrong, without the usage that follows it.
+            // Drop the usage text after the message.
             let wrong = text.split_once("\n\n").map_or(text.as_str(), |(wrong, _)| wrong);
             eprintln!("{}", one_line(wrong));
             return ExitCode::FAILURE;

@@ -1,4 +1,4 @@
-//! Progress of a run: bars on a terminal, plain lines elsewhere.
+//! Prints the progress of a run: progress bars on a terminal, plain lines otherwise.
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::Failure;
 
-/// Between two plain lines.
+/// Shortest time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Draws the progress of a run, and listens for Ctrl-C.
+/// Prints the progress of a run and handles Ctrl-C.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     stop: Arc<AtomicBool>,
@@ -26,7 +26,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Takes over Ctrl-C: the first asks the run to save and stop, the second ends it at once.
+    /// Installs a handler for Ctrl-C: the first one makes the run save and stop, the second one exits immediately.
     pub(crate) fn new() -> Result<Self, Failure> {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
@@ -34,7 +34,7 @@ impl Progress {
             if flag.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            eprintln!("\nsaving; once more to stop at once");
+            eprintln!("\nsaving; press Ctrl-C again to exit immediately");
         })?;
         Ok(Self { bar: None, stop, total: 0, batch: 0, said: None })
     }
@@ -104,7 +104,7 @@ impl Watch for Progress {
     }
 }
 
-/// A bar that counts; on a terminal.
+/// A progress bar, hidden unless standard output is a terminal.
 pub(crate) fn counter(what: &str) -> ProgressBar {
     if !std::io::stdout().is_terminal() {
         return ProgressBar::hidden();

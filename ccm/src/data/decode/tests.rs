@@ -1,4 +1,4 @@
-//! Crop, resize and conversion, and what counts as unreadable.
+//! Tests of crop, resize, colour conversion and unreadable images.
 
 use std::io::Cursor;
 
@@ -42,7 +42,7 @@ fn fitted(image: impl Into<DynamicImage>, shape: ImageShape) -> Vec<u8> {
 }
 
 #[test]
-fn an_image_of_the_right_size_is_taken_byte_for_byte() {
+fn an_image_of_the_right_size_is_copied_unchanged() {
     let image = textured(13, 7);
     let planes = fitted(image.clone(), shape(3, 7, 13));
     for (x, y, pixel) in image.enumerate_pixels() {
@@ -55,7 +55,7 @@ fn an_image_of_the_right_size_is_taken_byte_for_byte() {
 }
 
 #[test]
-fn tiff_of_any_depth_gives_the_values_of_its_8_bits() {
+fn a_tiff_of_16_or_32_bits_gives_the_values_of_its_8_bit_version() {
     let image = textured(13, 7);
     let shape = shape(3, 7, 13);
     let expected = fitted(image.clone(), shape);
@@ -69,8 +69,8 @@ fn tiff_of_any_depth_gives_the_values_of_its_8_bits() {
 }
 
 #[test]
-fn planes_survive_the_way_through_an_image() {
-    // 8x8 to 4x8 is a pure crop: rows 2 to 5 of each plane, untouched.
+fn planes_are_cropped_without_other_changes() {
+    // 8x8 to 4x8 only crops: rows 2 to 5 of each plane.
     let pixels: Vec<u8> = (0..192).collect();
     let cropped = decoded(Content::Planes { shape: shape(3, 8, 8), pixels }, shape(3, 4, 8)).unwrap();
     let expected: Vec<u8> = (0..3).flat_map(|plane| plane * 64 + 16..plane * 64 + 48).collect();
@@ -88,13 +88,13 @@ fn a_constant_image_stays_constant_at_every_size() {
 }
 
 #[test]
-fn the_crop_is_the_largest_of_its_aspect_and_centred() {
+fn the_crop_is_centred_and_the_largest_of_its_aspect_ratio() {
     assert_eq!(largest_crop((100, 50), (32, 32)), (50, 50));
     assert_eq!(largest_crop((50, 101), (32, 32)), (50, 50));
     assert_eq!(largest_crop((64, 64), (32, 16)), (64, 32));
     assert_eq!(largest_crop((64, 48), (4, 3)), (64, 48));
     assert_eq!(largest_crop((16384, 1), (32, 32)), (1, 1));
-    // Left quarter red, right quarter blue, centre white: only the centre remains.
+    // The outer quarters are red and blue; the crop keeps the white centre.
     let image = RgbImage::from_fn(64, 32, |x, _| match x {
         0..16 => Rgb([255, 0, 0]),
         48.. => Rgb([0, 0, 255]),
@@ -117,13 +117,13 @@ fn a_mirrored_image_gives_a_mirrored_result() {
 }
 
 #[test]
-fn shrinking_keeps_the_mean_and_growing_keeps_the_order() {
+fn shrinking_keeps_the_mean_and_enlarging_keeps_a_ramp_monotonic() {
     let image = GrayImage::from_fn(64, 64, |x, _| image::Luma([x as u8 * 4]));
     let mean =
         |values: &[u8]| values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64;
     assert!((mean(&fitted(image.clone(), shape(1, 16, 16))) - mean(image.as_raw())).abs() < 1.0);
     let grown = fitted(image, shape(1, 100, 100));
-    assert!(grown[..100].is_sorted(), "a ramp stays a ramp");
+    assert!(grown[..100].is_sorted(), "monotonic");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn colours_become_grey_by_their_luminance_and_grey_becomes_three_equal_planes() 
 }
 
 #[test]
-fn transparency_shows_white() {
+fn transparency_is_composited_on_white() {
     let image = image::RgbaImage::from_fn(3, 1, |x, _| Rgba([100, 0, 0, [0, 128, 255][x as usize]]));
     let planes = fitted(image, shape(3, 1, 3));
     assert_eq!(planes[..3], [255, 177, 100]);
@@ -149,7 +149,7 @@ fn transparency_shows_white() {
 
 #[test]
 fn exif_orientation_is_applied() {
-    // An upright picture stored lying on its side: its top (black) is on the right, and the tag 6 says so.
+    // A picture stored on its side: its top (black) is on the right, and orientation tag 6 says so.
     let stored = RgbImage::from_fn(32, 16, |x, _| Rgb([if x < 16 { 255 } else { 0 }; 3]));
     let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
     let mut jpeg = Vec::new();
@@ -157,7 +157,7 @@ fn exif_orientation_is_applied() {
     encoder.set_exif_metadata(std::mem::take(&mut exif)).unwrap();
     encoder.encode_image(&stored).unwrap();
     let upright = decoded(Content::Encoded(jpeg), shape(1, 32, 16)).unwrap();
-    // Tag 6: the stored image must be turned 90 degrees clockwise, so its left side becomes the top.
+    // Tag 6 turns the stored image by 90 degrees clockwise: its left side becomes the top.
     assert!(upright[..16 * 8].iter().all(|value| *value > 200));
     assert!(upright[16 * 24..].iter().all(|value| *value < 50));
 }
@@ -182,7 +182,7 @@ fn every_format_is_read_and_every_truncation_is_unreadable() {
 }
 
 #[test]
-fn images_that_claim_to_be_enormous_are_refused_before_they_are_decoded() {
+fn images_with_huge_dimensions_are_refused_before_decoding() {
     let mut bmp = encode(textured(2, 2), ImageFormat::Bmp);
     bmp[18..22].copy_from_slice(&20_000i32.to_le_bytes());
     assert!(decoded(Content::Encoded(bmp.clone()), shape(3, 2, 2)).is_err());
@@ -196,7 +196,7 @@ fn images_that_claim_to_be_enormous_are_refused_before_they_are_decoded() {
 }
 
 #[test]
-fn what_is_not_an_image_is_unreadable_with_a_reason() {
+fn a_file_that_is_not_an_image_is_unreadable_with_a_reason() {
     for bytes in [&b""[..], b"hello", &[0xff, 0xd8], &[0xff, 0xd8, 0xff, 0xff, 0xff, 0xff]] {
         assert!(!decoded(Content::Encoded(bytes.to_vec()), shape(3, 2, 2)).unwrap_err().is_empty());
     }
