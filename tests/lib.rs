@@ -19,10 +19,10 @@ use ccm::method::distance::Distance;
 use ccm::method::lpips::Trunk;
 use ccm::metrics::file::open;
 use ccm::metrics::inception;
+use ccm::model::{ModelCard, NetworkSpec, Prediction, TensorSpec, UNetSpec};
+use ccm::nn::denoiser::{Denoiser, random_model};
 use ccm::nn::optimizer::Schedule;
-use ccm::nn::unet::{UNet, random_model};
 use ccm::noise::Noise;
-use ccm::spec::{ModelCard, TensorSpec, UNetSpec};
 use ccm::train::batches::{Batches, StageKind};
 use ccm::train::distill::Distillation;
 use ccm::train::state::{TrainState, Workers};
@@ -39,7 +39,7 @@ pub fn fixtures() -> PathBuf {
 }
 
 /// The networks of `configs.json`, in file order.
-pub fn configurations() -> Vec<(String, UNetSpec)> {
+pub fn configurations() -> Vec<(String, NetworkSpec)> {
     let path = fixtures().join("configs.json");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     // `serde_json` sorts the keys of a map; the tests need the first configuration of the file.
@@ -53,10 +53,11 @@ pub fn configurations() -> Vec<(String, UNetSpec)> {
 }
 
 /// Reads a model from a checkpoint of the fixtures.
-pub fn model(file: &str, spec: &UNetSpec, key: Option<&str>) -> Model {
+pub fn model(file: &str, spec: &NetworkSpec, key: Option<&str>) -> Model {
     let checkpoint = Checkpoint::open(&fixtures().join(file)).expect("checkpoint");
     let found = checkpoint.select(&spec.tensors(), key).expect("the checkpoint fits its configuration");
-    Model::new(spec.clone(), ModelCard::default(), found.tensors).expect("tensors of the network")
+    let (prediction, card) = (Prediction::Velocity, ModelCard::default());
+    Model::new(spec.clone(), prediction, card, found.tensors).expect("tensors of the network")
 }
 
 /// Reads a file of reference tensors.
@@ -181,7 +182,7 @@ pub fn small_data() -> Dataset {
 
 /// A distillation of [`small_spec`] before its first step, with `batch` images per step.
 pub fn small_distillation<'a>(
-    spec: &UNetSpec,
+    spec: impl Into<NetworkSpec>,
     data: &'a Dataset,
     batch: usize,
     scope: Scope,
@@ -212,7 +213,7 @@ pub fn small_distillation<'a>(
         distance: Distance::PseudoHuber,
         adversary: None,
         time_alpha: 1.0,
-        teacher: UNet::new(&model, device),
+        teacher: Denoiser::new(&model, device),
         state: TrainState::new(&model, &[0.9, 0.999], device),
     }
 }
@@ -220,7 +221,7 @@ pub fn small_distillation<'a>(
 /// Adds a discriminator whose loss has its full weight from the first step on.
 pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
     let spec = distillation.teacher.spec().clone();
-    let encoder = Arc::new(UNet::frozen(&lively_model(&spec), device));
+    let encoder = Arc::new(Denoiser::frozen(&lively_model(&spec), device));
     distillation.adversary =
         Some(Adversary { encoder, weight: 1.0, from: 0, warmup_steps: 0, learning_rate: 1e-3 });
     let untrained = Discriminator::new(&spec, 5, device);
@@ -228,8 +229,8 @@ pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
 }
 
 /// A model with random weights, none of them zero, so that every layer affects the output.
-pub fn lively_model(spec: &UNetSpec) -> Model {
-    let mut model = random_model(spec, 3);
+pub fn lively_model(spec: impl Into<NetworkSpec>) -> Model {
+    let mut model = random_model(spec, &Prediction::Velocity, 3);
     for (i, tensor) in model.tensors.iter_mut().enumerate() {
         let mut noise = Noise::new(4, i as u64);
         for value in &mut tensor.values {

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use ccm::model::UNetSpec;
 use ccm::sampler::image::to_byte;
 use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler};
-use ccm::spec::UNetSpec;
 use ccm_web::build::{build, root};
 use ccm_web::serve::Server;
 use serde_json::Value;
@@ -130,7 +130,8 @@ pub fn native(model: &[u8], seed: u64, label: u32, steps: usize) -> Vec<u8> {
     let mut sampler = pollster::block_on(Sampler::load(model, Backend::Cpu)).expect("a model");
     let request = Request::from_seeds(sampler.spec(), seed, &[label], 1);
     let planes = pollster::block_on(sampler.sample(&request, steps)).expect("an image");
-    let (channels, pixels) = (sampler.spec().in_channels, sampler.spec().height * sampler.spec().width);
+    let [channels, height, width] = sampler.spec().image();
+    let pixels = height * width;
     let value = |pixel: usize, channel: usize| planes[channel.min(channels - 1) * pixels + pixel];
     let rgba = |pixel| [0, 1, 2, 3].map(|c| if c == 3 { 255 } else { to_byte(value(pixel, c)) });
     (0..pixels).flat_map(rgba).collect()

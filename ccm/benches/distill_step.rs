@@ -11,9 +11,10 @@ use ccm::data::{ImageShape, Split, shapes};
 use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::{Curriculum, Mode, Scope};
 use ccm::method::distance::Distance;
+use ccm::method::teacher::TimeDistribution;
+use ccm::model::{Prediction, UNetSpec};
+use ccm::nn::denoiser::{Denoiser, random_model};
 use ccm::nn::optimizer::Schedule;
-use ccm::nn::unet::{UNet, random_model};
-use ccm::spec::UNetSpec;
 use ccm::train::batches::{Batches, StageKind};
 use ccm::train::distill::Distillation;
 use ccm::train::state::{Stage, TrainState, Workers};
@@ -48,7 +49,7 @@ fn steps(c: &mut Criterion) {
     let device = Device::flex();
     let shape = ImageShape { channels: 3, height: 32, width: 32 };
     let data = shapes(256, shape, Split::Train, 1).unwrap();
-    let model = random_model(&small(), 1);
+    let model = random_model(small(), &Prediction::Velocity, 1);
     let schedule =
         Schedule { learning_rate: 1e-6, warmup_steps: 1, steps: u64::MAX, cooldown: 0.0, gradient_clip: 1.0 };
     let batches = |stage| Batches {
@@ -68,6 +69,7 @@ fn steps(c: &mut Criterion) {
         batches: batches(StageKind::Teacher),
         schedule,
         workers: workers(),
+        times: TimeDistribution::Uniform,
         state: TrainState::new(&model, &[0.999], &device),
     };
     group.bench_function("teacher step", |b| b.iter(|| teacher.step()));
@@ -83,7 +85,7 @@ fn steps(c: &mut Criterion) {
         distance: Distance::PseudoHuber,
         adversary: None,
         time_alpha: 1e6,
-        teacher: UNet::new(&model, &device),
+        teacher: Denoiser::new(&model, &device),
         state: TrainState::new(&model, &[0.9, 0.9999], &device),
     };
     group.bench_function("distillation step", |b| {

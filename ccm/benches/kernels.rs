@@ -6,15 +6,15 @@ use burn::tensor::activation::silu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use ccm::nn::ops::{conv, group_norm};
+use ccm::nn::ops::{Norm, conv, group_norm};
 use ccm::noise::Noise;
-use ccm::spec::{NORM_EPSILON, NORM_GROUPS};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 /// The allocator of the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const NORM: Norm = Norm { groups: 32, epsilon: 1e-5, silu: true };
 const BATCH: usize = 64;
 const CHANNELS: usize = 32;
 const SIDE: usize = 28;
@@ -29,8 +29,8 @@ fn kernels(c: &mut Criterion) {
     let weight = random([CHANNELS, CHANNELS, 3, 3], 2);
     let bias = random([1, CHANNELS], 3);
     let (gain, offset) = (random([BATCH, CHANNELS], 4), random([BATCH, CHANNELS], 5));
-    let norm = GroupNormConfig::new(NORM_GROUPS, CHANNELS)
-        .with_epsilon(f64::from(NORM_EPSILON))
+    let norm = GroupNormConfig::new(NORM.groups, CHANNELS)
+        .with_epsilon(f64::from(NORM.epsilon))
         .init(&Device::flex().autodiff());
 
     // Two operations per multiply-add; three products: forward, gradient of the input, gradient of the weight.
@@ -52,7 +52,7 @@ fn kernels(c: &mut Criterion) {
     let mut group = c.benchmark_group("group norm and SiLU, forward and backward");
     group.sample_size(10).throughput(Throughput::Elements((BATCH * CHANNELS * SIDE * SIDE) as u64));
     group.bench_function("ccm", |b| {
-        b.iter(|| group_norm(x.clone(), gain.clone(), offset.clone(), true).sum().backward());
+        b.iter(|| group_norm(x.clone(), gain.clone(), offset.clone(), NORM).sum().backward());
     });
     group.bench_function("Burn", |b| b.iter(|| silu(norm.forward(x.clone())).sum().backward()));
     group.finish();

@@ -7,10 +7,10 @@
 use std::time::Instant;
 
 use ccm::config::Config;
-use ccm::nn::unet::random_model;
+use ccm::model::{NetworkSpec, Prediction, UNetSpec};
+use ccm::nn::denoiser::random_model;
 use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler};
-use ccm::spec::UNetSpec;
 use ccm::weights::Precision;
 use pollster::block_on;
 
@@ -34,9 +34,9 @@ fn cifar10() -> UNetSpec {
     Config::preset("cifar10").unwrap().network
 }
 
-fn measure(name: &str, spec: &UNetSpec, precision: Precision, backend: Backend, images: usize) {
+fn measure(name: &str, spec: &NetworkSpec, precision: Precision, backend: Backend, images: usize) {
     const RUNS: usize = 15;
-    let model = random_model(spec, 0).rounded(precision).unwrap();
+    let model = random_model(spec, &Prediction::Velocity, 0).rounded(precision).unwrap();
     let begin = Instant::now();
     let mut sampler = match block_on(Sampler::new(model, backend)) {
         Ok(sampler) => sampler,
@@ -74,7 +74,7 @@ fn main() {
     let spec = UNetSpec { num_classes: Some(10), ..small() };
     let software = std::env::args().any(|argument| argument == "software");
     let gpu = Backend::Gpu { api: None, software };
-    for (name, spec) in [("small", spec), ("cifar10", cifar10())] {
+    for (name, spec) in [("small", spec.into()), ("cifar10", cifar10().into())] {
         for images in [1, 16] {
             measure(name, &spec, Precision::F32, Backend::Cpu, images);
         }

@@ -1,7 +1,7 @@
 //! One-step image generators: the Curriculum Consistency Model (Liu et al., "See Further When Clear", CVPR 2025,
 //! arXiv 2412.06295), trained on any GPU that wgpu reaches or on the CPU.
 //!
-//! A *teacher* learns to carry noise to images by flow matching; it takes tens of network evaluations an image.
+//! A *teacher*, trained by flow matching or as a diffusion model, carries noise to images; it takes tens of network evaluations an image.
 //! A *student*, distilled from it, takes one. The crate has two halves that share the model file:
 //!
 //! ```text
@@ -11,15 +11,15 @@
 //!
 //! | room | what it holds | may use |
 //! |---|---|---|
-//! | [`spec`], [`noise`] | what a model is; seeded noise | nothing |
-//! | [`weights`] | tensors and model files in memory | `spec` |
-//! | [`sampler`] | the engine: plans, GPU and CPU executors | `spec`, `weights`, `noise` |
-//! | [`nn`] | networks on Burn tensors, kernels, the optimiser | `spec`, `weights`, `noise` |
+//! | [`model`], [`noise`] | what a model is: graphs of networks, predictions; seeded noise | nothing |
+//! | [`weights`] | tensors and model files in memory | `model` |
+//! | [`sampler`] | the engine: plans, GPU and CPU executors | `model`, `weights`, `noise` |
+//! | [`nn`] | networks on Burn tensors, kernels, the optimiser | `model`, `weights`, `noise` |
 //! | [`method`] | the paper: flow, KDC, curriculum, distances, adversarial loss | `nn` and what it uses |
-//! | [`data`] | images in | `spec`, `noise` |
-//! | [`disk`], [`import`] | whole files; checkpoints of other programs | `spec`, `weights` |
+//! | [`data`] | images in | `model`, `noise` |
+//! | [`disk`], [`import`] | whole files; checkpoints of other programs | `model`, `weights` |
 //! | [`metrics`] | image quality | all of these but `method` |
-//! | [`config`], [`report`] | what a run reads and leaves | `spec`, `method` |
+//! | [`config`], [`report`] | what a run reads and leaves | `model`, `method` |
 //! | [`train`] | state, loop, checkpoints, runs | everything |
 //!
 //! The feature `train` adds everything that needs Burn; `program` adds what only the command line `distill` needs.
@@ -53,14 +53,15 @@
 //! let mut config = Config::preset("shapes")?.with_overrides(&tiny.map(String::from))?;
 //! let shape = ImageShape { channels: 3, height: 16, width: 16 };
 //! let (data, held_out) = (shapes(64, shape, Split::Train, 0)?, shapes(16, shape, Split::HeldOut, 0)?);
-//! suit(&mut config, &data)?;
+//! let given = Given::default();
+//! suit(&mut config, &given, &data)?;
 //! let folder = tempfile::tempdir()?;
 //! let run = Run {
 //!     config,
 //!     folder: folder.path().join("run"),
 //!     device: Device::flex(),
 //!     threads: 2,
-//!     given: Given::default(),
+//!     given,
 //!     data,
 //!     held_out,
 //!     command: "an example".into(),

@@ -242,7 +242,7 @@ fn tensors_of_wrong_shape_or_name_are_named() {
     let found = format!("found [{}, {channels}]", 4 * channels);
     fail(&mut import(&checkpoint, &other, &out), &[&format!("{name}.pt"), "time_embed.0.weight`", &found]);
     let configurations = configurations();
-    if let Some((conditional, _)) = configurations.iter().find(|(_, spec)| spec.num_classes.is_some()) {
+    if let Some((conditional, _)) = configurations.iter().find(|(_, spec)| spec.num_classes().is_some()) {
         let text = fs::read_to_string(description(&folder, conditional)).unwrap();
         let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
         value["class_cond"] = false.into();
@@ -291,7 +291,9 @@ fn tensors_of_wrong_shape_or_name_are_named() {
 fn invalid_noise_files_are_errors() {
     let folder = tempdir().unwrap();
     let configurations = configurations();
-    let Some((name, _)) = configurations.iter().find(|(_, spec)| spec.num_classes.is_some()) else { return };
+    let Some((name, _)) = configurations.iter().find(|(_, spec)| spec.num_classes().is_some()) else {
+        return;
+    };
     let model = folder.path().join("model.safetensors");
     let mut import = distill();
     import
@@ -310,7 +312,8 @@ fn invalid_noise_files_are_errors() {
         fs::write(&noise, file.to_bytes()).unwrap();
     };
     let spec = &configurations.iter().find(|(found, _)| found == name).unwrap().1;
-    let right = [2, spec.in_channels, spec.height, spec.width];
+    let [channels, height, width] = spec.image();
+    let right = [2, channels, height, width];
     let sample = || {
         let mut command = distill();
         command

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use ccm::method::curriculum::times;
 use ccm::method::distance::Distance;
 use ccm::method::flow::jump;
-use ccm::nn::optimizer::gradients;
-use ccm::nn::unet::{UNet, to_host};
+use ccm::model::UNetSpec;
+use ccm::nn::denoiser::Denoiser;
+use ccm::nn::host::{per_image, to_host};
 use ccm::noise::Noise;
-use ccm::spec::UNetSpec;
 use ccm::weights::Model;
 use ccm_tests::{lively_model, small_spec};
 
@@ -27,17 +26,19 @@ fn specs() -> [UNetSpec; 2] {
 }
 
 /// The student's loss of PAPER.md §5 for a given target.
-fn loss(model: &Model, device: &Device, distance: &Distance) -> (UNet, Tensor<1>) {
+fn loss(model: &Model, device: &Device, distance: &Distance) -> (Denoiser, Tensor<1>) {
     let spec = &model.spec;
-    let unet = UNet::new(model, device);
+    let unet = Denoiser::new(model, device);
     let mut noise = Noise::new(5, 0);
-    let shape = [2, spec.in_channels, spec.height, spec.width];
+    let [channels, height, width] = spec.image();
+    let shape = [2, channels, height, width];
     let mut images =
         || Tensor::<4>::from_data(TensorData::new(noise.normals(2 * spec.image_len()), shape), device);
     let (x_t, target) = (images(), images());
-    let t = times(&[0.1, 0.7], device);
+    let t = [0.1, 0.7];
     let label = Tensor::<1, Int>::from_data([2, 0], device);
-    let estimate = jump(x_t.clone(), &t, unet.forward(x_t, t.clone(), Some(label)));
+    let v = unet.velocity(x_t.clone(), &t, Some(label));
+    let estimate = jump(x_t, &per_image(&t, device), v);
     let loss = distance.mean(estimate, target);
     (unet, loss)
 }
@@ -47,17 +48,17 @@ fn the_gradient_of_the_students_loss_agrees_with_finite_differences() {
     let device = Device::flex().autodiff();
     for spec in specs() {
         let model = lively_model(&spec);
-        let seen = Distance::TeacherFeatures(Arc::new(UNet::frozen(&model, &Device::flex())));
+        let seen = Distance::TeacherFeatures(Arc::new(Denoiser::frozen(&model, &Device::flex())));
         for distance in [Distance::PseudoHuber, Distance::L2, Distance::L1, seen] {
             let name = format!("{distance:?}").chars().take(12).collect::<String>();
             let (unet, value) = loss(&model, &device, &distance);
-            let gradients: Vec<Vec<f32>> = gradients(&unet, &value).into_iter().map(to_host).collect();
+            let gradients: Vec<Vec<f32>> = unet.gradients(&value).into_iter().map(to_host).collect();
             for (tensor, gradient) in model.tensors.iter().zip(&gradients) {
                 assert_eq!(tensor.values.len(), gradient.len());
             }
             // One tensor after the other, along its own gradient, where the slope equals the gradient's norm.
             let mut followed = 0;
-            for (i, tensor) in spec.tensors().iter().enumerate() {
+            for (i, tensor) in model.spec.tensors().iter().enumerate() {
                 let direction = gradients[i].clone();
                 let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
                 if length < 1e-4 {

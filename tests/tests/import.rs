@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ccm::import::{Checkpoint, Selection};
-use ccm::spec::{Role, TensorSpec, UNetSpec};
+use ccm::model::{NetworkSpec, Role, TensorSpec};
 use ccm::weights::{HostTensor, Model, TensorFile};
 use ccm_tests::program::{distill, fail, succeed};
 use ccm_tests::{configurations, fixtures, lively_model, model, relative_error, small_spec, tensors};
@@ -18,7 +18,7 @@ fn case(file: &str) -> PathBuf {
 }
 
 /// The first network of the fixtures, on which the cases are based, and its description as a file.
-fn description(folder: &TempDir) -> (String, UNetSpec, PathBuf) {
+fn description(folder: &TempDir) -> (String, NetworkSpec, PathBuf) {
     let (name, spec) = configurations().remove(0);
     let text = fs::read_to_string(fixtures().join("configs.json")).unwrap();
     let configs: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -36,7 +36,7 @@ fn import(checkpoint: &Path, spec: &Path, out: &Path) -> Command {
 /// Tensors of a network small enough to be written many times: names and shapes as in a U-Net, other values.
 fn small() -> (Vec<TensorSpec>, BTreeMap<String, HostTensor>) {
     let spec = small_spec();
-    let names = spec.tensors();
+    let names = NetworkSpec::from(&spec).tensors();
     let tensors = lively_model(&spec).tensors;
     let named = names.iter().map(|tensor| tensor.name.clone()).zip(tensors).collect();
     (names, named)
@@ -260,7 +260,10 @@ fn samples_in_a_file_have_their_labels_and_seeds() {
 
     // With noise from a file there are no seeds.
     let noise = folder.path().join("noise.safetensors");
-    let x = HostTensor::new([1, spec.in_channels, spec.height, spec.width], vec![0.5; spec.image_len()]);
+    let x = HostTensor::new(
+        [1, spec.in_channels, spec.height, spec.width],
+        vec![0.5; NetworkSpec::from(&spec).image_len()],
+    );
     let tensors = [("x".to_owned(), x), ("label".to_owned(), HostTensor::new([1], vec![2.0]))];
     fs::write(&noise, TensorFile { tensors: tensors.into(), ..TensorFile::default() }.to_bytes()).unwrap();
     let mut sample = distill();

@@ -51,12 +51,12 @@ fn images_of_shipped_models_never_change() {
             let bytes = fs::read(models().join(format!("{name}/{role}.safetensors"))).unwrap();
             let mut sampler = block_on(Sampler::load(&bytes, Backend::Cpu)).unwrap();
             let spec = sampler.spec().clone();
-            let classes = spec.num_classes.unwrap() as u32;
+            let classes = spec.num_classes().unwrap() as u32;
             let labels: Vec<u32> = (0..IMAGES as u32).map(|i| i % classes).collect();
             let request = Request::from_seeds(&spec, 0, &labels, IMAGES);
             let steps = sampler.solver().usual_steps();
             let images = block_on(sampler.sample(&request, steps)).unwrap();
-            let drawn = grid(&images, [spec.in_channels, spec.height, spec.width], IMAGES);
+            let drawn = grid(&images, spec.image(), IMAGES);
             let expected = image::open(references.join(format!("{name}-{role}.png"))).unwrap();
             assert_eq!((expected.width(), expected.height()), (drawn.width as u32, drawn.height as u32));
             let expected = expected.into_bytes();

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::{Curriculum, Mode, Scope, Start};
-use ccm::method::flow::{euler, multistep};
 use ccm::method::lpips::{Lpips, LpipsWeights, Trunk};
-use ccm::nn::unet::{UNet, to_host};
+use ccm::nn::denoiser::Denoiser;
+use ccm::nn::host::to_host;
+use ccm::sampler::schedule::{Request, Solver};
+use ccm::train::samples::sample;
 use ccm::weights::{HostTensor, Model, TensorFile};
 use ccm_tests::{configurations, lpips_weights, model, references, relative_error, tensors, uniform};
 
@@ -33,15 +35,18 @@ fn assert_close(what: &str, found: Tensor<4>, expected: &HostTensor) {
 fn velocities_and_samples_agree_with_pytorch() {
     let device = Device::flex();
     for (name, spec) in configurations() {
-        let unet = UNet::new(&model(&format!("{name}.pt"), &spec, None), &device);
+        let unet = Denoiser::new(&model(&format!("{name}.pt"), &spec, None), &device);
         let io = tensors(&format!("{name}_io.safetensors"));
         let (x, label) = (images(&io["x"], &device), labels(&io, &device));
-        let t = Tensor::<1>::from_data(io["t"].values.as_slice(), &device);
-        assert_close(&format!("{name}, v"), unet.forward(x.clone(), t, label.clone()), &io["velocity"]);
-        let one =
-            multistep(&unet, x.clone(), label.as_ref(), 1, |_| unreachable!("one step needs no more noise"));
-        assert_close(&format!("{name}, one step"), one, &io["one_step"]);
-        assert_close(&format!("{name}, Euler"), euler(&unet, x, label.as_ref(), 4), &io["euler_4"]);
+        let v = unet.velocity(x.clone(), &io["t"].values, label);
+        assert_close(&format!("{name}, v"), v, &io["velocity"]);
+        let labels = io.get("label").map_or(Vec::new(), |it| it.values.iter().map(|l| *l as u32).collect());
+        let request = Request { noise: io["x"].values.clone(), labels, seed: 0 };
+        for (solver, steps, tensor) in [(Solver::Jumps, 1, "one_step"), (Solver::Euler, 4, "euler_4")] {
+            let found = sample(&unet, solver, &request, steps, 64, &device).unwrap();
+            let found = Tensor::from_data(TensorData::new(found, x.dims()), &device);
+            assert_close(&format!("{name}, {tensor}"), found, &io[tensor]);
+        }
     }
 }
 
@@ -90,7 +95,7 @@ fn an_imported_model_is_restored_from_its_file() {
         let model = model(&format!("{name}.pt"), &spec, None);
         let read = Model::from_bytes(&model.to_bytes()).expect("a file just written");
         assert_eq!(read, model);
-        assert_eq!(UNet::new(&model, &Device::flex()).to_model(model.card.clone()), model);
+        assert_eq!(Denoiser::new(&model, &Device::flex()).to_model(model.card.clone()), model);
     }
 }
 
@@ -98,7 +103,7 @@ fn an_imported_model_is_restored_from_its_file() {
 fn the_curriculum_agrees_with_the_reference_for_each_image() {
     let device = Device::flex();
     let (_, spec) = configurations().remove(0);
-    let unet = |file: &str| UNet::new(&model(file, &spec, None), &device);
+    let unet = |file: &str| Denoiser::new(&model(file, &spec, None), &device);
     let [teacher, target, student] = ["kdc_teacher.pt", "kdc_target.pt", "kdc_student.pt"].map(unet);
     let io = tensors("kdc_target.safetensors");
     let image = spec.image_len();
@@ -108,13 +113,13 @@ fn the_curriculum_agrees_with_the_reference_for_each_image() {
     for threshold in thresholds {
         let rows: Vec<usize> =
             (0..io["t"].values.len()).filter(|&i| io["threshold"].values[i] == threshold).collect();
-        let shape = [rows.len(), spec.in_channels, spec.height, spec.width];
+        let [channels, height, width] = spec.image();
+        let shape = [rows.len(), channels, height, width];
         let gather = |name: &str| rows.iter().flat_map(|&i| row(name, i)).collect::<Vec<f32>>();
         let t: Vec<f32> = rows.iter().map(|&i| io["t"].values[i]).collect();
         let x_t = Tensor::<4>::from_data(TensorData::new(gather("x_t"), shape), &device);
         let times = Tensor::<1>::from_data(t.as_slice(), &device);
-        let estimate =
-            ccm::method::flow::jump(x_t.clone(), &times, student.forward(x_t.clone(), times.clone(), None));
+        let estimate = ccm::method::flow::jump(x_t.clone(), &times, student.velocity(x_t.clone(), &t, None));
         assert!(relative_error(&to_host(estimate.clone()), &gather("estimate")) < TOLERANCE);
 
         let curriculum = Curriculum {

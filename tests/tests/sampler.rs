@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use burn::tensor::Device;
-use ccm::nn::unet::UNet;
+use ccm::model::{NetworkSpec, Role, UNetSpec};
+use ccm::nn::denoiser::Denoiser;
 use ccm::sampler::rounding::round;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Backend, Sampler};
-use ccm::spec::{Role, UNetSpec};
 use ccm::train::samples::sample;
 use ccm::weights::{HostTensor, Model, Precision};
 use ccm_tests::{configurations, lively_model, model, relative_error, tensors};
@@ -46,8 +46,8 @@ fn samples_agree_with_pytorch() {
 }
 
 /// Networks that together use every option.
-fn specs() -> Vec<UNetSpec> {
-    let spec = |json: &str| serde_json::from_str::<UNetSpec>(json).unwrap();
+fn specs() -> Vec<NetworkSpec> {
+    let spec = |json: &str| NetworkSpec::from(serde_json::from_str::<UNetSpec>(json).unwrap());
     vec![
         spec(
             r#"{"in_channels": 1, "height": 12, "width": 20, "model_channels": 32, "num_res_blocks": 1,
@@ -73,11 +73,11 @@ fn every_option_gives_the_images_of_the_training_network() {
         for role in [Role::Student, Role::Teacher] {
             let mut model = lively_model(&spec);
             model.card.role = role;
-            let labels: Vec<u32> = (0..5).map(|i| i % spec.num_classes.unwrap_or(1) as u32).collect();
+            let labels: Vec<u32> = (0..5).map(|i| i % spec.num_classes().unwrap_or(1) as u32).collect();
             let request = Request::from_seeds(&spec, 7, &labels, 5);
-            let unet = UNet::new(&model, &Device::flex());
+            let unet = Denoiser::new(&model, &Device::flex());
             let solver = Solver::of(&model.card);
-            let expected = sample(&unet, solver, &request, 3, 2, &Device::flex());
+            let expected = sample(&unet, solver, &request, 3, 2, &Device::flex()).unwrap();
             for mut sampler in samplers(&model) {
                 let found = block_on(sampler.sample(&request, 3)).unwrap();
                 let error = relative_error(&found, &expected);

@@ -6,13 +6,14 @@ use std::sync::OnceLock;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
 use ccm::data::ImageShape;
-use ccm::method::batch::labels_tensor;
 use ccm::method::curriculum::Scope;
 use ccm::metrics::Extractor;
 use ccm::metrics::classifier::{Classifier, Training};
-use ccm::nn::unet::{UNet, to_host};
+use ccm::model::UNetSpec;
+use ccm::nn::denoiser::Denoiser;
+use ccm::nn::host::labels_tensor;
+use ccm::nn::host::to_host;
 use ccm::noise::Noise;
-use ccm::spec::UNetSpec;
 use ccm::train::state::{Stage, StepReport, Workers};
 use ccm_tests::{
     agrees_with_pytorch_fid, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
@@ -48,7 +49,7 @@ fn step(device: &Device) -> (StepReport, Vec<f32>) {
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
     oppose(&mut distillation, device);
     let report = distillation.step();
-    (report, distillation.state().unet.parameters().into_iter().flat_map(to_host).collect())
+    (report, distillation.state().denoiser.parameters().into_iter().flat_map(to_host).collect())
 }
 
 #[test]
@@ -114,13 +115,12 @@ fn a_network_of_one_channel_on_wgpu_agrees_with_the_cpu() {
     let spec = UNetSpec { in_channels: 1, channel_mult: vec![1.0, 1.0], ..small_spec() };
     let model = lively_model(&spec);
     let on = |device: &Device| {
-        let unet = UNet::new(&model, &device.clone().autodiff());
-        let values = Noise::new(1, 0).normals(4 * spec.image_len());
+        let unet = Denoiser::new(&model, &device.clone().autodiff());
+        let values = Noise::new(1, 0).normals(4 * model.spec.image_len());
         let x = TensorData::new(values, [4, 1, spec.height, spec.width]);
         let x: Tensor<4> = Tensor::from_data(x, device).autodiff();
-        let t = Tensor::from_data([0.0, 0.3, 0.6, 0.9], device);
         let label = Some(labels_tensor(&[0, 1, 2, 0], device));
-        to_host(unet.forward(x, t, label).inner())
+        to_host(unet.velocity(x, &[0.0, 0.3, 0.6, 0.9], label).inner())
     };
     let error = relative_error(&on(&gpu), &on(&Device::flex()));
     assert!(error < 1e-4, "{error:.2e}");

@@ -1,10 +1,10 @@
 //! The interface of `ccm`'s sampler to JavaScript: takes numbers and returns the bytes of pixels. JavaScript checks the
 //! arguments first, because its error messages use the names of the page's API; the sampler checks them again.
 
+use ccm::model::NetworkSpec;
 use ccm::sampler::image::to_byte;
 use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler, SurfaceTarget};
-use ccm::spec::UNetSpec;
 use ccm::weights::Model;
 use js_sys::{Array, Object, Reflect};
 use wasm_bindgen::prelude::*;
@@ -52,6 +52,7 @@ impl Engine {
     /// Properties of the model and of its device: `Info` of `index.d.ts`.
     pub fn describe(&self) -> Result<JsValue, JsValue> {
         let (info, spec, card) = (self.sampler.info(), self.sampler.spec(), self.sampler.card());
+        let [channels, height, width] = spec.image();
         let description = Object::new();
         let classes = card.classes.iter().map(JsValue::from).collect::<Array>();
         let number = |value: usize| JsValue::from_f64(value as f64);
@@ -62,10 +63,10 @@ impl Engine {
             ("precision", info.precision.into()),
             ("parameters", number(info.parameters)),
             ("memory", JsValue::from_f64(info.memory as f64)),
-            ("width", number(spec.width)),
-            ("height", number(spec.height)),
-            ("channels", number(spec.in_channels)),
-            ("numClasses", spec.num_classes.map_or(JsValue::NULL, number)),
+            ("width", number(width)),
+            ("height", number(height)),
+            ("channels", number(channels)),
+            ("numClasses", spec.num_classes().map_or(JsValue::NULL, number)),
             ("classes", classes.into()),
             ("role", card.role.name().into()),
             ("source", card.source.as_str().into()),
@@ -141,13 +142,14 @@ impl Engine {
 }
 
 /// `[N, C, H, W]` in [-1, 1] to `[N, H, W, 4]` bytes; grey becomes equal red, green and blue.
-fn to_rgba(planes: &[f32], spec: &UNetSpec) -> Vec<u8> {
-    let pixels = spec.height * spec.width;
-    let mut bytes = vec![u8::MAX; planes.len() / spec.in_channels * 4];
-    for (image, bytes) in planes.chunks_exact(spec.image_len()).zip(bytes.chunks_exact_mut(pixels * 4)) {
+fn to_rgba(planes: &[f32], spec: &NetworkSpec) -> Vec<u8> {
+    let [channels, height, width] = spec.image();
+    let pixels = height * width;
+    let mut bytes = vec![u8::MAX; planes.len() / channels * 4];
+    for (image, bytes) in planes.chunks_exact(channels * pixels).zip(bytes.chunks_exact_mut(pixels * 4)) {
         for (place, pixel) in bytes.chunks_exact_mut(4).enumerate() {
             for (channel, byte) in pixel[..3].iter_mut().enumerate() {
-                let plane = channel.min(spec.in_channels - 1);
+                let plane = channel.min(channels - 1);
                 *byte = to_byte(image[plane * pixels + place]);
             }
         }

@@ -39,7 +39,7 @@ fn every_preset_opens_with_what_it_is_for_and_holds_every_setting() {
 #[test]
 fn the_cifar10_preset_is_the_papers() {
     let config = Config::preset("cifar10").unwrap();
-    assert_eq!((config.network.parameters() as f64 / 1e5).round() / 10.0, 35.7);
+    assert_eq!((config.spec().parameters() as f64 / 1e5).round() / 10.0, 35.7);
     let teacher = &config.teacher;
     assert_eq!((teacher.steps, teacher.batch, teacher.warmup_steps), (400_000, 128, 5000));
     assert_eq!((teacher.learning_rate, teacher.gradient_clip, teacher.ema), (2e-4, 1.0, 0.9999));
@@ -100,7 +100,7 @@ fn the_largest_seed_of_toml_survives_and_a_larger_one_is_refused() {
 fn the_known_keys_are_all_the_fields_there_are() {
     let text = shapes().to_toml().unwrap();
     let mut fields = BTreeSet::new();
-    for section in ["run", "data", "network", "teacher", "distill"] {
+    for section in ["run", "data", "network", "path", "teacher", "distill"] {
         let stray = text.replace(&format!("[{section}]\n"), &format!("[{section}]\n_ = 0\n"));
         let error = toml::from_str::<Config>(&stray).unwrap_err();
         let names = error.message().split_once("expected one of ").unwrap().1.split(", ");

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::ImportError;
-use crate::model::UNetSpec;
+use crate::model::{NetworkSpec, UNetSpec};
 
 /// Arguments of torchcfm's `UNetModelWrapper`, under its names and with its defaults.
 #[derive(Debug, Deserialize)]
@@ -55,10 +55,10 @@ enum Resolutions {
 ///
 /// # Errors
 /// Text that is neither, an option that is not supported, or a spec that is out of range.
-pub fn spec_from_json(text: &str) -> Result<UNetSpec, ImportError> {
+pub fn spec_from_json(text: &str) -> Result<NetworkSpec, ImportError> {
     let value: serde_json::Value =
         serde_json::from_str(text).map_err(|error| ImportError::Spec(format!("not JSON: {error}")))?;
-    let spec = if value.get("dim").is_some() {
+    let spec: UNetSpec = if value.get("dim").is_some() {
         let arguments: TorchArguments = serde_json::from_value(value)
             .map_err(|error| ImportError::Spec(format!("torchcfm arguments: {error}")))?;
         arguments.into_spec()?
@@ -66,7 +66,7 @@ pub fn spec_from_json(text: &str) -> Result<UNetSpec, ImportError> {
         serde_json::from_value(value).map_err(|error| ImportError::Spec(format!("network: {error}")))?
     };
     spec.validate().map_err(|error| ImportError::Spec(error.to_string()))?;
-    Ok(spec)
+    Ok(spec.into())
 }
 
 impl TorchArguments {

@@ -78,6 +78,37 @@ impl Checkpoint {
         Ok(Self { path: path.into(), tensors, description, bytes })
     }
 
+    /// Opens the shards of a file; errors name `index`, which lists them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; a tensor that two shards hold.
+    pub fn open_shards(index: &Path, shards: &[PathBuf]) -> Result<Self, ImportError> {
+        let mut whole =
+            Self { path: index.into(), tensors: BTreeMap::new(), description: String::new(), bytes: 0 };
+        for path in shards {
+            let shard = Self::open(path)?;
+            whole.bytes = whole.bytes.saturating_add(shard.bytes);
+            for (name, tensor) in shard.tensors {
+                if whole.tensors.contains_key(&name) {
+                    let reason = "expected once, found in two shards".into();
+                    return Err(ImportError::Tensor { path: path.clone(), name, reason });
+                }
+                whole.tensors.insert(name, tensor);
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The same tensors under other names. Where two tensors get the same name, the second keeps its own.
+    pub(super) fn renamed(mut self, rename: impl Fn(&str) -> String) -> Self {
+        for (name, tensor) in std::mem::take(&mut self.tensors) {
+            let new = rename(&name);
+            let taken = self.tensors.contains_key(&new);
+            self.tensors.insert(if taken { name } else { new }, tensor);
+        }
+        self
+    }
+
     /// Number of rows of the first tensor whose name is `name` behind any prefix.
     pub fn rows(&self, name: &str) -> Option<usize> {
         let found = self.tensors.iter().find(|(found, _)| {

@@ -1,10 +1,13 @@
 //! Networks from files of other programs: PyTorch checkpoints and safetensors, as people save them.
 //!
 //! [`Checkpoint`] opens a file, whose format is told from its bytes. [`Checkpoint::select`] finds a network in it,
-//! whatever wrappers and dictionaries stand around its tensors. [`spec_from_json`] reads the description of a network.
+//! whatever wrappers and dictionaries stand around its tensors. [`description`] and [`spec_from_json`] read descriptions of
+//! networks; [`diffusers`] reads whole pipelines in diffusers' layout.
 
 mod arguments;
 mod checkpoint;
+pub mod description;
+pub mod diffusers;
 mod format;
 mod select;
 

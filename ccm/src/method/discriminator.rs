@@ -312,7 +312,7 @@ mod tests {
 
     const IMAGES: usize = 4;
 
-    fn spec() -> UNetSpec {
+    fn spec() -> NetworkSpec {
         let mut spec = Config::preset("shapes").unwrap().network;
         (spec.height, spec.width, spec.num_classes) = (8, 8, Some(3));
         (spec.channel_mult, spec.attention_resolutions) = (vec![1.0, 2.0], vec![4]);

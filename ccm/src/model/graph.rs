@@ -115,13 +115,12 @@ pub struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    /// The frequencies, `[channels / 2]`.
-    pub fn frequencies(&self) -> Vec<f32> {
+    /// Natural logarithms of the frequencies, `[channels / 2]`.
+    pub fn log_frequencies(&self) -> Vec<f32> {
         /// ln(10 000).
-        const LOG_MAX_PERIOD: f32 = 9.210_34;
+        const LOG_MAX_PERIOD: f64 = 9.210_340_371_976_184;
         let half = self.channels / 2;
-        let exponent = |i: usize| -LOG_MAX_PERIOD * i as f32 / (half as f32 - self.freq_shift);
-        (0..half).map(|i| libm::expf(exponent(i))).collect()
+        (0..half).map(|i| -LOG_MAX_PERIOD as f32 * i as f32 / (half as f32 - self.freq_shift)).collect()
     }
 }
 

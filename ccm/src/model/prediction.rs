@@ -92,14 +92,14 @@ pub struct Edm {
 }
 
 impl Default for Edm {
-    /// The settings of the publication.
+    /// The settings of the publication, with the time of openai/consistency_models, which suits the embedding of ADM's U-Net.
     fn default() -> Self {
         Self {
             sigma_data: 0.5,
             sigma_min: 0.002,
             sigma_max: 80.0,
             rho: 7.0,
-            time_scale: 0.25,
+            time_scale: 250.0,
             boundary: false,
         }
     }

@@ -135,7 +135,8 @@ fn factor(x: &Tensor<4>, coefficients: &[Coefficients], of: impl Fn(&Coefficient
 }
 
 /// A model with the weights that its family starts from, which are functions of `seed`.
-pub fn random_model(spec: &NetworkSpec, prediction: &Prediction, seed: u64) -> Model {
+pub fn random_model(spec: impl Into<NetworkSpec>, prediction: &Prediction, seed: u64) -> Model {
+    let spec = spec.into();
     let parameters = spec.graph().parameters;
     let tensors = parameters.into_iter().enumerate().map(|(i, parameter)| {
         let mut noise = Noise::new(seed, i as u64);
@@ -149,7 +150,7 @@ pub fn random_model(spec: &NetworkSpec, prediction: &Prediction, seed: u64) -> M
         HostTensor { shape: parameter.shape, values }
     });
     Model {
-        spec: spec.clone(),
+        spec,
         prediction: prediction.clone(),
         card: ModelCard::default(),
         precision: Precision::F32,

@@ -66,11 +66,6 @@ impl Network {
         Self { program: Arc::new(Program { graph, last_reads }), parameters, dropout: true }
     }
 
-    /// The operations.
-    pub(crate) fn graph(&self) -> &Graph {
-        &self.program.graph
-    }
-
     /// The network's output.
     ///
     /// # Shapes
@@ -313,7 +308,7 @@ fn per_pixel(vector: Tensor<2>) -> Tensor<4> {
 
 /// `[B] -> [B, channels]`.
 fn timestep_embedding(embedding: &TimestepEmbedding, time: Tensor<1>) -> Tensor<2> {
-    let frequencies = embedding.frequencies();
+    let frequencies: Vec<f32> = embedding.log_frequencies().into_iter().map(f32::exp).collect();
     let half = frequencies.len();
     let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &time.device());
     let angles = time.unsqueeze_dim::<2>(1) * frequencies;

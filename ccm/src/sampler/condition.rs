@@ -150,7 +150,8 @@ impl Conditioner {
 }
 
 fn timestep_embedding(embedding: &TimestepEmbedding, time: f32) -> Vec<f32> {
-    let angles: Vec<f64> = embedding.frequencies().iter().map(|f| f64::from(time * f)).collect();
+    let angles: Vec<f64> =
+        embedding.log_frequencies().iter().map(|f| f64::from(time * libm::expf(*f))).collect();
     let cos = angles.iter().map(|&angle| libm::cos(angle) as f32);
     let sin = angles.iter().map(|&angle| libm::sin(angle) as f32);
     if embedding.cosines_first { cos.chain(sin).collect() } else { sin.chain(cos).collect() }

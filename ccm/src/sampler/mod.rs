@@ -200,6 +200,11 @@ impl Sampler {
         self.solver
     }
 
+    /// The times at which this model is evaluated.
+    pub fn times(&self) -> TimeGrid {
+        self.grid
+    }
+
     /// Samples with another solver and other times than the model's own.
     pub fn with_solver(self, solver: Solver, grid: TimeGrid) -> Self {
         Self { solver, grid, ..self }

@@ -3,20 +3,15 @@
 
 use ccm_shaders::Tile;
 
-use super::condition::{Conditioner, Linear};
+use super::condition::Conditioner;
 use super::plan::{
     Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector,
 };
-use super::schedule::{Step, Work};
+use super::schedule::{Combination, Update, Work};
 use super::{cpu, gpu};
-use crate::model::UNetSpec;
+use crate::model::{Path, Prediction, UNetSpec};
 use crate::noise::Noise;
-use crate::weights::{HostTensor, Precision};
-
-/// A layer for the conditioner of a plan whose rows of conditions are empty.
-fn no_layer() -> Linear {
-    Linear { weight: HostTensor::new(vec![0, 0], Vec::new()), bias: Vec::new() }
-}
+use crate::weights::Precision;
 
 /// A plan under construction, with random weights and every map in a buffer of its own.
 struct Sketch {
@@ -32,14 +27,16 @@ impl Sketch {
                     r#"{"in_channels": 3, "height": 32, "width": 32, "model_channels": 32,
                         "num_res_blocks": 1, "channel_mult": [1]}"#,
                 )
-                .unwrap(),
+                .unwrap()
+                .into(),
+                path: Path::new(&Prediction::Velocity),
                 ops: Vec::new(),
                 buffers: Vec::new(),
                 x: Map { buffer: 0, height, width, channels: BLOCK },
-                velocity: Map { buffer: 0, height, width, channels: BLOCK },
+                output: Map { buffer: 0, height, width, channels: BLOCK },
                 weights: Vec::new(),
                 vectors: Vec::new(),
-                conditioner: Conditioner::new(32, [(); 2].map(|()| no_layer()), None),
+                conditioner: Conditioner::default(),
             },
             noise: Noise::new(11, 0),
         };
@@ -69,12 +66,12 @@ impl Sketch {
         let size = |size: usize| if upsample { 2 * size } else { size.div_ceil(stride) };
         let y = self.map(size(x.first.height), size(x.first.width), channels);
         let (weight, bias) = (self.plan.weights.len() - 1, self.vector(channels));
-        Conv { x, kernel, stride, upsample, weight, bias, residual: None, y }
+        Conv { x, kernel, stride, border: kernel / 2, upsample, weight, bias, residual: None, y }
     }
 
     fn push(&mut self, op: Op) -> Map {
         self.plan.ops.push(op);
-        op.output()
+        op.y()
     }
 
     /// A 1x1 convolution from the image to a map of `channels` channels.
@@ -86,7 +83,7 @@ impl Sketch {
     /// The plan, whose velocity is a 1x1 convolution of a map of the image's size.
     fn finish(mut self, map: Map) -> Plan {
         let conv = self.conv(map.into(), BLOCK, 1, 1, false);
-        self.plan.velocity = self.push(Op::Conv(conv));
+        self.plan.output = self.push(Op::Conv(conv));
         self.plan
     }
 }
@@ -94,10 +91,13 @@ impl Sketch {
 const IMAGES: usize = 3;
 
 fn work(plan: &Plan) -> Work {
+    let none = Combination::default();
+    let of = |x, v, memory| Combination { x, v, memory };
     Work {
-        steps: vec![
-            Step { t: 0.0, step: 1.0, keep: 0.25, fresh: 0.75 },
-            Step { t: 0.5, step: 0.5, keep: 1.0, fresh: 0.0 },
+        updates: vec![
+            Update { x: none, memory: none, fresh: 1.5, c_in: 0.5 },
+            Update { x: of(0.25, 0.25, 0.0), memory: of(1.0, -0.5, 0.0), fresh: 0.75, c_in: 2.0 },
+            Update { x: of(0.0, 0.5, 1.0), memory: none, fresh: 0.0, c_in: 1.0 },
         ],
         noise: (0..2).map(|i| Noise::new(3, i).normals(IMAGES * plan.x.len())).collect(),
         rows: vec![vec![Vec::new().into(); IMAGES]; 2],
@@ -181,7 +181,7 @@ fn norms_agree_whatever_the_size_of_a_group() {
         let channels = x.channels();
         let (gain, offset) = (sketch.vector(channels), sketch.vector(channels));
         let y = sketch.map(5, 7, channels);
-        sketch.push(Op::GroupNorm(GroupNorm { x, gain, offset, silu, y }));
+        sketch.push(Op::GroupNorm(GroupNorm { x, gain, offset, groups: 32, epsilon: 1e-5, silu, y }));
         assert_executors_agree(&format!("norm of {channels} channels"), &sketch.finish(y));
     }
 }
@@ -231,12 +231,15 @@ fn attention_is_that_of_its_formula() {
             rows.iter().zip(&weights).map(|(key, weight)| weight * key[8 + c]).sum::<f64>() / total
         }));
     }
-    // Only the attention: its output is the velocity, which one step of length 1 adds to the image.
+    // Only the attention: its output is the network's, which one step adds to the image.
     let mut alone = plan.clone();
     alone.ops.truncate(2);
-    alone.velocity = y;
-    let step = Step { t: 0.0, step: 1.0, keep: 1.0, fresh: 0.0 };
-    let one = Work { steps: vec![step], noise: vec![image.to_vec()], rows: vec![vec![Vec::new().into()]] };
+    alone.output = y;
+    let none = Combination::default();
+    let start = Update { x: none, memory: none, fresh: 1.0, c_in: 1.0 };
+    let step = Update { x: Combination { x: 1.0, v: 1.0, memory: 0.0 }, fresh: 0.0, ..start };
+    let updates = vec![start, step];
+    let one = Work { updates, noise: vec![image.to_vec()], rows: vec![vec![Vec::new().into()]] };
     let found = cpu::Executor::new(&alone, 2).unwrap().sample(&alone, &one);
     for ((found, x), expected) in found.iter().zip(image).zip(expected) {
         assert!((f64::from(found - x) - expected).abs() < 1e-5, "{} is not {expected}", found - x);
@@ -259,4 +262,32 @@ fn rounded_weights_differ_by_no_more_than_their_steps() {
             assert!(difference > 0.0 && difference < most, "{precision}, {tile:?}: {difference:e} apart");
         }
     }
+}
+
+#[test]
+fn norms_of_other_groups_and_channels_that_fill_no_workgroup_agree() {
+    for (first, second, groups, epsilon) in
+        [(12, 0, 3, 1e-6), (20, 24, 4, 1e-2), (48, 0, 16, 1e-5), (36, 8, 1, 1e-3)]
+    {
+        let mut sketch = Sketch::new(5, 7);
+        let x = sketch.widened(first);
+        let second = (second > 0).then(|| sketch.widened(second));
+        let x = Input { first: x, second };
+        let channels = x.channels();
+        let (gain, offset) = (sketch.vector(channels), sketch.vector(channels));
+        let y = sketch.map(5, 7, channels);
+        sketch.push(Op::GroupNorm(GroupNorm { x, gain, offset, groups, epsilon, silu: true, y }));
+        assert_executors_agree(&format!("norm of {channels} channels in {groups} groups"), &sketch.finish(y));
+    }
+}
+
+#[test]
+fn convolutions_with_zeros_at_the_end_agree() {
+    let mut sketch = Sketch::new(8, 14);
+    let x = sketch.widened(20);
+    let down = sketch.conv(x.into(), 24, 3, 2, false);
+    let y = sketch.push(Op::Conv(Conv { border: 0, ..down }));
+    let up = sketch.conv(y.into(), 8, 3, 1, true);
+    let y = sketch.push(Op::Conv(up));
+    assert_executors_agree("zeros at the end", &sketch.finish(y));
 }

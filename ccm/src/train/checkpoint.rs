@@ -276,7 +276,7 @@ mod tests {
     fn state(step: u64) -> TrainState {
         let mut spec = Config::preset("shapes").unwrap().network;
         (spec.height, spec.width, spec.channel_mult, spec.attention_resolutions) = (8, 8, vec![1.0], vec![]);
-        let model = random_model(&spec.into(), &Prediction::Velocity, 1);
+        let model = random_model(spec, &Prediction::Velocity, 1);
         let state = TrainState::new(&model, &[0.9], &Device::flex());
         // As after a step: moments of every parameter.
         let moments =

@@ -8,6 +8,7 @@ use crate::config::{Config, DistillConfig, LpipsFiles};
 use crate::disk;
 use crate::import::{Checkpoint, ImportError};
 use crate::method::lpips::LpipsWeights;
+use crate::model::NetworkSpec;
 use crate::weights::Model;
 
 /// The files that a configuration names beside the images, read and checked.
@@ -23,13 +24,18 @@ impl Given {
     /// Reads the teacher, and the weights of the distance.
     ///
     /// # Errors
-    /// A teacher that cannot be read or has another network; weights of LPIPS that cannot be used.
+    /// A teacher that cannot be read; weights of LPIPS that cannot be used.
     pub fn read(config: &Config) -> Result<Self, RunError> {
         let teacher = config.teacher.model.as_ref();
-        let teacher = teacher.map(|path| read_teacher(config, Path::new(path))).transpose()?;
+        let teacher = teacher.map(|path| disk::read_model(Path::new(path))).transpose()?;
         let mut given = Self { teacher, lpips: Vec::new() };
         given.read_distance(&config.distill)?;
         Ok(given)
+    }
+
+    /// The architecture of teacher and student: that of the teacher given, or the configuration's.
+    pub fn spec(&self, config: &Config) -> NetworkSpec {
+        self.teacher.as_ref().map_or_else(|| config.spec(), |teacher| teacher.spec.clone())
     }
 
     /// Reads the weights of a distance, unless they are there already.
@@ -53,9 +59,9 @@ impl Given {
     ///
     /// # Errors
     /// A run whose teacher is not trained yet, or a file with another network.
-    pub fn teacher_of_run(&mut self, config: &Config, folder: &Path) -> Result<Model, RunError> {
-        match self.teacher.take() {
-            Some(given) => Ok(given),
+    pub fn teacher_of_run(&self, config: &Config, folder: &Path) -> Result<Model, RunError> {
+        match &self.teacher {
+            Some(given) => Ok(given.clone()),
             None => read_teacher(config, &folder.join(files::TEACHER)),
         }
     }

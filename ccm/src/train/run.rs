@@ -79,9 +79,22 @@ pub struct Run {
 ///
 /// # Errors
 /// More classes, channels or a larger batch than there are.
-pub fn suit(config: &mut Config, data: &Dataset) -> Result<(), RunError> {
+pub fn suit(config: &mut Config, given: &Given, data: &Dataset) -> Result<(), RunError> {
     let classes = data.classes().len();
-    if config.data.class_conditional {
+    if let Some(teacher) = &given.teacher {
+        let expected = config.data.class_conditional.then_some(classes);
+        let found = teacher.spec.num_classes();
+        if found.unwrap_or(0) < expected.unwrap_or(0) || found.is_some() != expected.is_some() {
+            let expected = expected
+                .map_or("no classes, as data.class_conditional is false".into(), |classes| {
+                    format!("at least the data's {classes} classes")
+                });
+            let found = found.map_or("none".into(), |classes| classes.to_string());
+            return Err(RunError::Unsuitable(format!(
+                "teacher.model: expected a network of {expected}, found {found}"
+            )));
+        }
+    } else if config.data.class_conditional {
         match config.network.num_classes {
             None => config.network.num_classes = Some(classes),
             Some(given) if given < classes => {
@@ -144,7 +157,7 @@ impl Run {
 
     /// The architecture: that of the teacher that is given, or the configuration's.
     pub fn spec(&self) -> NetworkSpec {
-        self.given.teacher.as_ref().map_or_else(|| self.config.spec(), |teacher| teacher.spec.clone())
+        self.given.spec(&self.config)
     }
 
     /// What the network predicts: as the teacher that is given, or as the configuration says.

@@ -100,10 +100,10 @@ mod tests {
         let shape = ImageShape::of(&config.spec());
         let data = |split| shapes(64, shape, split, 0).unwrap();
         let (data, held_out) = (data(Split::Train), data(Split::HeldOut));
-        suit(&mut config, &data).unwrap();
+        let given = Given::default();
+        suit(&mut config, &given, &data).unwrap();
         let teacher = random_model(&config.spec(), &config.path.prediction(), 3);
         let (folder, command) = ("never written".into(), String::new());
-        let given = Given::default();
         (Run { config, folder, device: Device::flex(), threads: 1, given, data, held_out, command }, teacher)
     }
 

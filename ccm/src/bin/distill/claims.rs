@@ -63,7 +63,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let settings = arguments.settings(&config, &mut given)?;
     let teacher = given.teacher_of_run(&config, &arguments.run)?;
     let opened = device::open(arguments.device)?;
-    let extractor = open_extractor(&arguments.features, ImageShape::of(&config.network), &opened.device)?;
+    let extractor =
+        open_extractor(&arguments.features, ImageShape::of(&given.spec(&config)), &opened.device)?;
     let terms = Terms {
         features: extractor.name(),
         budget: arguments.evaluations,
@@ -73,8 +74,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let mut record = Record::open(&arguments.out, terms).map_err(|error| format!("--out: {error}"))?;
 
-    let (data, held_out) = load_data(&config)?;
-    suit(&mut config, &data)?;
+    let (data, held_out) = load_data(&config, &given)?;
+    suit(&mut config, &given, &data)?;
     println!("device: {}; features: {}", opened.name, record.terms().features);
     let threads = opened.threads.map_or(1, |own| config.run.threads.unwrap_or(own));
     let real = Collection::of_data(&*extractor, &data, &opened.device, |_| {});

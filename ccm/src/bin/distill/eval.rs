@@ -10,9 +10,9 @@ use ccm::metrics::evaluation::{Kernel, Neighbours, Reference};
 use ccm::metrics::kernel::Spread;
 use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Collection, Extractor, Figures, Gaussian};
+use ccm::model::Role;
 use ccm::sampler::Sampler;
 use ccm::sampler::schedule::Solver;
-use ccm::spec::Role;
 use serde::Serialize;
 
 use crate::Failure;

@@ -1,32 +1,41 @@
-//! `distill import`: a checkpoint of another program becomes a model file.
+//! `distill import`: a model of another program becomes a model file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use ccm::config::Config;
+use ccm::config::{Config, PRESETS};
 use ccm::disk;
-use ccm::import::{Checkpoint, ImportError, spec_from_json};
-use ccm::spec::{ModelCard, Role, UNetSpec};
+use ccm::import::description::{
+    Description, PUBLISHED, described_folder, description_from_json, prediction, published,
+};
+use ccm::import::{Checkpoint, ImportError, diffusers};
+use ccm::model::{ModelCard, Prediction, Role};
 use ccm::weights::Model;
 
 use crate::Failure;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The checkpoint: PyTorch's (.pt, .pth, .ckpt) or safetensors, with the network behind any prefix
-    checkpoint: PathBuf,
-    /// Take the network of a preset
-    #[arg(long, conflicts_with = "spec", required_unless_present = "spec")]
+    /// A folder in diffusers' layout, which describes itself, or a checkpoint: PyTorch's (.pt, .pth, .ckpt) or safetensors,
+    /// with the network behind any prefix
+    source: PathBuf,
+    /// Of a checkpoint: take the network of a preset, or a published one: openai-imagenet64, openai-lsun256
+    #[arg(long, conflicts_with = "spec")]
     preset: Option<String>,
-    /// Take the network from a JSON file: this program's own description, or the arguments of torchcfm's
-    /// UNetModelWrapper
+    /// Of a checkpoint: take the network from a JSON file: this program's own description, or the arguments of torchcfm's
+    /// UNetModelWrapper; either may stand under `network`, with EDM's `sigma_data` or a `prediction` beside it
     #[arg(long, value_name = "FILE.json")]
     spec: Option<PathBuf>,
-    /// State dict to take, such as `net_model`; by default the one with averaged weights, where there are several
+    /// Of a checkpoint: what the network predicts, with the settings of its publication: velocity, noise, data, v or edm
+    #[arg(long, value_name = "WHAT")]
+    predicts: Option<String>,
+    /// Of a checkpoint: state dict to take, such as `net_model`; by default the one with averaged weights, where there are
+    /// several
     #[arg(long)]
     key: Option<String>,
-    /// What the model is: a teacher takes many solver steps, a student (a consistency model) one
-    #[arg(long, value_parser = role, default_value = "teacher")]
-    role: Role,
+    /// What the model is: a teacher takes many solver steps, a student (a consistency model) one. By default a teacher, unless
+    /// the scheduler in the folder is that of a consistency model
+    #[arg(long, value_parser = role)]
+    role: Option<Role>,
     /// The model file to write
     #[arg(long, value_name = "MODEL.safetensors")]
     out: PathBuf,
@@ -41,33 +50,11 @@ fn role(text: &str) -> Result<Role, String> {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
-    if !checkpoint.description.is_empty() {
-        return Err(ImportError::OwnModel(arguments.checkpoint).into());
-    }
-    let mut spec = network(&arguments)?;
-    if arguments.preset.is_some() && spec.num_classes.is_none() {
-        // A preset leaves the number of classes to the data; here the checkpoint has it.
-        spec.num_classes = checkpoint.rows("label_emb.weight");
-    }
-    let found = checkpoint.select(&spec.tensors(), arguments.key.as_deref())?;
-    let path = arguments.checkpoint.display();
-    if !found.others.is_empty() {
-        let others = found.others.iter().map(|prefix| format!("`{}`", prefix.trim_end_matches('.')));
-        let others = others.collect::<Vec<_>>().join(", ");
-        println!("{path}: takes {}; the network is under {others} too (--key)", found.prefix_shown());
-    }
-    if found.left_out > 0 {
-        println!("{path}: {} tensors under {} are not the network's", found.left_out, found.prefix_shown());
-    }
-    let source = arguments.checkpoint.file_name();
-    let card = ModelCard {
-        role: arguments.role,
-        source: source.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
-        version: env!("CARGO_PKG_VERSION").into(),
-        ..ModelCard::default()
+    let model = if arguments.source.is_dir() {
+        folder(&arguments)?
+    } else {
+        checkpoint(&arguments, &arguments.source, None)?
     };
-    let model = Model::new(spec, card, found.tensors).map_err(|error| format!("{path}: {error}"))?;
     disk::write(&arguments.out, &model.to_bytes())?;
     println!(
         "{}: a {} of {} tensors, {} parameters",
@@ -79,11 +66,87 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn network(arguments: &Arguments) -> Result<UNetSpec, Failure> {
-    if let Some(file) = &arguments.spec {
-        let text = disk::read_text(file)?;
-        return Ok(spec_from_json(&text).map_err(|error| format!("{}: {error}", file.display()))?);
+fn folder(arguments: &Arguments) -> Result<Model, Failure> {
+    let source = &arguments.source;
+    if !diffusers::is_pipeline(source) {
+        let (file, spec) = described_folder(source)?;
+        return checkpoint(arguments, &file, Some(&spec));
     }
-    let preset = arguments.preset.as_deref().ok_or("--preset: expected a preset, or --spec")?;
-    Ok(Config::preset(preset).map_err(|error| format!("--preset: {error}"))?.network)
+    for (flag, given) in [
+        ("--preset", arguments.preset.is_some()),
+        ("--spec", arguments.spec.is_some()),
+        ("--predicts", arguments.predicts.is_some()),
+        ("--key", arguments.key.is_some()),
+    ] {
+        if given {
+            return Err(format!(
+                "{flag}: not used with a folder, which describes itself: {}",
+                source.display()
+            )
+            .into());
+        }
+    }
+    let pipeline = diffusers::read(source, arguments.role)?;
+    pipeline.notes.iter().for_each(|note| println!("{note}"));
+    Ok(pipeline.model)
+}
+
+/// `described` is the description beside a checkpoint in a folder.
+fn checkpoint(arguments: &Arguments, path: &Path, described: Option<&Path>) -> Result<Model, Failure> {
+    let checkpoint = Checkpoint::open(path)?;
+    if !checkpoint.description.is_empty() {
+        return Err(ImportError::OwnModel(path.to_owned()).into());
+    }
+    let role = arguments.role.unwrap_or_default();
+    let Description { spec, prediction: described } = describe(arguments, described, role, &checkpoint)?;
+    let prediction = match &arguments.predicts {
+        Some(name) => prediction(name, role).map_err(|error| format!("--predicts: {error}"))?,
+        None => described,
+    };
+    let found = checkpoint.select(&spec.tensors(), arguments.key.as_deref())?;
+    let shown = path.display();
+    if !found.others.is_empty() {
+        let others = found.others.iter().map(|prefix| format!("`{}`", prefix.trim_end_matches('.')));
+        let others = others.collect::<Vec<_>>().join(", ");
+        println!("{shown}: takes {}; the network is under {others} too (--key)", found.prefix_shown());
+    }
+    if found.left_out > 0 {
+        println!("{shown}: {} tensors under {} are not the network's", found.left_out, found.prefix_shown());
+    }
+    let card = ModelCard {
+        role,
+        source: path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..ModelCard::default()
+    };
+    Ok(Model::new(spec, prediction, card, found.tensors).map_err(|error| format!("{shown}: {error}"))?)
+}
+
+/// The network that `--spec` or `--preset` names.
+fn describe(
+    arguments: &Arguments,
+    beside: Option<&Path>,
+    role: Role,
+    checkpoint: &Checkpoint,
+) -> Result<Description, Failure> {
+    let beside = beside.filter(|_| arguments.preset.is_none());
+    if let Some(file) = arguments.spec.as_deref().or(beside) {
+        let text = disk::read_text(file)?;
+        return Ok(
+            description_from_json(&text, role).map_err(|error| format!("{}: {error}", file.display()))?
+        );
+    }
+    let preset =
+        arguments.preset.as_deref().ok_or("--preset: expected a preset, or --spec, for a checkpoint")?;
+    if let Some(description) = published(preset, role) {
+        return Ok(description);
+    }
+    if !PRESETS.contains(&preset) {
+        let known = [&PUBLISHED[..], &PRESETS[..]].concat().join(", ");
+        return Err(format!("--preset: expected one of {known}, found `{preset}`").into());
+    }
+    let mut spec = Config::preset(preset).map_err(|error| format!("--preset: {error}"))?.network;
+    // A preset leaves the number of classes to the data; here the checkpoint has it.
+    spec.num_classes = spec.num_classes.or(checkpoint.rows("label_emb.weight"));
+    Ok(Description { spec: spec.into(), prediction: Prediction::Velocity })
 }

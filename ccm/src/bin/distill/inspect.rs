@@ -18,6 +18,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let model = read_model(&arguments.model)?;
     let (spec, card) = (&model.spec, &model.card);
+    let [channels, height, width] = spec.image();
     let bytes = std::fs::metadata(&arguments.model)?.len();
     println!("{}", arguments.model.display());
     println!(
@@ -30,11 +31,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         println!("  rounding    {rounding}");
     }
     println!("  parameters  {} ({:.2} M)", spec.parameters(), spec.parameters() as f64 / 1e6);
-    println!(
-        "  images      {} x {} x {} (channels, height, width)",
-        spec.in_channels, spec.height, spec.width
-    );
-    match spec.num_classes {
+    println!("  images      {} x {} x {} (channels, height, width)", channels, height, width);
+    match spec.num_classes() {
         Some(classes) if !card.classes.is_empty() => {
             println!("  classes     {classes}: {}", card.classes.join(", "))
         }
@@ -43,6 +41,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     println!("network");
     println!("{}", indented(&serde_json::to_string_pretty(spec)?));
+    println!("prediction");
+    println!("{}", indented(&serde_json::to_string_pretty(&model.prediction)?));
     println!("card");
     println!("{}", indented(&serde_json::to_string_pretty(card)?));
     if arguments.tensors {

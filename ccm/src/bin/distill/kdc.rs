@@ -23,10 +23,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut config = read_config(&arguments.run)?;
     config.validate()?;
-    let mut given = Given::read(&config)?;
+    let given = Given::read(&config)?;
     let teacher = given.teacher_of_run(&config, &arguments.run)?;
-    let (data, held_out) = load_data(&config)?;
-    suit(&mut config, &data)?;
+    let (data, held_out) = load_data(&config, &given)?;
+    suit(&mut config, &given, &data)?;
     let Opened { device, .. } = device::open(arguments.device)?;
     let (folder, command) = (arguments.run, String::new());
     let run = Run { config, folder, device, threads: 1, given, data, held_out, command };

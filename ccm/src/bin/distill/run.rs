@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use ccm::config::{Config, PRESETS, SHAPES};
 use ccm::data::{self, Dataset, Event, ImageShape, LoadOptions, Split};
 use ccm::train::folder::{files, read_config};
+use ccm::train::given::Given;
 use ccm::train::run::{Outcome, Run, check, suit};
 
 use crate::Failure;
@@ -48,11 +49,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let given = check(&config, &folder, arguments.resume)?;
     let Opened { device, name, threads } = device::open(arguments.device)?;
-    let (data, held_out) = load_data(&config)?;
-    suit(&mut config, &data)?;
+    let (data, held_out) = load_data(&config, &given)?;
+    suit(&mut config, &given, &data)?;
     println!(
         "network: {:.2} M parameters; device: {name}; run: {}",
-        config.network.parameters() as f64 / 1e6,
+        given.spec(&config).parameters() as f64 / 1e6,
         folder.display()
     );
     let threads = share(&mut config, threads, arguments.resume);
@@ -140,8 +141,8 @@ fn before(folder: &Path) -> Result<Config, Failure> {
     Ok(read_config(folder).map_err(|error| format!("--resume: {error}"))?)
 }
 
-pub(crate) fn load_data(config: &Config) -> Result<(Dataset, Dataset), Failure> {
-    let shape = ImageShape::of(&config.network);
+pub(crate) fn load_data(config: &Config, given: &Given) -> Result<(Dataset, Dataset), Failure> {
+    let shape = ImageShape::of(&given.spec(config));
     let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
     let load = |split, told| load_part(source, shape, split, (count, seed), told);

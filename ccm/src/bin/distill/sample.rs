@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ccm::disk::{self, read_model};
+use ccm::model::prediction::Spacing;
+use ccm::model::{NetworkSpec, Role, TimeGrid};
 use ccm::sampler::image::grid;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Api, Backend, Sampler};
-use ccm::spec::UNetSpec;
 use ccm::weights::{HostTensor, StoredTensor, TensorFile, serialize};
 
 use crate::Failure;
@@ -23,10 +24,16 @@ pub(crate) struct Arguments {
     /// Images to draw
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// Network evaluations an image: Euler steps of a teacher, jumps of a student. By default 1 for a student
+    /// Network evaluations an image: solver steps of a teacher, jumps of a student. By default 1 for a student
     /// and 50 for a teacher
     #[arg(long)]
     steps: Option<usize>,
+    /// Solver of a teacher: euler (of a diffusion model: DDIM), heun, or dpm (DPM-Solver++ 2M)
+    #[arg(long, value_parser = solver)]
+    solver: Option<Solver>,
+    /// Times of the evaluations: uniform, trailing, leading, linspace, rho[=7] or shifted[=3]; by default the model's own
+    #[arg(long, value_parser = grid_of_times, value_name = "GRID")]
+    times: Option<TimeGrid>,
     /// Class to draw, by number or name; by default each class in turn
     #[arg(long)]
     label: Option<String>,
@@ -42,6 +49,33 @@ pub(crate) struct Arguments {
     columns: Option<usize>,
     #[arg(long, default_value = "auto")]
     device: Choice,
+}
+
+fn solver(text: &str) -> Result<Solver, String> {
+    match text {
+        "euler" => Ok(Solver::Euler),
+        "heun" => Ok(Solver::Heun),
+        "dpm" => Ok(Solver::Dpm),
+        other => Err(format!("expected euler, heun or dpm, found `{other}`")),
+    }
+}
+
+fn grid_of_times(text: &str) -> Result<TimeGrid, String> {
+    let (name, number) = text.split_once('=').map_or((text, None), |(name, number)| (name, Some(number)));
+    let number = |usual: f64| match number.map(str::parse) {
+        None => Ok(usual),
+        Some(Ok(number)) if number > 0.0 && f64::is_finite(number) => Ok(number),
+        Some(_) => Err(format!("expected a number above 0 after `{name}=`, found `{text}`")),
+    };
+    match (name, text.contains('=')) {
+        ("uniform", false) => Ok(TimeGrid::Uniform),
+        ("trailing", false) => Ok(TimeGrid::Steps(Spacing::Trailing)),
+        ("leading", false) => Ok(TimeGrid::Steps(Spacing::Leading(0))),
+        ("linspace", false) => Ok(TimeGrid::Steps(Spacing::Linspace)),
+        ("rho", _) => number(7.0).map(TimeGrid::Rho),
+        ("shifted", _) => number(3.0).map(TimeGrid::Shifted),
+        _ => Err(format!("expected uniform, trailing, leading, linspace, rho or shifted, found `{text}`")),
+    }
 }
 
 /// The sampler's backend for a `--device`.
@@ -87,17 +121,23 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let spec = spec.clone();
     let at_fault = |error| format!("{}: {error}", arguments.model.display());
     let sampler = pollster::block_on(Sampler::new(model, backend(arguments.device)));
-    let mut sampler = sampler.map_err(at_fault)?;
+    let sampler = sampler.map_err(at_fault)?;
+    if arguments.solver.is_some() && sampler.card().role == Role::Student {
+        return Err(format!("--solver: {} is a student, which jumps", arguments.model.display()).into());
+    }
+    let (solver, times) =
+        (arguments.solver.unwrap_or(sampler.solver()), arguments.times.unwrap_or(sampler.times()));
+    let mut sampler = sampler.with_solver(solver, times);
     let begin = Instant::now();
     let images = pollster::block_on(sampler.sample(&request, steps)).map_err(at_fault)?;
     let seconds = begin.elapsed().as_secs_f64();
 
     let count = images.len() / spec.image_len();
-    let dims = [spec.in_channels, spec.height, spec.width];
+    let dims = spec.image();
     let file = if as_tensor {
         let images = HostTensor::new([count, dims[0], dims[1], dims[2]], images);
         let mut tensors = vec![StoredTensor::f32("images", &images)];
-        if spec.num_classes.is_some() {
+        if spec.num_classes().is_some() {
             let labels: Vec<i64> = request.labels.iter().map(|&label| label.into()).collect();
             tensors.push(StoredTensor::i64("label", &labels));
         }
@@ -129,8 +169,8 @@ fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
-fn labels(arguments: &Arguments, spec: &UNetSpec, classes: &[String]) -> Result<Vec<u32>, Failure> {
-    let Some(num_classes) = spec.num_classes else {
+fn labels(arguments: &Arguments, spec: &NetworkSpec, classes: &[String]) -> Result<Vec<u32>, Failure> {
+    let Some(num_classes) = spec.num_classes() else {
         return match &arguments.label {
             Some(_) => Err(format!("--label: {} has no classes", arguments.model.display()).into()),
             None => Ok(Vec::new()),
@@ -155,18 +195,18 @@ fn labels(arguments: &Arguments, spec: &UNetSpec, classes: &[String]) -> Result<
 }
 
 /// Noise and labels from a file, checked against the network.
-fn read_noise(path: &Path, spec: &UNetSpec) -> Result<Request, Failure> {
+fn read_noise(path: &Path, spec: &NetworkSpec) -> Result<Request, Failure> {
     let fail = |what: String| -> Failure { format!("{}: {what}", path.display()).into() };
     let mut file = TensorFile::from_bytes(&disk::read(path)?).map_err(|error| fail(error.to_string()))?;
     let x = file.take("x").map_err(|error| fail(error.to_string()))?;
-    let dims = [spec.in_channels, spec.height, spec.width];
+    let dims = spec.image();
     if x.shape.len() != 4 || x.shape[1..] != dims || x.shape[0] == 0 {
         return Err(fail(format!(
             "tensor `x`: expected shape [N, {}, {}, {}], found {:?}",
             dims[0], dims[1], dims[2], x.shape
         )));
     }
-    let labels = match (spec.num_classes, file.take("label")) {
+    let labels = match (spec.num_classes(), file.take("label")) {
         (None, _) => Vec::new(),
         (Some(_), Err(error)) => return Err(fail(error.to_string())),
         (Some(classes), Ok(label)) => {

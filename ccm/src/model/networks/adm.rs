@@ -299,6 +299,7 @@ fn norm(g: &Builder, name: &str, x: Value) -> Value {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::model::NetworkSpec;
 
     /// PAPER.md §6: the CIFAR-10 network.
     pub(crate) fn cifar10() -> UNetSpec {

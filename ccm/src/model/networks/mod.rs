@@ -8,10 +8,13 @@ pub mod unet2d;
 pub use adm::UNetSpec;
 pub use unet2d::UNet2DSpec;
 
+use serde::Serialize;
+
 use super::graph::{Graph, TensorSpec};
 
 /// The architecture of a network that makes images.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum NetworkSpec {
     /// ADM's U-Net.
     Adm(UNetSpec),
@@ -36,6 +39,18 @@ fn require(holds: bool, field: &'static str, reason: impl FnOnce() -> String) ->
 impl From<UNetSpec> for NetworkSpec {
     fn from(spec: UNetSpec) -> Self {
         Self::Adm(spec)
+    }
+}
+
+impl From<&UNetSpec> for NetworkSpec {
+    fn from(spec: &UNetSpec) -> Self {
+        Self::Adm(spec.clone())
+    }
+}
+
+impl From<&NetworkSpec> for NetworkSpec {
+    fn from(spec: &NetworkSpec) -> Self {
+        spec.clone()
     }
 }
 

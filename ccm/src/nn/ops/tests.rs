@@ -8,6 +8,9 @@ use super::*;
 use crate::nn::host::to_host;
 use crate::noise::Noise;
 
+const NORM_GROUPS: usize = 32;
+const NORM_EPSILON: f32 = 1e-5;
+
 fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
     let values = Noise::new(seed, 0).normals(shape.iter().product());
     Tensor::from_data(TensorData::new(values, shape), &Device::flex().autodiff()).require_grad()
@@ -84,7 +87,12 @@ fn group_norm_and_its_gradients_are_those_of_burn() {
             let gains = random([batch, channels, 1, 1], 2);
             let inputs = (random([batch, channels, height, width], 1), gains, random([batch, channels], 3));
             let ours = |(x, gain, offset): Inputs| {
-                group_norm(x, gain.reshape([batch, channels]), offset, activation)
+                group_norm(
+                    x,
+                    gain.reshape([batch, channels]),
+                    offset,
+                    Norm { groups: NORM_GROUPS, epsilon: NORM_EPSILON, silu: activation },
+                )
             };
             let theirs = |(x, gain, offset): Inputs| {
                 let groups = x.reshape([batch, NORM_GROUPS, channels / NORM_GROUPS * height * width]);

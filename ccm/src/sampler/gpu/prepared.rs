@@ -98,7 +98,7 @@ impl Prepared {
             _ => None,
         });
         let statistics = buffer("statistics", count * 8 * normed.fold(0, u64::max), storage);
-        let step_bytes = size_of::<uniform::Step>() as u64;
+        let step_bytes = (size_of::<uniform::Step>() as u64).next_multiple_of(16);
         let step = buffer("step", step_bytes, BufferUsages::UNIFORM | BufferUsages::COPY_DST);
 
         let build = Build { plan, fixed, maps: &maps, rows: &rows, statistics: &statistics, device, images };
