@@ -4,10 +4,11 @@
     python diffusers_models.py FOLDER          # writes the folders v, classes, sample, consistency, sharded, half, bin
     python diffusers_models.py --check DDPM    # recomputes such a folder's reference.safetensors, prints the differences
 
-Each folder is a pipeline that diffusers loads as it is. Every parameter is random and none is zero. `v`, `classes` and
+Each folder is a pipeline that diffusers loads as it is. Every parameter is a value of formula.py and none is zero; the
+repository has the first four in `pipelines`, without their weights, which the tests compute. `v`, `classes` and
 `sample` are diffusion models: `reference.safetensors` holds the network's `output` at `x` and `timestep`, the same in
 the coordinates in which the path is straight (`straight_x`, `straight_t`, `velocity`), and where one and four steps of
-deterministic DDIM lead from `noise`, without clipping. `consistency` is a consistency model; its reference is at `sigma`
+deterministic DDIM lead from `noise`, without clipping; `dpm_8` is eight of DPM-Solver++(2M). `consistency` is a consistency model; its reference is at `sigma`
 instead. `sharded`, `half` and `bin` are the network of `v` in other files: in shards, as float16, as a pickle.
 Made with Python 3.11, torch 2.15.0, diffusers 0.42.1, safetensors 0.8.0 and numpy 2.4.6.
 """
@@ -24,8 +25,10 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     UNet2DModel,
 )
+from formula import uniform
 from safetensors.torch import load_file, save_file
 
 torch.set_num_threads(1)
@@ -33,20 +36,19 @@ torch.set_grad_enabled(False)
 
 
 def fill(network, seed):
-    """Random parameters that keep what flows through the network at about one."""
-    random = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
-        values = torch.randn(parameter.shape, generator=random)
+    """Parameters by the formula of formula.py, in the order of their names; activations stay at about one."""
+    for number, (name, parameter) in enumerate(sorted(network.named_parameters())):
+        values = 2 * uniform(1000 * seed + number, parameter.numel()) - 1
         if name == "class_embedding.weight":
-            values *= 0.5
+            values *= 0.75
         elif parameter.dim() > 1:
-            values /= parameter[0].numel() ** 0.5
+            values *= (3 / parameter[0].numel()) ** 0.5
         elif name.endswith(".weight"):
-            values = 1 + values / 10
+            values = 1 + values / 6
         else:
-            values /= 10
+            values /= 6
         assert values.all(), name
-        parameter.copy_(values)
+        parameter.copy_(torch.from_numpy(values).float().reshape(parameter.shape))
     return network.eval()
 
 
@@ -76,6 +78,18 @@ def steps(network, scheduler, noise, label, count):
     return x
 
 
+def dpm(network, scheduler, noise, label, count):
+    """DPM-Solver++(2M) at the same timesteps."""
+    solver = DPMSolverMultistepScheduler.from_config(
+        scheduler.config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
+    )
+    solver.set_timesteps(count)
+    x = noise
+    for timestep in solver.timesteps:
+        x = solver.step(network(x, timestep, class_labels=label).sample, timestep, x).prev_sample
+    return x
+
+
 def diffusion(network, scheduler, x, timestep, noise, label=None):
     """All that a diffusion model's reference holds."""
     alpha, sigma = coordinates(scheduler, timestep)
@@ -90,6 +104,7 @@ def diffusion(network, scheduler, x, timestep, noise, label=None):
         "velocity": v.float(),
         "noise": noise,
     } | {f"steps_{count}": steps(network, scheduler, noise, label, count) for count in [1, 4]}
+    tensors["dpm_8"] = dpm(network, scheduler, noise, label, 8)
     if label is not None:
         tensors["label"] = label
     times = {}

@@ -47,9 +47,7 @@ pub fn read(folder: &Path, role: Option<Role>) -> Result<Pipeline, ImportError> 
         return Err(unsupported(&folder.join("transformer/config.json"), "a transformer"));
     }
     let unet = part("unet");
-    let path = unet.join("config.json");
-    let spec: NetworkSpec = network(&path, config(&path)?)?.into();
-    spec.validate().map_err(|error| ImportError::Spec(format!("{}: {error}", path.display())))?;
+    let spec = read_spec(&unet.join("config.json"))?;
 
     let path = part("scheduler").join("scheduler_config.json");
     let Scheduler { prediction, role: usual, notes } = scheduler(&path, config(&path)?)?;
@@ -74,6 +72,16 @@ pub fn read(folder: &Path, role: Option<Role>) -> Result<Pipeline, ImportError> 
         model: model.map_err(|error| ImportError::Weights { path: source, source: error })?,
         notes,
     })
+}
+
+/// Reads the `config.json` of a network.
+///
+/// # Errors
+/// Another class of network; an option that is not supported or out of range, by name.
+pub fn read_spec(path: &Path) -> Result<NetworkSpec, ImportError> {
+    let spec: NetworkSpec = network(path, config(path)?)?.into();
+    spec.validate().map_err(|error| ImportError::Spec(format!("{}: {error}", path.display())))?;
+    Ok(spec)
 }
 
 fn unsupported(path: &Path, found: &str) -> ImportError {
