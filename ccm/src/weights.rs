@@ -7,8 +7,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use safetensors::tensor::{Dtype, TensorView};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use serde_json::Value;
+
+use crate::model::json::Json;
 use crate::model::{ModelCard, NetworkSpec, Prediction, SpecError, UNet2DSpec, UNetSpec};
 
 mod header;
@@ -51,13 +54,10 @@ pub enum WeightsError {
     /// The network described is impossible.
     #[error("the model's description is invalid: {0}")]
     Spec(#[from] SpecError),
-    /// The prediction described is impossible.
-    #[error("the model's description is invalid: prediction: {0}")]
-    Prediction(String),
 }
 
 /// What matrices and kernels of a model file are stored as. Vectors are always `f32`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision.
@@ -122,6 +122,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// A file that is cut short, a header that claims more than the file holds, or values that are no numbers.
+    #[inline]
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let (entries, description) = header::read(bytes)?;
         let mut tensors = BTreeMap::new();
@@ -150,6 +151,7 @@ impl TensorFile {
     }
 }
 
+#[inline]
 fn host_tensor(name: &str, entry: Entry) -> Result<HostTensor, WeightsError> {
     let Entry { kind, shape, bytes } = entry;
     fn read<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
@@ -246,6 +248,7 @@ fn store(name: String, tensor: &HostTensor, precision: Precision) -> Vec<StoredT
 }
 
 /// Multiplies every tensor that has scales by them.
+#[inline]
 fn apply_scales(tensors: &mut BTreeMap<String, HostTensor>) -> Result<(), WeightsError> {
     let scaled: Vec<String> =
         tensors.keys().filter_map(|name| name.strip_suffix(SCALE_SUFFIX)).map(str::to_owned).collect();
@@ -281,22 +284,19 @@ pub struct Model {
 }
 
 /// The description of a model in its file: exactly one of `spec` and `unet2d` is there.
-#[derive(Serialize, Deserialize)]
-struct Description {
+#[derive(Serialize)]
+struct Description<'a> {
     /// ADM's U-Net.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    spec: Option<UNetSpec>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    unet2d: Option<UNet2DSpec>,
-    #[serde(default, skip_serializing_if = "is_velocity")]
-    prediction: Prediction,
-    card: ModelCard,
-    #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spec: Option<&'a UNetSpec>,
+    /// diffusers' `config.json` of a `UNet2DModel`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unet2d: Option<Value>,
+    /// See [`Prediction::from_json`]; absent where it is the velocity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prediction: Option<Value>,
+    card: &'a ModelCard,
     precision: Precision,
-}
-
-fn is_velocity(prediction: &Prediction) -> bool {
-    *prediction == Prediction::Velocity
 }
 
 impl Model {
@@ -304,6 +304,7 @@ impl Model {
     ///
     /// # Errors
     /// An invalid spec or prediction; a missing, unexpected or misshapen tensor, by name.
+    #[inline]
     pub fn new(
         spec: NetworkSpec,
         prediction: Prediction,
@@ -311,7 +312,7 @@ impl Model {
         mut named: BTreeMap<String, HostTensor>,
     ) -> Result<Self, WeightsError> {
         spec.validate()?;
-        prediction.validate().map_err(WeightsError::Prediction)?;
+        prediction.validate()?;
         let mut tensors = Vec::new();
         for expected in spec.tensors() {
             let tensor = named.remove(&expected.name).ok_or(WeightsError::Missing(expected.name.clone()))?;
@@ -334,18 +335,28 @@ impl Model {
     ///
     /// # Errors
     /// As [`TensorFile::from_bytes`] and [`Model::new`], or a file without a model's description.
+    #[inline]
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let mut file = TensorFile::from_bytes(bytes)?;
         if file.description.is_empty() {
             return Err(WeightsError::NoModel("there is none".into()));
         }
-        let Description { spec, unet2d, prediction, card, precision } =
-            serde_json::from_str(&file.description)
-                .map_err(|error| WeightsError::NoModel(error.to_string()))?;
-        let spec = match (spec, unet2d) {
-            (Some(spec), None) => spec.into(),
-            (None, Some(spec)) => spec.into(),
-            _ => return Err(WeightsError::NoModel("expected one network, `spec` or `unet2d`".into())),
+        let no_model = |reason: &str| WeightsError::NoModel(reason.to_owned());
+        let description = Json::parse(&file.description).map_err(|error| no_model(&error.to_string()))?;
+        let spec = match (description.get("spec"), description.get("unet2d")) {
+            (Some(spec), None) => UNetSpec::from_json(spec)?.into(),
+            (None, Some(config)) => UNet2DSpec::from_config(config)?.into(),
+            _ => return Err(no_model("expected one network, `spec` or `unet2d`")),
+        };
+        let prediction = description.get("prediction");
+        let prediction = prediction.map_or(Ok(Prediction::Velocity), Prediction::from_json)?;
+        let card = description.get("card").ok_or_else(|| no_model("expected a `card`"))?;
+        let card = ModelCard::from_json(card)?;
+        let precision = match description.get("precision").map(Json::text) {
+            None | Some(Some("f32")) => Precision::F32,
+            Some(Some("f16")) => Precision::F16,
+            Some(Some("q8")) => Precision::Q8,
+            Some(_) => return Err(no_model("precision: expected f32, f16 or q8")),
         };
         apply_scales(&mut file.tensors)?;
         Ok(Self { precision, ..Self::new(spec, prediction, card, file.tensors)? })
@@ -359,15 +370,11 @@ impl Model {
         let Self { spec, prediction, card, precision, tensors } = self;
         let names = spec.tensors();
         assert_eq!(tensors.len(), names.len(), "tensors of the network");
-        let (adm, unet2d) = match spec.clone() {
-            NetworkSpec::Adm(spec) => (Some(spec), None),
-            NetworkSpec::UNet2D(spec) => (None, Some(spec)),
-        };
         let description = Description {
-            spec: adm,
-            unet2d,
-            prediction: prediction.clone(),
-            card: card.clone(),
+            spec: if let NetworkSpec::Adm(spec) = spec { Some(spec) } else { None },
+            unet2d: if let NetworkSpec::UNet2D(spec) = spec { Some(spec.to_config()) } else { None },
+            prediction: (*prediction != Prediction::Velocity).then(|| prediction.to_json()),
+            card,
             precision: *precision,
         };
         let stored =

@@ -341,7 +341,7 @@ fn options_that_are_not_supported_are_named() {
         ("unet/config.json", "norm_num_groups", "7", &["norm_num_groups", "expected a divisor", "7"]),
         ("unet/config.json", "norm_num_groups", "null", &["norm_num_groups"]),
         ("unet/config.json", "downsample_padding", "2", &["downsample_padding", "2"]),
-        ("unet/config.json", "out_channels", "6", &["out_channels", "expected 3", "6"]),
+        ("unet/config.json", "out_channels", "6", &["out_channels", "as many as in_channels", "6"]),
         ("unet/config.json", "attention_head_dim", "5", &["attention_head_dim", "5"]),
         ("unet/config.json", "sample_size", "15", &["sample_size", "15"]),
         ("unet/config.json", "layers_per_block", "0", &["layers_per_block", "0"]),

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use crate::method::teacher::TimeDistribution;
-use crate::model::Prediction;
 use crate::model::prediction::{Betas, Edm, Schedule, Spacing};
+use crate::model::{Prediction, SpecError};
 
 /// The path that a teacher is trained on (PAPER.md §8). Settings that are absent have the values of the publications.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -181,10 +181,9 @@ impl PathConfig {
             let expected = "a number above 0".into();
             return Err(wrong("log_sigma_deviation", expected, &deviation.to_string()));
         }
-        self.prediction().validate().map_err(|reason| {
-            let (key, reason) = reason.split_once(": ").unwrap_or(("kind", &reason));
-            let (expected, found) = reason.split_once(", found ").unwrap_or((reason, ""));
-            wrong(key, expected.trim_start_matches("expected ").to_owned(), found)
+        self.prediction().validate().map_err(|SpecError { field, reason }| {
+            let (expected, found) = reason.split_once(", found ").unwrap_or((&reason, ""));
+            wrong(&field, expected.trim_start_matches("expected ").to_owned(), found)
         })
     }
 }

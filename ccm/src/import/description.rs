@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{ImportError, spec_from_json};
 use crate::disk;
+use crate::model::json::Json;
 use crate::model::prediction::{Edm, Schedule};
 use crate::model::{NetworkSpec, Prediction, Role, UNetSpec};
 
@@ -99,8 +100,11 @@ pub fn description_from_json(text: &str, role: Role) -> Result<Description, Impo
         }
     };
     let prediction = match value.get("prediction") {
-        Some(prediction) => serde_json::from_value(prediction.clone())
-            .map_err(|error| fault(format!("prediction: {error}")))?,
+        Some(prediction) => {
+            let prediction =
+                Json::parse(&prediction.to_string()).map_err(|error| fault(error.to_string()))?;
+            Prediction::from_json(&prediction).map_err(|error| fault(format!("prediction: {error}")))?
+        }
         None if value.get("sigma_data").is_some() => {
             let usual = Edm::default();
             Prediction::Edm(Edm {

@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Checkpoint, ImportError};
 use crate::disk;
-use crate::model::networks::unet2d::{DownBlock, Resample, TimeScaleShift, UNet2DSpec, UpBlock};
+use crate::model::json::Json;
 use crate::model::prediction::{Betas, Edm, Schedule, Spacing};
-use crate::model::{ModelCard, NetworkSpec, Prediction, Role};
+use crate::model::{ModelCard, NetworkSpec, Prediction, Role, UNet2DSpec};
 use crate::weights::Model;
 
 /// The stem of the weights' file names.
@@ -79,7 +78,7 @@ pub fn read(folder: &Path, role: Option<Role>) -> Result<Pipeline, ImportError> 
 /// # Errors
 /// Another class of network; an option that is not supported or out of range, by name.
 pub fn read_spec(path: &Path) -> Result<NetworkSpec, ImportError> {
-    let spec: NetworkSpec = network(path, config(path)?)?.into();
+    let spec: NetworkSpec = network(path)?.into();
     spec.validate().map_err(|error| ImportError::Spec(format!("{}: {error}", path.display())))?;
     Ok(spec)
 }
@@ -108,186 +107,15 @@ fn config(path: &Path) -> Result<Map<String, Value>, ImportError> {
     }
 }
 
-/// `config.json` of a `UNet2DModel`: the options that have an effect, with diffusers' defaults.
-#[derive(Debug, Deserialize)]
-#[serde(default)]
-struct Config {
-    sample_size: Option<SampleSize>,
-    in_channels: usize,
-    out_channels: usize,
-    center_input_sample: bool,
-    time_embedding_type: String,
-    time_embedding_dim: Option<usize>,
-    freq_shift: f32,
-    flip_sin_to_cos: bool,
-    down_block_types: Vec<String>,
-    mid_block_type: Option<String>,
-    up_block_types: Vec<String>,
-    block_out_channels: Vec<usize>,
-    layers_per_block: usize,
-    mid_block_scale_factor: f32,
-    downsample_padding: usize,
-    downsample_type: Option<String>,
-    upsample_type: Option<String>,
-    dropout: f64,
-    act_fn: String,
-    attention_head_dim: Option<usize>,
-    norm_num_groups: Option<usize>,
-    attn_norm_num_groups: Option<usize>,
-    norm_eps: f32,
-    resnet_time_scale_shift: String,
-    class_embed_type: Option<String>,
-    num_class_embeds: Option<usize>,
-    add_attention: bool,
-    /// Of a learned embedding of the time only.
-    #[serde(rename = "num_train_timesteps")]
-    _num_train_timesteps: Option<usize>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum SampleSize {
-    Square(usize),
-    Sides([usize; 2]),
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        Self {
-            sample_size: None,
-            in_channels: 3,
-            out_channels: 3,
-            center_input_sample: false,
-            time_embedding_type: "positional".into(),
-            time_embedding_dim: None,
-            freq_shift: 0.0,
-            flip_sin_to_cos: true,
-            down_block_types: names(&[
-                "DownBlock2D",
-                "AttnDownBlock2D",
-                "AttnDownBlock2D",
-                "AttnDownBlock2D",
-            ]),
-            mid_block_type: Some("UNetMidBlock2D".into()),
-            up_block_types: names(&["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"]),
-            block_out_channels: vec![224, 448, 672, 896],
-            layers_per_block: 2,
-            mid_block_scale_factor: 1.0,
-            downsample_padding: 1,
-            downsample_type: Some("conv".into()),
-            upsample_type: Some("conv".into()),
-            dropout: 0.0,
-            act_fn: "silu".into(),
-            attention_head_dim: Some(8),
-            norm_num_groups: Some(32),
-            attn_norm_num_groups: None,
-            norm_eps: 1e-5,
-            resnet_time_scale_shift: "default".into(),
-            class_embed_type: None,
-            num_class_embeds: None,
-            add_attention: true,
-            _num_train_timesteps: None,
-            rest: Map::new(),
-        }
-    }
-}
-
 /// The network of a `config.json`.
-fn network(path: &Path, mut map: Map<String, Value>) -> Result<UNet2DSpec, ImportError> {
-    let class = map.remove("_class_name");
-    if class.as_ref().is_some_and(|class| class != "UNet2DModel") {
-        return Err(unsupported(path, &class.map_or_else(String::new, |class| class.to_string())));
-    }
+fn network(path: &Path) -> Result<UNet2DSpec, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", path.display()));
-    let config: Config =
-        serde_json::from_value(Value::Object(map)).map_err(|error| fault(error.to_string()))?;
-    if let Some((key, value)) = config.rest.iter().find(|(_, value)| !value.is_null()) {
-        return Err(fault(format!("{key}: this option is not supported; found {value}")));
+    let config = Json::parse(&disk::read_text(path)?).map_err(|error| fault(format!("not JSON: {error}")))?;
+    match config.get("_class_name").map(Json::text) {
+        None | Some(Some("UNet2DModel")) => {}
+        Some(class) => return Err(unsupported(path, class.unwrap_or("another class"))),
     }
-    let refuse = |key: &str, expected: &str, found: &dyn std::fmt::Display| {
-        Err(fault(format!("{key}: expected {expected}, found {found}")))
-    };
-    if config.center_input_sample {
-        return refuse("center_input_sample", "false", &true);
-    }
-    if config.time_embedding_type != "positional" {
-        return refuse("time_embedding_type", "positional", &config.time_embedding_type);
-    }
-    if !matches!(config.act_fn.as_str(), "silu" | "swish") {
-        return refuse("act_fn", "silu", &config.act_fn);
-    }
-    if let Some(kind) = config.class_embed_type {
-        return refuse("class_embed_type", "null", &kind);
-    }
-    if config.out_channels != config.in_channels {
-        return refuse("out_channels", &config.in_channels.to_string(), &config.out_channels);
-    }
-    let Some(norm_num_groups) = config.norm_num_groups else {
-        return refuse("norm_num_groups", "a number", &"null");
-    };
-    let sample_size = match config.sample_size {
-        Some(SampleSize::Square(side)) => [side, side],
-        Some(SampleSize::Sides(sides)) => sides,
-        None => return refuse("sample_size", "a size in pixels", &"none"),
-    };
-    // Very old names begin with `UNetRes`.
-    let named = |name: &String| Value::String(name.strip_prefix("UNetRes").unwrap_or(name).into());
-    let kinds = |key: &str, names: &[String]| -> Result<Value, ImportError> {
-        let known = [
-            "DownBlock2D",
-            "AttnDownBlock2D",
-            "ResnetDownsampleBlock2D",
-            "UpBlock2D",
-            "AttnUpBlock2D",
-            "ResnetUpsampleBlock2D",
-        ];
-        match names.iter().find(|name| !known.contains(&name.strip_prefix("UNetRes").unwrap_or(name))) {
-            Some(name) => Err(fault(format!("{key}: blocks of type {name} are not supported"))),
-            None => Ok(Value::Array(names.iter().map(named).collect())),
-        }
-    };
-    let down = kinds("down_block_types", &config.down_block_types)?;
-    let up = kinds("up_block_types", &config.up_block_types)?;
-    let down_block_types: Vec<DownBlock> =
-        serde_json::from_value(down).map_err(|error| fault(format!("down_block_types: {error}")))?;
-    let up_block_types: Vec<UpBlock> =
-        serde_json::from_value(up).map_err(|error| fault(format!("up_block_types: {error}")))?;
-    let resample = |key: &str, kind: Option<String>| match kind.as_deref() {
-        None | Some("conv") => Ok(Resample::Conv),
-        Some("resnet") => Ok(Resample::Resnet),
-        Some(other) => Err(fault(format!("{key}: expected conv or resnet, found {other}"))),
-    };
-    Ok(UNet2DSpec {
-        in_channels: config.in_channels,
-        sample_size,
-        block_out_channels: config.block_out_channels,
-        layers_per_block: config.layers_per_block,
-        down_block_types,
-        up_block_types,
-        downsample_type: resample("downsample_type", config.downsample_type)?,
-        upsample_type: resample("upsample_type", config.upsample_type)?,
-        mid_block: config.mid_block_type.is_some(),
-        add_attention: config.add_attention,
-        mid_block_scale_factor: config.mid_block_scale_factor,
-        downsample_padding: config.downsample_padding,
-        attention_head_dim: config.attention_head_dim,
-        norm_num_groups,
-        attn_norm_num_groups: config.attn_norm_num_groups,
-        norm_eps: config.norm_eps,
-        resnet_time_scale_shift: match config.resnet_time_scale_shift.as_str() {
-            "default" => TimeScaleShift::Default,
-            "scale_shift" => TimeScaleShift::ScaleShift,
-            other => return refuse("resnet_time_scale_shift", "default or scale_shift", &other),
-        },
-        flip_sin_to_cos: config.flip_sin_to_cos,
-        freq_shift: config.freq_shift,
-        time_embedding_dim: config.time_embedding_dim,
-        num_class_embeds: config.num_class_embeds,
-        dropout: config.dropout,
-    })
+    UNet2DSpec::from_config(&config).map_err(|error| fault(error.to_string()))
 }
 
 /// What a scheduler says of its network.
@@ -393,7 +221,7 @@ fn scheduler(path: &Path, map: Map<String, Value>) -> Result<Scheduler, ImportEr
         }
         other => return Err(fault(format!("_class_name: a {other} is not supported"))),
     };
-    prediction.validate().map_err(&fault)?;
+    prediction.validate().map_err(|error| fault(error.to_string()))?;
     Ok(Scheduler { prediction, role, notes })
 }
 

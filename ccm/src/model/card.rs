@@ -1,15 +1,17 @@
 //! Where a model comes from.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+
+use super::json::Json;
+use super::networks::SpecError;
+use super::options::Options;
 
 /// What a model was trained as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// A velocity field: many solver steps from noise to data.
     #[default]
-    // Files of version 0.1 of imported models.
-    #[serde(alias = "imported", alias = "")]
     Teacher,
     /// A consistency model: one jump from noise to data, or a few with fresh noise between them.
     Student,
@@ -32,8 +34,7 @@ impl std::fmt::Display for Role {
 }
 
 /// Where a model comes from, kept in the metadata of its file.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ModelCard {
     /// What the model was trained as, which decides how it is sampled.
     pub role: Role,
@@ -60,9 +61,59 @@ pub struct ModelCard {
     pub version: String,
 }
 
+impl ModelCard {
+    /// Reads the card in a model file. Entries that are absent are empty, and others are ignored.
+    ///
+    /// # Errors
+    /// An entry of another kind, by name.
+    pub fn from_json(card: &Json) -> Result<Self, SpecError> {
+        let options = Options::new(card);
+        let text = |key| options.text(key).unwrap_or_default().to_owned();
+        let whole = |key| options.whole(key).unwrap_or_default();
+        let role = match options.text("role") {
+            // The last two are of imported models of version 0.1.
+            None | Some("teacher" | "imported" | "") => Role::Teacher,
+            Some("student") => Role::Student,
+            Some(_) => {
+                options.refuse("role", "`teacher` or `student`");
+                Role::Teacher
+            }
+        };
+        let classes = options.texts("classes").unwrap_or_default();
+        let card = Self {
+            role,
+            source: text("source"),
+            data: text("data"),
+            classes: classes.into_iter().map(str::to_owned).collect(),
+            steps: whole("steps"),
+            images: whole("images"),
+            seed: whole("seed"),
+            ema: options.number("ema"),
+            rounding: options.get("rounding").map(Rounding::from_json).transpose()?,
+            version: text("version"),
+        };
+        options.finish_some()?;
+        Ok(card)
+    }
+}
+
+impl Rounding {
+    fn from_json(rounding: &Json) -> Result<Self, SpecError> {
+        let options = Options::new(rounding);
+        let rounding = Self {
+            images: options.needed("images", options.count("images")),
+            steps: options.needed("steps", options.count("steps")),
+            rms: options.needed("rms", options.number("rms")),
+            largest: options.needed("largest", options.number("largest")),
+        };
+        options.finish_some()?;
+        Ok(rounding)
+    }
+}
+
 /// How far the pictures of a rounded model are from those of the model it was made from, seed by seed, in steps
 /// of an 8-bit channel (1/255 of its range).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rounding {
     /// Pictures compared.
     pub images: usize,
@@ -93,7 +144,7 @@ mod tests {
 
     #[test]
     fn roles_of_all_versions_are_read_and_others_are_refused() {
-        let role = |text: &str| serde_json::from_str::<ModelCard>(text).map(|card| card.role);
+        let role = |text: &str| ModelCard::from_json(&Json::parse(text).unwrap()).map(|card| card.role);
         for (text, expected) in [
             (r#"{"role": "teacher"}"#, Role::Teacher),
             (r#"{"role": "student"}"#, Role::Student),
@@ -104,7 +155,7 @@ mod tests {
             assert_eq!(role(text).unwrap(), expected, "{text}");
         }
         let error = role(r#"{"role": "judge"}"#).unwrap_err().to_string();
-        assert!(error.contains("`judge`") && error.contains("`student`"), "{error}");
+        assert!(error.contains("judge") && error.contains("`student`"), "{error}");
         let card = ModelCard { role: Role::Student, ..ModelCard::default() };
         assert!(serde_json::to_string(&card).unwrap().contains(r#""role":"student""#));
     }

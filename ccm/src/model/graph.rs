@@ -243,6 +243,7 @@ pub struct GroupNorm {
 
 impl Op {
     /// The values that it reads.
+    #[inline(never)]
     pub fn inputs(&self) -> Vec<Value> {
         match *self {
             Self::Image | Self::TimestepEmbedding(_) | Self::LabelEmbedding(_) => Vec::new(),
@@ -375,6 +376,7 @@ pub fn build(network: impl FnOnce(&Builder) -> Value) -> Graph {
 
 impl Builder<'_> {
     /// A builder for a submodule.
+    #[inline(never)]
     pub fn at(&self, name: impl Display) -> Self {
         Self { graph: self.graph, prefix: format!("{}{name}.", self.prefix) }
     }
@@ -394,6 +396,7 @@ impl Builder<'_> {
         self.graph.borrow_mut().features.push(map);
     }
 
+    #[inline(never)]
     fn push(&self, op: Op, shape: Shape) -> Value {
         let mut graph = self.graph.borrow_mut();
         let output = Value(graph.shapes.len());
@@ -402,6 +405,7 @@ impl Builder<'_> {
         output
     }
 
+    #[inline(never)]
     fn param(&self, name: &str, shape: &[usize], init: Init) -> Param {
         let mut graph = self.graph.borrow_mut();
         let name = format!("{}{name}", self.prefix);
@@ -409,6 +413,7 @@ impl Builder<'_> {
         Param(graph.parameters.len() - 1)
     }
 
+    #[inline(never)]
     fn affine(&self, name: &str, weight: &[usize], init: [Init; 2]) -> Affine {
         let g = self.at(name);
         Affine { weight: g.param("weight", weight, init[0]), bias: g.param("bias", &weight[..1], init[1]) }
@@ -431,6 +436,7 @@ impl Builder<'_> {
     }
 
     /// `nn.Linear`, of a vector or of every pixel of a map.
+    #[inline(never)]
     pub fn linear(&self, name: &str, x: Value, outputs: usize) -> Value {
         let inputs = self.channels(x);
         let init = Init::Uniform { fan_in: inputs };
@@ -457,6 +463,7 @@ impl Builder<'_> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "those of nn.Conv2d")]
+    #[inline(never)]
     fn conv2d(
         &self,
         name: &str,
@@ -486,6 +493,7 @@ impl Builder<'_> {
         self.push_conv(x, affine, outputs, 1, Padding::Around)
     }
 
+    #[inline(never)]
     fn push_conv(&self, x: Value, affine: Affine, outputs: usize, stride: usize, padding: Padding) -> Value {
         let [height, width] = self.shape(x).size();
         let shape = Shape::Map([outputs, height.div_ceil(stride), width.div_ceil(stride)]);
@@ -493,6 +501,7 @@ impl Builder<'_> {
     }
 
     /// `nn.GroupNorm`.
+    #[inline(never)]
     pub fn group_norm(&self, name: &str, x: Value, groups: usize, epsilon: f32) -> Value {
         let affine = self.affine(name, &[self.channels(x)], [Init::Ones, Init::Zeros]);
         let norm = GroupNorm { x, affine, groups, epsilon, modulation: None, silu: false };
@@ -500,6 +509,7 @@ impl Builder<'_> {
     }
 
     /// SiLU.
+    #[inline(never)]
     pub fn silu(&self, x: Value) -> Value {
         self.push(Op::Silu(x), self.shape(x))
     }

@@ -2,7 +2,9 @@
 
 mod card;
 pub mod graph;
+pub mod json;
 pub mod networks;
+pub mod options;
 pub mod prediction;
 mod time_grid;
 

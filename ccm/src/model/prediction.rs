@@ -3,13 +3,15 @@
 //! Everything else in this crate works with velocities on the straight path `x_t = t x1 + (1 - t) x0`. A [`Prediction`] says
 //! how a network's output becomes that velocity; [`Path`] is its tabulated form.
 
-use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use super::json::Json;
+use super::networks::{Decimal, SpecError};
+use super::options::Options;
 use super::time_grid::TimeGrid;
 
 /// What a network's output is.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(tag = "predicts", rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub enum Prediction {
     /// The velocity; the network's time is `t`. Flow matching as in torchcfm.
     #[default]
@@ -31,23 +33,20 @@ pub enum Prediction {
 
 /// A variance-preserving path: `x = alpha x1 + sigma x0` with `alpha^2 + sigma^2 = 1`, given at whole steps, of which 0 is the
 /// cleanest.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     /// Where `alpha` comes from: `alpha_i^2` is the product of `1 - beta` up to step i.
     pub betas: Betas,
     /// Number of steps; of a table, its length.
     pub steps: usize,
     /// Whether the betas are rescaled so that the last step is pure noise (arXiv 2305.08891).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub zero_terminal_snr: bool,
     /// Steps at which the model is sampled.
-    #[serde(default)]
     pub spacing: Spacing,
 }
 
 /// The betas of a [`Schedule`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Betas {
     /// From the first to the second in equal steps.
     Linear(f64, f64),
@@ -60,8 +59,7 @@ pub enum Betas {
 }
 
 /// Which steps of a [`Schedule`] are used when there are fewer evaluations than steps, in diffusers' terms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Spacing {
     /// From the last step on, in equal distances.
     #[default]
@@ -73,7 +71,7 @@ pub enum Spacing {
 }
 
 /// EDM's preconditioning and path: `x = x1 + sigma x0`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Edm {
     /// Standard deviation of the data.
     pub sigma_data: f64,
@@ -87,7 +85,6 @@ pub struct Edm {
     pub time_scale: f64,
     /// Whether `c_skip` and `c_out` are moved by `sigma_min`, so that the output at `sigma_min` is the input: a consistency
     /// model (arXiv 2303.01469).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub boundary: bool,
 }
 
@@ -156,21 +153,27 @@ impl Schedule {
     }
 
     /// Checks the numbers.
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), SpecError> {
         const MOST: usize = 1_000_000;
         if !(2..=MOST).contains(&self.steps) {
-            return Err(format!("steps: expected 2 to {MOST}, found {}", self.steps));
+            return Err(refused("steps", format_args!("expected 2 to {MOST}, found {}", self.steps)));
         }
         let betas = match &self.betas {
             Betas::Linear(first, last) | Betas::ScaledLinear(first, last) => vec![*first, *last],
             Betas::Cosine => Vec::new(),
             Betas::Table(betas) if betas.len() != self.steps => {
-                return Err(format!("betas: expected {} numbers, found {}", self.steps, betas.len()));
+                return Err(refused(
+                    "betas",
+                    format_args!("expected {} numbers, found {}", self.steps, betas.len()),
+                ));
             }
             Betas::Table(betas) => betas.clone(),
         };
         match betas.iter().find(|beta| !(**beta > 0.0 && **beta < 1.0)) {
-            Some(beta) => Err(format!("betas: expected numbers between 0 and 1, found {beta}")),
+            Some(beta) => Err(refused(
+                "betas",
+                format_args!("expected numbers between 0 and 1, found {}", Decimal(*beta)),
+            )),
             None => Ok(()),
         }
     }
@@ -198,23 +201,144 @@ pub struct Path {
 }
 
 impl Prediction {
+    /// Reads the description of a prediction in a model file.
+    ///
+    /// # Errors
+    /// An option that is missing, of another kind, or not supported, by name.
+    pub fn from_json(object: &Json) -> Result<Self, SpecError> {
+        let options = Options::new(object);
+        let number = |key, usual| options.number(key).unwrap_or(usual);
+        let schedule = || {
+            let (first, last) = (number("beta_start", 1e-4), number("beta_end", 0.02));
+            let betas = match (options.numbers("betas"), options.text("schedule")) {
+                (Some(table), None) => Betas::Table(table),
+                (None, Some("scaled-linear")) => Betas::ScaledLinear(first, last),
+                (None, Some("cosine")) => Betas::Cosine,
+                (None, Some("linear")) => Betas::Linear(first, last),
+                _ => {
+                    options.refuse("schedule", "linear, scaled-linear or cosine");
+                    Betas::Cosine
+                }
+            };
+            let steps = match &betas {
+                Betas::Table(table) => table.len(),
+                _ => options.count("steps").unwrap_or(1000),
+            };
+            let spacing = match options.text("spacing") {
+                None | Some("trailing") => Spacing::Trailing,
+                Some("leading") => Spacing::Leading(options.count("offset").unwrap_or(0)),
+                Some("linspace") => Spacing::Linspace,
+                _ => {
+                    options.refuse("spacing", "trailing, leading or linspace");
+                    Spacing::Trailing
+                }
+            };
+            let zero_terminal_snr = options.flag("zero_terminal_snr").unwrap_or(false);
+            Schedule { betas, steps, zero_terminal_snr, spacing }
+        };
+        let prediction = match options.text("predicts") {
+            Some("velocity") => Self::Velocity,
+            Some("noise-minus-data") => Self::NoiseMinusData { shift: number("shift", 1.0) },
+            Some("noise") => Self::Noise(schedule()),
+            Some("data") => Self::Data(schedule()),
+            Some("v") => Self::V(schedule()),
+            Some("edm") => {
+                let usual = Edm::default();
+                Self::Edm(Edm {
+                    sigma_data: number("sigma_data", usual.sigma_data),
+                    sigma_min: number("sigma_min", usual.sigma_min),
+                    sigma_max: number("sigma_max", usual.sigma_max),
+                    rho: number("rho", usual.rho),
+                    time_scale: number("time_scale", usual.time_scale),
+                    boundary: options.flag("boundary").unwrap_or(false),
+                })
+            }
+            _ => {
+                options.refuse("predicts", "velocity, noise-minus-data, noise, data, v or edm");
+                Self::Velocity
+            }
+        };
+        options.finish()?;
+        prediction.validate()?;
+        Ok(prediction)
+    }
+
+    /// The description, from which [`Prediction::from_json`] reads the same.
+    pub fn to_json(&self) -> Value {
+        let schedule = |predicts: &str, schedule: &Schedule| {
+            let mut map = json!({ "predicts": predicts });
+            match &schedule.betas {
+                Betas::Linear(first, last) => {
+                    map["schedule"] = "linear".into();
+                    (map["beta_start"], map["beta_end"]) = ((*first).into(), (*last).into());
+                }
+                Betas::ScaledLinear(first, last) => {
+                    map["schedule"] = "scaled-linear".into();
+                    (map["beta_start"], map["beta_end"]) = ((*first).into(), (*last).into());
+                }
+                Betas::Cosine => map["schedule"] = "cosine".into(),
+                Betas::Table(table) => map["betas"] = table.clone().into(),
+            }
+            if !matches!(schedule.betas, Betas::Table(_)) {
+                map["steps"] = schedule.steps.into();
+            }
+            map["spacing"] = match schedule.spacing {
+                Spacing::Trailing => "trailing",
+                Spacing::Leading(offset) => {
+                    map["offset"] = offset.into();
+                    "leading"
+                }
+                Spacing::Linspace => "linspace",
+            }
+            .into();
+            if schedule.zero_terminal_snr {
+                map["zero_terminal_snr"] = true.into();
+            }
+            map
+        };
+        match self {
+            Self::Velocity => json!({ "predicts": "velocity" }),
+            Self::NoiseMinusData { shift } => json!({ "predicts": "noise-minus-data", "shift": shift }),
+            Self::Noise(of) => schedule("noise", of),
+            Self::Data(of) => schedule("data", of),
+            Self::V(of) => schedule("v", of),
+            Self::Edm(edm) => json!({
+                "predicts": "edm",
+                "sigma_data": edm.sigma_data,
+                "sigma_min": edm.sigma_min,
+                "sigma_max": edm.sigma_max,
+                "rho": edm.rho,
+                "time_scale": edm.time_scale,
+                "boundary": edm.boundary,
+            }),
+        }
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
     /// A number out of range, by name.
-    pub fn validate(&self) -> Result<(), String> {
+    pub fn validate(&self) -> Result<(), SpecError> {
         match self {
             Self::Velocity => Ok(()),
             Self::NoiseMinusData { shift } if *shift > 0.0 && shift.is_finite() => Ok(()),
-            Self::NoiseMinusData { shift } => Err(format!("shift: expected a number above 0, found {shift}")),
+            Self::NoiseMinusData { shift } => Err(above_zero("shift", *shift)),
             Self::Noise(schedule) | Self::Data(schedule) | Self::V(schedule) => schedule.validate(),
             Self::Edm(edm) => edm.validate(),
         }
     }
 }
 
+fn refused(field: &str, reason: std::fmt::Arguments) -> SpecError {
+    SpecError { field: field.into(), reason: reason.to_string() }
+}
+
+fn above_zero(name: &str, found: f64) -> SpecError {
+    refused(name, format_args!("expected a number above 0, found {}", Decimal(found)))
+}
+
 impl Edm {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), SpecError> {
         for (name, value) in [
             ("sigma_data", self.sigma_data),
             ("sigma_min", self.sigma_min),
@@ -223,13 +347,13 @@ impl Edm {
             ("time_scale", self.time_scale),
         ] {
             if !(value > 0.0 && value.is_finite()) {
-                return Err(format!("{name}: expected a number above 0, found {value}"));
+                return Err(above_zero(name, value));
             }
         }
         if self.sigma_min >= self.sigma_max {
-            return Err(format!(
-                "sigma_min: expected less than {}, found {}",
-                self.sigma_max, self.sigma_min
+            return Err(refused(
+                "sigma_min",
+                format_args!("expected less than sigma_max, found {}", Decimal(self.sigma_min)),
             ));
         }
         Ok(())

@@ -1,12 +1,9 @@
 //! The times at which a model is evaluated when it is sampled.
 
-use serde::{Deserialize, Serialize};
-
 use super::prediction::{Path, Spacing};
 
 /// A rule for the times of so many evaluations, from noise to data.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum TimeGrid {
     /// Equal distances of t.
     Uniform,
@@ -45,8 +42,9 @@ impl TimeGrid {
             }
             Self::Rho(rho) => {
                 let [least, most] = path.sigmas();
-                let root = |sigma: f64| libm::pow(sigma, 1.0 / rho);
-                let sigma = |i| libm::pow(root(most) + place(i) * (root(least) - root(most)), rho);
+                let power = |x: f64, exponent: f64| libm::exp(exponent * libm::log(x));
+                let (least, most) = (power(least, 1.0 / rho), power(most, 1.0 / rho));
+                let sigma = |i| power(most + place(i) * (least - most), rho);
                 (0..count).map(|i| 1.0 / (1.0 + sigma(i))).collect()
             }
             Self::Shifted(shift) => {

@@ -3,13 +3,12 @@
 //! A row holds, one after the other, the biases, gains and offsets that the kernels read. A conditioned bias includes the bias
 //! of its convolution; a conditioned gain and offset include those of their norm.
 
-use std::collections::BTreeMap;
-
 use super::plan::BLOCK;
 use crate::model::graph::{Affine, Node, Op, Param, TimestepEmbedding, Value};
 use crate::weights::HostTensor;
 
 /// `W x + b`, with `[outputs, inputs]` and `[outputs]`.
+#[inline(never)]
 fn linear(weight: &HostTensor, bias: &[f32], x: &[f32]) -> Vec<f32> {
     assert!(weight.shape == [bias.len(), x.len()], "shape of a linear layer's weight");
     let rows = weight.values.chunks_exact(x.len());
@@ -28,6 +27,15 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
+/// Vectors by [`Value::index`].
+struct Values(Vec<Vec<f32>>);
+
+impl Values {
+    fn get(&self, value: Value) -> &[f32] {
+        &self.0[value.index()]
+    }
+}
+
 /// Where a part of a row comes from.
 #[derive(Debug, Clone)]
 enum Projection {
@@ -41,7 +49,8 @@ enum Projection {
 #[derive(Debug, Clone, Default)]
 pub struct Conditioner {
     nodes: Vec<Node>,
-    parameters: BTreeMap<usize, HostTensor>,
+    /// By [`Param::index`]; of parameters that no vector needs there is none.
+    parameters: Vec<Option<HostTensor>>,
     projections: Vec<Projection>,
     row_len: usize,
 }
@@ -54,7 +63,8 @@ impl Conditioner {
 
     /// Adds a parameter.
     pub(super) fn parameter(&mut self, param: Param, tensor: HostTensor) {
-        self.parameters.insert(param.index(), tensor);
+        self.parameters.resize_with(self.parameters.len().max(param.index() + 1), || None);
+        self.parameters[param.index()] = Some(tensor);
     }
 
     /// Adds `bias + vector` to the row. Returns its position.
@@ -92,9 +102,10 @@ impl Conditioner {
     /// # Panics
     /// If the model has classes and `label` is missing or not below their number.
     pub fn row(&self, time: f32, label: Option<u32>) -> Vec<f32> {
-        let mut values: BTreeMap<Value, Vec<f32>> = BTreeMap::new();
+        let count = self.nodes.iter().map(|node| node.output.index() + 1).fold(0, usize::max);
+        let mut values = Values(vec![Vec::new(); count]);
         for Node { op, output } in &self.nodes {
-            values.insert(*output, self.apply(op, &values, time, label));
+            values.0[output.index()] = self.apply(op, &values, time, label);
         }
         let mut row = Vec::with_capacity(self.row_len);
         let mut push = |part: &mut dyn Iterator<Item = f32>| {
@@ -104,12 +115,12 @@ impl Conditioner {
         for projection in &self.projections {
             match projection {
                 Projection::Shift { vector, bias } => {
-                    let vector = &values[vector];
+                    let vector = values.get(*vector);
                     assert!(vector.len() == bias.len(), "outputs of a shift");
                     push(&mut vector.iter().zip(bias).map(|(v, bias)| v + bias));
                 }
                 Projection::ScaleAndShift { modulation: [scale, shift], gain, offset } => {
-                    let (scale, shift) = (&values[scale], &values[shift]);
+                    let (scale, shift) = (values.get(*scale), values.get(*shift));
                     assert!(
                         scale.len() == gain.len() && shift.len() == gain.len(),
                         "outputs of a scale and a shift"
@@ -123,9 +134,16 @@ impl Conditioner {
         row
     }
 
-    #[expect(clippy::expect_used, reason = "`Sampler` checks the labels of a request before it samples")]
-    fn apply(&self, op: &Op, values: &BTreeMap<Value, Vec<f32>>, time: f32, label: Option<u32>) -> Vec<f32> {
-        let parameter = |param: Param| &self.parameters[&param.index()];
+    #[expect(
+        clippy::expect_used,
+        reason = "`Sampler` checks the labels of a request, and a plan adds parameters"
+    )]
+    #[inline(never)]
+    fn apply(&self, op: &Op, values: &Values, time: f32, label: Option<u32>) -> Vec<f32> {
+        let parameter = |param: Param| {
+            let tensor = self.parameters.get(param.index()).and_then(Option::as_ref);
+            tensor.expect("a parameter that was added with its operation")
+        };
         match *op {
             Op::TimestepEmbedding(embedding) => timestep_embedding(&embedding, time),
             Op::LabelEmbedding(table) => {
@@ -135,16 +153,16 @@ impl Conditioner {
                 row.expect("a label below the number of classes").to_vec()
             }
             Op::Linear(x, Affine { weight, bias }) => {
-                linear(parameter(weight), &parameter(bias).values, &values[&x])
+                linear(parameter(weight), &parameter(bias).values, values.get(x))
             }
-            Op::Silu(x) => values[&x].iter().map(|x| x / (1.0 + libm::expf(-x))).collect(),
-            Op::Add(a, b) => values[&a].iter().zip(&values[&b]).map(|(a, b)| a + b).collect(),
+            Op::Silu(x) => values.get(x).iter().map(|x| x / (1.0 + libm::expf(-x))).collect(),
+            Op::Add(a, b) => values.get(a).iter().zip(values.get(b)).map(|(a, b)| a + b).collect(),
             Op::Chunk { x, parts, index } => {
-                let x = &values[&x];
+                let x = values.get(x);
                 let part = x.len() / parts;
                 x[index * part..(index + 1) * part].to_vec()
             }
-            op => panic!("{op:?} does not make a vector"),
+            _ => panic!("an operation that does not make a vector"),
         }
     }
 }
@@ -173,14 +191,14 @@ mod tests {
             g.linear("third", g.silu(embed), 3)
         });
         let mut conditioner = Conditioner::default();
-        for (i, parameter) in graph.parameters.iter().enumerate() {
+        for parameter in &graph.parameters {
             let count = parameter.shape.iter().product();
             let values = match parameter.name.as_str() {
                 "label.weight" => vec![1.0, 2.0, 3.0, 4.0, -1.0, -2.0, -3.0, -4.0],
                 name if name.ends_with("bias") => vec![0.25; count],
                 _ => vec![0.5; count],
             };
-            conditioner.parameters.insert(i, HostTensor::new(parameter.shape.clone(), values));
+            conditioner.parameters.push(Some(HostTensor::new(parameter.shape.clone(), values)));
         }
         graph.nodes.iter().for_each(|node| conditioner.push(*node));
         conditioner.shift(graph.output, &[0.0; 3]);

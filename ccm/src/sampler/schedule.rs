@@ -6,16 +6,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::plan::{BLOCK, Plan};
 use crate::model::prediction::Coefficients;
 use crate::model::{ModelCard, NetworkSpec, Path, Role, TimeGrid};
 use crate::noise::{Noise, image_noise};
 
 /// How a network is sampled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Solver {
     /// Euler steps along the velocity; of a diffusion model, DDIM (arXiv 2010.02502).
     Euler,

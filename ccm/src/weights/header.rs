@@ -4,13 +4,9 @@
 //! Files are written by the crate `safetensors`. It would read them too, but what it takes to do so is a twentieth of
 //! what a page downloads, and it cannot say which tensor is at fault.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-
-use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
-
 use super::WeightsError;
+use crate::model::json::Json;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A tensor of a file that has been checked.
 pub(super) struct Entry<'a> {
@@ -27,6 +23,7 @@ pub(super) struct Entry<'a> {
 /// # Errors
 /// A file that is cut short, or a head that is no JSON of this kind, or does not describe the file to its last byte;
 /// values of an unknown kind.
+#[inline]
 pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry<'_>>, String), WeightsError> {
     let malformed = |message: String| Err(WeightsError::Malformed(message));
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
@@ -40,9 +37,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry<'_>>, String)
             rest.len()
         ));
     };
-    let head: Head = match serde_json::from_slice(head) {
+    let head = str::from_utf8(head).map_err(|error| error.to_string());
+    let head = head.and_then(Head::read);
+    let head = match head {
         Ok(head) => head,
-        Err(error) => return malformed(error.to_string()),
+        Err(error) => return malformed(error),
     };
     let claimed = head.tensors.iter().map(|(_, stored)| stored.data_offsets[1]).max().unwrap_or(0);
     if claimed != values.len() {
@@ -83,6 +82,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry<'_>>, String)
 }
 
 /// Bytes of a value.
+#[inline]
 fn size_of(kind: &str) -> Option<usize> {
     match kind {
         "I8" | "U8" | "BOOL" => Some(1),
@@ -93,18 +93,26 @@ fn size_of(kind: &str) -> Option<usize> {
     }
 }
 
-#[derive(Deserialize)]
+/// The entry of a tensor.
 struct Stored {
     dtype: String,
     shape: Vec<usize>,
     data_offsets: [usize; 2],
 }
 
-/// What the metadata say; other keys are not read.
-#[derive(Deserialize)]
-struct Metadata {
-    #[serde(default)]
-    ccm: String,
+impl Stored {
+    #[inline]
+    fn read(value: &Json) -> Result<Self, String> {
+        let field = |name| value.get(name).ok_or_else(|| format!("missing field `{name}`"));
+        let counts = |name: &'static str| {
+            let counts = field(name)?.list().and_then(|list| list.iter().map(Json::count).collect());
+            counts.ok_or_else(|| format!("`{name}`: expected whole numbers"))
+        };
+        let dtype = field("dtype")?.text().ok_or("`dtype`: expected text")?.to_owned();
+        let (shape, offsets): (Vec<usize>, Vec<usize>) = (counts("shape")?, counts("data_offsets")?);
+        let [start, end] = offsets[..] else { return Err("`data_offsets`: expected two numbers".into()) };
+        Ok(Self { dtype, shape, data_offsets: [start, end] })
+    }
 }
 
 /// The JSON: an object of tensors, in which one key is none.
@@ -114,31 +122,22 @@ struct Head {
     description: String,
 }
 
-impl<'de> Deserialize<'de> for Head {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Head;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head, A::Error> {
-                let mut head = Head::default();
-                while let Some(key) = map.next_key::<String>()? {
-                    if key == "__metadata__" {
-                        head.description = map.next_value::<Metadata>()?.ccm;
-                    } else {
-                        let wrong = |error| A::Error::custom(format_args!("tensor `{key}`: {error}"));
-                        let stored = map.next_value().map_err(wrong)?;
-                        head.tensors.push((key, stored));
-                    }
-                }
-                Ok(head)
+impl Head {
+    #[inline]
+    fn read(text: &str) -> Result<Self, String> {
+        let mut head = Self::default();
+        let Json::Object(entries) = Json::parse(text).map_err(|error| error.to_string())? else {
+            return Err("expected an object of tensors".into());
+        };
+        for (key, value) in entries {
+            if key == "__metadata__" {
+                head.description = value.get("ccm").and_then(Json::text).unwrap_or_default().to_owned();
+            } else {
+                let stored = Stored::read(&value).map_err(|error| format!("tensor `{key}`: {error}"))?;
+                head.tensors.push((key, stored));
             }
         }
-        deserializer.deserialize_map(Entries)
+        Ok(head)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use ccm::disk::read_model;
+use ccm::model::NetworkSpec;
 
 use crate::Failure;
 
@@ -40,9 +41,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         None => println!("  classes     none"),
     }
     println!("network");
-    println!("{}", indented(&serde_json::to_string_pretty(spec)?));
+    let network = match spec {
+        NetworkSpec::Adm(spec) => serde_json::to_string_pretty(spec)?,
+        NetworkSpec::UNet2D(spec) => serde_json::to_string_pretty(&spec.to_config())?,
+    };
+    println!("{}", indented(&network));
     println!("prediction");
-    println!("{}", indented(&serde_json::to_string_pretty(&model.prediction)?));
+    println!("{}", indented(&serde_json::to_string_pretty(&model.prediction.to_json())?));
     println!("card");
     println!("{}", indented(&serde_json::to_string_pretty(card)?));
     if arguments.tensors {

@@ -3,8 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{SpecError, require};
+use super::{Decimal, SpecError, require};
 use crate::model::graph::{Builder, Graph, Padding, QkvOrder, TimestepEmbedding, Value, build};
+use crate::model::json::Json;
+use crate::model::options::Options;
 
 /// Groups of every group norm.
 const NORM_GROUPS: usize = 32;
@@ -62,83 +64,131 @@ fn one() -> usize {
 }
 
 impl UNetSpec {
+    /// Reads a spec as serde writes it.
+    ///
+    /// # Errors
+    /// A field that is missing, of another kind or not known, by name.
+    pub fn from_json(object: &Json) -> Result<Self, SpecError> {
+        let options = Options::new(object);
+        let size = |key| options.needed(key, options.count(key));
+        let flag = |key| options.flag(key).unwrap_or(false);
+        let channel_mult = options.numbers("channel_mult");
+        let channel_mult = channel_mult.map(|mult| mult.into_iter().map(|mult| mult as f32).collect());
+        let spec = Self {
+            in_channels: size("in_channels"),
+            height: size("height"),
+            width: size("width"),
+            model_channels: size("model_channels"),
+            num_res_blocks: size("num_res_blocks"),
+            channel_mult: options.needed("channel_mult", channel_mult),
+            attention_resolutions: options.counts("attention_resolutions").unwrap_or_default(),
+            num_heads: options.count("num_heads").unwrap_or(1),
+            num_head_channels: options.count("num_head_channels"),
+            num_heads_upsample: options.count("num_heads_upsample"),
+            use_scale_shift_norm: flag("use_scale_shift_norm"),
+            resblock_updown: flag("resblock_updown"),
+            use_new_attention_order: flag("use_new_attention_order"),
+            dropout: options.number("dropout").unwrap_or(0.0),
+            num_classes: options.count("num_classes"),
+        };
+        options.finish()?;
+        Ok(spec)
+    }
+
     /// Checks every field against its range and against the others.
     ///
     /// # Errors
     /// The first field that is out of range.
     pub fn validate(&self) -> Result<(), SpecError> {
         let levels = self.channel_mult.len();
-        require(matches!(self.in_channels, 1 | 3), "in_channels", || {
-            format!("expected 1 (grey) or 3 (RGB), found {}", self.in_channels)
-        })?;
-        require((1..=8).contains(&levels), "channel_mult", || {
-            format!("expected 1 to 8 levels, found {levels}")
-        })?;
+        require(
+            matches!(self.in_channels, 1 | 3),
+            "in_channels",
+            format_args!("expected 1 (grey) or 3 (RGB), found {}", self.in_channels),
+        )?;
+        require(
+            (1..=8).contains(&levels),
+            "channel_mult",
+            format_args!("expected 1 to 8 levels, found {levels}"),
+        )?;
         let divisor = 1 << (levels - 1);
         for (field, size) in [("height", self.height), ("width", self.width)] {
-            require((4..=1024).contains(&size) && size % divisor == 0, field, || {
-                format!("expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels, found {size}")
-            })?;
+            require(
+                (4..=1024).contains(&size) && size % divisor == 0,
+                field,
+                format_args!(
+                    "expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels, found {size}"
+                ),
+            )?;
         }
-        require((1..=16).contains(&self.num_res_blocks), "num_res_blocks", || {
-            format!("expected 1 to 16, found {}", self.num_res_blocks)
-        })?;
+        require(
+            (1..=16).contains(&self.num_res_blocks),
+            "num_res_blocks",
+            format_args!("expected 1 to 16, found {}", self.num_res_blocks),
+        )?;
         require(
             (2..=4096).contains(&self.model_channels) && self.model_channels.is_multiple_of(2),
             "model_channels",
-            || format!("expected an even number from 2 to 4096, found {}", self.model_channels),
+            format_args!("expected an even number from 2 to 4096, found {}", self.model_channels),
         )?;
         for (level, &mult) in self.channel_mult.iter().enumerate() {
-            require(mult.is_finite() && mult > 0.0 && mult <= 64.0, "channel_mult", || {
-                format!("expected factors above 0 and at most 64, found {mult}")
-            })?;
-            let channels = self.level_channels(level);
-            require(channels > 0 && channels.is_multiple_of(NORM_GROUPS), "channel_mult", || {
-                format!(
-                    "every level's channels must be a multiple of {NORM_GROUPS} (group norm), found {channels} = {} x {mult}",
-                    self.model_channels
-                )
-            })?;
-        }
-        for &resolution in &self.attention_resolutions {
             require(
-                (0..levels).any(|level| self.width >> level == resolution),
-                "attention_resolutions",
-                || {
-                    format!(
-                        "no feature map is {resolution} wide; the widths are {}",
-                        (0..levels)
-                            .map(|level| (self.width >> level).to_string())
-                            .collect::<Vec<_>>()
-                            .join(", ")
-                    )
-                },
+                mult.is_finite() && mult > 0.0 && mult <= 64.0,
+                "channel_mult",
+                format_args!("expected factors above 0 and at most 64, found {}", Decimal(mult)),
+            )?;
+            let channels = self.level_channels(level);
+            require(
+                channels > 0 && channels.is_multiple_of(NORM_GROUPS),
+                "channel_mult",
+                format_args!(
+                    "every level's channels must be a multiple of {NORM_GROUPS} (group norm), found {channels} = {} x {}",
+                    self.model_channels,
+                    Decimal(mult)
+                ),
             )?;
         }
-        require(self.num_heads > 0, "num_heads", || "expected at least 1, found 0".into())?;
-        require(self.num_heads_upsample != Some(0), "num_heads_upsample", || {
-            "expected at least 1, found 0".into()
-        })?;
-        require(self.num_head_channels != Some(0), "num_head_channels", || {
-            "expected at least 1, found 0".into()
-        })?;
-        require((0.0..1.0).contains(&self.dropout), "dropout", || {
-            format!("expected a probability from 0 up to but not including 1, found {}", self.dropout)
-        })?;
+        for &resolution in &self.attention_resolutions {
+            if !(0..levels).any(|level| self.width >> level == resolution) {
+                let widths: Vec<String> =
+                    (0..levels).map(|level| (self.width >> level).to_string()).collect();
+                let widths = widths.join(", ");
+                let reason = format_args!("no feature map is {resolution} wide; the widths are {widths}");
+                require(false, "attention_resolutions", reason)?;
+            }
+        }
+        let at_least_one = format_args!("expected at least 1, found 0");
+        require(self.num_heads > 0, "num_heads", at_least_one)?;
+        require(self.num_heads_upsample != Some(0), "num_heads_upsample", at_least_one)?;
+        require(self.num_head_channels != Some(0), "num_head_channels", at_least_one)?;
+        require(
+            (0.0..1.0).contains(&self.dropout),
+            "dropout",
+            format_args!(
+                "expected a probability from 0 up to but not including 1, found {}",
+                Decimal(self.dropout)
+            ),
+        )?;
         if let Some(classes) = self.num_classes {
-            require((1..=100_000).contains(&classes), "num_classes", || {
-                format!("expected 1 to 100000, found {classes}")
-            })?;
+            require(
+                (1..=100_000).contains(&classes),
+                "num_classes",
+                format_args!("expected 1 to 100000, found {classes}"),
+            )?;
         }
         for (channels, heads) in self.attention_layers() {
             let field = if self.num_head_channels.is_some() { "num_head_channels" } else { "num_heads" };
-            require(heads > 0 && channels.is_multiple_of(heads), field, || {
-                format!("the heads must divide the {channels} channels of an attention layer")
-            })?;
+            require(
+                heads > 0 && channels.is_multiple_of(heads),
+                field,
+                format_args!("the heads must divide the {channels} channels of an attention layer"),
+            )?;
             if let Some(width) = self.num_head_channels {
-                require(channels.is_multiple_of(width), field, || {
-                    format!("{width} does not divide the {channels} channels of an attention layer")
-                })?;
+                require(
+                    channels.is_multiple_of(width),
+                    field,
+                    format_args!("{width} does not divide the {channels} channels of an attention layer"),
+                )?;
             }
         }
         Ok(())

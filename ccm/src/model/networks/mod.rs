@@ -8,13 +8,12 @@ pub mod unet2d;
 pub use adm::UNetSpec;
 pub use unet2d::UNet2DSpec;
 
-use serde::Serialize;
+use std::fmt::{Arguments, Display, Formatter};
 
 use super::graph::{Graph, TensorSpec};
 
 /// The architecture of a network that makes images.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum NetworkSpec {
     /// ADM's U-Net.
     Adm(UNetSpec),
@@ -27,13 +26,30 @@ pub enum NetworkSpec {
 #[error("{field}: {reason}")]
 pub struct SpecError {
     /// The field at fault.
-    pub field: &'static str,
+    pub field: String,
     /// What was expected and what was found.
     pub reason: String,
 }
 
-fn require(holds: bool, field: &'static str, reason: impl FnOnce() -> String) -> Result<(), SpecError> {
-    if holds { Ok(()) } else { Err(SpecError { field, reason: reason() }) }
+/// A number in a message. In a page it has three decimals, because the standard library's digits are 20 kB of code.
+pub(crate) struct Decimal<T>(pub(crate) T);
+
+impl<T: Display + Copy + Into<f64>> Display for Decimal<T> {
+    #[cfg(not(target_arch = "wasm32"))]
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        let thousandths = libm::round(self.0.into() * 1000.0) as i64;
+        let sign = if thousandths < 0 { "-" } else { "" };
+        write!(f, "{sign}{}.{:03}", thousandths.unsigned_abs() / 1000, thousandths.unsigned_abs() % 1000)
+    }
+}
+
+fn require(holds: bool, field: &str, reason: Arguments) -> Result<(), SpecError> {
+    if holds { Ok(()) } else { Err(SpecError { field: field.into(), reason: reason.to_string() }) }
 }
 
 impl From<UNetSpec> for NetworkSpec {

@@ -1,14 +1,15 @@
 //! diffusers' `UNet2DModel`, for images without text: DDPM, and consistency models in diffusers' format. Parameters and
 //! options have diffusers' names.
 
-use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::{SpecError, require};
+use super::{Decimal, SpecError, require};
 use crate::model::graph::{Builder, Graph, Padding, TimestepEmbedding, Value, build};
+use crate::model::json::Json;
+use crate::model::options::Options;
 
 /// The architecture of a `UNet2DModel`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UNet2DSpec {
     /// Channels of the image and of the output: 1 (grey) or 3 (RGB).
     pub in_channels: usize,
@@ -57,7 +58,7 @@ pub struct UNet2DSpec {
 }
 
 /// A block on the way down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownBlock {
     /// Residual blocks, then a strided convolution.
     DownBlock2D,
@@ -68,7 +69,7 @@ pub enum DownBlock {
 }
 
 /// A block on the way up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpBlock {
     /// Residual blocks, then upsampling and a convolution.
     UpBlock2D,
@@ -78,9 +79,17 @@ pub enum UpBlock {
     ResnetUpsampleBlock2D,
 }
 
+const DOWN_BLOCKS: [DownBlock; 3] =
+    [DownBlock::DownBlock2D, DownBlock::AttnDownBlock2D, DownBlock::ResnetDownsampleBlock2D];
+/// Names of [`DOWN_BLOCKS`].
+const DOWN_NAMES: [&str; 3] = ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"];
+
+const UP_BLOCKS: [UpBlock; 3] = [UpBlock::UpBlock2D, UpBlock::AttnUpBlock2D, UpBlock::ResnetUpsampleBlock2D];
+/// Names of [`UP_BLOCKS`].
+const UP_NAMES: [&str; 3] = ["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"];
+
 /// A change of the resolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resample {
     /// By a convolution.
     Conv,
@@ -89,8 +98,7 @@ pub enum Resample {
 }
 
 /// How the embedding of time and label conditions a residual block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeScaleShift {
     /// It is added before the second norm.
     Default,
@@ -106,77 +114,241 @@ enum Direction {
 }
 
 impl UNet2DSpec {
+    /// Reads diffusers' `config.json`. Absent options have diffusers' defaults.
+    ///
+    /// # Errors
+    /// An option that is not supported, by name.
+    pub fn from_config(config: &Json) -> Result<Self, SpecError> {
+        let options = Options::new(config);
+        let refuse = |key, expected: &str| options.refuse(key, expected);
+        // What this program has one way of doing.
+        for (key, supported) in [
+            ("time_embedding_type", &["positional"][..]),
+            ("act_fn", &["silu", "swish"]),
+            ("class_embed_type", &[]),
+        ] {
+            if options.text(key).is_some_and(|found| !supported.contains(&found)) {
+                refuse(key, supported.first().unwrap_or(&"null"));
+            }
+        }
+        if options.flag("center_input_sample") == Some(true) {
+            refuse("center_input_sample", "false");
+        }
+        let in_channels = options.count("in_channels").unwrap_or(3);
+        if options.count("out_channels").unwrap_or(3) != in_channels {
+            refuse("out_channels", "as many as in_channels");
+        }
+        // Of learned embeddings of the time alone.
+        options.get("num_train_timesteps");
+        let resample = |key| match options.text(key) {
+            None | Some("conv") => Resample::Conv,
+            Some("resnet") => Resample::Resnet,
+            Some(_) => {
+                refuse(key, "conv or resnet");
+                Resample::Conv
+            }
+        };
+        let down = options.names("down_block_types", &DOWN_NAMES).unwrap_or_else(|| vec![0, 1, 1, 1]);
+        let up = options.names("up_block_types", &UP_NAMES).unwrap_or_else(|| vec![1, 1, 1, 0]);
+        let (side, sides) = (config.get("sample_size"), config.get("sample_size").and_then(Json::list));
+        let sample_size = match (side.and_then(Json::count), sides) {
+            (Some(side), _) => Some([side, side]),
+            (None, Some([height, width])) => height.count().zip(width.count()).map(<[usize; 2]>::from),
+            _ => None,
+        };
+        if options.get("sample_size").is_none() || sample_size.is_none() {
+            refuse("sample_size", "a size in pixels");
+        }
+        // Absent means 8, null one head; likewise below.
+        let or = |key, usual: Option<usize>| if options.has(key) { options.count(key) } else { usual };
+        let norm_num_groups = or("norm_num_groups", Some(32));
+        let spec = Self {
+            in_channels,
+            sample_size: sample_size.unwrap_or_default(),
+            block_out_channels: options
+                .counts("block_out_channels")
+                .unwrap_or_else(|| vec![224, 448, 672, 896]),
+            layers_per_block: options.count("layers_per_block").unwrap_or(2),
+            down_block_types: down.into_iter().map(|place| DOWN_BLOCKS[place]).collect(),
+            up_block_types: up.into_iter().map(|place| UP_BLOCKS[place]).collect(),
+            downsample_type: resample("downsample_type"),
+            upsample_type: resample("upsample_type"),
+            mid_block: config.get("mid_block_type") != Some(&Json::Null),
+            add_attention: options.flag("add_attention").unwrap_or(true),
+            mid_block_scale_factor: options.number("mid_block_scale_factor").unwrap_or(1.0) as f32,
+            downsample_padding: options.count("downsample_padding").unwrap_or(1),
+            attention_head_dim: or("attention_head_dim", Some(8)),
+            norm_num_groups: options.needed("norm_num_groups", norm_num_groups),
+            attn_norm_num_groups: options.count("attn_norm_num_groups"),
+            norm_eps: options.number("norm_eps").unwrap_or(1e-5) as f32,
+            resnet_time_scale_shift: match options.text("resnet_time_scale_shift") {
+                Some("scale_shift") => TimeScaleShift::ScaleShift,
+                None | Some("default") => TimeScaleShift::Default,
+                Some(_) => {
+                    refuse("resnet_time_scale_shift", "default or scale_shift");
+                    TimeScaleShift::Default
+                }
+            },
+            flip_sin_to_cos: options.flag("flip_sin_to_cos").unwrap_or(true),
+            freq_shift: options.number("freq_shift").unwrap_or(0.0) as f32,
+            time_embedding_dim: options.count("time_embedding_dim"),
+            num_class_embeds: options.count("num_class_embeds"),
+            dropout: options.number("dropout").unwrap_or(0.0),
+        };
+        options.get("mid_block_type");
+        options.finish()?;
+        Ok(spec)
+    }
+
+    /// The network as a `config.json` of diffusers, from which [`UNet2DSpec::from_config`] reads the same spec.
+    pub fn to_config(&self) -> serde_json::Value {
+        fn names<T: PartialEq>(known: &[T], names: &[&'static str], kinds: &[T]) -> Vec<&'static str> {
+            let place = |kind: &T| known.iter().position(|known| known == kind);
+            kinds.iter().filter_map(place).map(|place| names[place]).collect()
+        }
+        let resample = |kind| if kind == Resample::Conv { "conv" } else { "resnet" };
+        let [height, width] = self.sample_size;
+        // `f32` through its own digits.
+        let digits = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
+        json!({
+            "_class_name": "UNet2DModel",
+            "act_fn": "silu",
+            "add_attention": self.add_attention,
+            "attention_head_dim": self.attention_head_dim,
+            "attn_norm_num_groups": self.attn_norm_num_groups,
+            "block_out_channels": self.block_out_channels,
+            "down_block_types": names(&DOWN_BLOCKS, &DOWN_NAMES, &self.down_block_types),
+            "downsample_padding": self.downsample_padding,
+            "downsample_type": resample(self.downsample_type),
+            "dropout": self.dropout,
+            "flip_sin_to_cos": self.flip_sin_to_cos,
+            "freq_shift": digits(self.freq_shift),
+            "in_channels": self.in_channels,
+            "layers_per_block": self.layers_per_block,
+            "mid_block_scale_factor": digits(self.mid_block_scale_factor),
+            "mid_block_type": self.mid_block.then_some("UNetMidBlock2D"),
+            "norm_eps": digits(self.norm_eps),
+            "norm_num_groups": self.norm_num_groups,
+            "num_class_embeds": self.num_class_embeds,
+            "out_channels": self.in_channels,
+            "resnet_time_scale_shift": match self.resnet_time_scale_shift {
+                TimeScaleShift::Default => "default",
+                TimeScaleShift::ScaleShift => "scale_shift",
+            },
+            "sample_size": if height == width { json!(height) } else { json!([height, width]) },
+            "time_embedding_dim": self.time_embedding_dim,
+            "time_embedding_type": "positional",
+            "up_block_types": names(&UP_BLOCKS, &UP_NAMES, &self.up_block_types),
+            "upsample_type": resample(self.upsample_type),
+        })
+    }
+
     /// Checks every field against its range and against the others.
     ///
     /// # Errors
     /// The first field that is out of range.
     pub fn validate(&self) -> Result<(), SpecError> {
         let levels = self.block_out_channels.len();
-        require((1..=8).contains(&levels), "block_out_channels", || {
-            format!("expected 1 to 8 levels, found {levels}")
-        })?;
+        require(
+            (1..=8).contains(&levels),
+            "block_out_channels",
+            format_args!("expected 1 to 8 levels, found {levels}"),
+        )?;
         for (field, found) in
             [("down_block_types", self.down_block_types.len()), ("up_block_types", self.up_block_types.len())]
         {
-            require(found == levels, field, || format!("expected {levels} blocks, found {found}"))?;
+            require(found == levels, field, format_args!("expected {levels} blocks, found {found}"))?;
         }
-        require(matches!(self.in_channels, 1 | 3), "in_channels", || {
-            format!("expected 1 (grey) or 3 (RGB), found {}", self.in_channels)
-        })?;
+        require(
+            matches!(self.in_channels, 1 | 3),
+            "in_channels",
+            format_args!("expected 1 (grey) or 3 (RGB), found {}", self.in_channels),
+        )?;
         let divisor = 1 << (levels - 1);
         for size in self.sample_size {
-            require((4..=1024).contains(&size) && size % divisor == 0, "sample_size", || {
-                format!("expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels, found {size}")
-            })?;
+            require(
+                (4..=1024).contains(&size) && size % divisor == 0,
+                "sample_size",
+                format_args!(
+                    "expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels, found {size}"
+                ),
+            )?;
         }
-        require((1..=16).contains(&self.layers_per_block), "layers_per_block", || {
-            format!("expected 1 to 16, found {}", self.layers_per_block)
-        })?;
-        require(matches!(self.downsample_padding, 0 | 1), "downsample_padding", || {
-            format!("expected 0 or 1, found {}", self.downsample_padding)
-        })?;
+        require(
+            (1..=16).contains(&self.layers_per_block),
+            "layers_per_block",
+            format_args!("expected 1 to 16, found {}", self.layers_per_block),
+        )?;
+        require(
+            matches!(self.downsample_padding, 0 | 1),
+            "downsample_padding",
+            format_args!("expected 0 or 1, found {}", self.downsample_padding),
+        )?;
         let groups = [Some(self.norm_num_groups), self.attn_norm_num_groups];
         for &channels in &self.block_out_channels {
-            require((4..=8192).contains(&channels) && channels % 4 == 0, "block_out_channels", || {
-                format!("expected multiples of 4 up to 8192, found {channels}")
-            })?;
+            require(
+                (4..=8192).contains(&channels) && channels % 4 == 0,
+                "block_out_channels",
+                format_args!("expected multiples of 4 up to 8192, found {channels}"),
+            )?;
             for groups in groups.into_iter().flatten() {
-                require(groups > 0 && channels % groups == 0, "norm_num_groups", || {
-                    format!("expected a divisor of {channels} channels, found {groups}")
-                })?;
+                require(
+                    groups > 0 && channels % groups == 0,
+                    "norm_num_groups",
+                    format_args!("expected a divisor of {channels} channels, found {groups}"),
+                )?;
             }
             if let Some(width) = self.attention_head_dim {
-                require(width > 0 && channels % width == 0, "attention_head_dim", || {
-                    format!("expected a divisor of {channels} channels, found {width}")
-                })?;
+                require(
+                    width > 0 && channels % width == 0,
+                    "attention_head_dim",
+                    format_args!("expected a divisor of {channels} channels, found {width}"),
+                )?;
             }
         }
-        require(self.block_out_channels[0].is_multiple_of(2), "block_out_channels", || {
-            "expected an even number of channels in the first level".into()
-        })?;
+        require(
+            self.block_out_channels[0].is_multiple_of(2),
+            "block_out_channels",
+            format_args!("expected an even number of channels in the first level"),
+        )?;
         require(
             self.mid_block_scale_factor.is_finite() && self.mid_block_scale_factor > 0.0,
             "mid_block_scale_factor",
-            || format!("expected a number above 0, found {}", self.mid_block_scale_factor),
+            format_args!("expected a number above 0, found {}", Decimal(self.mid_block_scale_factor)),
         )?;
-        require(self.norm_eps.is_finite() && self.norm_eps > 0.0, "norm_eps", || {
-            format!("expected a number above 0, found {}", self.norm_eps)
-        })?;
+        require(
+            self.norm_eps.is_finite() && self.norm_eps > 0.0,
+            "norm_eps",
+            format_args!("expected a number above 0, found {}", Decimal(self.norm_eps)),
+        )?;
         let half = self.block_out_channels[0] as f32 / 2.0;
-        require(self.freq_shift >= 0.0 && self.freq_shift < half, "freq_shift", || {
-            format!("expected 0 up to but not including {half}, found {}", self.freq_shift)
-        })?;
-        require((0.0..1.0).contains(&self.dropout), "dropout", || {
-            format!("expected a probability from 0 up to but not including 1, found {}", self.dropout)
-        })?;
+        require(
+            self.freq_shift >= 0.0 && self.freq_shift < half,
+            "freq_shift",
+            format_args!(
+                "expected 0 up to but not including {}, found {}",
+                Decimal(half),
+                Decimal(self.freq_shift)
+            ),
+        )?;
+        require(
+            (0.0..1.0).contains(&self.dropout),
+            "dropout",
+            format_args!(
+                "expected a probability from 0 up to but not including 1, found {}",
+                Decimal(self.dropout)
+            ),
+        )?;
         require(
             self.time_embedding_dim.is_none_or(|dim| (1..=32_768).contains(&dim)),
             "time_embedding_dim",
-            || format!("expected 1 to 32768, found {}", self.time_embedding_dim.unwrap_or(0)),
+            format_args!("expected 1 to 32768, found {}", self.time_embedding_dim.unwrap_or(0)),
         )?;
-        require(self.num_class_embeds.is_none_or(|n| (1..=100_000).contains(&n)), "num_class_embeds", || {
-            format!("expected 1 to 100000, found {}", self.num_class_embeds.unwrap_or(0))
-        })
+        require(
+            self.num_class_embeds.is_none_or(|n| (1..=100_000).contains(&n)),
+            "num_class_embeds",
+            format_args!("expected 1 to 100000, found {}", self.num_class_embeds.unwrap_or(0)),
+        )
     }
 
     /// The network.

@@ -3,6 +3,8 @@
 //! Vectors, which depend on time and label alone, go to the [`Conditioner`]. Of maps, these are never made in memory:
 //! concatenations, which two-input operations read; upsampled maps, which a convolution or a residual reads; and the output of
 //! a convolution that is only added to another map.
+//!
+//! Functions here and in [`crate::model::graph`] are not inlined, because a page downloads every copy.
 
 use super::{Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector};
 use crate::model::Path;
@@ -83,6 +85,7 @@ enum Order {
 
 impl Order {
     /// The channel of the map for each of `count` channels of the value.
+    #[inline(never)]
     fn places(self, count: usize) -> Vec<usize> {
         match self {
             Self::Plain => (0..count).collect(),
@@ -173,7 +176,7 @@ impl Lowering<'_> {
                 let (x, _) = self.input(x);
                 self.scaled(x, factor, Order::Plain, shape[0], None, None)
             }
-            op => panic!("the sampler has no kernel for {op:?} of a map"),
+            _ => panic!("the sampler has no kernel for an operation on maps"),
         };
         self.lowered[node.output.index()] = Some(lowered);
     }
@@ -192,16 +195,17 @@ impl Lowering<'_> {
         self.conditioner.push(*node);
     }
 
+    #[inline(never)]
     fn take(&mut self, param: Param) -> HostTensor {
-        let name = || &self.graph.parameter(param).name;
-        self.tensors[param.index()].take().unwrap_or_else(|| panic!("tensor {} is read twice", name()))
+        self.tensors[param.index()].take().unwrap_or_else(|| panic!("a tensor is read twice"))
     }
 
     fn lowered(&self, value: Value) -> Lowered {
-        self.lowered[value.index()].unwrap_or_else(|| panic!("{value:?} is read before it is computed"))
+        self.lowered[value.index()].unwrap_or_else(|| panic!("a value is read before it is computed"))
     }
 
     /// The map of a value with its channels in order, made if there is none.
+    #[inline(never)]
     fn map(&mut self, value: Value) -> Map {
         let channels = self.graph.shape(value).channels();
         let map = match self.lowered(value) {
@@ -223,6 +227,7 @@ impl Lowering<'_> {
     }
 
     /// The map or maps that an operation with two inputs reads for a value, and the order of their channels.
+    #[inline(never)]
     fn input(&mut self, value: Value) -> (Input, Order) {
         match self.lowered(value) {
             Lowered::Map(map, order) => (map.into(), order),
@@ -335,6 +340,7 @@ impl Lowering<'_> {
         }
     }
 
+    #[inline(never)]
     fn emit_attention(&mut self, qkv: Map, heads: usize, head_channels: usize) -> Lowered {
         let y = self.new_map([qkv.channels / 3, qkv.height, qkv.width]);
         self.ops.push(Op::Attention(Attention { qkv, heads, head_channels, y }));
@@ -346,6 +352,7 @@ impl Lowering<'_> {
     }
 
     /// A 1x1 convolution that multiplies by a factor and brings channels into order.
+    #[inline(never)]
     fn scaled(
         &mut self,
         x: Input,
@@ -359,6 +366,7 @@ impl Lowering<'_> {
         self.emit(x, identity(channels, factor, order), [1, 0], false, bias, residual)
     }
 
+    #[inline(never)]
     fn emit(
         &mut self,
         x: Input,
@@ -379,6 +387,7 @@ impl Lowering<'_> {
     }
 
     /// Appends a vector, padded to whole blocks.
+    #[inline(never)]
     fn vector(&mut self, values: &[f32]) -> Vector {
         let place = self.vectors.len();
         self.vectors.extend_from_slice(values);
@@ -387,6 +396,7 @@ impl Lowering<'_> {
     }
 
     /// A new map of `[channels, height, width]`, with its channels padded to whole blocks.
+    #[inline(never)]
     fn new_map(&mut self, [channels, height, width]: [usize; 3]) -> Map {
         let channels = channels.next_multiple_of(BLOCK);
         let map = Map { buffer: self.maps.len(), height, width, channels };

@@ -1,0 +1,382 @@
+//! JSON (RFC 8259), read into a tree.
+//!
+//! The descriptions in model files are read with this in a page too. `serde_json` does the same in 50 000 bytes more of
+//! WebAssembly, a third of what a page may download in all; it writes the descriptions, which a page does not.
+
+/// A value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Json {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number as it is written.
+    Number(String),
+    /// A string.
+    Text(String),
+    /// An array.
+    List(Vec<Json>),
+    /// An object: its entries in their order.
+    Object(Vec<(String, Json)>),
+}
+
+/// Text that is not JSON.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("byte {at}: expected {expected}")]
+pub struct JsonError {
+    /// Where, counted in bytes from 0.
+    pub at: usize,
+    /// What was expected there.
+    pub expected: &'static str,
+}
+
+/// Levels of arrays and objects.
+const DEEPEST: usize = 64;
+
+impl Json {
+    /// Reads a value, and nothing after it.
+    ///
+    /// # Errors
+    /// Text that is not JSON, or more than 64 levels.
+    pub fn parse(text: &str) -> Result<Self, JsonError> {
+        let mut reader = Reader { text, at: 0 };
+        let value = reader.value(0)?;
+        if reader.at < text.len() { reader.fail("the end") } else { Ok(value) }
+    }
+
+    /// The entry of an object; of several with one key, the first.
+    pub fn get(&self, key: &str) -> Option<&Json> {
+        self.entries()?.iter().find(|(found, _)| found == key).map(|(_, value)| value)
+    }
+
+    /// The entries of an object.
+    pub fn entries(&self) -> Option<&[(String, Json)]> {
+        if let Self::Object(entries) = self { Some(entries) } else { None }
+    }
+
+    /// The values of an array.
+    pub fn list(&self) -> Option<&[Json]> {
+        if let Self::List(values) = self { Some(values) } else { None }
+    }
+
+    /// The text of a string.
+    pub fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&self) -> Option<bool> {
+        if let Self::Bool(value) = self { Some(*value) } else { None }
+    }
+
+    /// A whole number, 0 or more.
+    pub fn whole(&self) -> Option<u64> {
+        if let Self::Number(text) = self { text.parse().ok() } else { None }
+    }
+
+    /// A whole number, 0 or more, that counts something in memory.
+    pub fn count(&self) -> Option<usize> {
+        self.whole().and_then(|value| usize::try_from(value).ok())
+    }
+
+    /// A finite number.
+    pub fn number(&self) -> Option<f64> {
+        if let Self::Number(text) = self { decimal(text).filter(|value| value.is_finite()) } else { None }
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn decimal(text: &str) -> Option<f64> {
+    text.parse().ok()
+}
+
+/// As the standard library, whose tables are 10 kB, up to the last digit of numbers with more than fifteen.
+#[cfg(target_arch = "wasm32")]
+fn decimal(text: &str) -> Option<f64> {
+    approximate(text)
+}
+
+#[cfg(any(test, target_arch = "wasm32"))]
+fn approximate(text: &str) -> Option<f64> {
+    let (digits, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let digits = whole.bytes().chain(fraction.bytes()).filter(u8::is_ascii_digit);
+    let magnitude = digits.fold(0.0, |sum, digit| sum * 10.0 + f64::from(digit - b'0'));
+    let exponent: i32 = exponent.trim_start_matches('+').parse().ok()?;
+    let exponent = exponent.saturating_sub(fraction.len() as i32);
+    let mut scale = 1.0;
+    for _ in 0..exponent.unsigned_abs().min(400) {
+        scale *= 10.0;
+    }
+    let value = if exponent < 0 { magnitude / scale } else { magnitude * scale };
+    Some(if whole.starts_with('-') { -value } else { value })
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn fail<T>(&self, expected: &'static str) -> Result<T, JsonError> {
+        Err(JsonError { at: self.at, expected })
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn skip(&mut self, mut skipped: impl FnMut(u8) -> bool) {
+        while self.peek().is_some_and(&mut skipped) {
+            self.at += 1;
+        }
+    }
+
+    fn space(&mut self) {
+        self.skip(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t'));
+    }
+
+    /// Goes on behind a byte if it is the next.
+    fn take(&mut self, byte: u8) -> bool {
+        let found = self.peek() == Some(byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn word(&mut self, word: &'static str, value: Json) -> Result<Json, JsonError> {
+        if !self.text[self.at..].starts_with(word) {
+            return self.fail("a value");
+        }
+        self.at += word.len();
+        Ok(value)
+    }
+
+    /// A value with the white space around it.
+    fn value(&mut self, depth: usize) -> Result<Json, JsonError> {
+        self.space();
+        if depth > DEEPEST {
+            return self.fail("at most 64 levels");
+        }
+        let value = match self.peek() {
+            Some(b'n') => self.word("null", Json::Null)?,
+            Some(b't') => self.word("true", Json::Bool(true))?,
+            Some(b'f') => self.word("false", Json::Bool(false))?,
+            Some(b'"') => Json::Text(self.string()?),
+            Some(b'-' | b'0'..=b'9') => self.number()?,
+            Some(b'[') => {
+                let mut values = Vec::new();
+                self.items(b']', |reader| {
+                    values.push(reader.value(depth + 1)?);
+                    Ok(())
+                })?;
+                Json::List(values)
+            }
+            Some(b'{') => {
+                let mut entries: Vec<(String, Json)> = Vec::new();
+                self.items(b'}', |reader| {
+                    let key = reader.string()?;
+                    reader.space();
+                    if !reader.take(b':') {
+                        return reader.fail("`:`");
+                    }
+                    entries.push((key, reader.value(depth + 1)?));
+                    Ok(())
+                })?;
+                Json::Object(entries)
+            }
+            _ => return self.fail("a value"),
+        };
+        self.space();
+        Ok(value)
+    }
+
+    /// The items between brackets, of which the first is next, with commas between them.
+    fn items(
+        &mut self,
+        end: u8,
+        mut item: impl FnMut(&mut Self) -> Result<(), JsonError>,
+    ) -> Result<(), JsonError> {
+        self.at += 1;
+        self.space();
+        if self.take(end) {
+            return Ok(());
+        }
+        loop {
+            self.space();
+            item(self)?;
+            if self.take(end) {
+                return Ok(());
+            }
+            if !self.take(b',') {
+                return self.fail("`,` or the closing bracket");
+            }
+        }
+    }
+
+    fn digits(&mut self) -> Result<(), JsonError> {
+        let start = self.at;
+        self.skip(|byte| byte.is_ascii_digit());
+        if self.at == start { self.fail("a digit") } else { Ok(()) }
+    }
+
+    fn number(&mut self) -> Result<Json, JsonError> {
+        let start = self.at;
+        self.take(b'-');
+        if !self.take(b'0') {
+            self.digits()?;
+        }
+        if self.take(b'.') {
+            self.digits()?;
+        }
+        if self.take(b'e') || self.take(b'E') {
+            let _ = self.take(b'+') || self.take(b'-');
+            self.digits()?;
+        }
+        Ok(Json::Number(self.text[start..self.at].to_owned()))
+    }
+
+    fn string(&mut self) -> Result<String, JsonError> {
+        if !self.take(b'"') {
+            return self.fail("a string");
+        }
+        let mut text = String::new();
+        loop {
+            let start = self.at;
+            self.skip(|byte| byte >= b' ' && byte != b'"' && byte != b'\\');
+            text.push_str(&self.text[start..self.at]);
+            if self.take(b'"') {
+                return Ok(text);
+            }
+            if !self.take(b'\\') {
+                return self.fail("the end of the string");
+            }
+            text.push(self.escaped()?);
+        }
+    }
+
+    /// The character behind a backslash.
+    fn escaped(&mut self) -> Result<char, JsonError> {
+        let Some(kind) = self.peek() else { return self.fail("an escaped character") };
+        self.at += 1;
+        Ok(match kind {
+            b'"' | b'\\' | b'/' => char::from(kind),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => {
+                let first = self.hexadecimal()?;
+                let code = if (0xd800..0xdc00).contains(&first) {
+                    if !(self.take(b'\\') && self.take(b'u')) {
+                        return self.fail("the second half of a surrogate pair");
+                    }
+                    let second = self.hexadecimal()?;
+                    0x1_0000 + ((first - 0xd800) << 10) + (second.wrapping_sub(0xdc00) & 0xffff)
+                } else {
+                    first
+                };
+                match char::from_u32(code) {
+                    Some(character) => character,
+                    None => return self.fail("a character"),
+                }
+            }
+            _ => return self.fail("an escaped character"),
+        })
+    }
+
+    fn hexadecimal(&mut self) -> Result<u32, JsonError> {
+        let digits = self.text.get(self.at..self.at + 4);
+        let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let Some(code) = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()) else {
+            return self.fail("four hexadecimal digits");
+        };
+        self.at += 4;
+        Ok(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::Value;
+
+    use super::*;
+
+    fn same(ours: &Json, theirs: &Value) -> bool {
+        match (ours, theirs) {
+            (Json::Null, Value::Null) => true,
+            (Json::Bool(a), Value::Bool(b)) => a == b,
+            (Json::Number(_), Value::Number(b)) => {
+                b.as_u64().is_none_or(|b| ours.whole() == Some(b)) && ours.number() == b.as_f64()
+            }
+            (Json::Text(a), Value::String(b)) => a == b,
+            (Json::List(a), Value::Array(b)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+            }
+            (Json::Object(a), Value::Object(b)) => {
+                a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+            }
+            _ => false,
+        }
+    }
+
+    const TEXTS: [&str; 9] = [
+        r#"{"a": [1, -2.5e3, 0.1, 18446744073709551615], "b": {"c": null, "d": [true, false, []]}, "": "x"}"#,
+        r#"  [ ] "#,
+        r#""\"\\\/\b\f\n\r\t\u0041\u00e9\ud83d\ude00 é 😀""#,
+        "1e-7",
+        "-0",
+        "[0.30000000000000004, 1E+2, 123456789012345678]",
+        "{}",
+        "null",
+        "[[[[[[1]]]]]]",
+    ];
+
+    #[test]
+    fn values_are_those_of_serde_json() {
+        for text in TEXTS {
+            let (ours, theirs) = (Json::parse(text).unwrap(), serde_json::from_str(text).unwrap());
+            assert!(same(&ours, &theirs), "{text}: {ours:?}");
+        }
+    }
+
+    /// Every text with one byte removed, doubled or replaced is refused exactly if serde_json refuses it.
+    #[test]
+    fn text_that_is_not_json_is_refused() {
+        let mut refused = 0;
+        for text in TEXTS {
+            for at in 0..text.len() {
+                for change in
+                    [&b""[..], b"\"", b"\\", b"}", b"]", b",", b":", b"0", b"e", b".", b"-", b"u", b"\x01"]
+                {
+                    let bytes = [&text.as_bytes()[..at], change, &text.as_bytes()[at + 1..]].concat();
+                    let Ok(text) = String::from_utf8(bytes) else { continue };
+                    let (ours, theirs) = (Json::parse(&text), serde_json::from_str::<Value>(&text));
+                    match (&ours, &theirs) {
+                        (Ok(ours), Ok(theirs)) => assert!(same(ours, theirs), "{text}"),
+                        (Err(_), Err(_)) => refused += 1,
+                        // A number that is too large for serde_json.
+                        (Ok(_), Err(error)) => {
+                            assert!(error.to_string().contains("out of range"), "{text}: {error}");
+                        }
+                        (Err(error), Ok(_)) => panic!("{text}: {error}"),
+                    }
+                }
+            }
+        }
+        assert!(refused > 1000, "{refused}");
+        assert!(Json::parse(&"[".repeat(100_000)).is_err());
+    }
+
+    #[test]
+    fn numbers_in_a_page_differ_in_the_last_digit_at_most() {
+        for text in ["0", "1", "0.5", "1e-5", "0.0001", "80", "0.002", "0.9999", "-7.25e2", "1e-6", "0.008"] {
+            assert_eq!(approximate(text), text.parse().ok(), "{text}");
+        }
+        for text in ["0.99500000000000001", "3.141592653589793238", "1e-300", "1.7976931348623157e308"] {
+            let (found, expected): (f64, f64) = (approximate(text).unwrap(), text.parse().unwrap());
+            assert!((found / expected - 1.0).abs() < 1e-12, "{text}: {found}");
+        }
+    }
+}

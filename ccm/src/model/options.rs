@@ -1,0 +1,174 @@
+//! Options in a JSON object, read by name. An option that nothing reads is one that is not supported.
+//!
+//! A wrong value does not end the reading: it is kept as the error that [`Options::finish`] returns, and an absent value takes
+//! its place until then.
+
+use std::cell::RefCell;
+
+use super::json::Json;
+use super::networks::SpecError;
+
+/// The options of an object. Keys that begin with `_`, and options that are null, count as absent.
+pub struct Options<'a> {
+    object: &'a Json,
+    read: RefCell<Vec<&'static str>>,
+    /// The first.
+    error: RefCell<Option<SpecError>>,
+}
+
+impl<'a> Options<'a> {
+    /// The options of an object; of another value, none.
+    pub fn new(object: &'a Json) -> Self {
+        Self { object, read: RefCell::default(), error: RefCell::default() }
+    }
+
+    /// Whether a key is there, be it null.
+    pub fn has(&self, key: &str) -> bool {
+        self.object.get(key).is_some()
+    }
+
+    /// The value of an option that is there.
+    #[inline(never)]
+    pub fn get(&self, key: &'static str) -> Option<&'a Json> {
+        self.read.borrow_mut().push(key);
+        self.object.get(key).filter(|value| **value != Json::Null)
+    }
+
+    /// Keeps the error of an option whose value is not what was expected.
+    pub fn refuse(&self, key: &'static str, expected: &str) {
+        self.refuse_value(key, expected, self.object.get(key));
+    }
+
+    #[inline(never)]
+    fn refuse_value(&self, key: &'static str, expected: &str, found: Option<&Json>) {
+        let found = match found {
+            None => "none",
+            Some(Json::Null) => "null",
+            Some(Json::Bool(true)) => "true",
+            Some(Json::Bool(false)) => "false",
+            Some(Json::Number(text) | Json::Text(text)) => text,
+            Some(Json::List(_)) => "a list",
+            Some(Json::Object(_)) => "an object",
+        };
+        let reason = format!("expected {expected}, found {found}");
+        self.error.borrow_mut().get_or_insert(SpecError { field: key.into(), reason });
+    }
+
+    fn read<T>(
+        &self,
+        key: &'static str,
+        expected: &str,
+        convert: impl Fn(&'a Json) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.get(key)?;
+        let converted = convert(value);
+        if converted.is_none() {
+            self.refuse(key, expected);
+        }
+        converted
+    }
+
+    /// A whole number, 0 or more.
+    #[inline(never)]
+    pub fn count(&self, key: &'static str) -> Option<usize> {
+        self.read(key, "a whole number", Json::count)
+    }
+
+    /// A whole number of up to 64 bits.
+    #[inline(never)]
+    pub fn whole(&self, key: &'static str) -> Option<u64> {
+        self.read(key, "a whole number", Json::whole)
+    }
+
+    /// A number.
+    #[inline(never)]
+    pub fn number(&self, key: &'static str) -> Option<f64> {
+        self.read(key, "a number", Json::number)
+    }
+
+    /// True or false.
+    #[inline(never)]
+    pub fn flag(&self, key: &'static str) -> Option<bool> {
+        self.read(key, "true or false", Json::flag)
+    }
+
+    /// Text.
+    #[inline(never)]
+    pub fn text(&self, key: &'static str) -> Option<&'a str> {
+        self.read(key, "text", Json::text)
+    }
+
+    fn list<T>(
+        &self,
+        key: &'static str,
+        expected: &str,
+        convert: impl Fn(&'a Json) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let list = self.read(key, expected, Json::list)?;
+        let values: Option<Vec<T>> = list.iter().map(&convert).collect();
+        if values.is_none() {
+            self.refuse_value(key, expected, list.iter().find(|value| convert(value).is_none()));
+        }
+        values
+    }
+
+    /// A list of whole numbers, 0 or more.
+    #[inline(never)]
+    pub fn counts(&self, key: &'static str) -> Option<Vec<usize>> {
+        self.list(key, "whole numbers", Json::count)
+    }
+
+    /// A list of numbers.
+    #[inline(never)]
+    pub fn numbers(&self, key: &'static str) -> Option<Vec<f64>> {
+        self.list(key, "numbers", Json::number)
+    }
+
+    /// A list of texts.
+    #[inline(never)]
+    pub fn texts(&self, key: &'static str) -> Option<Vec<&'a str>> {
+        self.list(key, "a list of texts", Json::text)
+    }
+
+    /// A list of names: the place of each among those that are known.
+    #[inline(never)]
+    pub fn names(&self, key: &'static str, known: &[&str]) -> Option<Vec<usize>> {
+        self.list(key, "supported names", |value| {
+            let name = value.text()?;
+            // Very old names of diffusers begin so.
+            let name = name.strip_prefix("UNetRes").unwrap_or(name);
+            known.iter().position(|known| *known == name)
+        })
+    }
+
+    /// The value of an option that must be there.
+    pub fn needed<T: Default>(&self, key: &'static str, value: Option<T>) -> T {
+        value.unwrap_or_else(|| {
+            self.refuse(key, "a value");
+            T::default()
+        })
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// The first wrong value, or an option that nothing has read.
+    pub fn finish(self) -> Result<(), SpecError> {
+        let mut entries = self.object.entries().unwrap_or_default().iter();
+        let read = self.read.into_inner();
+        let left = entries.find(|(key, value)| {
+            *value != Json::Null && !key.starts_with('_') && !read.contains(&key.as_str())
+        });
+        let left = left
+            .map(|(key, _)| SpecError { field: key.clone(), reason: "this option is not supported".into() });
+        self.error.into_inner().or(left).map_or(Ok(()), Err)
+    }
+
+    /// Ends the reading of an object that may have other entries.
+    ///
+    /// # Errors
+    /// The first wrong value.
+    pub fn finish_some(self) -> Result<(), SpecError> {
+        self.error.into_inner().map_or(Ok(()), Err)
+    }
+}
