@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use ccm::data::{Dataset, ImageShape, Split, shapes};
 use ccm::import::{Checkpoint, spec_from_json};
 use ccm::method::coupling::Coupling;
-use ccm::method::curriculum::{Curriculum, Mode, Scope};
+use ccm::method::curriculum::{Curriculum, Mode, Scope, StepSolver};
 use ccm::method::discriminator::{Adversary, Discriminator};
 use ccm::method::distance::Distance;
 use ccm::method::lpips::Trunk;
@@ -23,7 +23,7 @@ use ccm::model::{ModelCard, NetworkSpec, Prediction, TensorSpec, UNetSpec};
 use ccm::nn::denoiser::{Denoiser, random_model};
 use ccm::nn::optimizer::Schedule;
 use ccm::noise::Noise;
-use ccm::train::batches::{Batches, StageKind};
+use ccm::train::batches::{Ahead, Batches, StageKind};
 use ccm::train::distill::Distillation;
 use ccm::train::state::{TrainState, Workers};
 use ccm::weights::{HostTensor, Model, TensorFile};
@@ -200,6 +200,7 @@ pub fn small_distillation<'a>(
             horizontal_flip: true,
             class_conditional: true,
             device: device.clone(),
+            ahead: Ahead::default(),
         },
         schedule: Schedule {
             learning_rate: 1e-3,
@@ -209,7 +210,14 @@ pub fn small_distillation<'a>(
             gradient_clip: 1.0,
         },
         workers,
-        curriculum: Curriculum { mode: Mode::Cd, scope, threshold: 60.0, step_size: 0.5 },
+        curriculum: Curriculum {
+            mode: Mode::Cd,
+            scope,
+            threshold: 60.0,
+            step_size: 0.5,
+            solver: StepSolver::Euler,
+            pad_to: None,
+        },
         distance: Distance::PseudoHuber,
         adversary: None,
         time_alpha: 1.0,

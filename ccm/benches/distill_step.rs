@@ -9,13 +9,13 @@ use burn::tensor::Device;
 use ccm::config::Config;
 use ccm::data::{ImageShape, Split, shapes};
 use ccm::method::coupling::Coupling;
-use ccm::method::curriculum::{Curriculum, Mode, Scope};
+use ccm::method::curriculum::{Curriculum, Mode, Scope, StepSolver};
 use ccm::method::distance::Distance;
 use ccm::method::teacher::TimeDistribution;
 use ccm::model::{Prediction, UNetSpec};
 use ccm::nn::denoiser::{Denoiser, random_model};
 use ccm::nn::optimizer::Schedule;
-use ccm::train::batches::{Batches, StageKind};
+use ccm::train::batches::{Ahead, Batches, StageKind};
 use ccm::train::distill::Distillation;
 use ccm::train::state::{Stage, TrainState, Workers};
 use ccm::train::teacher::Teacher;
@@ -61,6 +61,7 @@ fn steps(c: &mut Criterion) {
         horizontal_flip: false,
         class_conditional: true,
         device: device.clone(),
+        ahead: Ahead::default(),
     };
     let mut group = c.benchmark_group("small U-Net, batch 64");
     group.sample_size(10).throughput(Throughput::Elements(BATCH as u64));
@@ -76,7 +77,14 @@ fn steps(c: &mut Criterion) {
 
     // From t = 0 the threshold is never reached, and the third step of 0.4 reaches the end: three teacher evaluations
     // and two target evaluations per image.
-    let curriculum = Curriculum { mode: Mode::Cd, scope: Scope::Image, threshold: 1000.0, step_size: 0.4 };
+    let curriculum = Curriculum {
+        mode: Mode::Cd,
+        scope: Scope::Image,
+        threshold: 1000.0,
+        step_size: 0.4,
+        solver: StepSolver::Euler,
+        pad_to: None,
+    };
     let mut distillation = Distillation {
         batches: batches(StageKind::Distill),
         schedule,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use ccm::method::coupling::Coupling;
-use ccm::method::curriculum::{Curriculum, Mode, Scope, Start};
+use ccm::method::curriculum::{Curriculum, Mode, Scope, Start, StepSolver};
 use ccm::method::lpips::{Lpips, LpipsWeights, Trunk};
 use ccm::nn::denoiser::Denoiser;
 use ccm::nn::host::to_host;
@@ -127,6 +127,8 @@ fn the_curriculum_agrees_with_the_reference_for_each_image() {
             scope: Scope::Image,
             threshold: f64::from(threshold),
             step_size: 0.03,
+            solver: StepSolver::Euler,
+            pad_to: None,
         };
         let goal =
             curriculum.goal(Start { estimate, x_t, t, label: None, direction: None }, &teacher, &target);

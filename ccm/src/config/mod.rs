@@ -14,7 +14,7 @@ pub use error::ConfigError;
 pub use path::{PathConfig, PathKind, Predicts, ScheduleName};
 
 use crate::method::coupling::Coupling;
-use crate::method::curriculum::{Mode, Scope};
+use crate::method::curriculum::{Mode, Scope, StepSolver};
 use crate::method::distance::DistanceKind;
 use crate::method::lpips::Trunk;
 use crate::model::{NetworkSpec, UNetSpec};
@@ -153,8 +153,10 @@ pub struct DistillConfig {
     pub scope: Scope,
     /// The curriculum's threshold `T` on the KDC, in dB, `0..=100`; `fixed` does not read it.
     pub threshold: f64,
-    /// Step size `s` of the teacher's Euler solver, in flow time, `(0, 1]`.
+    /// Step size `s` of the teacher's solver, in flow time, `(0, 1]`.
     pub step_size: f64,
+    /// How the teacher takes a step: `euler`, or `heun` with two evaluations.
+    pub solver: StepSolver,
     /// `alpha` of `t = (U (1 - s))^alpha`, above 0; above 1 favours noise (PAPER.md §6).
     pub time_alpha: f64,
     /// What the student minimises.

@@ -35,6 +35,17 @@ pub enum Scope {
     Batch,
 }
 
+/// How the teacher takes a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepSolver {
+    /// Along the velocity at the start; of a diffusion model, DDIM.
+    #[default]
+    Euler,
+    /// Along the mean of the velocities at both ends, which takes two evaluations; the step that arrives at the data takes one.
+    Heun,
+}
+
 /// How many steps ahead of the student the target is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Curriculum {
@@ -44,9 +55,18 @@ pub struct Curriculum {
     pub scope: Scope,
     /// `T`, in dB.
     pub threshold: f64,
-    /// `s`, the length of the teacher's Euler steps, in (0, 1].
+    /// `s`, the length of the teacher's steps, in (0, 1].
     pub step_size: f32,
+    /// How the teacher takes a step.
+    pub solver: StepSolver,
+    /// The largest batch that networks get, where few sizes of batches are wanted: a GPU may tune and compile kernels for
+    /// every new size. Images that have reached their target are then replaced by copies of others, whose results are not
+    /// used, up to the next of [`BATCH_SIZES`] sizes.
+    pub pad_to: Option<usize>,
 }
+
+/// Sizes of batches that teacher and target get with [`Curriculum::pad_to`].
+pub const BATCH_SIZES: usize = 7;
 
 /// The student's estimates of a batch, and the points that they start from.
 #[derive(Debug, Clone)]
@@ -132,7 +152,32 @@ struct Active {
     direction: Option<Tensor<4>>,
 }
 
+/// The smallest of [`BATCH_SIZES`] sizes up to `most` that holds `count` images; `count` itself if it is larger.
+fn padded(count: usize, most: usize) -> usize {
+    let mut sizes = (1..=BATCH_SIZES).map(|part| (most * part).div_ceil(BATCH_SIZES));
+    sizes.find(|&size| size >= count).unwrap_or(count)
+}
+
+/// Rows `changed` with their places, and the other rows, those of `before`, in their order.
+fn in_order(changed: Tensor<4>, places: &[usize], before: &Tensor<4>, others: &[usize]) -> Tensor<4> {
+    if others.is_empty() {
+        return changed;
+    }
+    let device = changed.device();
+    let others_before = before.clone().select(0, indices(others, &device));
+    let mut rows = vec![0; places.len() + others.len()];
+    for (row, &place) in places.iter().chain(others).enumerate() {
+        rows[place] = row;
+    }
+    Tensor::cat(vec![changed, others_before], 0).select(0, indices(&rows, &device))
+}
+
 impl Active {
+    /// Places of the images that are at `u = 1`, and of the others.
+    fn arrived(&self) -> (Vec<usize>, Vec<usize>) {
+        (0..self.u.len()).partition(|&place| self.u[place] >= 1.0)
+    }
+
     /// The images at the given places.
     fn select(self, places: &[usize]) -> Self {
         if places.len() == self.rows.len() {
@@ -147,30 +192,6 @@ impl Active {
             label: self.label.map(|label| label.select(0, index.clone())),
             direction: self.direction.map(|direction| direction.select(0, index)),
         }
-    }
-
-    /// `f_theta-(x_u, u)`. At `u = 1` that is `x_u` itself, without an evaluation.
-    fn jump(&self, target: &Denoiser) -> Tensor<4> {
-        let device = self.x_u.device();
-        let (there, short): (Vec<usize>, Vec<usize>) =
-            (0..self.u.len()).partition(|&place| self.u[place] >= 1.0);
-        if short.is_empty() {
-            return self.x_u.clone();
-        }
-        let rows = |tensor: &Tensor<4>, rows: &[usize]| tensor.clone().select(0, indices(rows, &device));
-        let u: Vec<f32> = short.iter().map(|&place| self.u[place]).collect();
-        let label = self.label.clone().map(|label| label.select(0, indices(&short, &device)));
-        let x_u = rows(&self.x_u, &short);
-        let v = target.velocity(x_u.clone(), &u, label);
-        let reached = jump(x_u, &per_image(&u, &device), v);
-        if there.is_empty() {
-            return reached;
-        }
-        let mut places = vec![0; self.u.len()];
-        for (row, place) in short.into_iter().chain(there.iter().copied()).enumerate() {
-            places[place] = row;
-        }
-        rows(&Tensor::cat(vec![reached, rows(&self.x_u, &there)], 0), &places)
     }
 }
 
@@ -190,9 +211,14 @@ impl Curriculum {
         };
         for step in 1.. {
             self.advance(&mut active, teacher);
-            let reached = active.jump(target);
+            let reached = self.jump(&active, target);
             for (&row, &u) in active.rows.iter().zip(&active.u) {
-                goal.evaluations[row] += usize::from(self.mode != Mode::Ct) + usize::from(u < 1.0);
+                let of_teacher = match (self.mode, self.solver) {
+                    (Mode::Ct, _) => 0,
+                    (_, StepSolver::Heun) if u < 1.0 => 2,
+                    _ => 1,
+                };
+                goal.evaluations[row] += of_teacher + usize::from(u < 1.0);
             }
             let kdc = self.discrepancy(active.estimate.clone(), reached.clone());
             let far_enough = |place: usize| match (self.mode, self.scope) {
@@ -224,11 +250,60 @@ impl Curriculum {
             dt.push(if arrives { left } else { self.step_size });
             *u = if arrives { 1.0 } else { *u + self.step_size };
         }
-        let v = match (self.mode, &active.direction) {
-            (Mode::Ct, Some(direction)) => direction.clone(),
-            _ => teacher.velocity(active.x_u.clone(), &before, active.label.clone()),
-        };
-        active.x_u = euler_step(active.x_u.clone(), &per_image(&dt, &device), v);
+        let dt = per_image(&dt, &device);
+        if let (Mode::Ct, Some(direction)) = (self.mode, &active.direction) {
+            active.x_u = euler_step(active.x_u.clone(), &dt, direction.clone());
+            return;
+        }
+        let v = self.velocity(teacher, active.x_u.clone(), &before, active.label.clone());
+        let there = euler_step(active.x_u.clone(), &dt, v.clone());
+        let (arrived, short) = active.arrived();
+        if self.solver == StepSolver::Euler || short.is_empty() {
+            active.x_u = there;
+            return;
+        }
+        // `x + dt (v + v') / 2` is half of the Euler step and half of a step along `v'`.
+        let rows = |tensor: &Tensor<4>| tensor.clone().select(0, indices(&short, &device));
+        let u: Vec<f32> = short.iter().map(|&place| active.u[place]).collect();
+        let label = active.label.clone().map(|label| label.select(0, indices(&short, &device)));
+        let after = self.velocity(teacher, rows(&there), &u, label);
+        let dt = dt.select(0, indices(&short, &device)) * 0.5;
+        let corrected = euler_step(rows(&there), &dt, after - rows(&v));
+        active.x_u = in_order(corrected, &short, &there, &arrived);
+    }
+
+    /// `f_theta-(x_u, u)`. At `u = 1` that is `x_u` itself, without an evaluation.
+    fn jump(&self, active: &Active, target: &Denoiser) -> Tensor<4> {
+        let device = active.x_u.device();
+        let (arrived, short) = active.arrived();
+        if short.is_empty() {
+            return active.x_u.clone();
+        }
+        let u: Vec<f32> = short.iter().map(|&place| active.u[place]).collect();
+        let label = active.label.clone().map(|label| label.select(0, indices(&short, &device)));
+        let x_u = active.x_u.clone().select(0, indices(&short, &device));
+        let v = self.velocity(target, x_u.clone(), &u, label);
+        in_order(jump(x_u, &per_image(&u, &device), v), &short, &active.x_u, &arrived)
+    }
+
+    /// The velocity of a network, evaluated on a batch of one of few sizes if [`Curriculum::pad_to`] says so.
+    fn velocity(
+        &self,
+        network: &Denoiser,
+        x: Tensor<4>,
+        t: &[f32],
+        label: Option<Tensor<1, Int>>,
+    ) -> Tensor<4> {
+        let count = t.len();
+        let size = self.pad_to.map_or(count, |most| padded(count, most));
+        if size == count {
+            return network.velocity(x, t, label);
+        }
+        let rows: Vec<usize> = (0..size).map(|row| if row < count { row } else { 0 }).collect();
+        let index = indices(&rows, &x.device());
+        let t: Vec<f32> = rows.iter().map(|&row| t[row]).collect();
+        let label = label.map(|label| label.select(0, index.clone()));
+        network.velocity(x.select(0, index), &t, label).narrow(0, 0, count)
     }
 
     fn discrepancy(&self, estimate: Tensor<4>, reached: Tensor<4>) -> Vec<f64> {

@@ -1,6 +1,7 @@
 //! A network with what it predicts: the velocity on the straight path, whatever the network's output is (PAPER.md §8).
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Device, Int, Tensor};
 
@@ -18,7 +19,11 @@ pub struct Denoiser {
     network: Network,
     spec: Arc<NetworkSpec>,
     path: Arc<Path>,
+    sizes: Option<BatchSizes>,
 }
+
+/// The sizes of the batches that a denoiser was evaluated on.
+pub type BatchSizes = Arc<Mutex<BTreeSet<usize>>>;
 
 impl Denoiser {
     /// The denoiser of a model.
@@ -32,6 +37,7 @@ impl Denoiser {
             network: Network::new(&model.spec.graph(), &model.tensors, device),
             spec: Arc::new(model.spec.clone()),
             path: Arc::new(Path::new(&model.prediction)),
+            sizes: None,
         }
     }
 
@@ -40,6 +46,11 @@ impl Denoiser {
     pub fn frozen(model: &Model, device: &Device) -> Self {
         let denoiser = Self::new(model, &device.clone().without_autodiff());
         Self { network: denoiser.network.frozen(), ..denoiser }
+    }
+
+    /// Records the sizes of the batches from here on, of clones too.
+    pub fn record_sizes(&mut self, sizes: &BatchSizes) {
+        self.sizes = Some(Arc::clone(sizes));
     }
 
     /// The architecture.
@@ -59,6 +70,9 @@ impl Denoiser {
     /// - `t`: one time for each image, in `[Path::first_time, 1)`
     /// - `label`: `[B]`, below the spec's number of classes; `None` exactly if the model has no classes
     pub fn velocity(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Tensor<4> {
+        if let Some(sizes) = &self.sizes {
+            sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(t.len());
+        }
         if self.path.is_straight() {
             let time = per_image(t, &x.device());
             return self.network.forward(x, time, label);

@@ -3,6 +3,8 @@
 //! Every random number of a step, dropout's included, is a function of the run's seed, the stage and the number of the
 //! step, so a resumed run gets the batches that an uninterrupted one would have got.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::data::Dataset;
@@ -39,7 +41,7 @@ impl StageKind {
 }
 
 /// Where batches come from.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Batches<'a> {
     /// The images.
     pub data: &'a Dataset,
@@ -57,11 +59,52 @@ pub struct Batches<'a> {
     pub class_conditional: bool,
     /// Where the tensors go; without gradients.
     pub device: Device,
+    /// What is kept from one step to the next.
+    pub ahead: Ahead,
+}
+
+/// The orders of the last epochs, and a batch that was prepared before it was asked for. Neither changes a batch.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    orders: Mutex<Vec<(u64, Arc<[usize]>)>>,
+    prepared: Mutex<Option<(u64, HostBatch)>>,
+}
+
+/// A batch before its upload.
+#[derive(Debug)]
+struct HostBatch {
+    x0: Vec<f32>,
+    x1: Vec<f32>,
+    uniform: Vec<f32>,
+    labels: Vec<u32>,
+    seed: u64,
 }
 
 impl Batches<'_> {
     /// The batch of a step, counted from 0. The images of an epoch come in random order, each once.
     pub fn batch(&self, step: u64) -> Batch {
+        let prepared = lock(&self.ahead.prepared).take().filter(|(of_step, _)| *of_step == step);
+        let HostBatch { x0, x1, uniform, labels, seed } =
+            prepared.map_or_else(|| self.prepare(step), |(_, batch)| batch);
+        let shape = self.data.shape();
+        let dims = [uniform.len(), shape.channels, shape.height, shape.width];
+        let images = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, dims), &self.device);
+        let label = (!labels.is_empty()).then(|| labels_tensor(&labels, &self.device));
+        Batch { x0: images(x0), x1: images(x1), uniform, label, seed }
+    }
+
+    /// Does some work while the batch of a step is prepared, for [`Batches::batch`] to upload.
+    pub fn while_preparing<R>(&self, step: u64, work: impl FnOnce() -> R) -> R {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let batch = self.prepare(step);
+                *lock(&self.ahead.prepared) = Some((step, batch));
+            });
+            work()
+        })
+    }
+
+    fn prepare(&self, step: u64) -> HostBatch {
         let shape = self.data.shape();
         let len = shape.channels * shape.height * shape.width;
         let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
@@ -80,11 +123,8 @@ impl Batches<'_> {
         };
         let pairs = self.coupling.pair(&x0, &x1, len, &labels);
         let x0 = pairs.iter().flat_map(|&row| &x0[row * len..(row + 1) * len]).copied().collect();
-        let dims = [indices.len(), shape.channels, shape.height, shape.width];
-        let images = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, dims), &self.device);
-        let label = (!labels.is_empty()).then(|| labels_tensor(&labels, &self.device));
         let seed = Noise::new(self.seed, self.stream(Purpose::Device, step)).below(SEEDS) as u64;
-        Batch { x0: images(x0), x1: images(x1), uniform, label, seed }
+        HostBatch { x0, x1, uniform, labels, seed }
     }
 
     fn indices(&self, step: u64) -> Vec<usize> {
@@ -94,7 +134,7 @@ impl Batches<'_> {
         let mut epoch = first / count as u64;
         let mut place = (first % count as u64) as usize;
         while indices.len() < self.size {
-            let order = Noise::new(self.seed, self.stream(Purpose::Epoch, epoch)).permutation(count);
+            let order = self.order(epoch);
             let take = (self.size - indices.len()).min(count - place);
             indices.extend_from_slice(&order[place..place + take]);
             (epoch, place) = (epoch + 1, 0);
@@ -102,9 +142,31 @@ impl Batches<'_> {
         indices
     }
 
+    /// The order of the images in an epoch, drawn once.
+    fn order(&self, epoch: u64) -> Arc<[usize]> {
+        /// A batch may lie in two epochs.
+        const KEPT: usize = 2;
+        let mut orders = lock(&self.ahead.orders);
+        if let Some((_, order)) = orders.iter().find(|(of_epoch, _)| *of_epoch == epoch) {
+            return Arc::clone(order);
+        }
+        let noise = &mut Noise::new(self.seed, self.stream(Purpose::Epoch, epoch));
+        let order: Arc<[usize]> = noise.permutation(self.data.len()).into();
+        if orders.len() == KEPT {
+            orders.remove(0);
+        }
+        orders.push((epoch, Arc::clone(&order)));
+        order
+    }
+
     fn stream(&self, purpose: Purpose, number: u64) -> u64 {
         (1 + self.stage as u64) << 56 | (purpose as u64) << 48 | number
     }
+}
+
+/// Locks what no panic leaves half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum Purpose {

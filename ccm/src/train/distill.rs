@@ -96,7 +96,9 @@ impl Stage for Distillation<'_> {
             };
             (loss, (goal.counts(), of_discriminator))
         };
-        let (loss, gradient_norm, parts) = state.learn(schedule, &batch, workers, loss);
+        let next = state.step + 1;
+        let learn = || state.learn(schedule, &batch, workers, loss);
+        let (loss, gradient_norm, parts) = batches.while_preparing(next, learn);
 
         // Of the student, a second time where the target is computed first, and of the teacher's encoder.
         let encoder = distance.evaluations() + usize::from(adversarial.is_some());

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 
-use super::batches::{Batches, StageKind};
+use super::batches::{Ahead, Batches, StageKind};
 use super::checkpoint::{self, CheckpointError};
 use super::distill::{self, Distillation};
 use super::error::RunError;
@@ -186,7 +186,12 @@ impl Run {
             horizontal_flip: self.config.data.horizontal_flip,
             class_conditional: self.config.data.class_conditional,
             device: self.device.clone(),
+            ahead: Ahead::default(),
         }
+    }
+
+    fn is_gpu(&self) -> bool {
+        self.device != Device::flex()
     }
 
     /// The teacher: the one given, the one trained before, or one trained now; `None` if interrupted.
@@ -329,6 +334,9 @@ impl Run {
             scope: config.scope,
             threshold: config.threshold,
             step_size: config.step_size as f32,
+            solver: config.solver,
+            // The CPU has nothing to compile for a new size, and would compute what is not used.
+            pad_to: self.is_gpu().then(|| config.micro_batch.unwrap_or(config.batch)),
         }
     }
 

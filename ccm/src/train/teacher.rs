@@ -30,7 +30,10 @@ impl Stage for Teacher<'_> {
         let times = self.times;
         let loss =
             |denoiser: &Denoiser, part: Batch, _: Range<usize>| (teacher_loss(denoiser, times, part), ());
-        let (loss, gradient_norm, _) = self.state.learn(&self.schedule, &batch, &self.workers, loss);
+        let Self { batches, schedule, workers, state, .. } = self;
+        let next = state.step + 1;
+        let (loss, gradient_norm, _) =
+            batches.while_preparing(next, || state.learn(schedule, &batch, workers, loss));
         let step = self.state.step;
         let images = step * batch.len() as u64;
         StepReport {
