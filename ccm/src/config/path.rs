@@ -14,7 +14,8 @@ pub struct PathConfig {
     /// `flow`: the straight path with velocities (PAPER.md §2). `vp`: DDPM's variance-preserving path. `edm`: EDM's path,
     /// preconditioning, loss weights and distribution of times.
     pub kind: PathKind,
-    /// `vp`: what the network predicts, `noise` (the default), `data` or `v`.
+    /// `vp`: what the network predicts, `v` (the default), `noise` or `data`. At the noisy end of the path an error of
+    /// predicted noise is divided by t, and a small network that was trained for minutes does not recover from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicts: Option<Predicts>,
     /// `vp`: `linear` (the default), `scaled-linear` or `cosine`.
@@ -103,7 +104,7 @@ impl PathConfig {
             PathKind::Flow => Prediction::Velocity,
             PathKind::Vp => {
                 let schedule = self.schedule();
-                match self.predicts.unwrap_or(Predicts::Noise) {
+                match self.predicts.unwrap_or(Predicts::V) {
                     Predicts::Noise => Prediction::Noise(schedule),
                     Predicts::Data => Prediction::Data(schedule),
                     Predicts::V => Prediction::V(schedule),
