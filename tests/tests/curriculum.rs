@@ -22,7 +22,9 @@ fn distillation(data: &Dataset, pad_to: Option<usize>) -> (Distillation<'_>, Bat
     let workers = Workers::new(1, BATCH, BATCH).unwrap();
     let mut distillation =
         small_distillation(small_spec(), data, BATCH, Scope::Image, workers, &Device::flex());
-    (distillation.curriculum.step_size, distillation.curriculum.pad_to) = (0.05, pad_to);
+    // Every image goes to the end of the path, from where it is.
+    let curriculum = &mut distillation.curriculum;
+    (curriculum.threshold, curriculum.step_size, curriculum.pad_to) = (f64::INFINITY, 0.05, pad_to);
     let sizes = BatchSizes::default();
     distillation.teacher.record_sizes(&sizes);
     distillation.state.denoiser.record_sizes(&sizes);

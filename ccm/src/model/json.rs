@@ -272,7 +272,10 @@ impl Reader<'_> {
                         return self.fail("the second half of a surrogate pair");
                     }
                     let second = self.hexadecimal()?;
-                    0x1_0000 + ((first - 0xd800) << 10) + (second.wrapping_sub(0xdc00) & 0xffff)
+                    if !(0xdc00..0xe000).contains(&second) {
+                        return self.fail("the second half of a surrogate pair");
+                    }
+                    0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00)
                 } else {
                     first
                 };
