@@ -9,7 +9,12 @@ mod worker;
 
 use std::fs;
 
+use ccm::import::description::{self, Description};
+use ccm::import::{Checkpoint, diffusers};
+use ccm::model::{ModelCard, Role};
+use ccm::weights::Model;
 use ccm_tests::browser::{Browser, WebGpu};
+use ccm_tests::fixtures;
 use ccm_tests::site::{
     SHAPES, Site, assert_no_complaints, assert_same_picture, grey, native, package, shapes,
 };
@@ -413,10 +418,43 @@ fn the_package_is_small() {
     );
 }
 
+/// Diffusion models of other libraries: the native images agree with the library's in `pipelines.rs`.
+#[test]
+fn imported_diffusion_models_give_the_native_images() {
+    let edm = imported("edm", Role::Student);
+    let ddpm = imported("ddpm", Role::Teacher);
+    let site = Site::new();
+    for (name, model, classes, steps) in [("edm", edm, true, 1), ("ddpm", ddpm, false, 3)] {
+        let url = site.put(&format!("{name}.safetensors"), &model);
+        for (webgpu, backend) in [(WebGpu::Absent, "cpu"), (WebGpu::Software, "webgpu-software")] {
+            let label = if classes { "label: 2, " } else { "" };
+            let found = site.open(webgpu).eval(&format!(
+                "ccm.Sampler.load('{url}', {{ backend: '{backend}' }})
+                    .then((s) => s.sample({{ seed: 5, {label}steps: {steps} }})).then(([image]) => [...image.data])"
+            ));
+            assert_same_picture(&found, &native(&model, 5, if classes { 2 } else { 0 }, steps));
+        }
+    }
+}
+
+/// A pipeline of the fixtures as a model file.
+fn imported(name: &str, role: Role) -> Vec<u8> {
+    let folder = fixtures().join("pipelines").join(name);
+    if diffusers::is_pipeline(&folder) {
+        return diffusers::read(&folder, Some(role)).expect("a pipeline").model.to_bytes();
+    }
+    let (checkpoint, text) = description::described_folder(&folder).expect("a described checkpoint");
+    let text = fs::read_to_string(text).unwrap();
+    let Description { spec, prediction } = description::description_from_json(&text, role).unwrap();
+    let found = Checkpoint::open(&checkpoint).unwrap().select(&spec.tensors(), None).unwrap();
+    let card = ModelCard { role, ..ModelCard::default() };
+    Model::new(spec, prediction, card, found.tensors).unwrap().to_bytes()
+}
+
 /// A network whose output is zero returns the noise of the seed. The bytes are from `references/noise.py`.
 #[test]
 fn the_image_of_a_seed_never_changes() {
-    let mut model = ccm::weights::Model::from_bytes(&grey()).unwrap();
+    let mut model = Model::from_bytes(&grey()).unwrap();
     let names = model.spec.tensors().into_iter().map(|tensor| tensor.name);
     for (_, tensor) in names.zip(&mut model.tensors).filter(|(name, _)| name.starts_with("out.2.")) {
         tensor.values.fill(0.0);
