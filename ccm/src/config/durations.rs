@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn a_decay_halves_over_a_half_life_and_0_is_none() {
         assert_eq!(super::decay(0.008, 8), 0.5);
-        assert_eq!(super::decay(0.016, 8), 0.707_107);
+        assert_eq!(super::decay(0.024, 8), 0.793_701);
         assert_eq!(super::decay(0.0, 8), 0.0);
         assert_eq!(super::decay(f64::INFINITY, 8), 1.0);
     }
