@@ -7,7 +7,7 @@ use std::process::Command;
 use ccm::data::{ImageShape, Split, shapes};
 use ccm::sampler::image::grid;
 
-/// Settings of a very short training run.
+/// Settings of a very short training run: 4 steps of 8 images for the teacher and for the student.
 pub const TINY: [&str; 44] = [
     "--set",
     "network.height=8",
@@ -24,25 +24,25 @@ pub const TINY: [&str; 44] = [
     "--set",
     "network.num_head_channels=16",
     "--set",
-    "teacher.steps=4",
+    "teacher.kimg=0.032",
     "--set",
-    "distill.steps=4",
+    "distill.kimg=0.032",
     "--set",
     "teacher.batch=8",
     "--set",
     "distill.batch=8",
     "--set",
-    "teacher.warmup_steps=2",
+    "teacher.warmup_kimg=0.016",
     "--set",
-    "distill.warmup_steps=2",
+    "distill.warmup_kimg=0.016",
     "--set",
     "distill.step_size=0.25",
     "--set",
-    "run.log_every=2",
+    "run.log_every_kimg=0.016",
     "--set",
-    "run.sample_every=4",
+    "run.sample_every_kimg=0.032",
     "--set",
-    "run.checkpoint_every=2",
+    "run.checkpoint_every_kimg=0.016",
     "--set",
     "run.report_steps=2",
     "--set",

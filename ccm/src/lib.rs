@@ -49,7 +49,7 @@
 //!     }
 //! }
 //!
-//! let tiny = ["teacher.steps=2", "distill.steps=2", "teacher.batch=4", "distill.batch=4", "run.report_steps=2"];
+//! let tiny = ["teacher.kimg=0.008", "distill.kimg=0.008", "teacher.batch=4", "distill.batch=4", "run.report_steps=2"];
 //! let mut config = Config::preset("shapes")?.with_overrides(&tiny.map(String::from))?;
 //! let shape = ImageShape { channels: 3, height: 16, width: 16 };
 //! let (data, held_out) = (shapes(64, shape, Split::Train, 0)?, shapes(16, shape, Split::HeldOut, 0)?);

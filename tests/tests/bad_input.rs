@@ -100,14 +100,15 @@ fn idx_files_with_wrong_sizes_or_labels_are_errors() {
 #[test]
 fn unknown_settings_and_values_out_of_range_are_errors() {
     let folder = tempdir().unwrap();
-    let cases: [(&[&str], &[&str]); 11] = [
+    let cases: [(&[&str], &[&str]); 12] = [
         (&["--preset", "mnits"], &["--preset", "mnits", "mnist"]),
         (&["--set", "distill.treshold=60"], &["--set", "distill.treshold", "distill.threshold"]),
         (&["--set", "distill.threshold=400"], &["distill.threshold", "400"]),
         (&["--set", "distill.step_size=0"], &["distill.step_size", "0"]),
         (&["--set", "distill.step_size=1.5"], &["distill.step_size", "1.5"]),
         (&["--set", "distill.mode=cm"], &["distill.mode", "`cd`", "cm"]),
-        (&["--set", "teacher.steps=many"], &["teacher.steps", "many"]),
+        (&["--set", "teacher.kimg=many"], &["teacher.kimg", "many"]),
+        (&["--set", "teacher.steps=100"], &["--set", "teacher.steps", "teacher.kimg", "batch / 1000"]),
         (&["--set", "network.channel_mult=[]"], &["channel_mult"]),
         (&["--set", "network.attention_resolutions=[5]"], &["attention_resolutions", "5"]),
         (&["--set", "data.count=64", "--set", "teacher.batch=65"], &["teacher.batch", "64", "65"]),
@@ -344,9 +345,9 @@ fn a_diverging_run_keeps_its_last_finite_checkpoint() {
         "--set",
         "teacher.learning_rate=1e30",
         "--set",
-        "teacher.warmup_steps=0",
+        "teacher.warmup_kimg=0",
         "--set",
-        "run.checkpoint_every=1",
+        "run.checkpoint_every_kimg=0.008",
     ];
     fail(&mut run(&folder, &diverging), &["teacher", "diverged", "step 2", "teacher-000000001.safetensors"]);
     assert!(folder.path().join("run/checkpoints/teacher-000000001.safetensors").exists());

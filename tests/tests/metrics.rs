@@ -14,6 +14,7 @@ use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Gaussian, Moments, Rows};
 use ccm::model::TensorSpec;
 use ccm::noise::Noise;
+use ccm::train::claims::Terms;
 use ccm::weights::HostTensor;
 use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed};
 use ccm_tests::{agrees_with_pytorch_fid, fixtures, lively_model, references, small_spec, write_inception};
@@ -188,6 +189,15 @@ fn eval_computes_the_fid_with_weights_from_a_file() {
     fs::write(path("fid.npz"), statistics.to_bytes().unwrap()).unwrap();
     succeed(eval().arg("--reference").arg(path("fid.npz")));
     assert_eq!(figures()["frechet"], of_images["frechet"]);
+}
+
+#[test]
+fn the_terms_of_the_published_claims_can_be_read() {
+    let terms: Terms = serde_json::from_str(include_str!("../../docs/claims/terms.json")).unwrap();
+    terms.config.validate().unwrap();
+    let distill = &terms.config.distill;
+    assert_eq!((distill.steps(), distill.warmup_steps()), (3000, 50));
+    assert_eq!((distill.target_decay(), distill.sample_decay()), (0.9, 0.98));
 }
 
 #[test]

@@ -112,18 +112,18 @@ fn consistency_training_fixed_steps_and_the_published_scope() {
     }
 }
 
-/// A run long enough to be stopped.
+/// A run long enough to be stopped: 30 steps of 8 images in each stage.
 fn slow(out: &Path, more: &[&str]) -> Command {
     let mut command = distill();
     command.args(["run", "--device", "cpu", "--preset", "shapes", "--out"]).arg(out).args(TINY).args([
         "--set",
         "data.count=64",
         "--set",
-        "teacher.steps=30",
+        "teacher.kimg=0.24",
         "--set",
-        "distill.steps=30",
+        "distill.kimg=0.24",
         "--set",
-        "run.checkpoint_every=4",
+        "run.checkpoint_every_kimg=0.032",
     ]);
     command.args(more);
     command
@@ -207,8 +207,8 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
         "network.dropout=0.3",
         "teacher.micro_batch=3",
         "adversarial_weight=1",
-        "adversarial_from=6",
-        "adversarial_warmup_steps=9",
+        "adversarial_from_kimg=0.048",
+        "adversarial_warmup_kimg=0.072",
     ];
     let settings = settings.map(|setting| ["--set", setting]).concat();
     succeed(&mut slow(&whole, &settings));

@@ -30,6 +30,16 @@ pub enum ConfigError {
         /// Why there is no such setting any more.
         reason: &'static str,
     },
+    /// A setting of an earlier version that counted optimiser steps or was a decay a step.
+    #[error("`{key}`: replaced by {}: {conversion}", listed(by))]
+    ReplacedKey {
+        /// The key as it was given.
+        key: String,
+        /// The dotted keys that replace it; more than one where the section is missing.
+        by: Vec<&'static str>,
+        /// How to convert its value.
+        conversion: &'static str,
+    },
     /// A key without its section that stands in more than one.
     #[error("`{key}`: expected its section too, one of {}", listed(candidates))]
     AmbiguousKey {

@@ -35,6 +35,49 @@ pub(super) const OPTIONAL: [&str; 22] = [
 /// Settings of earlier versions, and why they are gone.
 const REMOVED: [(&str, &str); 1] = [("distill.middle_ema", "nothing read this average of the weights")];
 
+/// A setting of an earlier version that counted optimiser steps or was a decay a step.
+pub(super) struct Replaced {
+    /// The dotted key of earlier versions.
+    pub(super) key: &'static str,
+    /// The dotted key that replaces it.
+    pub(super) by: &'static str,
+    /// How to convert its value.
+    conversion: &'static str,
+}
+
+const STEPS: &str = "thousands of images, that is steps * batch / 1000";
+const INTERVAL: &str = "thousands of images, that is steps * batch / 1000 with the batch of the stage";
+const DECAY: &str =
+    "a half-life in thousands of images, that is -0.000693147 * batch / ln(decay), or 0 for a decay of 0";
+
+/// Settings of earlier versions that are given in thousands of images now.
+pub(super) const REPLACED: [Replaced; 12] = [
+    Replaced { key: "run.sample_every", by: "run.sample_every_kimg", conversion: INTERVAL },
+    Replaced { key: "run.checkpoint_every", by: "run.checkpoint_every_kimg", conversion: INTERVAL },
+    Replaced { key: "run.log_every", by: "run.log_every_kimg", conversion: INTERVAL },
+    Replaced { key: "teacher.steps", by: "teacher.kimg", conversion: STEPS },
+    Replaced { key: "teacher.warmup_steps", by: "teacher.warmup_kimg", conversion: STEPS },
+    Replaced { key: "teacher.ema", by: "teacher.ema_halflife_kimg", conversion: DECAY },
+    Replaced { key: "distill.steps", by: "distill.kimg", conversion: STEPS },
+    Replaced { key: "distill.warmup_steps", by: "distill.warmup_kimg", conversion: STEPS },
+    Replaced { key: "distill.adversarial_from", by: "distill.adversarial_from_kimg", conversion: STEPS },
+    Replaced {
+        key: "distill.adversarial_warmup_steps",
+        by: "distill.adversarial_warmup_kimg",
+        conversion: STEPS,
+    },
+    Replaced { key: "distill.target_ema", by: "distill.target_halflife_kimg", conversion: DECAY },
+    Replaced { key: "distill.sample_ema", by: "distill.sample_halflife_kimg", conversion: DECAY },
+];
+
+/// The error for a key that was replaced, with its section or without; `None` for any other key.
+fn replaced(key: &str) -> Option<ConfigError> {
+    let matching = || REPLACED.iter().filter(|old| old.key == key || leaf(old.key) == key);
+    let conversion = matching().next()?.conversion;
+    let by = matching().map(|old| old.by).collect();
+    Some(ConfigError::ReplacedKey { key: key.to_owned(), by, conversion })
+}
+
 /// Settings by dotted key, such as `distill.threshold`.
 pub(super) type Entries = BTreeMap<String, Value>;
 
@@ -110,6 +153,9 @@ impl Known {
     pub(super) fn find(&self, key: &str) -> Result<&str, ConfigError> {
         if let Some((_, reason)) = REMOVED.iter().find(|(removed, _)| *removed == key) {
             return Err(ConfigError::RemovedKey { key: key.to_owned(), reason });
+        }
+        if let Some(error) = replaced(key) {
+            return Err(error);
         }
         self.iter().find(|candidate| *candidate == key).ok_or_else(|| ConfigError::UnknownKey {
             key: one_line(key),

@@ -3,7 +3,11 @@
 //! A configuration is plain data. It neither opens the data set nor builds the network; a run fills in what
 //! only the data knows (`network.num_classes`) and writes the result down as its `config.toml`. A preset and
 //! a run's `config.toml` hold every setting, so nothing depends on a default that a later version changes.
+//!
+//! Durations and half-lives are in thousands of images (kimg), as in EDM (arXiv 2206.00364), so that they keep their
+//! meaning when the batch size changes. Methods such as [`TeacherConfig::steps`] convert them to optimiser steps.
 
+mod durations;
 mod error;
 mod keys;
 mod overrides;
@@ -65,12 +69,12 @@ pub struct RunConfig {
     /// number, so a run writes down what it began with, and goes on with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    /// Optimiser steps between two grids of samples, at least 1.
-    pub sample_every: u64,
-    /// Optimiser steps between two checkpoints, at least 1.
-    pub checkpoint_every: u64,
-    /// Optimiser steps between two lines of metrics, at least 1.
-    pub log_every: u64,
+    /// Thousands of images of a stage between two grids of samples, above 0; at least one optimiser step.
+    pub sample_every_kimg: f64,
+    /// Thousands of images of a stage between two checkpoints, above 0; at least one optimiser step.
+    pub checkpoint_every_kimg: f64,
+    /// Thousands of images of a stage between two lines of metrics, above 0; at least one optimiser step.
+    pub log_every_kimg: f64,
     /// NFE of the teacher where it stands beside the student in grids and in the report, `1..=1000`.
     pub report_steps: usize,
     /// Images in a grid, `1..=1024`.
@@ -103,8 +107,8 @@ pub struct TeacherConfig {
     /// Model file of a teacher to distil as it is, such as an imported one; where absent, one is trained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Optimiser steps, at least 1.
-    pub steps: u64,
+    /// Thousands of images, above 0; at least one optimiser step.
+    pub kimg: f64,
     /// Images an optimiser step, `1..=65536`.
     pub batch: usize,
     /// Images a backward pass, at most; gradients accumulate over the batch. All at once where absent.
@@ -112,16 +116,17 @@ pub struct TeacherConfig {
     pub micro_batch: Option<usize>,
     /// Step size of Adam after the warm-up, above 0.
     pub learning_rate: f64,
-    /// Optimiser steps over which the learning rate rises from 0.
-    pub warmup_steps: u64,
+    /// Thousands of images over which the learning rate rises from 0, 0 or more.
+    pub warmup_kimg: f64,
     /// Share of the optimiser steps, the last ones, over which the learning rate falls to 0 like half a cosine, `[0, 1]`
     /// (arXiv 2405.18392).
     #[serde(default)]
     pub cooldown: f64,
     /// Largest norm of the whole gradient; a longer one is scaled down to it. Above 0.
     pub gradient_clip: f64,
-    /// Decay a step of the average of the weights that is sampled and distilled, `[0, 1)`.
-    pub ema: f64,
+    /// Half-life of the average of the weights that is sampled and distilled, in thousands of images, 0 or more; 0 is
+    /// no average.
+    pub ema_halflife_kimg: f64,
     /// Which noise belongs to which image.
     pub coupling: Coupling,
 }
@@ -130,8 +135,8 @@ pub struct TeacherConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DistillConfig {
-    /// Optimiser steps, at least 1.
-    pub steps: u64,
+    /// Thousands of images, above 0; at least one optimiser step.
+    pub kimg: f64,
     /// Images an optimiser step, `1..=65536`.
     pub batch: usize,
     /// Images a backward pass, at most; gradients accumulate over the batch. All at once where absent.
@@ -139,8 +144,8 @@ pub struct DistillConfig {
     pub micro_batch: Option<usize>,
     /// Step size of Adam after the warm-up, above 0.
     pub learning_rate: f64,
-    /// Optimiser steps over which the learning rate rises from 0.
-    pub warmup_steps: u64,
+    /// Thousands of images over which the learning rate rises from 0, 0 or more.
+    pub warmup_kimg: f64,
     /// Share of the optimiser steps, the last ones, over which the learning rate falls to 0 like half a cosine, `[0, 1]`
     /// (arXiv 2405.18392).
     #[serde(default)]
@@ -171,17 +176,19 @@ pub struct DistillConfig {
     /// Weight of the adversarial loss, 0 or more: how long its gradient is, in lengths of the distance's. 1 is the paper's,
     /// 0 is none.
     pub adversarial_weight: f64,
-    /// Optimiser steps before there is an adversarial loss.
-    pub adversarial_from: u64,
-    /// Optimiser steps, from there on, over which its weight grows linearly from zero. A large weight leads a student
-    /// astray that the discriminator tells from real images at once.
-    pub adversarial_warmup_steps: u64,
+    /// Thousands of images before there is an adversarial loss, 0 or more.
+    pub adversarial_from_kimg: f64,
+    /// Thousands of images, from there on, over which its weight grows linearly from 0; 0 or more. A large weight makes
+    /// the student diverge where the discriminator tells its images from real ones at once.
+    pub adversarial_warmup_kimg: f64,
     /// Step size of the discriminator's Adam, above 0; it cools down as the student's.
     pub discriminator_learning_rate: f64,
-    /// Decay a step of the average of the student that is the target network, `[0, 1)`.
-    pub target_ema: f64,
-    /// Decay a step of the average of the student that is sampled and saved, `[0, 1)`.
-    pub sample_ema: f64,
+    /// Half-life of the average of the student that is the target network, in thousands of images, 0 or more; 0 is no
+    /// average.
+    pub target_halflife_kimg: f64,
+    /// Half-life of the average of the student that is sampled and saved, in thousands of images, 0 or more; 0 is no
+    /// average.
+    pub sample_halflife_kimg: f64,
     /// Which noise belongs to which image.
     pub coupling: Coupling,
 }

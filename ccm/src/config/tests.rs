@@ -41,12 +41,12 @@ fn the_cifar10_preset_is_the_papers() {
     let config = Config::preset("cifar10").unwrap();
     assert_eq!((config.spec().parameters() as f64 / 1e5).round() / 10.0, 35.7);
     let teacher = &config.teacher;
-    assert_eq!((teacher.steps, teacher.batch, teacher.warmup_steps), (400_000, 128, 5000));
-    assert_eq!((teacher.learning_rate, teacher.gradient_clip, teacher.ema), (2e-4, 1.0, 0.9999));
+    assert_eq!((teacher.steps(), teacher.batch, teacher.warmup_steps()), (400_000, 128, 5000));
+    assert_eq!((teacher.learning_rate, teacher.gradient_clip, teacher.decay()), (2e-4, 1.0, 0.9999));
     let distill = &config.distill;
-    assert_eq!((distill.steps, distill.batch, distill.warmup_steps), (300_000, 128, 5000));
+    assert_eq!((distill.steps(), distill.batch, distill.warmup_steps()), (300_000, 128, 5000));
     assert_eq!((distill.threshold, distill.step_size, distill.time_alpha), (65.0, 0.03, 2.0));
-    assert_eq!((distill.target_ema, distill.sample_ema), (0.9, 0.9999));
+    assert_eq!((distill.target_decay(), distill.sample_decay()), (0.9, 0.9999));
     assert_eq!((distill.mode, distill.scope), (Mode::Cd, Scope::Image));
     assert_eq!(
         (teacher.coupling, distill.coupling),
@@ -133,7 +133,7 @@ fn text_that_is_no_configuration_names_the_line_or_key() {
         assert!(!message.contains('\n'), "{message}");
         message
     };
-    assert!(message("[run]\nseed = 0\nlog_every =\n").starts_with("line 3: "));
+    assert!(message("[run]\nseed = 0\nlog_every_kimg =\n").starts_with("line 3: "));
     assert!(message("[run]\nseed = 0\nseed = 1\n").starts_with("line 3: "));
     assert_eq!(message(""), "`data.class_conditional`: expected a value, found none");
     assert_eq!(message("distill = 3"), "`distill`: no such key; the nearest is `distill.mode`");
@@ -155,18 +155,18 @@ fn text_that_is_no_configuration_names_the_line_or_key() {
 fn an_override_reaches_its_setting_by_dotted_key_or_by_an_unambiguous_leaf() {
     assert_eq!(changed("distill.threshold=65").unwrap().distill.threshold, 65.0);
     assert_eq!(changed(" threshold = 65.5 ").unwrap().distill.threshold, 65.5);
-    assert_eq!(changed("teacher.steps=7").unwrap().teacher.steps, 7);
+    assert_eq!(changed("teacher.kimg=7").unwrap().teacher.kimg, 7.0);
     assert_eq!(changed("distill.micro_batch=16").unwrap().distill.micro_batch, Some(16));
     assert_eq!(changed("horizontal_flip=true").unwrap().data.horizontal_flip, !shapes().data.horizontal_flip);
-    assert_eq!(changed("teacher.steps=1_000").unwrap().teacher.steps, 1000);
+    assert_eq!(changed("teacher.kimg=1_000").unwrap().teacher.kimg, 1000.0);
 }
 
 #[test]
 fn only_what_is_overridden_changes_and_the_last_one_counts() {
-    let overrides = ["teacher.steps=7".to_owned(), "mode=ct".to_owned(), "teacher.steps=8".to_owned()];
+    let overrides = ["teacher.kimg=7".to_owned(), "mode=ct".to_owned(), "teacher.kimg=8".to_owned()];
     let config = shapes().with_overrides(&overrides).unwrap();
     let mut expected = shapes();
-    expected.teacher.steps = 8;
+    expected.teacher.kimg = 8.0;
     expected.distill.mode = Mode::Ct;
     assert_eq!(config, expected);
     assert_eq!(shapes().with_overrides(&[]).unwrap(), shapes());
@@ -225,10 +225,43 @@ fn an_unknown_key_is_told_the_nearest_of_all_keys() {
 
 #[test]
 fn a_leaf_in_two_sections_is_told_both() {
+    assert_eq!(refused("kimg=9"), "`kimg`: expected its section too, one of `distill.kimg`, `teacher.kimg`");
+}
+
+#[test]
+fn a_setting_in_steps_or_a_decay_is_told_its_new_key_and_the_conversion() {
+    let steps = "thousands of images, that is steps * batch / 1000";
+    assert_eq!(refused("teacher.steps=100"), format!("`teacher.steps`: replaced by `teacher.kimg`: {steps}"));
+    assert_eq!(refused("steps=100"), format!("`steps`: replaced by `teacher.kimg`, `distill.kimg`: {steps}"));
     assert_eq!(
-        refused("steps=9"),
-        "`steps`: expected its section too, one of `distill.steps`, `teacher.steps`"
+        refused("adversarial_from=6"),
+        format!("`adversarial_from`: replaced by `distill.adversarial_from_kimg`: {steps}")
     );
+    assert_eq!(
+        refused("log_every=10"),
+        format!("`log_every`: replaced by `run.log_every_kimg`: {steps} with the batch of the stage")
+    );
+    assert_eq!(
+        refused("teacher.ema=0.9"),
+        "`teacher.ema`: replaced by `teacher.ema_halflife_kimg`: a half-life in thousands of images, that is \
+         -0.000693147 * batch / ln(decay), or 0 for a decay of 0"
+    );
+    // The `config.toml` of a run of an earlier version.
+    let text = shapes().to_toml().unwrap().replace("sample_halflife_kimg = 2.207", "sample_ema = 0.99");
+    let message = Config::from_toml(&text).unwrap_err().to_string();
+    assert!(
+        message.starts_with("`distill.sample_ema`: replaced by `distill.sample_halflife_kimg`: "),
+        "{message}"
+    );
+}
+
+#[test]
+fn no_replaced_setting_still_exists_and_every_replacement_does() {
+    let known = Known::new().unwrap().keys;
+    for old in &keys::REPLACED {
+        assert!(!known.contains(&old.key.to_owned()), "{}", old.key);
+        assert!(known.contains(&old.by.to_owned()), "{}", old.by);
+    }
 }
 
 #[test]
@@ -243,7 +276,7 @@ fn a_value_of_the_wrong_type_names_key_expected_and_found() {
         ("threshold=high", "distill.threshold: expected a number, found \"high\""),
         ("threshold=", "distill.threshold: expected a number, found \"\""),
         ("threshold=[60]", "distill.threshold: expected a number, found [60]"),
-        ("distill.steps=1.5", "distill.steps: expected a whole number, 0 or more, found 1.5"),
+        ("distill.batch=1.5", "distill.batch: expected a whole number, 0 or more, found 1.5"),
         ("seed=-1", "run.seed: expected a whole number, 0 or more, found -1"),
         ("distill.micro_batch=few", "distill.micro_batch: expected a whole number, 0 or more, found \"few\""),
         ("horizontal_flip=yes", "data.horizontal_flip: expected true or false, found \"yes\""),
@@ -286,16 +319,19 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
     for (text, found) in [
         ("run.threads=0", "0"),
         ("run.threads=1025", "1025"),
-        ("run.sample_every=0", "0"),
-        ("run.checkpoint_every=0", "0"),
-        ("run.log_every=0", "0"),
+        ("run.sample_every_kimg=0", "0"),
+        ("run.checkpoint_every_kimg=-1", "-1"),
+        ("run.log_every_kimg=nan", "NaN"),
         ("run.report_steps=0", "0"),
         ("run.report_images=1025", "1025"),
         ("data.source=", "an empty string"),
         ("data.count=none", "none"),
         ("data.count=0", "0"),
         ("network.dropout=1", "1"),
-        ("teacher.steps=0", "0"),
+        ("teacher.kimg=0", "0"),
+        ("teacher.kimg=inf", "inf"),
+        ("teacher.kimg=9007199254741", "9007199254741"),
+        ("teacher.warmup_kimg=-0.1", "-0.1"),
         ("teacher.batch=0", "0"),
         ("teacher.batch=65537", "65537"),
         ("teacher.micro_batch=0", "0"),
@@ -303,9 +339,9 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         ("teacher.learning_rate=inf", "inf"),
         ("teacher.cooldown=1.1", "1.1"),
         ("teacher.gradient_clip=0", "0"),
-        ("teacher.ema=1", "1"),
-        ("teacher.ema=-0.1", "-0.1"),
-        ("distill.steps=0", "0"),
+        ("teacher.ema_halflife_kimg=inf", "inf"),
+        ("teacher.ema_halflife_kimg=-0.1", "-0.1"),
+        ("distill.kimg=0", "0"),
         ("distill.batch=0", "0"),
         ("distill.micro_batch=0", "0"),
         ("distill.learning_rate=nan", "NaN"),
@@ -317,8 +353,12 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         ("distill.step_size=0", "0"),
         ("distill.step_size=1.01", "1.01"),
         ("distill.time_alpha=0", "0"),
-        ("distill.target_ema=1", "1"),
-        ("distill.sample_ema=nan", "NaN"),
+        ("distill.warmup_kimg=nan", "NaN"),
+        ("distill.adversarial_from_kimg=inf", "inf"),
+        ("distill.adversarial_warmup_kimg=-1", "-1"),
+        // At a batch of 32, the decay of a longer half-life than 44361 rounds to 1.
+        ("distill.target_halflife_kimg=44362", "44362"),
+        ("distill.sample_halflife_kimg=nan", "NaN"),
     ] {
         let key = text.split_once('=').unwrap().0;
         let message = changed(text).unwrap().validate().unwrap_err().to_string();
@@ -333,14 +373,17 @@ fn the_ends_of_the_ranges_are_in_range() {
         "threshold=0",
         "threshold=100",
         "step_size=1",
-        "teacher.ema=0",
+        "teacher.ema_halflife_kimg=0",
         "teacher.batch=65536",
         "teacher.micro_batch=64",
         "teacher.micro_batch=1",
-        "teacher.warmup_steps=0",
+        "teacher.warmup_kimg=0",
         "teacher.cooldown=1",
         "distill.cooldown=0",
-        "teacher.steps=1",
+        "teacher.kimg=1e-9",
+        "teacher.kimg=9007199254740",
+        "distill.target_halflife_kimg=44361",
+        "distill.adversarial_from_kimg=0",
     ] {
         changed(text).unwrap().validate().unwrap();
     }

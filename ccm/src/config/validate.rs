@@ -1,5 +1,6 @@
 //! The ranges of a configuration's numbers, each checked once, before a run starts.
 
+use super::durations::{LONGEST_KIMG, decay};
 use super::{Config, ConfigError, DataConfig, DistillConfig, RunConfig, SHAPES, TeacherConfig};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -41,9 +42,9 @@ impl RunConfig {
         if let Some(threads) = self.threads {
             within("run.threads", threads, THREADS)?;
         }
-        at_least_one("run.sample_every", self.sample_every)?;
-        at_least_one("run.checkpoint_every", self.checkpoint_every)?;
-        at_least_one("run.log_every", self.log_every)?;
+        duration("run.sample_every_kimg", self.sample_every_kimg)?;
+        duration("run.checkpoint_every_kimg", self.checkpoint_every_kimg)?;
+        duration("run.log_every_kimg", self.log_every_kimg)?;
         within("run.report_steps", self.report_steps, 1..=1000)?;
         within("run.report_images", self.report_images, 1..=1024)
     }
@@ -64,20 +65,22 @@ impl DataConfig {
 
 impl TeacherConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        at_least_one("teacher.steps", self.steps)?;
         within("teacher.batch", self.batch, BATCH)?;
+        duration("teacher.kimg", self.kimg)?;
+        duration_or_none("teacher.warmup_kimg", self.warmup_kimg)?;
         some_images("teacher.micro_batch", self.micro_batch)?;
         positive("teacher.learning_rate", self.learning_rate)?;
         share("teacher.cooldown", self.cooldown)?;
         positive("teacher.gradient_clip", self.gradient_clip)?;
-        decay("teacher.ema", self.ema)
+        halflife("teacher.ema_halflife_kimg", self.ema_halflife_kimg, self.batch)
     }
 }
 
 impl DistillConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        at_least_one("distill.steps", self.steps)?;
         within("distill.batch", self.batch, BATCH)?;
+        duration("distill.kimg", self.kimg)?;
+        duration_or_none("distill.warmup_kimg", self.warmup_kimg)?;
         some_images("distill.micro_batch", self.micro_batch)?;
         positive("distill.learning_rate", self.learning_rate)?;
         share("distill.cooldown", self.cooldown)?;
@@ -101,9 +104,11 @@ impl DistillConfig {
                 self.adversarial_weight,
             ));
         }
+        duration_or_none("distill.adversarial_from_kimg", self.adversarial_from_kimg)?;
+        duration_or_none("distill.adversarial_warmup_kimg", self.adversarial_warmup_kimg)?;
         positive("distill.discriminator_learning_rate", self.discriminator_learning_rate)?;
-        decay("distill.target_ema", self.target_ema)?;
-        decay("distill.sample_ema", self.sample_ema)
+        halflife("distill.target_halflife_kimg", self.target_halflife_kimg, self.batch)?;
+        halflife("distill.sample_halflife_kimg", self.sample_halflife_kimg, self.batch)
     }
 }
 
@@ -111,8 +116,34 @@ fn wrong(key: &str, expected: impl Into<String>, found: impl Display) -> ConfigE
     ConfigError::Value { key: key.to_owned(), expected: expected.into(), found: found.to_string() }
 }
 
-fn at_least_one(key: &str, steps: u64) -> Result<(), ConfigError> {
-    if steps >= 1 { Ok(()) } else { Err(wrong(key, "at least 1", steps)) }
+/// A duration that takes at least one optimiser step.
+fn duration(key: &str, kimg: f64) -> Result<(), ConfigError> {
+    if kimg > 0.0 && kimg <= LONGEST_KIMG {
+        Ok(())
+    } else {
+        Err(wrong(key, format!("thousands of images, above 0 and at most {LONGEST_KIMG}"), kimg))
+    }
+}
+
+/// A duration that may be 0.
+fn duration_or_none(key: &str, kimg: f64) -> Result<(), ConfigError> {
+    if (0.0..=LONGEST_KIMG).contains(&kimg) {
+        Ok(())
+    } else {
+        Err(wrong(key, format!("thousands of images, from 0 to {LONGEST_KIMG}"), kimg))
+    }
+}
+
+/// A half-life at which the average still moves: its decay a step is below 1.
+fn halflife(key: &str, kimg: f64, batch: usize) -> Result<(), ConfigError> {
+    if kimg >= 0.0 && decay(kimg, batch) < 1.0 {
+        Ok(())
+    } else {
+        let expected = format!(
+            "a half-life in thousands of images, 0 or more, that gives a decay below 1 a step of {batch} images"
+        );
+        Err(wrong(key, expected, kimg))
+    }
 }
 
 fn within(key: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), ConfigError> {
@@ -130,9 +161,4 @@ fn positive(key: &str, value: f64) -> Result<(), ConfigError> {
 
 fn share(key: &str, value: f64) -> Result<(), ConfigError> {
     if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(wrong(key, "a share from 0 to 1", value)) }
-}
-
-fn decay(key: &str, value: f64) -> Result<(), ConfigError> {
-    let expected = "a decay from 0 up to but not including 1";
-    if (0.0..1.0).contains(&value) { Ok(()) } else { Err(wrong(key, expected, value)) }
 }

@@ -208,15 +208,15 @@ impl Run {
             Some(state) => state,
             None => {
                 let model = random_model(&self.spec(), &self.prediction(), self.config.run.seed);
-                TrainState::new(&model, &[config.ema], &self.device)
+                TrainState::new(&model, &[config.decay()], &self.device)
             }
         };
         let mut teacher = Teacher {
             batches: self.batches(&self.data, StageKind::Teacher, config.batch, config.coupling),
             schedule: Schedule {
                 learning_rate: config.learning_rate,
-                warmup_steps: config.warmup_steps,
-                steps: config.steps,
+                warmup_steps: config.warmup_steps(),
+                steps: config.steps(),
                 cooldown: config.cooldown,
                 gradient_clip: config.gradient_clip,
             },
@@ -224,7 +224,7 @@ impl Run {
             times: self.config.path.times(),
             state,
         };
-        let steps = (config.steps, config.batch);
+        let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Teacher, &mut teacher, steps, watch)?;
         if outcome == Outcome::Interrupted {
             return Ok(None);
@@ -246,7 +246,7 @@ impl Run {
             None => self.fresh_student(teacher),
         };
         let mut distillation = self.distillation(teacher, state)?;
-        let steps = (config.steps, config.batch);
+        let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
         if outcome == Outcome::Finished {
             let model = self.finished(Role::Student, &distillation, config.batch);
@@ -259,7 +259,7 @@ impl Run {
     /// The student before its first step: a copy of the teacher (PAPER.md §6).
     pub(super) fn fresh_student(&self, teacher: &Model) -> TrainState {
         let config = &self.config.distill;
-        let decays = [config.target_ema, config.sample_ema];
+        let decays = [config.target_decay(), config.sample_decay()];
         let discriminator = (config.adversarial_weight > 0.0)
             .then(|| Discriminator::new(&teacher.spec, self.config.run.seed, &self.device));
         TrainState { discriminator, ..TrainState::new(teacher, &decays, &self.device) }
@@ -273,8 +273,8 @@ impl Run {
         let config = &self.config.distill;
         let schedule = Schedule {
             learning_rate: config.learning_rate,
-            warmup_steps: config.warmup_steps,
-            steps: config.steps,
+            warmup_steps: config.warmup_steps(),
+            steps: config.steps(),
             cooldown: config.cooldown,
             gradient_clip: config.gradient_clip,
         };
@@ -283,8 +283,8 @@ impl Run {
         let adversary = (config.adversarial_weight > 0.0).then(|| Adversary {
             encoder: Arc::clone(&frozen),
             weight: config.adversarial_weight,
-            from: config.adversarial_from,
-            warmup_steps: config.adversarial_warmup_steps,
+            from: config.adversarial_from(),
+            warmup_steps: config.adversarial_warmup_steps(),
             learning_rate: config.discriminator_learning_rate,
         });
         Ok(Distillation {
@@ -378,9 +378,9 @@ impl Run {
     ) -> Result<Outcome, RunError> {
         let every = &self.config.run;
         let checkpoints = self.path(files::CHECKPOINTS);
-        let mut log =
-            MetricsLog::open(&self.path(files::METRICS), kind, stage.state().step, every.log_every, steps)?;
-        watch.stage(kind, stage.state().step, steps, batch);
+        let (metrics, done) = (self.path(files::METRICS), stage.state().step);
+        let mut log = MetricsLog::open(&metrics, kind, done, every.log_every(batch), steps)?;
+        watch.stage(kind, done, steps, batch);
         while stage.state().step < steps {
             let begin = Instant::now();
             let report = stage.step();
@@ -393,7 +393,7 @@ impl Run {
                 watch.line(&line);
             }
             let stop = watch.should_stop() && report.step < steps;
-            if report.step.is_multiple_of(every.checkpoint_every) || report.step == steps || stop {
+            if report.step.is_multiple_of(every.checkpoint_every(batch)) || report.step == steps || stop {
                 let path = match checkpoint::save(&checkpoints, kind, stage.state()) {
                     // The loss of a step can be finite where its update is not.
                     Err(CheckpointError::NotFinite { tensor }) => {
@@ -406,7 +406,7 @@ impl Run {
                     return Ok(Outcome::Interrupted);
                 }
             }
-            if report.step.is_multiple_of(every.sample_every) || report.step == steps {
+            if report.step.is_multiple_of(every.sample_every(batch)) || report.step == steps {
                 let (solver, evaluations) = match kind {
                     StageKind::Teacher => (Solver::Euler, every.report_steps),
                     StageKind::Distill => (Solver::Jumps, 1),

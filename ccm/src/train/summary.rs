@@ -101,8 +101,8 @@ fn grid(run: &Sources, model: &Model, solver: Solver, steps: usize) -> Result<Gr
 
 /// Some of the student's grids, evenly spread over the distillation.
 fn growth(run: &Sources) -> Result<Vec<Growth>, RunError> {
-    let every = run.config.run.sample_every;
-    let steps = run.config.distill.steps;
+    let distill = &run.config.distill;
+    let (every, steps) = (run.config.run.sample_every(distill.batch), distill.steps());
     let mut taken: Vec<u64> = (1..=steps / every).map(|i| i * every).collect();
     if taken.last() != Some(&steps) {
         taken.push(steps);
@@ -110,7 +110,7 @@ fn growth(run: &Sources) -> Result<Vec<Growth>, RunError> {
     let shown = (0..GROWTH).map(|i| taken[i * (taken.len() - 1) / (GROWTH - 1)]);
     let mut pictures: Vec<Growth> = Vec::new();
     for step in shown {
-        let images = step * run.config.distill.batch as u64;
+        let images = step * distill.batch as u64;
         let path = run.folder.join(format!("{}/{}-{step:09}.png", files::SAMPLES, StageKind::Distill.name()));
         if path.exists() && pictures.last().is_none_or(|last| last.images != images) {
             pictures.push(Growth { images, png: disk::read(&path)? });

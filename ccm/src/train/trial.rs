@@ -62,11 +62,11 @@ impl Run {
     /// Has the schedule of a distillation take so many steps instead of the configuration's.
     fn stretch(&self, distillation: &mut Distillation, steps: u64) {
         let config = &self.config.distill;
-        let share = |of_run: u64| (of_run as f64 / config.steps as f64 * steps as f64).ceil() as u64;
+        let share = |of_run: u64| (of_run as f64 / config.steps() as f64 * steps as f64).ceil() as u64;
         distillation.schedule.steps = steps;
         if let Some(adversary) = &mut distillation.adversary {
-            adversary.from = share(config.adversarial_from);
-            adversary.warmup_steps = share(config.adversarial_warmup_steps);
+            adversary.from = share(config.adversarial_from());
+            adversary.warmup_steps = share(config.adversarial_warmup_steps());
         }
     }
 }
@@ -86,11 +86,12 @@ mod tests {
     use crate::train::given::Given;
     use crate::train::run::suit;
 
+    /// 100 steps; an adversarial loss after 10, at its full weight after 50 more.
     const SETTINGS: [&str; 4] = [
-        "distill.steps=100",
+        "distill.kimg=3.2",
         "distill.adversarial_weight=1.0",
-        "distill.adversarial_from=10",
-        "distill.adversarial_warmup_steps=50",
+        "distill.adversarial_from_kimg=0.32",
+        "distill.adversarial_warmup_kimg=1.6",
     ];
 
     /// A run before its first step, and an untrained teacher.

@@ -1,0 +1,188 @@
+//! Conversion of durations from thousands of images, as a configuration gives them, to optimiser steps and decays
+//! a step, which training uses. It depends on the batch size of the stage.
+//!
+//! ```text
+//! steps = round(1000 kimg / batch)
+//! decay = 0.5^(batch / (1000 halflife))
+//! ```
+//!
+//! A decay is rounded to a millionth, so that a half-life with five or six digits gives a round decay: at a batch
+//! of 32, a half-life of 4.425 is a decay of 0.995. A half-life of 0 is a decay of 0: no average.
+
+use super::{DistillConfig, RunConfig, TeacherConfig};
+
+/// Images in a unit of duration.
+const KIMG: f64 = 1000.0;
+
+/// Decays are multiples of `1 / DECAY_UNITS`.
+const DECAY_UNITS: f64 = 1e6;
+
+/// The longest duration, in thousands of images: 2^53 images, up to which `f64` holds every whole number.
+pub(super) const LONGEST_KIMG: f64 = (1_u64 << 53) as f64 / KIMG;
+
+/// The nearest number of optimiser steps; may be 0.
+fn steps(kimg: f64, batch: usize) -> u64 {
+    (kimg * KIMG / batch as f64).round() as u64
+}
+
+/// The nearest number of optimiser steps, at least 1.
+fn at_least_one_step(kimg: f64, batch: usize) -> u64 {
+    steps(kimg, batch).max(1)
+}
+
+/// Decay a step of an average with this half-life, a multiple of a millionth in `[0, 1]`. It is 1 where the half-life
+/// is so long that the average would never move; [`super::Config::validate`] refuses that.
+pub(super) fn decay(halflife_kimg: f64, batch: usize) -> f64 {
+    if halflife_kimg == 0.0 {
+        return 0.0;
+    }
+    let decay = 0.5_f64.powf(batch as f64 / (KIMG * halflife_kimg));
+    (decay * DECAY_UNITS).round() / DECAY_UNITS
+}
+
+impl RunConfig {
+    /// Optimiser steps of `batch` images between two grids of samples.
+    pub fn sample_every(&self, batch: usize) -> u64 {
+        at_least_one_step(self.sample_every_kimg, batch)
+    }
+
+    /// Optimiser steps of `batch` images between two checkpoints.
+    pub fn checkpoint_every(&self, batch: usize) -> u64 {
+        at_least_one_step(self.checkpoint_every_kimg, batch)
+    }
+
+    /// Optimiser steps of `batch` images between two lines of metrics.
+    pub fn log_every(&self, batch: usize) -> u64 {
+        at_least_one_step(self.log_every_kimg, batch)
+    }
+}
+
+impl TeacherConfig {
+    /// Optimiser steps, at least 1.
+    pub fn steps(&self) -> u64 {
+        at_least_one_step(self.kimg, self.batch)
+    }
+
+    /// Optimiser steps over which the learning rate rises from 0.
+    pub fn warmup_steps(&self) -> u64 {
+        steps(self.warmup_kimg, self.batch)
+    }
+
+    /// Decay a step of the average of the weights that is sampled and distilled.
+    pub fn decay(&self) -> f64 {
+        decay(self.ema_halflife_kimg, self.batch)
+    }
+}
+
+impl DistillConfig {
+    /// Optimiser steps, at least 1.
+    pub fn steps(&self) -> u64 {
+        at_least_one_step(self.kimg, self.batch)
+    }
+
+    /// Optimiser steps over which the learning rate rises from 0.
+    pub fn warmup_steps(&self) -> u64 {
+        steps(self.warmup_kimg, self.batch)
+    }
+
+    /// Optimiser steps before there is an adversarial loss.
+    pub fn adversarial_from(&self) -> u64 {
+        steps(self.adversarial_from_kimg, self.batch)
+    }
+
+    /// Optimiser steps, from there on, over which the weight of the adversarial loss grows from 0.
+    pub fn adversarial_warmup_steps(&self) -> u64 {
+        steps(self.adversarial_warmup_kimg, self.batch)
+    }
+
+    /// Decay a step of the average of the student that is the target network.
+    pub fn target_decay(&self) -> f64 {
+        decay(self.target_halflife_kimg, self.batch)
+    }
+
+    /// Decay a step of the average of the student that is sampled and saved.
+    pub fn sample_decay(&self) -> f64 {
+        decay(self.sample_halflife_kimg, self.batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use crate::config::Config;
+
+    /// The teacher's steps, warm-up and decay.
+    type OfTeacher = (u64, u64, f64);
+
+    /// The student's steps, warm-up, steps before the adversarial loss and of its warm-up, and decays of the target and
+    /// of the sampled average.
+    type OfStudent = (u64, u64, u64, u64, f64, f64);
+
+    #[test]
+    fn each_preset_has_round_numbers_of_steps_and_round_decays() {
+        let presets: [(&str, OfTeacher, OfStudent); 5] = [
+            ("shapes", (2000, 100, 0.995), (500, 30, 0, 0, 0.9, 0.99)),
+            ("mnist", (3000, 200, 0.998), (5000, 50, 0, 5000, 0.9, 0.995)),
+            ("cifar10-small", (3600, 200, 0.998), (1500, 50, 0, 1500, 0.9, 0.995)),
+            ("cifar10", (400_000, 5000, 0.9999), (300_000, 5000, 100_000, 0, 0.9, 0.9999)),
+            ("imagenet64", (400_000, 5000, 0.9999), (300_000, 5000, 100_000, 0, 0.9, 0.9999)),
+        ];
+        for (name, of_teacher, of_student) in presets {
+            let Config { teacher, distill, .. } = Config::preset(name).unwrap();
+            assert_eq!((teacher.steps(), teacher.warmup_steps(), teacher.decay()), of_teacher, "{name}");
+            let found = (
+                distill.steps(),
+                distill.warmup_steps(),
+                distill.adversarial_from(),
+                distill.adversarial_warmup_steps(),
+                distill.target_decay(),
+                distill.sample_decay(),
+            );
+            assert_eq!(found, of_student, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_preset_has_round_intervals_of_the_teacher() {
+        for (name, intervals) in [
+            ("shapes", [200, 250, 10]),
+            ("mnist", [500, 500, 10]),
+            ("cifar10-small", [500, 500, 10]),
+            ("cifar10", [5000, 5000, 100]),
+            ("imagenet64", [10_000, 10_000, 100]),
+        ] {
+            let Config { run, teacher: of, .. } = Config::preset(name).unwrap();
+            let found = [run.sample_every(of.batch), run.checkpoint_every(of.batch), run.log_every(of.batch)];
+            assert_eq!(found, intervals, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_larger_batch_takes_fewer_steps_and_a_smaller_decay() {
+        let mut teacher = Config::preset("shapes").unwrap().teacher;
+        teacher.batch *= 2;
+        assert_eq!((teacher.steps(), teacher.warmup_steps()), (1000, 50));
+        // 0.995^2, rounded to a millionth.
+        assert_eq!(teacher.decay(), 0.990_025);
+    }
+
+    #[test]
+    fn steps_are_rounded_and_only_a_warm_up_may_be_none() {
+        let mut teacher = Config::preset("shapes").unwrap().teacher;
+        (teacher.kimg, teacher.warmup_kimg) = (0.047, 0.015);
+        assert_eq!((teacher.steps(), teacher.warmup_steps()), (1, 0));
+        (teacher.kimg, teacher.warmup_kimg) = (0.001, 0.049);
+        assert_eq!((teacher.steps(), teacher.warmup_steps()), (1, 2));
+        let mut run = Config::preset("shapes").unwrap().run;
+        run.log_every_kimg = 0.001;
+        assert_eq!(run.log_every(32), 1);
+    }
+
+    #[test]
+    fn a_decay_halves_over_a_half_life_and_0_is_none() {
+        assert_eq!(super::decay(0.008, 8), 0.5);
+        assert_eq!(super::decay(0.024, 8), 0.793_701);
+        assert_eq!(super::decay(0.0, 8), 0.0);
+        assert_eq!(super::decay(f64::INFINITY, 8), 1.0);
+    }
+}
