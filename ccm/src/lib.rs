@@ -17,7 +17,7 @@
 //! | [`nn`] | networks on Burn tensors, kernels, the optimiser | `model`, `weights`, `noise` |
 //! | [`method`] | the paper: flow, KDC, curriculum, distances, adversarial loss | `nn` and what it uses |
 //! | [`data`] | images in | `model`, `noise` |
-//! | [`disk`], [`import`] | whole files; checkpoints of other programs | `model`, `weights` |
+//! | [`disk`], [`import`], [`export`] | whole files; models from other programs and for them | `model`, `weights`; `export` also `sampler` |
 //! | [`metrics`] | image quality | all of these but `method` |
 //! | [`config`], [`report`] | what a run reads and leaves | `model`, `method` |
 //! | [`train`] | state, loop, checkpoints, runs | everything |
@@ -80,6 +80,8 @@ pub mod config;
 pub mod data;
 #[cfg(feature = "train")]
 pub mod disk;
+#[cfg(feature = "train")]
+pub mod export;
 #[cfg(feature = "train")]
 pub mod import;
 #[cfg(feature = "train")]

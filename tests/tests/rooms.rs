@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every top-level module (room), and the rooms that it may use.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("noise", &[]),
     ("simd", &[]),
     ("model", &[]),
@@ -16,6 +16,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("nn", &["model", "noise", "simd", "weights"]),
     ("method", &["model", "nn", "noise", "weights"]),
     ("disk", &["model", "weights"]),
+    ("export", &["model", "sampler", "weights"]),
     ("import", &["disk", "model", "weights"]),
     ("data", &["model", "noise"]),
     ("config", &["method", "model"]),

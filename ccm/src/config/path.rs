@@ -62,17 +62,6 @@ pub enum PathKind {
     Edm,
 }
 
-impl PathKind {
-    /// How a teacher of this kind is called in text.
-    pub fn teacher(self) -> &'static str {
-        match self {
-            Self::Flow => "flow-matching",
-            Self::Vp => "diffusion (VP)",
-            Self::Edm => "diffusion (EDM)",
-        }
-    }
-}
-
 /// See [`PathConfig::predicts`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -314,6 +314,15 @@ impl Prediction {
         }
     }
 
+    /// The kind of model, for a person to read.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Velocity | Self::NoiseMinusData { .. } => "flow-matching",
+            Self::Noise(_) | Self::Data(_) | Self::V(_) => "diffusion (VP)",
+            Self::Edm(_) => "diffusion (EDM)",
+        }
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors

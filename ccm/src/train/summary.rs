@@ -52,11 +52,12 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
     let report = Report {
         title: run.config.run.name.clone(),
         summary: format!(
-            "A one-step image generator for {}x{} images of {}, distilled from a flow-matching teacher with the \
+            "A one-step image generator for {}x{} images of {}, distilled from a {} teacher with the \
              Curriculum Consistency Model.",
             width,
             height,
             run.config.data.source.as_deref().unwrap_or("the data"),
+            teacher.prediction.kind(),
         ),
         command: run.command.to_owned(),
         version: env!("CARGO_PKG_VERSION").into(),

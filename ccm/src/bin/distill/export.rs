@@ -1,10 +1,13 @@
-//! `distill export`: a model file with smaller weights.
+//! `distill export`: a model file with smaller weights, or a folder that diffusers loads.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use ccm::disk::{self, read_model};
+use ccm::export;
 use ccm::sampler::rounding::round;
-use ccm::weights::Precision;
+use ccm::sampler::schedule::Solver;
+use ccm::weights::{Model, Precision};
 
 use crate::Failure;
 use crate::device::Choice;
@@ -12,17 +15,37 @@ use crate::sample::backend;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The model file, in f32
+    /// The model file
     model: PathBuf,
-    /// What to store weights as: f32, f16 (half the size), or q8 (a quarter: bytes with a scale for each output
-    /// channel)
-    #[arg(long, value_parser = precision)]
-    precision: Precision,
-    /// The file to write
-    #[arg(long, value_name = "FILE.safetensors")]
+    /// What to write: ccm (a model file of this program) or diffusers (a folder)
+    #[arg(long, value_parser = layout, default_value = "ccm")]
+    layout: Layout,
+    /// Of a model file: what to store weights as: f32, f16 (half the size), or q8 (a quarter: bytes with a scale for each
+    /// output channel). The model must be in f32
+    #[arg(long, value_parser = precision, required_if_eq("layout", "ccm"))]
+    precision: Option<Precision>,
+    /// Of a folder: evaluations that its sample.py takes; by default 1 for a student and 50 for a teacher
+    #[arg(long)]
+    steps: Option<usize>,
+    /// The file or folder to write
+    #[arg(long, value_name = "FILE.safetensors|FOLDER")]
     out: PathBuf,
     #[arg(long, default_value = "auto")]
     device: Choice,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Layout {
+    Ccm,
+    Diffusers,
+}
+
+fn layout(text: &str) -> Result<Layout, String> {
+    match text {
+        "ccm" => Ok(Layout::Ccm),
+        "diffusers" => Ok(Layout::Diffusers),
+        other => Err(format!("expected ccm or diffusers, found `{other}`")),
+    }
 }
 
 fn precision(text: &str) -> Result<Precision, String> {
@@ -36,7 +59,18 @@ fn precision(text: &str) -> Result<Precision, String> {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let model = read_model(&arguments.model)?;
-    let rounded = pollster::block_on(round(model, arguments.precision, backend(arguments.device)))
+    match (arguments.layout, arguments.precision) {
+        (Layout::Diffusers, None | Some(Precision::F32)) => folder(&arguments, &model),
+        (Layout::Diffusers, Some(other)) => {
+            Err(format!("--precision: expected f32 with --layout diffusers, found {other}").into())
+        }
+        (Layout::Ccm, None) => Err("--precision: expected f32, f16 or q8, found none".into()),
+        (Layout::Ccm, Some(precision)) => file(&arguments, model, precision),
+    }
+}
+
+fn file(arguments: &Arguments, model: Model, precision: Precision) -> Result<(), Failure> {
+    let rounded = pollster::block_on(round(model, precision, backend(arguments.device)))
         .map_err(|error| format!("{}: {error}", arguments.model.display()))?;
     let bytes = rounded.to_bytes();
     disk::write(&arguments.out, &bytes)?;
@@ -47,5 +81,35 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         rounded.precision,
         bytes.len() as f64 / 1e6
     );
+    Ok(())
+}
+
+/// Writes a folder under another name, which becomes its own when it is whole.
+fn folder(arguments: &Arguments, model: &Model) -> Result<(), Failure> {
+    let out = &arguments.out;
+    let fault = |error: std::io::Error| -> Failure { format!("--out: {}: {error}", out.display()).into() };
+    if out.exists() && (!out.is_dir() || fs::read_dir(out).map_err(fault)?.next().is_some()) {
+        return Err(format!("--out: {}: expected a new or empty folder", out.display()).into());
+    }
+    let steps = arguments.steps.unwrap_or(Solver::of(&model.card).usual_steps());
+    let files =
+        export::diffusers(model, steps).map_err(|error| format!("{}: {error}", arguments.model.display()))?;
+    let mut name = out.as_os_str().to_owned();
+    name.push(".part");
+    let part = Path::new(&name);
+    if part.exists() {
+        fs::remove_dir_all(part).map_err(fault)?;
+    }
+    for (file, bytes) in &files {
+        let path = part.join(file);
+        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(fault)?;
+        disk::write(&path, bytes)?;
+    }
+    if out.exists() {
+        fs::remove_dir(out).map_err(fault)?;
+    }
+    fs::rename(part, out).map_err(fault)?;
+    let names: Vec<&str> = files.iter().map(|(file, _)| *file).collect();
+    println!("{}: {}", out.display(), names.join(", "));
     Ok(())
 }

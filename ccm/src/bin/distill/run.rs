@@ -21,6 +21,9 @@ pub(crate) struct Arguments {
     /// class is the first folder that tells them apart
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Distil this teacher, a model file, instead of training one: its network and path are used
+    #[arg(long, value_name = "MODEL")]
+    teacher: Option<PathBuf>,
     /// Folder of the run; by default runs/PRESET, or with a number after it if that is taken
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -124,6 +127,12 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
         let data =
             data.to_str().ok_or_else(|| format!("--data: {}: expected a name in UTF-8", data.display()))?;
         config.data.source = Some(data.to_owned());
+    }
+    if let Some(teacher) = &arguments.teacher {
+        let name = teacher.to_str();
+        let name =
+            name.ok_or_else(|| format!("--teacher: {}: expected a name in UTF-8", teacher.display()))?;
+        config.teacher.model = Some(name.to_owned());
     }
     let mut config = config.with_overrides(&arguments.set).map_err(|error| format!("--set: {error}"))?;
     if arguments.resume && arguments.preset.is_some() {

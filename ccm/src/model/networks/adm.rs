@@ -195,7 +195,7 @@ impl UNetSpec {
     }
 
     /// Channels of the feature maps of a level, counted from 0, the largest maps.
-    fn level_channels(&self, level: usize) -> usize {
+    pub(crate) fn level_channels(&self, level: usize) -> usize {
         (self.channel_mult[level] * self.model_channels as f32) as usize
     }
 
