@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
-
 use super::{Checkpoint, ImportError};
 use crate::disk;
 use crate::model::json::Json;
@@ -28,7 +26,7 @@ pub fn is_pipeline(folder: &Path) -> bool {
     ["model_index.json", "unet/config.json", "transformer/config.json"]
         .iter()
         .any(|file| folder.join(file).exists())
-        || config(&folder.join("config.json")).is_ok_and(|config| config.contains_key("_class_name"))
+        || parsed(&folder.join("config.json")).is_ok_and(|config| config.get("_class_name").is_some())
 }
 
 /// Reads a pipeline of a `UNet2DModel`. Without `role`, a consistency model's scheduler makes it a student, any other a
@@ -49,7 +47,7 @@ pub fn read(folder: &Path, role: Option<Role>) -> Result<Pipeline, ImportError> 
     let spec = read_spec(&unet.join("config.json"))?;
 
     let path = part("scheduler").join("scheduler_config.json");
-    let Scheduler { prediction, role: usual, notes } = scheduler(&path, config(&path)?)?;
+    let Scheduler { prediction, role: usual, notes } = scheduler(&path)?;
     let checkpoint = weights(&unet)?;
     let source = checkpoint.path.clone();
     let found = checkpoint.renamed(current_name).select(&spec.tensors(), None)?;
@@ -94,23 +92,17 @@ fn current_name(name: &str) -> String {
     OLD.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new))
 }
 
-/// The object in a JSON file, without the keys that begin with `_` but for `_class_name`.
-fn config(path: &Path) -> Result<Map<String, Value>, ImportError> {
-    let text = disk::read_text(path)?;
+/// The object in a JSON file.
+fn parsed(path: &Path) -> Result<Json, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", path.display()));
-    match serde_json::from_str(&text).map_err(|error| fault(format!("not JSON: {error}")))? {
-        Value::Object(mut map) => {
-            map.retain(|key, _| !key.starts_with('_') || key == "_class_name");
-            Ok(map)
-        }
-        _ => Err(fault("expected a JSON object".into())),
-    }
+    let json = Json::parse(&disk::read_text(path)?).map_err(|error| fault(format!("not JSON: {error}")))?;
+    if json.entries().is_none() { Err(fault("expected a JSON object".into())) } else { Ok(json) }
 }
 
 /// The network of a `config.json`.
 fn network(path: &Path) -> Result<UNet2DSpec, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", path.display()));
-    let config = Json::parse(&disk::read_text(path)?).map_err(|error| fault(format!("not JSON: {error}")))?;
+    let config = parsed(path)?;
     match config.get("_class_name").map(Json::text) {
         None | Some(Some("UNet2DModel")) => {}
         Some(class) => return Err(unsupported(path, class.unwrap_or("another class"))),
@@ -126,16 +118,15 @@ struct Scheduler {
 }
 
 /// Reads a `scheduler_config.json`.
-fn scheduler(path: &Path, map: Map<String, Value>) -> Result<Scheduler, ImportError> {
+fn scheduler(path: &Path) -> Result<Scheduler, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", path.display()));
-    let number = |key: &str, default: f64| match map.get(key) {
-        None | Some(Value::Null) => Ok(default),
-        Some(value) => {
-            value.as_f64().ok_or_else(|| fault(format!("{key}: expected a number, found {value}")))
-        }
+    let config = parsed(path)?;
+    let number = |key: &str, default: f64| match config.get(key) {
+        None | Some(Json::Null) => Ok(default),
+        Some(value) => value.number().ok_or_else(|| fault(format!("{key}: expected a number"))),
     };
-    let text = |key: &str| map.get(key).and_then(Value::as_str);
-    let flag = |key: &str| map.get(key).and_then(Value::as_bool);
+    let text = |key: &str| config.get(key).and_then(Json::text);
+    let flag = |key: &str| config.get(key).and_then(Json::flag);
     let class = text("_class_name").unwrap_or("DDIMScheduler");
     let edm = |boundary: bool, time_scale: f64| -> Result<Prediction, ImportError> {
         let usual = Edm::default();
@@ -173,9 +164,9 @@ fn scheduler(path: &Path, map: Map<String, Value>) -> Result<Scheduler, ImportEr
         | "DEISMultistepScheduler" => {
             let steps = number("num_train_timesteps", 1000.0)? as usize;
             let ends = (number("beta_start", 1e-4)?, number("beta_end", 0.02)?);
-            let betas = match (map.get("trained_betas"), text("beta_schedule").unwrap_or("linear")) {
-                (Some(Value::Array(betas)), _) => {
-                    let betas: Option<Vec<f64>> = betas.iter().map(Value::as_f64).collect();
+            let betas = match (config.get("trained_betas"), text("beta_schedule").unwrap_or("linear")) {
+                (Some(Json::List(betas)), _) => {
+                    let betas: Option<Vec<f64>> = betas.iter().map(Json::number).collect();
                     Betas::Table(betas.ok_or_else(|| fault("trained_betas: expected numbers".into()))?)
                 }
                 (_, "linear") => Betas::Linear(ends.0, ends.1),
@@ -250,11 +241,11 @@ fn weights(folder: &Path) -> Result<Checkpoint, ImportError> {
 /// Opens the shards that an index lists.
 fn sharded(folder: &Path, index: &Path) -> Result<Checkpoint, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", index.display()));
-    let map = config(index)?;
-    let Some(Value::Object(weight_map)) = map.get("weight_map") else {
+    let map = parsed(index)?;
+    let Some(weight_map) = map.get("weight_map").and_then(Json::entries) else {
         return Err(fault("weight_map: expected a map from tensors to files".into()));
     };
-    let mut files: Vec<&str> = weight_map.values().filter_map(Value::as_str).collect();
+    let mut files: Vec<&str> = weight_map.iter().filter_map(|(_, file)| file.text()).collect();
     files.sort_unstable();
     files.dedup();
     // A name, never a path that leads out of the folder.
