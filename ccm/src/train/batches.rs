@@ -1,7 +1,7 @@
 //! Batches for training: images, the noise that goes with them, labels and random times.
 //!
-//! Every random number of a step, dropout's included, is a function of the run's seed, the stage and the number of the
-//! step, so a resumed run gets the batches that an uninterrupted one would have got.
+//! Every random number of a step, including those of dropout, is a function of the run's seed, the stage and the step
+//! number. A resumed run therefore gets the same batches as an uninterrupted run.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use crate::method::coupling::Coupling;
 use crate::nn::host::labels_tensor;
 use crate::noise::Noise;
 
-/// A part of training with random numbers of its own.
+/// A stage of training. Each stage has its own random streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StageKind {
     /// Flow matching.
@@ -31,7 +31,7 @@ impl StageKind {
         }
     }
 
-    /// Averages of the weights that the stage keeps: the one that is sampled and, in distillation, the target network.
+    /// Number of weight averages that the stage keeps: the sampled average and, in distillation, the target network.
     pub(crate) fn averages(self) -> usize {
         match self {
             Self::Teacher => 1,
@@ -40,30 +40,31 @@ impl StageKind {
     }
 }
 
-/// Where batches come from.
+/// The source of a stage's batches.
 #[derive(Debug)]
 pub struct Batches<'a> {
     /// The images.
     pub data: &'a Dataset,
-    /// The stage that the numbers are for.
+    /// The stage, which selects the random streams.
     pub stage: StageKind,
     /// Seed of the run.
     pub seed: u64,
-    /// Images of a batch; at most as many as there are.
+    /// Images per batch; at most the number of images in `data`.
     pub size: usize,
     /// How noise and images are paired.
     pub coupling: Coupling,
-    /// Whether every second image is mirrored, at random.
+    /// Whether each image is mirrored with probability 1/2.
     pub horizontal_flip: bool,
-    /// Whether the labels are handed out.
+    /// Whether batches contain labels.
     pub class_conditional: bool,
-    /// Where the tensors go; without gradients.
+    /// Device of the tensors; they record no gradients.
     pub device: Device,
-    /// What is kept from one step to the next.
+    /// State kept from one step to the next.
     pub ahead: Ahead,
 }
 
-/// The orders of the last epochs, and a batch that was prepared before it was asked for. Neither changes a batch.
+/// Caches the image orders of the last epochs and a batch prepared in advance. The cache does not affect the contents of
+/// batches.
 #[derive(Debug, Default)]
 pub struct Ahead {
     orders: Mutex<Vec<(u64, Arc<[usize]>)>>,
@@ -81,7 +82,7 @@ struct HostBatch {
 }
 
 impl Batches<'_> {
-    /// The batch of a step, counted from 0. The images of an epoch come in random order, each once.
+    /// The batch of a step, counted from 0. An epoch contains every image once, in random order.
     pub fn batch(&self, step: u64) -> Batch {
         let prepared = lock(&self.ahead.prepared).take().filter(|(of_step, _)| *of_step == step);
         let HostBatch { x0, x1, uniform, labels, seed } =
@@ -93,7 +94,7 @@ impl Batches<'_> {
         Batch { x0: images(x0), x1: images(x1), uniform, label, seed }
     }
 
-    /// Does some work while the batch of a step is prepared, for [`Batches::batch`] to upload.
+    /// Runs `work` while another thread prepares the batch of a step. [`Batches::batch`] uploads that batch later.
     pub fn while_preparing<R>(&self, step: u64, work: impl FnOnce() -> R) -> R {
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -144,7 +145,7 @@ impl Batches<'_> {
 
     /// The order of the images in an epoch, drawn once.
     fn order(&self, epoch: u64) -> Arc<[usize]> {
-        /// A batch may lie in two epochs.
+        /// A batch may span two epochs.
         const KEPT: usize = 2;
         let mut orders = lock(&self.ahead.orders);
         if let Some((_, order)) = orders.iter().find(|(of_epoch, _)| *of_epoch == epoch) {
@@ -164,7 +165,7 @@ impl Batches<'_> {
     }
 }
 
-/// Locks what no panic leaves half changed.
+/// Locks a mutex and ignores poisoning: a panic cannot leave the data partially changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -175,5 +176,5 @@ enum Purpose {
     Device,
 }
 
-/// Seeds that a device is given one of.
+/// Number of different seeds for a device's random generator.
 const SEEDS: usize = 1 << 31;

@@ -1,7 +1,7 @@
-//! Checkpoints: everything that a stage of training changes, in one safetensors file a checkpoint.
+//! Checkpoints: the complete state of a training stage, one safetensors file per checkpoint.
 //!
-//! Random numbers and the position in the data are functions of the step (see [`super::batches`]), so the
-//! number of the step stands for both. The last two checkpoints of a run are kept.
+//! Random numbers and the position in the data are functions of the step (see [`super::batches`]), so a checkpoint
+//! stores only the step number for both. A run keeps its last two checkpoints.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ use crate::nn::host::to_host;
 use crate::nn::optimizer::Optimizer;
 use crate::weights::{HostTensor, Model, Precision, TensorFile, WeightsError};
 
-/// Checkpoints that are kept.
+/// Number of checkpoints that a run keeps.
 const KEPT: usize = 2;
 
 /// A checkpoint that cannot be written or read.
@@ -30,7 +30,7 @@ pub enum CheckpointError {
     /// The file cannot be read or written.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// It is no checkpoint of this network.
+    /// The file is not a checkpoint of this network.
     #[error("{path}: {source}")]
     Weights {
         /// The file.
@@ -38,28 +38,28 @@ pub enum CheckpointError {
         /// What is wrong with it.
         source: WeightsError,
     },
-    /// It is a checkpoint of another stage or of another version of this program.
+    /// The checkpoint belongs to another stage or to another version of this program.
     #[error("{path}: expected {expected}, found {found}")]
     Other {
         /// The file.
         path: PathBuf,
-        /// What the stage resumes from.
+        /// The kind of checkpoint that the stage can resume from.
         expected: String,
-        /// What the file describes.
+        /// The kind of checkpoint in the file.
         found: String,
     },
-    /// A step left numbers behind that training cannot go on from.
+    /// The state contains a value that is not finite.
     #[error("tensor `{tensor}` is not finite")]
     NotFinite {
-        /// Name of the tensor in the checkpoint that was not written.
+        /// Name of the tensor. The checkpoint was not written.
         tensor: String,
     },
-    /// There are checkpoints, and none can be read.
+    /// Checkpoints exist, but none can be read.
     #[error(
         "{newest}; no older checkpoint of the stage can be read (with none there, the stage starts anew)"
     )]
     NoneReadable {
-        /// What is wrong with the newest.
+        /// The error of the newest checkpoint.
         newest: Box<CheckpointError>,
     },
 }
@@ -91,7 +91,7 @@ struct Opponent {
     balance: f32,
 }
 
-/// The checkpoints of a folder, the oldest first. A folder that is not there holds none.
+/// The checkpoints in a folder, oldest first. Empty if the folder does not exist.
 pub fn list(folder: &Path) -> Vec<Checkpoint> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found: Vec<Checkpoint> = entries.filter_map(|entry| parse(&entry.path())).collect();
@@ -108,8 +108,8 @@ fn parse(path: &Path) -> Option<Checkpoint> {
 /// Writes a checkpoint and removes all but the last two.
 ///
 /// # Errors
-/// Weights, averages or moments that are not finite, a folder that cannot be written, or a full disk; older
-/// checkpoints are then still there.
+/// Weights, averages or moments that are not finite, a folder that cannot be written, or a full disk. Older
+/// checkpoints are kept in all these cases.
 pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathBuf, CheckpointError> {
     let spec = state.denoiser.spec();
     let (of_network, of_heads) = (spec.tensors(), Heads::tensors(spec));
@@ -148,7 +148,7 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
     let description = serde_json::to_string(&description).expect("a description has string keys only");
     let path = folder.join(format!("{}-{:09}.safetensors", stage.name(), state.step));
     disk::write(&path, &TensorFile { tensors, description }.to_bytes())?;
-    // A checkpoint of a later step is one that could not be resumed from.
+    // A checkpoint of a later step is one that could not be read on resume.
     let is_later = |found: &Checkpoint| found.stage == stage && found.step > state.step;
     let (later, mut old): (Vec<_>, Vec<_>) = list(folder).into_iter().partition(is_later);
     old.truncate(old.len().saturating_sub(KEPT));
@@ -158,11 +158,11 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
     Ok(path)
 }
 
-/// Reads the newest checkpoint of a stage that is whole; `None` if the stage has none yet. `note` is told which
-/// were passed over.
+/// Reads the newest readable checkpoint of a stage; `None` if the stage has no checkpoint yet. Reports each unreadable
+/// checkpoint to `note`.
 ///
 /// # Errors
-/// Checkpoints of which none can be read.
+/// Checkpoints exist, but none can be read.
 pub fn resume(
     folder: &Path,
     stage: StageKind,
@@ -191,7 +191,8 @@ pub fn resume(
 /// Reads a checkpoint of a network.
 ///
 /// # Errors
-/// A file that cannot be read, or is of another stage, or holds other tensors than the network and its training want.
+/// A file that cannot be read or belongs to another stage, or whose tensors are not those of the network and its
+/// training.
 pub fn load(
     path: &Path,
     stage: StageKind,
@@ -240,7 +241,7 @@ pub fn load(
         emas.push(Ema { decay, denoiser: denoiser(&format!("ema.{i}"), &plain).map_err(wrong)? });
     }
     let flat = |tensor: HostTensor| Tensor::<1>::from_data(tensor.values.as_slice(), &plain);
-    // There are none before the first step.
+    // The optimiser has no moments before the first step.
     let mut moments = |prefix: &str, step: u64, specs: &dyn Fn() -> Vec<TensorSpec>| {
         let mut take = |moment| match step {
             0 => Ok(Vec::new()),
@@ -278,7 +279,7 @@ mod tests {
         (spec.height, spec.width, spec.channel_mult, spec.attention_resolutions) = (8, 8, vec![1.0], vec![]);
         let model = random_model(spec, &Prediction::Velocity, 1);
         let state = TrainState::new(&model, &[0.9], &Device::flex());
-        // As after a step: moments of every parameter.
+        // Moments for every parameter, as after a step.
         let moments =
             state.denoiser.parameters().into_iter().map(|weight| [weight.clone(), weight]).collect();
         TrainState { optimizer: Optimizer::default().from_moments(moments), step, ..state }

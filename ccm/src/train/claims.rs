@@ -1,7 +1,7 @@
-//! Students of one teacher under several settings at equal cost: the experiment behind PAPER.md §7, claim 2.
+//! Compares students of one teacher, distilled under several settings at equal cost (PAPER.md §7, claim 2).
 //!
-//! A [`Comparison`] distils and judges one student; a [`Record`] keeps the rows in a folder, so that an experiment that
-//! was stopped goes on with the next row.
+//! A [`Comparison`] distils and evaluates one student, which gives one row. A [`Record`] stores the rows in a folder, so
+//! that an interrupted experiment continues with the next row.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -20,14 +20,14 @@ use crate::metrics::{Collection, Extractor, Figures, MetricsError};
 use crate::sampler::{Backend, Sampler, SamplerError};
 use crate::weights::Model;
 
-/// What all rows of a folder have in common.
+/// File of the [`Terms`], which all rows of a folder share.
 const TERMS: &str = "terms.json";
-/// The rows, one JSON object a line.
+/// File of the rows, one JSON object per line.
 const ROWS: &str = "claims.jsonl";
-/// The table.
+/// File of the table.
 const TABLE: &str = "claims.md";
 
-/// Why a row cannot be made or kept.
+/// Why a row cannot be computed or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimsError {
     /// The student cannot be trained.
@@ -36,13 +36,13 @@ pub enum ClaimsError {
     /// The student cannot be sampled.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// The student's images cannot be judged.
+    /// The student's images cannot be evaluated.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     /// A file of the folder cannot be read or written.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// A file of the folder is not what this program writes.
+    /// A file of the folder has a line that this program does not write.
     #[error("{path}: line {line}: {source}")]
     Malformed {
         /// The file.
@@ -65,22 +65,22 @@ pub enum ClaimsError {
 /// How a student is distilled.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
-    /// How far ahead the teacher steps.
+    /// The rule for the number and length of the teacher steps.
     pub steps: Steps,
     /// What the student minimises.
     pub distance: DistanceKind,
 }
 
-/// How far ahead the teacher steps.
+/// The rule for the number and length of the teacher steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Steps {
-    /// As far as a curriculum says.
+    /// Steps until the KDC exceeds a threshold.
     Curriculum {
         /// Its threshold T, in dB.
         threshold: f64,
     },
-    /// One step.
+    /// Exactly one step.
     Fixed {
         /// Its length s, in flow time.
         step_size: f64,
@@ -102,14 +102,14 @@ impl Setting {
     }
 }
 
-/// What all students of a table have in common.
+/// The terms of a comparison, which all students of a table share.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Terms {
     /// Name of the feature extractor.
     pub features: String,
     /// Network evaluations that each student may spend.
     pub budget: u64,
-    /// Generated images that each student is judged by.
+    /// Generated images per student in the evaluation.
     pub images: usize,
     /// Fingerprint of the teacher's weights.
     pub teacher: String,
@@ -138,10 +138,10 @@ impl Terms {
     }
 }
 
-/// A student and its figures.
+/// The results of one student.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
-    /// How it was distilled.
+    /// How the student was distilled.
     pub setting: Setting,
     /// Seed of the run.
     pub seed: u64,
@@ -153,11 +153,11 @@ pub struct Row {
     pub seconds: f64,
     /// Fréchet distance of one-step images.
     pub frechet: f64,
-    /// Class accuracy of one-step images, in [0, 1], where the extractor knows the classes.
+    /// Class accuracy of one-step images, in [0, 1], if the extractor is a classifier of these classes.
     pub accuracy: Option<f64>,
 }
 
-/// What all students share: the run with its data, the teacher, and the features that judge.
+/// Everything that the students share: the run with its data, the teacher, and the feature extractor of the metrics.
 pub struct Comparison {
     /// The run; each student changes its configuration.
     pub run: Run,
@@ -169,15 +169,15 @@ pub struct Comparison {
     pub extractor: Box<dyn Extractor>,
     /// Features of the real images.
     pub reference: Reference,
-    /// Where students are sampled.
+    /// Backend of the sampler for the students.
     pub backend: Backend,
 }
 
 impl Comparison {
-    /// Distils a student and judges its one-step images. `watch` is called with the evaluations spent so far.
+    /// Distils a student and evaluates its one-step images. Calls `watch` with the evaluations spent so far.
     ///
     /// # Errors
-    /// As [`Run::trial`]; a student that cannot be sampled, or makes images that are not finite.
+    /// As [`Run::trial`]; a student that cannot be sampled, or whose images are not finite.
     pub fn row(
         &mut self,
         setting: Setting,
@@ -216,10 +216,10 @@ pub struct Record {
 }
 
 impl Record {
-    /// Opens a folder for rows under `terms`, and makes it if need be.
+    /// Opens a folder for rows under `terms`. Creates the folder if it does not exist.
     ///
     /// # Errors
-    /// A folder with rows of other terms, or with files that this program did not write; a folder that cannot be made.
+    /// A folder with rows of other terms, or with files that this program did not write; a folder that cannot be created.
     pub fn open(folder: &Path, terms: Terms) -> Result<Self, ClaimsError> {
         let (path, terms_path) = (folder.join(ROWS), folder.join(TERMS));
         let rows = if path.exists() { read_rows(&path)? } else { Vec::new() };
@@ -237,7 +237,7 @@ impl Record {
         Ok(Self { folder: folder.to_owned(), terms, rows })
     }
 
-    /// What all rows have in common.
+    /// The terms that all rows share.
     pub fn terms(&self) -> &Terms {
         &self.terms
     }
@@ -247,7 +247,7 @@ impl Record {
         self.rows.iter().any(|row| (row.setting, row.seed) == (setting, seed))
     }
 
-    /// Adds a row and returns its line. Lines that are there stay as they were written.
+    /// Adds a row and returns its line. Existing lines are not changed.
     ///
     /// # Errors
     /// A file that cannot be read or written.
@@ -290,7 +290,7 @@ fn read_rows(path: &Path) -> Result<Vec<Row>, ClaimsError> {
     text.lines().enumerate().map(row).collect()
 }
 
-/// Mean and spread of every setting, in Markdown.
+/// A Markdown table with the mean and standard deviation of every setting.
 fn table(settings: &[Setting], rows: &[Row], terms: &Terms) -> String {
     let DistillConfig { step_size, adversarial_weight, .. } = terms.config.distill;
     let mut table = format!(
@@ -323,7 +323,7 @@ fn table(settings: &[Setting], rows: &[Row], terms: &Terms) -> String {
     table
 }
 
-/// `mean ± standard deviation` of a sample, or a dash where there is nothing.
+/// `mean ± standard deviation` of a sample, or a dash if the sample is empty.
 fn spread(values: &[f64], digits: usize, unit: &str) -> String {
     let Spread { mean, deviation } = Spread::of(values);
     if mean.is_nan() {
@@ -332,7 +332,7 @@ fn spread(values: &[f64], digits: usize, unit: &str) -> String {
     let count = values.len() as f64;
     match values.len() {
         1 => format!("{mean:.digits$}{unit}"),
-        // `Spread` has the deviation of a population; these are a sample.
+        // `Spread` has the standard deviation of a population; these values are a sample.
         _ => format!("{mean:.digits$} ± {:.digits$}{unit}", deviation * (count / (count - 1.0)).sqrt()),
     }
 }

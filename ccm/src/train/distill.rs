@@ -1,4 +1,4 @@
-//! Distils a student: one straight line, to be read beside PAPER.md §5.
+//! Distils a student. The code follows PAPER.md §5 step by step.
 
 use std::ops::Range;
 
@@ -18,20 +18,20 @@ use crate::nn::optimizer::Schedule;
 
 /// The target network's place in [`TrainState::emas`].
 pub const TARGET: usize = 0;
-/// The place of the average that is sampled.
+/// The sampled average's place in [`TrainState::emas`].
 pub const SAMPLED: usize = 1;
 
-/// A student in training. Its averages are the target network and the one that is sampled.
+/// A student in training. It has two weight averages: the target network and the sampled average.
 pub struct Distillation<'a> {
-    /// Where images come from.
+    /// The source of batches.
     pub batches: Batches<'a>,
-    /// How a gradient becomes a step.
+    /// The optimiser's hyperparameters and learning-rate schedule.
     pub schedule: Schedule,
     /// The threads that share a batch.
     pub workers: Workers,
-    /// How many steps ahead of the student the target is.
+    /// The curriculum, which sets how many teacher steps lie between the student's point and the target's.
     pub curriculum: Curriculum,
-    /// What the student minimises.
+    /// The distance that the student minimises.
     pub distance: Distance,
     /// The adversarial loss, if there is one; the state then has a discriminator.
     pub adversary: Option<Adversary>,
@@ -43,8 +43,8 @@ pub struct Distillation<'a> {
     pub state: TrainState,
 }
 
-/// `t = t0 + (1 - t0) (U (1 - s))^alpha`, with `t0` the first time of the teacher's path: at least one whole step is left
-/// for the teacher.
+/// `t = t0 + (1 - t0) (U (1 - s))^alpha`, with `t0` the first time of the teacher's path. Every `t` leaves room for at
+/// least one whole teacher step.
 pub fn sample_times(uniform: &[f32], first_time: f64, step_size: f32, alpha: f32) -> Vec<f32> {
     let first = first_time as f32;
     uniform.iter().map(|u| first + (1.0 - first) * (u * (1.0 - step_size)).powf(alpha)).collect()
@@ -71,7 +71,7 @@ impl Stage for Distillation<'_> {
         };
 
         let batch = batches.batch(state.step);
-        // One KDC over the whole batch wants all of it at once, whatever a backward pass holds.
+        // One KDC over the whole batch needs the whole batch at once, even if the backward pass is split.
         let together = (curriculum.scope == Scope::Batch).then(|| {
             let (x_t, t, times) = begin(&batch);
             let v = state.denoiser.without_gradients().velocity(x_t.clone(), &t, batch.label.clone());
@@ -100,7 +100,7 @@ impl Stage for Distillation<'_> {
         let learn = || state.learn(schedule, &batch, workers, loss);
         let (loss, gradient_norm, parts) = batches.while_preparing(next, learn);
 
-        // Of the student, a second time where the target is computed first, and of the teacher's encoder.
+        // Evaluations of the student (twice if the targets are computed first) and of the teacher's encoder.
         let encoder = distance.evaluations() + usize::from(adversarial.is_some());
         let once = 1 + usize::from(together.is_some()) + encoder;
         let (counts, gradients): (Vec<Counts>, Vec<Option<DiscriminatorGradients>>) =

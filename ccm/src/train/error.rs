@@ -15,7 +15,7 @@ pub enum RunError {
     /// The configuration cannot be used.
     #[error("{path}: {source}")]
     Config {
-        /// The file that it stands in.
+        /// The file of the configuration.
         path: PathBuf,
         /// What is wrong with it.
         source: ConfigError,
@@ -44,13 +44,13 @@ pub enum RunError {
     /// A grid of samples cannot be made.
     #[error("samples: {0}")]
     Picture(#[from] image::ImageError),
-    /// The system gives no threads.
+    /// The system cannot start threads.
     #[error("threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
-    /// There is a run already.
+    /// The folder contains a run already.
     #[error("{0}: holds a run already; `--resume` goes on with it, another `--out` starts a new one")]
     Exists(PathBuf),
-    /// There is no run.
+    /// The folder contains no run.
     #[error("{0}: no run there (no config.toml)")]
     NoRun(PathBuf),
     /// The run was started with another configuration.
@@ -74,9 +74,9 @@ pub enum RunError {
         stage: &'static str,
         /// The step, counted from 1.
         step: u64,
-        /// What is no finite number any more.
+        /// The quantity that is not finite.
         what: String,
-        /// Which checkpoint is there to go back to.
+        /// The checkpoint that the run can resume from.
         kept: String,
     },
 }

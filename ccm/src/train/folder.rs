@@ -1,4 +1,4 @@
-//! The folder of a run: what stands where in it, and whether a run can begin or go on there.
+//! The folder of a run: the names of its files, and the checks before a run starts or resumes in it.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::disk;
 pub mod files {
     /// The resolved configuration.
     pub const CONFIG: &str = "config.toml";
-    /// A line of figures every few steps.
+    /// Training metrics, one line every few steps.
     pub const METRICS: &str = "metrics.jsonl";
     /// Folder of the checkpoints.
     pub const CHECKPOINTS: &str = "checkpoints";
@@ -38,12 +38,12 @@ pub fn read_config(folder: &Path) -> Result<Config, RunError> {
     Config::from_toml(&disk::read_text(&path)?).map_err(|source| RunError::Config { path, source })
 }
 
-/// Checks that a run with this configuration can begin, or go on, in a folder, and that what it will write fits on
-/// the disk. Leaves nothing behind, so it can be asked before hours or images are spent.
+/// Checks that a run with this configuration can start or resume in a folder, and that its files fit on the disk.
+/// Creates no files, so a caller can run this check before reading images or training.
 ///
 /// # Errors
-/// A run that is there already or, to go on with, is not; another configuration; a folder that cannot be written;
-/// too little space.
+/// A new run in a folder that has one; a resumed run in a folder that has none; another configuration; a folder that
+/// cannot be written; too little disk space.
 pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunError> {
     let path = folder.join(files::CONFIG);
     if resume {
@@ -59,15 +59,15 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunErro
 
 /// Bytes that a run will add to its folder.
 fn still_needed(config: &Config, folder: &Path) -> u64 {
-    /// Pictures, figures and the report.
+    /// Sample grids, metrics and the report.
     const REST: u64 = 32 << 20;
-    // Weights, averages and moments, in two checkpoints and one that is being written, and two models.
+    // Weights (1), averages (3) and moments (2) in two checkpoints and a third during the write, and two model files.
     let copies = 3 * (1 + 3 + 2) + 2;
     let all = copies * 4 * config.spec().parameters() as u64 + REST;
     all.saturating_sub(disk::size(folder))
 }
 
-/// Makes the folder of a run, or checks that of one that goes on.
+/// Creates the folder of a new run, or checks the folder of a resumed run.
 ///
 /// # Errors
 /// As [`check`].

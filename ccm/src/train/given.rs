@@ -1,4 +1,4 @@
-//! The files that a configuration names beside the images: a teacher, and the weights of LPIPS.
+//! The files other than images that a configuration names: a teacher, and the weights of LPIPS.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::method::lpips::LpipsWeights;
 use crate::model::NetworkSpec;
 use crate::weights::Model;
 
-/// The files that a configuration names beside the images, read and checked.
+/// The contents of the files other than images that a configuration names, read and checked.
 #[derive(Debug, Default)]
 pub struct Given {
     /// The teacher (`teacher.model`).
@@ -33,12 +33,12 @@ impl Given {
         Ok(given)
     }
 
-    /// The architecture of teacher and student: that of the teacher given, or the configuration's.
+    /// The architecture of teacher and student: that of the given teacher, otherwise the configuration's.
     pub fn spec(&self, config: &Config) -> NetworkSpec {
         self.teacher.as_ref().map_or_else(|| config.spec(), |teacher| teacher.spec.clone())
     }
 
-    /// Reads the weights of a distance, unless they are there already.
+    /// Reads the weights of a distance, unless they have been read already.
     ///
     /// # Errors
     /// Weights of LPIPS that are not named or cannot be used.
@@ -55,7 +55,7 @@ impl Given {
         Ok(())
     }
 
-    /// The teacher of the run in a folder: the one given, or the one that the run has trained.
+    /// The teacher of the run in a folder: the given teacher, otherwise the one that the run has trained.
     ///
     /// # Errors
     /// A run whose teacher is not trained yet, or a file with another network.
@@ -72,7 +72,7 @@ pub(super) fn read_teacher(config: &Config, path: &Path) -> Result<Model, RunErr
     let model = disk::read_model(path)?;
     let mut network = config.network.clone();
     if config.data.class_conditional && network.num_classes.is_none() {
-        // The data set, which may not be read yet, decides.
+        // The data set decides the number of classes, and it may not be read yet.
         network.num_classes = model.spec.num_classes();
     }
     if model.spec != network.into() || model.prediction != config.path.prediction() {

@@ -20,12 +20,12 @@ pub struct Networks<'a> {
     pub student: &'a Denoiser,
 }
 
-/// Measures the curriculum and, beside it, the fixed step, on `count` images, spread evenly over t.
+/// Measures the curriculum and, for comparison, the fixed step on `count` images with times spread evenly over t.
 pub fn curves(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count: usize) -> Curves {
-    // The curves are of each image's own KDC under a curriculum, whatever the run was trained with.
+    // The curves show the KDC of single images under a curriculum, whatever mode the run was trained with.
     let mode = if curriculum.mode == Mode::Fixed { Mode::Cd } else { curriculum.mode };
     let curriculum = &Curriculum { mode, scope: Scope::Image, ..*curriculum };
-    // Any KDC is above this threshold, so one step is taken.
+    // Every KDC is above this threshold, so the teacher takes exactly one step.
     let fixed = Curriculum { threshold: f64::NEG_INFINITY, ..*curriculum };
     Curves {
         threshold: curriculum.threshold,
@@ -40,7 +40,7 @@ fn curve(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count:
         .collect();
     for step in 0..count.div_ceil(batches.size) {
         let batch = batches.batch(step as u64);
-        // Evenly over the range, with a random place in each interval.
+        // Stratified: one random time in each of `len` equal intervals.
         let places = batch.uniform.iter().enumerate().map(|(i, u)| (i as f32 + u) / batch.len() as f32);
         let first = networks.teacher.path().first_time() as f32;
         let t: Vec<f32> =

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: a line of figures every few steps of training.
+//! `metrics.jsonl`: training metrics, one line every few steps.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use super::batches::StageKind;
 use super::state::StepReport;
 use crate::disk::{self, DiskError};
 
-/// One line: means over the steps since the line before.
+/// One line: means over the steps since the previous line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// `teacher` or `distill`.
@@ -36,7 +36,7 @@ pub struct Line {
     pub images_per_second: f64,
 }
 
-/// The file, and the steps that have no line yet.
+/// Writes the file, and accumulates the steps of the next line.
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
@@ -46,7 +46,7 @@ pub struct MetricsLog {
     seconds: f64,
 }
 
-/// The lines of a file; none where there is no file. A last line that was cut short is left out.
+/// The lines of a file; empty if the file does not exist. An incomplete last line is ignored.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -67,8 +67,8 @@ impl Line {
 }
 
 impl MetricsLog {
-    /// Opens the file to go on after `step` steps of `stage`; lines of later steps are dropped. There
-    /// will be a line for the first step, for every `every`-th, and for the step `last`.
+    /// Opens the file to continue after `step` steps of `stage`; lines of later steps are removed. The log writes a line for
+    /// the first step, for every `every`-th step, and for the step `last`.
     ///
     /// # Errors
     /// A file that cannot be read or written.
@@ -86,7 +86,7 @@ impl MetricsLog {
         Ok(Self { path: path.to_owned(), file, every, last, pending: Vec::new(), seconds: 0.0 })
     }
 
-    /// Adds a step that took so many seconds; gives back the line if it completes one.
+    /// Adds a step that took so many seconds. Returns the line if the step completes one.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -105,7 +105,7 @@ impl MetricsLog {
         }
         let count = self.pending.len() as f64;
         let mean = |value: fn(&StepReport) -> f64| self.pending.iter().map(value).sum::<f64>() / count;
-        // Of the steps that have the figure.
+        // The mean over the steps that have this metric.
         let mean_of_some = |value: fn(&StepReport) -> Option<f64>| {
             let values: Vec<f64> = self.pending.iter().filter_map(value).collect();
             (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)

@@ -1,7 +1,7 @@
 //! Training: the state of a network in training, its stages, checkpoints, and runs from images to a report.
 //!
-//! To read the method, read [`distill`] beside [`crate::method`] and PAPER.md §5; [`teacher`] is §2. [`state`] is the
-//! step that both stages share, [`batches`] gives it images, and [`run`] is the order in which all of it happens.
+//! [`distill`], with [`crate::method`], implements PAPER.md §5; [`teacher`] implements §2. [`state`] holds the training
+//! step that both stages share, [`batches`] provides the images, and [`run`] executes the stages in order.
 
 pub mod batches;
 pub mod checkpoint;

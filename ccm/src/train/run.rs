@@ -1,5 +1,5 @@
-//! A run: from a configuration and images to a teacher, a student and a report, in one folder (see
-//! [`super::folder`]). It can be stopped at any moment and resumed.
+//! A run: from a configuration and images to a teacher, a student and a report, in one folder (see [`super::folder`]).
+//! A run can be stopped at any time and resumed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,13 +34,13 @@ use crate::report::Curves;
 use crate::sampler::schedule::Solver;
 use crate::weights::Model;
 
-/// Whoever watches a run: draws the bars, and may ask it to stop.
+/// An observer of a run: it shows progress and can request a stop.
 pub trait Watch {
-    /// A stage begins, or goes on, after `done` of `total` steps.
+    /// A stage starts or resumes after `done` of `total` steps.
     fn stage(&mut self, stage: StageKind, done: u64, total: u64, batch: usize);
     /// A line of metrics was written.
     fn line(&mut self, line: &Line);
-    /// Something worth a line was done.
+    /// A message for the user.
     fn note(&mut self, text: &str);
     /// Whether the run should save and stop.
     fn should_stop(&self) -> bool;
@@ -49,19 +49,19 @@ pub trait Watch {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// All is done.
+    /// All stages are complete.
     Finished,
-    /// It was asked to stop; a checkpoint holds what was done.
+    /// The observer requested a stop; a checkpoint holds the state.
     Interrupted,
 }
 
-/// A run that is ready to go.
+/// A run that is ready to start.
 pub struct Run {
     /// The whole configuration, `network.num_classes` filled in.
     pub config: Config,
     /// The folder.
     pub folder: PathBuf,
-    /// Where the tensors live.
+    /// Device of the tensors.
     pub device: Device,
     /// Threads that share a batch: those of the CPU, or 1 for a GPU.
     pub threads: usize,
@@ -75,10 +75,10 @@ pub struct Run {
     pub command: String,
 }
 
-/// Fills in what only the data know, and checks that configuration and data suit each other.
+/// Fills in the settings that depend on the data, and checks that configuration and data match.
 ///
 /// # Errors
-/// More classes, channels or a larger batch than there are.
+/// A number of classes or channels, or a batch size, that does not suit the data.
 pub fn suit(config: &mut Config, given: &Given, data: &Dataset) -> Result<(), RunError> {
     let classes = data.classes().len();
     if let Some(teacher) = &given.teacher {
@@ -116,8 +116,7 @@ pub fn suit(config: &mut Config, given: &Given, data: &Dataset) -> Result<(), Ru
     Ok(())
 }
 
-/// Checks what can be checked before images are read, the folder and the disk, and reads the files that the
-/// configuration names.
+/// Checks the folder and the disk space before images are read, and reads the files that the configuration names.
 ///
 /// # Errors
 /// As [`folder::check`] and [`Given::read`].
@@ -127,10 +126,10 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunE
 }
 
 impl Run {
-    /// Does whatever of the run is not done yet.
+    /// Executes the parts of the run that are not done yet.
     ///
     /// # Errors
-    /// See [`RunError`]; what was done before is kept.
+    /// See [`RunError`]; completed work is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
         folder::prepare(&self.config, &self.folder, resume)?;
         let teacher = match self.teacher(watch)? {
@@ -155,12 +154,12 @@ impl Run {
         Ok(Outcome::Finished)
     }
 
-    /// The architecture: that of the teacher that is given, or the configuration's.
+    /// The architecture: that of the given teacher, otherwise the configuration's.
     pub fn spec(&self) -> NetworkSpec {
         self.given.spec(&self.config)
     }
 
-    /// What the network predicts: as the teacher that is given, or as the configuration says.
+    /// What the network predicts: that of the given teacher, otherwise the configuration's.
     pub fn prediction(&self) -> Prediction {
         let teacher = self.given.teacher.as_ref();
         teacher.map_or_else(|| self.config.path.prediction(), |teacher| teacher.prediction.clone())
@@ -194,7 +193,7 @@ impl Run {
         self.device != Device::flex()
     }
 
-    /// The teacher: the one given, the one trained before, or one trained now; `None` if interrupted.
+    /// The teacher: the given one, one trained earlier, or one trained now; `None` if interrupted.
     fn teacher(&self, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
         if let Some(given) = &self.given.teacher {
             return Ok(Some(given.clone()));
@@ -322,7 +321,7 @@ impl Run {
     }
 
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
-        // Dropout draws from one generator, and two threads would race for its numbers.
+        // Dropout draws from one generator, so two threads would make its numbers depend on timing.
         let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
         Ok(Workers::new(threads, batch, micro_batch.unwrap_or(batch))?)
     }
@@ -335,7 +334,7 @@ impl Run {
             threshold: config.threshold,
             step_size: config.step_size as f32,
             solver: config.solver,
-            // The CPU has nothing to compile for a new size, and would compute what is not used.
+            // The CPU compiles nothing for a new batch size, so padding would only add work.
             pad_to: self.is_gpu().then(|| config.micro_batch.unwrap_or(config.batch)),
         }
     }
@@ -348,7 +347,7 @@ impl Run {
     pub(super) fn finished(&self, role: Role, stage: &dyn Stage, batch: usize) -> Model {
         let state = stage.state();
         let ema = stage.sampled();
-        // The name of the data without its path, which is private to this machine.
+        // Only the name of the data: its path is private to this machine.
         let data = self.config.data.source.as_deref().and_then(|source| Path::new(source).file_stem());
         ema.denoiser.to_model(ModelCard {
             role,
@@ -368,7 +367,7 @@ impl Run {
         })
     }
 
-    /// Takes the steps of a stage that are left, with metrics, samples and checkpoints.
+    /// Takes the remaining steps of a stage, with metrics, samples and checkpoints.
     fn drive(
         &self,
         kind: StageKind,
@@ -395,7 +394,7 @@ impl Run {
             let stop = watch.should_stop() && report.step < steps;
             if report.step.is_multiple_of(every.checkpoint_every(batch)) || report.step == steps || stop {
                 let path = match checkpoint::save(&checkpoints, kind, stage.state()) {
-                    // The loss of a step can be finite where its update is not.
+                    // The loss of a step can be finite although its update is not.
                     Err(CheckpointError::NotFinite { tensor }) => {
                         return Err(self.diverged(kind, report.step, format!("`{tensor}` is not finite")));
                     }
@@ -430,13 +429,13 @@ impl Run {
         RunError::Diverged { stage: stage.name(), step, what, kept }
     }
 
-    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint; `note` is
-    /// told of one that cannot be read.
+    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint. Reports a checkpoint
+    /// that cannot be read to `note`.
     ///
     /// # Errors
-    /// A run that has not begun to distil.
+    /// A run without a distillation checkpoint.
     pub fn curves(&self, teacher: &Model, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
-        // Eight grids' worth: 50 images or so in each bin of t.
+        // Eight times the images of a grid: about 50 images in each bin of t.
         let images = 8 * self.config.run.report_images;
         let state = self.resumed(StageKind::Distill, note)?.ok_or_else(|| {
             RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
@@ -481,7 +480,7 @@ mod tests {
         disk::write(&path, &teacher.to_bytes()).unwrap();
         config.teacher.model = Some(path.to_str().unwrap().to_owned());
         let given = check(&config, &folder.path().join("run"), false).unwrap();
-        // The file is not read again.
+        // The run has the file's contents in memory and must not read the file again.
         std::fs::remove_file(&path).unwrap();
         let shape = ImageShape::of(&config.spec());
         let data = |split| shapes(64, shape, split, 0).unwrap();

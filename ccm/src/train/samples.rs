@@ -1,4 +1,4 @@
-//! Samples from a network in training: from seeds and labels to pictures.
+//! Samples from a network in training: from seeds and labels to image grids.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -8,7 +8,7 @@ use crate::nn::host::{labels_tensor, to_host};
 use crate::sampler::image::{Picture, grid};
 use crate::sampler::schedule::{Combination, Request, Solver};
 
-/// A grid of sample images: one row a class where there are classes, otherwise about square.
+/// A grid of sample images: one row per class for a conditional model, otherwise about square.
 pub struct SampleGrid {
     /// The images, row by row, from seed 0 on.
     pub request: Request,
@@ -35,8 +35,8 @@ impl SampleGrid {
     }
 }
 
-/// Samples `[N, C, H, W]`, flat, with at most `steps` evaluations an image at the times of the model's own grid, at most
-/// `batch` images at a time.
+/// Samples `[N, C, H, W]`, flat, with at most `steps` evaluations per image at the times of the model's own grid. At most
+/// `batch` images are sampled at once.
 ///
 /// # Errors
 /// More steps than the model's schedule has.

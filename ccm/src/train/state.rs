@@ -13,7 +13,7 @@ use crate::nn::host::to_host;
 use crate::nn::optimizer::{Optimizer, Schedule};
 use crate::weights::Model;
 
-/// What a stage of training changes and a checkpoint holds.
+/// The complete state of a training stage, which a checkpoint holds.
 #[derive(Clone)]
 pub struct TrainState {
     /// The network that is trained; it records gradients.
@@ -28,15 +28,15 @@ pub struct TrainState {
     pub step: u64,
 }
 
-/// The figures of one training step.
+/// Metrics of one training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Steps taken, this one included.
     pub step: u64,
-    /// Images seen, this step's included.
+    /// Images trained on, this step's included.
     pub images: u64,
-    /// Forward evaluations of the network, one for each image, that this step took: of the student, the teacher and the
-    /// target. Two passes through the teacher's encoder count as one. LPIPS' own network does not count.
+    /// Forward evaluations of the student, the teacher and the target in this step, counted per image. Two passes through
+    /// the teacher's encoder count as one. The LPIPS network does not count.
     pub evaluations: u64,
     /// Mean loss of the batch.
     pub loss: f64,
@@ -46,7 +46,7 @@ pub struct StepReport {
     pub kdc: Option<f64>,
     /// Mean number of teacher steps of the batch; in distillation.
     pub teacher_steps: Option<f64>,
-    /// Mean hinge loss of the discriminator, 2 at chance; where there is one.
+    /// Mean hinge loss of the discriminator, 2 at chance; with an adversarial loss.
     pub discriminator_loss: Option<f64>,
 }
 
@@ -58,12 +58,12 @@ pub trait Stage {
     /// The network in training.
     fn state(&self) -> &TrainState;
 
-    /// The average of the weights that samples are drawn from.
+    /// The average of the weights that is used for samples.
     fn sampled(&self) -> &Ema;
 }
 
 impl TrainState {
-    /// Starts from a model; so do the averages.
+    /// A state whose network and averages start from a model.
     pub fn new(model: &Model, decays: &[f64], device: &Device) -> Self {
         let plain = Denoiser::new(model, &device.clone().without_autodiff());
         Self {
@@ -75,10 +75,9 @@ impl TrainState {
         }
     }
 
-    /// Takes a step down the gradient of the mean `loss` of a batch, which `workers` share. The loss is told which
-    /// rows of the batch its part is.
+    /// Takes an optimiser step on the mean `loss` of a batch. `workers` splits the batch; `loss` gets the rows of its part.
     ///
-    /// Returns the loss, the norm of the gradient, and the loss's further result for each part.
+    /// Returns the loss, the norm of the gradient, and the additional result of `loss` for each part.
     pub fn learn<R: Send>(
         &mut self,
         schedule: &Schedule,
@@ -86,12 +85,12 @@ impl TrainState {
         workers: &Workers,
         loss: impl Fn(&Denoiser, Batch, Range<usize>) -> (Tensor<1>, R) + Sync,
     ) -> (f64, f64, Vec<R>) {
-        // Dropout draws from the device's own generator, which would otherwise go on from wherever it was.
+        // Dropout draws from the device's generator, whose state would otherwise depend on earlier steps.
         batch.x0.device().seed(batch.seed);
         let student = &self.denoiser;
         let one = |rows: Range<usize>| {
             let share = rows.len() as f32 / batch.len() as f32;
-            // Parameters of its own, so that the graphs of two parts have nothing in common.
+            // Each part has its own parameters, so that the autodiff graphs of two parts are separate.
             let student = student.with_parameters(student.parameters());
             let (loss, said) = loss(&student, batch.part(rows.clone()), rows);
             let loss = loss * share;
@@ -113,7 +112,7 @@ impl TrainState {
     }
 }
 
-/// What parts of a batch add up to.
+/// Loss and gradients, summed over the parts of a batch.
 struct Sum<R> {
     /// Share of the mean loss, `[1]`, without gradient.
     loss: Tensor<1>,
@@ -134,20 +133,20 @@ impl<R> Sum<R> {
     }
 }
 
-/// Threads that share the images of a batch, and how many images one takes at a time.
+/// Splits a batch over threads, with a limit on the images of one part.
 ///
-/// On a CPU, threads that go through the whole network side by side, each with its own images, lose less than
-/// threads that synchronise after every operation. A GPU needs one worker.
+/// On a CPU it is faster to run the whole network on separate images in each thread than to synchronise the threads
+/// after every operation. A GPU needs one worker.
 pub struct Workers {
     pools: Vec<ThreadPool>,
     part: usize,
 }
 
 impl Workers {
-    /// So many threads for batches of `batch` images, at most `most` of them in a part.
+    /// Workers with `threads` threads for batches of `batch` images, with at most `most` images in a part.
     ///
     /// # Errors
-    /// If the system gives no threads.
+    /// If the system cannot start threads.
     pub fn new(threads: usize, batch: usize, most: usize) -> Result<Self, ThreadPoolBuildError> {
         let part = most.min(batch.div_ceil(threads)).max(1);
         let pool = || ThreadPoolBuilder::new().num_threads(1).build();
@@ -156,10 +155,9 @@ impl Workers {
         Ok(Self { pools, part })
     }
 
-    /// Applies `f` to every part and joins the results. No more than two results a thread are held at a time,
-    /// however many parts there are. Part `i` goes to thread `i` modulo their number, and every thread joins its own
-    /// before they are joined with each other, so that sums depend on the number of threads but not on which is
-    /// faster. `None` if there are no parts.
+    /// Applies `f` to every part and joins the results; `None` if there are no parts. A thread holds at most two results at
+    /// a time. Thread `i mod threads` processes part `i` and joins its own results first; then the results of the threads
+    /// are joined in order. Sums therefore depend on the number of threads, but not on their timing.
     fn fold<T: Send, R: Send>(
         &self,
         parts: Vec<T>,
@@ -211,7 +209,7 @@ mod tests {
 
     #[test]
     fn no_more_results_are_held_than_two_a_thread() {
-        /// Counts how many of its kind there are.
+        /// Counts its live instances.
         struct Held(Arc<AtomicUsize>);
         impl Drop for Held {
             fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! Gathers what a run has made into its report.
+//! Collects the results of a run for its report.
 
 use std::path::Path;
 use std::time::Instant;
@@ -18,10 +18,10 @@ use crate::report::{Curves, DistillPoint, Grid, Growth, Pictures, Report, Teache
 use crate::sampler::schedule::Solver;
 use crate::weights::Model;
 
-/// Pictures of the student's growth that the report shows.
+/// Number of sample grids in the report that show the student's progress.
 const GROWTH: usize = 6;
 
-/// What of a run the report is made from.
+/// The parts of a run that the report is made from.
 pub(super) struct Sources<'a> {
     /// The whole configuration.
     pub(super) config: &'a Config,
@@ -29,7 +29,7 @@ pub(super) struct Sources<'a> {
     pub(super) spec: &'a NetworkSpec,
     /// The folder of the run.
     pub(super) folder: &'a Path,
-    /// Where samples are computed.
+    /// Device that computes samples.
     pub(super) device: &'a Device,
     /// The class names; a label is an index into them.
     pub(super) classes: &'a [String],
@@ -46,7 +46,7 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
     let [_, height, width] = spec.image();
     let SampleGrid { request, columns } = SampleGrid::new(spec, run.config.run.report_images);
     let rows = request.labels.iter().step_by(columns.max(1));
-    // A network may have more classes than the data have names.
+    // A network may have more classes than the data set has class names.
     let class =
         |&label: &u32| run.classes.get(label as usize).cloned().unwrap_or_else(|| format!("class {label}"));
     let report = Report {
@@ -141,7 +141,7 @@ fn tiles<'a, I: Iterator<Item = &'a Line>>(
     tiles
 }
 
-/// Seconds as a person says them.
+/// Formats seconds for a reader.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {

@@ -12,13 +12,13 @@ use crate::nn::optimizer::Schedule;
 
 /// A teacher in training.
 pub struct Teacher<'a> {
-    /// Where images come from.
+    /// The source of batches.
     pub batches: Batches<'a>,
-    /// How a gradient becomes a step.
+    /// The optimiser's hyperparameters and learning-rate schedule.
     pub schedule: Schedule,
     /// The threads that share a batch.
     pub workers: Workers,
-    /// How times are drawn.
+    /// The distribution of training times.
     pub times: TimeDistribution,
     /// The network.
     pub state: TrainState,

@@ -1,4 +1,4 @@
-//! Students of one teacher at equal cost: what PAPER.md §7 compares.
+//! Distils students of one teacher at equal cost, for the comparison of PAPER.md §7.
 
 use super::batches::StageKind;
 use super::distill::Distillation;
@@ -15,17 +15,17 @@ pub struct Trial {
     pub student: Model,
     /// Optimiser steps taken.
     pub steps: u64,
-    /// Network evaluations of one image that it took: of the student, the teacher and the target.
+    /// Network evaluations spent, counted per image: of the student, the teacher and the target.
     pub evaluations: u64,
 }
 
 impl Run {
-    /// Distils a student of `teacher` with the configuration's settings until so many evaluations have been spent,
-    /// however many steps that are. Nothing is written. `watch` is called with the evaluations spent so far.
+    /// Distils a student of `teacher` with the configuration's settings until a budget of network evaluations is spent. The
+    /// number of steps follows from the budget. Writes no files. Calls `watch` with the evaluations spent so far.
     ///
-    /// Evaluations are counted as [`super::state::StepReport::evaluations`] says. The way back through the student,
-    /// which every step takes once, is not counted. The cooldown and the adversarial loss take the shares of these steps
-    /// that they would have of the configuration's, so that students of different settings go through the same.
+    /// [`super::state::StepReport::evaluations`] defines the count. The backward pass of the student, one per step, is not
+    /// counted. The cooldown and the adversarial loss keep their shares of the total number of steps, so that all settings
+    /// have the same schedule relative to their length.
     ///
     /// # Errors
     /// A loss or weights that are not finite; weights of a distance that cannot be read.
@@ -36,7 +36,7 @@ impl Run {
         watch: &mut dyn FnMut(u64),
     ) -> Result<Trial, RunError> {
         let mut distillation = self.distillation(teacher, self.fresh_student(teacher))?;
-        // Until the first step has been taken nobody knows how many steps the budget will pay for.
+        // The number of steps within the budget is unknown before the first step.
         self.stretch(&mut distillation, u64::MAX);
         let mut spent = 0;
         while spent < evaluations {
@@ -48,7 +48,7 @@ impl Run {
             }
             spent += report.evaluations;
             watch(spent);
-            // At what a step has cost so far.
+            // The estimated total, from the mean cost of a step so far.
             let steps = report.step as f64 * evaluations as f64 / spent as f64;
             self.stretch(&mut distillation, steps.ceil() as u64);
         }
@@ -59,7 +59,7 @@ impl Run {
         })
     }
 
-    /// Has the schedule of a distillation take so many steps instead of the configuration's.
+    /// Stretches the schedule of a distillation to `steps` steps instead of the configuration's number.
     fn stretch(&self, distillation: &mut Distillation, steps: u64) {
         let config = &self.config.distill;
         let share = |of_run: u64| (of_run as f64 / config.steps() as f64 * steps as f64).ceil() as u64;
@@ -129,7 +129,7 @@ mod tests {
             (distillation.schedule.steps, adversary.from, adversary.warmup_steps)
         };
         assert_eq!(stretched(50), (50, 5, 25));
-        // Of the configuration's steps, not of those it was stretched to before.
+        // The shares refer to the configuration's steps, not to an earlier stretch.
         assert_eq!(stretched(300), (300, 30, 150));
     }
 }
