@@ -1,4 +1,4 @@
-//! Everything that a run can be told: [`Config`], the presets that hold a whole one each, and its TOML form.
+//! The configuration of a run: [`Config`], the presets, and its TOML form.
 //!
 //! A configuration is plain data. It neither opens the data set nor builds the network; a run fills in what
 //! only the data knows (`network.num_classes`) and writes the result down as its `config.toml`. A preset and
@@ -91,7 +91,7 @@ pub struct DataConfig {
     /// Images to draw, `1..=10_000_000`, where the source is `shapes`; other sources are read whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
-    /// Show every image mirrored left to right half of the time.
+    /// Mirror each training image left to right with probability 1/2.
     pub horizontal_flip: bool,
     /// Tell the network the labels; `network.num_classes` is then filled in from the data.
     pub class_conditional: bool,

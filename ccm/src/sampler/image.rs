@@ -13,7 +13,7 @@ pub struct Picture {
     pub pixels: Vec<u8>,
 }
 
-/// A value in [-1, 1] as a byte; values outside are clamped, and what is no number is black.
+/// Maps [-1, 1] to 0..=255. Out-of-range values are clamped; NaN maps to 0.
 pub fn to_byte(value: f32) -> u8 {
     // The cast saturates.
     ((value + 1.0) * 127.5).round() as u8

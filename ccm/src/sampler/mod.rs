@@ -41,7 +41,7 @@ pub enum Backend {
     Cpu,
 }
 
-/// An API of GPUs. In a browser it is WebGPU whatever is asked for.
+/// Graphics API. Ignored in the browser, which always uses WebGPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Api {
     /// Vulkan.
@@ -90,7 +90,7 @@ pub struct Info {
     pub backend: String,
     /// The processor, as its driver names it.
     pub adapter: String,
-    /// Whether a GPU is one in name only, computed on the CPU.
+    /// Whether the GPU adapter is a software adapter, which computes on the CPU.
     pub software: bool,
     /// Kind of the numbers computed with: `f32` or `f16`.
     pub precision: String,
