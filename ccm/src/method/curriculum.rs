@@ -46,7 +46,7 @@ pub enum StepSolver {
     Heun,
 }
 
-/// How many steps ahead of the student the target is.
+/// The curriculum's hyperparameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Curriculum {
     /// The direction of a step from `x_u`.

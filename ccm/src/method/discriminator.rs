@@ -33,7 +33,7 @@ const EARLIEST: f64 = 0.5;
 /// The norm of a head.
 const NORM: Norm = Norm { groups: 32, epsilon: 1e-5, silu: true };
 
-/// What [`Discriminator::balance`] is kept within (PAPER.md §6).
+/// Range that [`Discriminator::balance`] is clamped to (PAPER.md §6).
 const BALANCE: [f32; 2] = [0.01, 10.0];
 
 /// A discriminator in training: the heads and the state of their optimiser.

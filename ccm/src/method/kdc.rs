@@ -7,17 +7,17 @@ use crate::nn::host::to_host;
 /// Largest difference between two values of an image in [-1, 1].
 const PEAK: f64 = 2.0;
 
-/// PSNR of images that hardly differ; there it is capped, and KDC is 0.
+/// Upper limit of the PSNR, at which KDC is 0.
 const PSNR_CAP: f64 = 100.0;
 
 /// `PSNR = 10 log10(peak^2 / MSE)`, in dB, at most 100.
 pub fn psnr(mse: f64) -> f64 {
     let psnr = 10.0 * (PEAK * PEAK / mse).log10();
-    // Not `min`, which would make a good PSNR of what is no number.
+    // Not `min`, which would turn NaN into the best PSNR.
     if psnr > PSNR_CAP { PSNR_CAP } else { psnr }
 }
 
-/// `KDC = 100 - PSNR`, in dB, at least 0: how much the target holds that the student does not know yet.
+/// `KDC = 100 - PSNR`, in dB, at least 0: the discrepancy between the target and the student's estimate.
 pub fn kdc(mse: f64) -> f64 {
     100.0 - psnr(mse)
 }

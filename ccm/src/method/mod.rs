@@ -1,4 +1,4 @@
-//! The Curriculum Consistency Model, to be read beside PAPER.md. No files, no threads.
+//! The Curriculum Consistency Model, as PAPER.md describes it. No files, no threads.
 //!
 //! | module | what it holds | source |
 //! |---|---|---|
