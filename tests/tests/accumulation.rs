@@ -43,3 +43,25 @@ fn gradient_accumulation_changes_neither_losses_nor_gradient_nor_curriculum() {
     let kdc = |scope| step(scope, false, 1, 8).0.kdc;
     assert_ne!(kdc(Scope::Image), kdc(Scope::Batch));
 }
+
+#[test]
+fn gradient_checkpointing_changes_neither_losses_nor_gradient_nor_curriculum() {
+    let (data, device) = (small_data(), Device::flex());
+    let step = |checkpointed: bool| {
+        let workers = Workers::new(2, 8, 3).unwrap();
+        let mut distillation = small_distillation(&small_spec(), &data, 8, Scope::Image, workers, &device);
+        oppose(&mut distillation, &device);
+        if checkpointed {
+            distillation.state.denoiser = distillation.state.denoiser.checkpointed();
+        }
+        let first = distillation.step();
+        (first, distillation.step())
+    };
+    let (plain, recomputed) = (step(false), step(true));
+    let what = format!("{plain:?} and {recomputed:?}");
+    for (plain, recomputed) in [(plain.0, recomputed.0), (plain.1, recomputed.1)] {
+        assert!((recomputed.loss / plain.loss - 1.0).abs() < 1e-5, "{what}");
+        assert!((recomputed.gradient_norm / plain.gradient_norm - 1.0).abs() < 1e-4, "{what}");
+        assert_eq!(plain.teacher_steps, recomputed.teacher_steps, "{what}");
+    }
+}

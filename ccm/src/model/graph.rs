@@ -8,6 +8,8 @@
 
 mod builder;
 
+use std::ops::Range;
+
 pub use builder::{Builder, build};
 
 /// The output of a node.
@@ -353,6 +355,37 @@ impl Graph {
         }
         Self { nodes, ..self.clone() }
     }
+
+    /// The network cut after every residual connection, the sum of two maps. Between these cuts stand a residual block or an
+    /// attention block.
+    pub fn segments(&self) -> Vec<Segment> {
+        let residual =
+            |node: &Node| matches!(node.op, Op::Add(a, _) if matches!(self.shape(a), Shape::Map(_)));
+        let mut segments = Vec::new();
+        let mut start = 0;
+        for (index, node) in self.nodes.iter().enumerate() {
+            if residual(node) || index + 1 == self.nodes.len() {
+                let nodes = start..index + 1;
+                let inside = &self.nodes[nodes.clone()];
+                let mut inputs: Vec<Value> = inside.iter().flat_map(|node| node.op.inputs()).collect();
+                inputs.sort_unstable();
+                inputs.dedup();
+                inputs.retain(|input| inside.iter().all(|node| node.output != *input));
+                segments.push(Segment { nodes, inputs });
+                start = index + 1;
+            }
+        }
+        segments
+    }
+}
+
+/// Consecutive nodes that gradient checkpointing recomputes together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Indices into [`Graph::nodes`].
+    pub nodes: Range<usize>,
+    /// Values that earlier segments compute and this one reads, without repetition.
+    pub inputs: Vec<Value>,
 }
 
 /// Which values each node is the last to read.

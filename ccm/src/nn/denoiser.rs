@@ -48,6 +48,12 @@ impl Denoiser {
         Self { network: denoiser.network.frozen(), ..denoiser }
     }
 
+    /// The same denoiser with gradient checkpointing: less memory in training, for about a third more time. No gradient
+    /// flows to its input.
+    pub fn checkpointed(self) -> Self {
+        Self { network: self.network.checkpointed(), ..self }
+    }
+
     /// Records the sizes of the batches from here on, of clones too.
     pub fn record_sizes(&mut self, sizes: &BatchSizes) {
         self.sizes = Some(Arc::clone(sizes));

@@ -5,6 +5,7 @@
 //! [`optimizer`] turns gradients into steps, and [`ema`] averages weights over steps. Nothing here knows the method, files or
 //! threads.
 
+mod checkpointing;
 pub mod denoiser;
 pub mod ema;
 pub mod host;

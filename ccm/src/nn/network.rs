@@ -1,11 +1,12 @@
 //! Runs a [`Graph`] on Burn tensors: in training, with gradients, and without them.
 
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::Arc;
 
-use burn::nn::DropoutConfig;
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 
+use super::checkpointing::Tape;
 use super::ops::{Norm, conv, group_norm};
 use crate::model::graph::{
     Affine, Conv, Graph, GroupNorm, Node, Op, Padding, Param, QkvOrder, TimestepEmbedding, Value, last_reads,
@@ -15,22 +16,24 @@ use crate::weights::HostTensor;
 /// A network with its parameters on a device.
 #[derive(Debug, Clone)]
 pub struct Network {
-    program: Arc<Program>,
+    pub(super) program: Arc<Program>,
     /// Flat, in the order of [`Graph::parameters`].
-    parameters: Vec<Tensor<1>>,
+    pub(super) parameters: Vec<Tensor<1>>,
     dropout: bool,
+    /// Forward passes to be recomputed, with gradient checkpointing.
+    pub(super) tape: Option<Tape>,
 }
 
 /// A fused graph, and which values each node is the last to read.
 #[derive(Debug)]
-struct Program {
-    graph: Graph,
+pub(super) struct Program {
+    pub(super) graph: Graph,
     last_reads: Vec<Vec<Value>>,
 }
 
 /// A value of a graph for a batch.
 #[derive(Debug, Clone)]
-enum Activation {
+pub(super) enum Activation {
     /// `[B, C, H, W]`.
     Map(Tensor<4>),
     /// `[B, C]`.
@@ -38,13 +41,36 @@ enum Activation {
 }
 
 /// What a network computes from.
-struct Inputs {
+#[derive(Debug, Clone)]
+pub(super) struct Inputs {
     /// `[B, C, H, W]`.
-    x: Tensor<4>,
+    pub(super) x: Tensor<4>,
     /// The network's own time, `[B]`.
-    time: Tensor<1>,
+    pub(super) time: Tensor<1>,
     /// `[B]`, for a network with classes. Without it the embedding of the label is left out.
-    label: Option<Tensor<1, Int>>,
+    pub(super) label: Option<Tensor<1, Int>>,
+}
+
+/// The state of a forward pass between two nodes.
+#[derive(Debug)]
+pub(super) struct Pass {
+    pub(super) inputs: Inputs,
+    /// By [`Value::index`]. A value is dropped when its last reader takes it.
+    pub(super) values: Vec<Option<Activation>>,
+    /// Dropout masks by the value that they belong to. A mask that is missing is drawn.
+    pub(super) masks: BTreeMap<Value, Tensor<4>>,
+}
+
+impl Pass {
+    pub(super) fn new(inputs: Inputs, values: usize) -> Self {
+        Self { inputs, values: vec![None; values], masks: BTreeMap::new() }
+    }
+
+    /// A value that has been computed and not been dropped.
+    #[expect(clippy::expect_used, reason = "callers know what has been computed")]
+    pub(super) fn take(&mut self, value: Value) -> Activation {
+        self.values[value.index()].take().expect("a value that has been computed")
+    }
 }
 
 impl Network {
@@ -63,7 +89,12 @@ impl Network {
         let parameters = graph.parameters.iter().zip(tensors).map(parameter).collect();
         let graph = graph.fused();
         let last_reads = last_reads(&graph.nodes);
-        Self { program: Arc::new(Program { graph, last_reads }), parameters, dropout: true }
+        Self {
+            program: Arc::new(Program { graph, last_reads }),
+            parameters,
+            dropout: device.is_autodiff(),
+            tape: None,
+        }
     }
 
     /// The network's output.
@@ -73,9 +104,17 @@ impl Network {
     /// - `time`: `[B]`
     /// - `label`: `[B]`, below the number of classes
     pub(crate) fn forward(&self, x: Tensor<4>, time: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<4> {
-        let output = self.program.graph.output;
-        let mut found = self.run(Inputs { x, time, label }, &[output]);
-        found.remove(0)
+        let inputs = Inputs { x, time, label };
+        match &self.tape {
+            Some(tape) => self.forward_checkpointed(inputs, tape),
+            None => {
+                let mut pass = Pass::new(inputs, self.program.graph.shapes.len());
+                for index in 0..self.program.graph.nodes.len() {
+                    self.run(index, &mut pass);
+                }
+                pass.take(self.program.graph.output).into_map()
+            }
+        }
     }
 
     /// The maps of [`Graph::features`], for inputs as in [`Network::forward`].
@@ -85,47 +124,46 @@ impl Network {
         time: Tensor<1>,
         label: Option<Tensor<1, Int>>,
     ) -> Vec<Tensor<4>> {
-        self.run(Inputs { x, time, label }, &self.program.graph.features)
-    }
-
-    /// Runs the nodes up to the last of the `wanted` values, which must be maps and stand in the order of the nodes. A value
-    /// is dropped after the last node that reads it.
-    #[expect(clippy::expect_used, reason = "a graph's nodes stand in the order in which they run")]
-    fn run(&self, inputs: Inputs, wanted: &[Value]) -> Vec<Tensor<4>> {
-        let Program { graph, last_reads } = &*self.program;
-        let mut values: Vec<Option<Activation>> = vec![None; graph.shapes.len()];
-        let mut found = Vec::with_capacity(wanted.len());
-        let mut x = Some(inputs.x.clone());
-        for (Node { op, output }, last_reads) in graph.nodes.iter().zip(last_reads) {
-            let mut read = |value: Value| {
-                let place = &mut values[value.index()];
-                let value = if last_reads.contains(&value) { place.take() } else { place.clone() };
-                value.expect("a value that a node before has computed")
-            };
-            let y = self.apply(op, &inputs, &mut x, &mut read);
-            if wanted.contains(output)
-                && let Activation::Map(map) = &y
-            {
-                found.push(map.clone());
-                if found.len() == wanted.len() {
-                    break;
-                }
+        let Graph { nodes, shapes, features, .. } = &self.program.graph;
+        let mut pass = Pass::new(Inputs { x, time, label }, shapes.len());
+        let mut found = Vec::with_capacity(features.len());
+        for (index, node) in nodes.iter().enumerate() {
+            if found.len() == features.len() {
+                break;
             }
-            values[output.index()] = Some(y);
+            let value = self.run(index, &mut pass);
+            if features.contains(&node.output) {
+                found.push(value.clone().into_map());
+            }
         }
         found
+    }
+
+    /// Runs one node, and drops the values that it is the last to read. Returns its output.
+    #[expect(clippy::expect_used, reason = "a graph's nodes stand in the order in which they run")]
+    pub(super) fn run<'a>(&self, index: usize, pass: &'a mut Pass) -> &'a Activation {
+        let Program { graph, last_reads } = &*self.program;
+        let Node { op, output } = &graph.nodes[index];
+        let Pass { inputs, values, masks } = pass;
+        let mut read = |value: Value| {
+            let place = &mut values[value.index()];
+            let value = if last_reads[index].contains(&value) { place.take() } else { place.clone() };
+            value.expect("a value that a node before has computed")
+        };
+        let y = self.apply(op, inputs, masks.entry(*output), &mut read);
+        values[output.index()].insert(y)
     }
 
     fn apply(
         &self,
         op: &Op,
         inputs: &Inputs,
-        x: &mut Option<Tensor<4>>,
+        mask: Entry<Value, Tensor<4>>,
         read: &mut dyn FnMut(Value) -> Activation,
     ) -> Activation {
         use Activation::{Map, Vector};
         match *op {
-            Op::Image => Map(x.take().unwrap_or_else(|| inputs.x.clone())),
+            Op::Image => Map(inputs.x.clone()),
             Op::TimestepEmbedding(embedding) => Vector(timestep_embedding(&embedding, inputs.time.clone())),
             Op::LabelEmbedding(table) => Vector(match &inputs.label {
                 Some(label) => self.parameter::<2>(table).select(0, label.clone()),
@@ -133,7 +171,7 @@ impl Network {
             }),
             Op::Linear(x, affine) => {
                 let weight = self.parameter::<2>(affine.weight);
-                Vector(vector(read(x)).matmul(weight.transpose()) + self.bias(affine).unsqueeze())
+                Vector(read(x).into_vector().matmul(weight.transpose()) + self.bias(affine).unsqueeze())
             }
             Op::Silu(x) => match read(x) {
                 Map(x) => Map(silu(x)),
@@ -141,49 +179,52 @@ impl Network {
             },
             Op::Add(a, b) => match (read(a), read(b)) {
                 (Map(a), Map(b)) => Map(a + b),
-                (a, b) => Vector(vector(a) + vector(b)),
+                (a, b) => Vector(a.into_vector() + b.into_vector()),
             },
             Op::AddVector(x, shift) => {
-                let x = map(read(x));
-                Map(x + per_pixel(vector(read(shift))))
+                let x = read(x).into_map();
+                Map(x + per_pixel(read(shift).into_vector()))
             }
             Op::Chunk { x, parts, index } => {
-                let x = vector(read(x));
+                let x = read(x).into_vector();
                 let [batch, channels] = x.dims();
                 let part = channels / parts;
                 Vector(x.slice([0..batch, index * part..(index + 1) * part]))
             }
             Op::Conv(conv) => {
-                let x = map(read(conv.x));
-                let shift = conv.shift.map(|shift| vector(read(shift)));
+                let x = read(conv.x).into_map();
+                let shift = conv.shift.map(|shift| read(shift).into_vector());
                 Map(self.conv(&conv, x, shift))
             }
             Op::GroupNorm(norm) => {
-                let x = map(read(norm.x));
-                let modulation = norm.modulation.map(|values| values.map(|value| vector(read(value))));
+                let x = read(norm.x).into_map();
+                let modulation = norm.modulation.map(|values| values.map(|value| read(value).into_vector()));
                 Map(self.group_norm(&norm, x, modulation))
             }
             Op::Modulate { x, scale, shift } => {
-                let [x, scale, shift] =
-                    [map(read(x)), per_pixel(vector(read(scale))), per_pixel(vector(read(shift)))];
+                let [x, scale, shift] = [
+                    read(x).into_map(),
+                    per_pixel(read(scale).into_vector()),
+                    per_pixel(read(shift).into_vector()),
+                ];
                 Map(x * (scale + 1.0) + shift)
             }
             Op::Concat(a, b) => {
-                let a = map(read(a));
-                Map(Tensor::cat(vec![a, map(read(b))], 1))
+                let a = read(a).into_map();
+                Map(Tensor::cat(vec![a, read(b).into_map()], 1))
             }
-            Op::Upsample(x) => Map(upsample(map(read(x)))),
-            Op::AveragePool(x) => Map(average_pool(map(read(x)))),
-            Op::QkvAttention { qkv, heads, order } => Map(qkv_attention(map(read(qkv)), heads, order)),
+            Op::Upsample(x) => Map(upsample(read(x).into_map())),
+            Op::AveragePool(x) => Map(average_pool(read(x).into_map())),
+            Op::QkvAttention { qkv, heads, order } => Map(qkv_attention(read(qkv).into_map(), heads, order)),
             Op::Attention { qkv, heads } => {
-                let [q, k, v] = qkv.map(|value| map(read(value)));
+                let [q, k, v] = qkv.map(|value| read(value).into_map());
                 Map(attention(q, k, v, heads))
             }
             Op::Dropout(x, probability) => {
-                let x = map(read(x));
-                Map(if self.dropout { DropoutConfig::new(probability).init().forward(x) } else { x })
+                let x = read(x).into_map();
+                Map(if self.dropout { dropout(x, probability, mask) } else { x })
             }
-            Op::Scale(x, factor) => Map(map(read(x)) * factor),
+            Op::Scale(x, factor) => Map(read(x).into_map() * factor),
         }
     }
 
@@ -261,43 +302,61 @@ impl Network {
             false => new,
         };
         let parameters = parameters.into_iter().zip(&self.parameters).map(like).collect();
-        Self { parameters, ..self.clone() }
+        let tape = self.tape.as_ref().map(Tape::fresh);
+        Self { parameters, tape, ..self.clone() }
     }
 
     /// The same network on a device that records no gradients, where it has no dropout.
     pub(crate) fn without_gradients(&self) -> Self {
-        Self { parameters: self.parameters(), ..self.clone() }
+        Self { parameters: self.parameters(), dropout: false, tape: None, ..self.clone() }
     }
 
     /// The same network as a fixed function: gradients flow through it to its input, its parameters get none, and dropout is
     /// off.
     pub(crate) fn frozen(&self) -> Self {
         let parameters = self.parameters().into_iter().map(Tensor::autodiff).collect();
-        Self { parameters, dropout: false, ..self.clone() }
+        Self { parameters, dropout: false, tape: None, ..self.clone() }
     }
 
     /// Gradients of a loss with respect to the parameters, in their order; zero where the loss does not depend on one.
     pub(crate) fn gradients(&self, loss: &Tensor<1>) -> Vec<Tensor<1>> {
         let mut gradients = loss.backward();
-        let of = |parameter: &Tensor<1>| {
-            parameter.grad_remove(&mut gradients).unwrap_or_else(|| parameter.clone().inner().zeros_like())
+        let found = match &self.tape {
+            Some(tape) => self.recomputed_gradients(tape, &mut gradients),
+            None => self.parameters.iter().map(|parameter| parameter.grad_remove(&mut gradients)).collect(),
         };
-        self.parameters.iter().map(of).collect()
+        let or_zero = |(found, parameter): (Option<Tensor<1>>, &Tensor<1>)| {
+            found.unwrap_or_else(|| parameter.clone().inner().zeros_like())
+        };
+        found.into_iter().zip(&self.parameters).map(or_zero).collect()
     }
 }
 
-fn map(activation: Activation) -> Tensor<4> {
-    match activation {
-        Activation::Map(map) => map,
-        Activation::Vector(_) => panic!("expected a map, found a vector"),
+impl Activation {
+    /// # Panics
+    /// If it is a vector.
+    pub(super) fn into_map(self) -> Tensor<4> {
+        match self {
+            Self::Map(map) => map,
+            Self::Vector(_) => panic!("expected a map, found a vector"),
+        }
+    }
+
+    /// # Panics
+    /// If it is a map.
+    pub(super) fn into_vector(self) -> Tensor<2> {
+        match self {
+            Self::Vector(vector) => vector,
+            Self::Map(_) => panic!("expected a vector, found a map"),
+        }
     }
 }
 
-fn vector(activation: Activation) -> Tensor<2> {
-    match activation {
-        Activation::Vector(vector) => vector,
-        Activation::Map(_) => panic!("expected a vector, found a map"),
-    }
+/// Sets values to zero with a probability and scales the rest, so that the expectation stays.
+fn dropout(x: Tensor<4>, probability: f64, mask: Entry<Value, Tensor<4>>) -> Tensor<4> {
+    let keep = 1.0 - probability;
+    let mask = mask.or_insert_with(|| x.random_like(Distribution::Bernoulli(keep)).inner());
+    x * mask.clone() * (1.0 / keep)
 }
 
 /// `[B, C]` to `[B, C, 1, 1]`.

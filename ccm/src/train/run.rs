@@ -221,7 +221,7 @@ impl Run {
             },
             workers: self.workers(config.batch, config.micro_batch)?,
             times: self.config.path.times(),
-            state,
+            state: self.with_checkpointing(state),
         };
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Teacher, &mut teacher, steps, watch)?;
@@ -295,7 +295,7 @@ impl Run {
             adversary,
             time_alpha: config.time_alpha as f32,
             teacher: frozen.without_gradients(),
-            state,
+            state: self.with_checkpointing(state),
         })
     }
 
@@ -324,6 +324,13 @@ impl Run {
         // Dropout draws from one generator, so two threads would make its numbers depend on timing.
         let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
         Ok(Workers::new(threads, batch, micro_batch.unwrap_or(batch))?)
+    }
+
+    fn with_checkpointing(&self, mut state: TrainState) -> TrainState {
+        if self.config.run.gradient_checkpointing {
+            state.denoiser = state.denoiser.checkpointed();
+        }
+        state
     }
 
     fn curriculum(&self) -> Curriculum {
