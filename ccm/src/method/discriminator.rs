@@ -239,9 +239,9 @@ impl Adversary {
     /// `distance` the distance of images from their targets.
     ///
     /// The value of the student's loss is the distance. Its gradient with respect to `estimate` is
-    /// `g_distance + weight * balance * g_adversarial`, where [`Discriminator::balance`] is the ratio of the norms of the two
-    /// gradients over the whole batch of the last step. The published code takes the ratio with respect to the weights of the
-    /// last layer; with respect to the images it needs no second backward pass through the student.
+    /// `g_distance + weight * balance * g_adversarial`. [`Discriminator::balance`] is the ratio of the norms of the two
+    /// gradients, over the whole batch of the last step. The published code takes this ratio with respect to the weights
+    /// of the last layer; with respect to the images it needs no second backward pass through the student.
     pub fn join(
         &self,
         discriminator: &Discriminator,
