@@ -22,7 +22,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// A batch is split into this many groups of images, each summed in order. The number does not depend on the
+/// Largest number of groups that a batch is split into; each group is summed in order. It does not depend on the
 /// number of threads, so that results are reproducible.
 const RUNS: usize = 8;
 
