@@ -83,8 +83,8 @@ impl Denoiser {
         x * a + self.network.forward(input, time, label) * b
     }
 
-    /// The feature maps of the network's encoder: the last one of each resolution, then the middle block's. `x`, `t` and
-    /// `label` are as in [`Denoiser::velocity`], but `label` may be `None` for any model.
+    /// The feature maps of the network's encoder: the last one of each resolution, then the middle block's. The arguments
+    /// are those of [`Denoiser::velocity`], but `t` may be 1, and `label` may be `None` for any model.
     pub fn encode(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Vec<Tensor<4>> {
         let (input, time) = self.input(x, &self.coefficients(t));
         self.network.features(input, time, label)
