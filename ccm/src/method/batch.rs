@@ -1,26 +1,26 @@
-//! One batch of training: noise and images, paired, with their times and labels.
+//! A training batch: pairs of noise and images, with labels and random numbers for the times.
 
 use std::ops::Range;
 
 use burn::tensor::{Int, Tensor};
 
-/// Pairs of noise and images.
+/// Pairs of noise and images: row `i` of `x0` belongs to row `i` of `x1`.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// Noise, `[B, C, H, W]`.
     pub x0: Tensor<4>,
     /// Images in [-1, 1], `[B, C, H, W]`.
     pub x1: Tensor<4>,
-    /// A uniform number in [0, 1) for every image.
+    /// One uniform random number in [0, 1) per image, from which its time is computed.
     pub uniform: Vec<f32>,
-    /// Labels, `[B]`, for a conditional model.
+    /// Class labels, `[B]`; `None` for an unconditional model.
     pub label: Option<Tensor<1, Int>>,
-    /// Seed of the random numbers that the device draws in this step: dropout.
+    /// Seed of this step's other random numbers: dropout, and the discriminator's noise and times.
     pub seed: u64,
 }
 
 impl Batch {
-    /// Images in the batch.
+    /// Number of images.
     pub fn len(&self) -> usize {
         self.uniform.len()
     }
@@ -30,7 +30,7 @@ impl Batch {
         self.uniform.is_empty()
     }
 
-    /// The images of `rows`.
+    /// The rows `rows` of the batch.
     pub fn part(&self, rows: Range<usize>) -> Batch {
         Batch {
             x0: self.x0.clone().narrow(0, rows.start, rows.len()),

@@ -1,25 +1,27 @@
-//! Which noise goes with which image of a minibatch (PAPER.md §2).
+//! Coupling: pairs each image of a minibatch with a noise sample (PAPER.md §2).
 
 use lapjv::Matrix;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// How noise and images of a batch are paired.
+/// How the noise and the images of a batch are paired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Coupling {
-    /// As drawn (I-CFM).
+    /// In the order drawn (I-CFM).
     Independent,
-    /// By the exact optimal-transport plan of the batch (OT-CFM); with labels, one plan within each label, so
-    /// that the noise of a label stays standard normal.
+    /// By the exact optimal-transport plan of the batch (OT-CFM). With labels there is one plan per label, so that the
+    /// noise is independent of the label.
     OptimalTransport,
 }
 
 impl Coupling {
-    /// For each image the row of the noise that goes with it.
+    /// Returns the row of `x0` for each row of `x1`.
     ///
     /// # Shapes
-    /// `x0`, `x1`: `[B, len]`; `labels`: `[B]`, or empty for unlabelled images.
+    /// - `x0`, `x1`: `[B, len]`
+    /// - `labels`: `[B]`, or empty for unlabelled images
+    /// - result: `[B]`
     pub fn pair(self, x0: &[f32], x1: &[f32], len: usize, labels: &[u32]) -> Vec<usize> {
         let batch = x1.len() / len;
         let mut pairs: Vec<usize> = (0..batch).collect();
@@ -42,7 +44,7 @@ impl Coupling {
     }
 }
 
-/// The assignment of least total squared distance among `rows`: for each row of `x1` the one of `x0`.
+/// The assignment among `rows` with the least total squared distance: a position in `rows` of `x0` for each of `x1`.
 fn assignment(x0: &[f32], x1: &[f32], len: usize, rows: &[usize]) -> Vec<usize> {
     let distance = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum()
@@ -55,7 +57,7 @@ fn assignment(x0: &[f32], x1: &[f32], len: usize, rows: &[usize]) -> Vec<usize> 
         })
         .collect();
     let identity = || (0..rows.len()).collect();
-    // Both fail only if a cost is not finite; then the training step will say so.
+    // Both calls fail only if a cost is not finite. The training step then reports the error.
     let Ok(costs) = Matrix::from_shape_vec((rows.len(), rows.len()), costs) else { return identity() };
     lapjv::lapjv(&costs).map_or_else(|_| identity(), |(columns, _)| columns)
 }

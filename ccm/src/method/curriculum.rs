@@ -1,4 +1,4 @@
-//! The curriculum (PAPER.md §5): the teacher steps on until the target is far enough ahead of the student.
+//! The curriculum (PAPER.md §5): the teacher takes steps until the KDC of the target reaches the threshold.
 
 use std::iter::Sum;
 use std::ops::Range;
@@ -17,10 +17,10 @@ use crate::nn::host::per_image;
 pub enum Mode {
     /// Consistency distillation: the teacher's velocity.
     Cd,
-    /// Consistency training: the direction from noise to image instead of a teacher. A run trains one all the
-    /// same, for the student to start from.
+    /// Consistency training: the direction `x1 - x0` instead of the teacher's velocity. A run still trains a teacher,
+    /// because the student starts from its weights.
     Ct,
-    /// Consistency distillation with exactly one step, whatever the KDC: the baseline.
+    /// Fixed-step distillation, the baseline: exactly one teacher step, whatever the KDC.
     Fixed,
 }
 
@@ -28,10 +28,10 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
-    /// Each image's own KDC. Images that have reached their target leave the batch.
+    /// The KDC of each image. An image that reaches the threshold, or `u = 1`, leaves the batch.
     Image,
-    /// One KDC over the whole batch, ended by the first image's time, as in the published code. The target is then
-    /// computed before the loss, from an estimate of its own without dropout.
+    /// One KDC over the whole batch; the loop also ends when the first image is at `u = 1`, as in the published code.
+    /// Targets are then computed for the whole batch before the loss, from a separate estimate without dropout.
     Batch,
 }
 
@@ -39,10 +39,10 @@ pub enum Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepSolver {
-    /// Along the velocity at the start; of a diffusion model, DDIM.
+    /// Euler: uses the velocity at the start of the step. For a diffusion model this is DDIM.
     #[default]
     Euler,
-    /// Along the mean of the velocities at both ends, which takes two evaluations; the step that arrives at the data takes one.
+    /// Heun: uses the mean of the velocities at both ends, which takes two evaluations. A step to `u = 1` is an Euler step.
     Heun,
 }
 
@@ -59,16 +59,15 @@ pub struct Curriculum {
     pub step_size: f32,
     /// How the teacher takes a step.
     pub solver: StepSolver,
-    /// The largest batch that networks get, where few sizes of batches are wanted: a GPU may tune and compile kernels for
-    /// every new size. Images that have reached their target are then replaced by copies of others, whose results are not
-    /// used, up to the next of [`BATCH_SIZES`] sizes.
+    /// The largest batch size, if batches are padded to one of [`BATCH_SIZES`] sizes. Fewer sizes save time on a GPU, which
+    /// may tune and compile kernels for every new size. Padding repeats an image and discards the results.
     pub pad_to: Option<usize>,
 }
 
-/// Sizes of batches that teacher and target get with [`Curriculum::pad_to`].
+/// Number of batch sizes that the teacher and the target network run on with [`Curriculum::pad_to`].
 pub const BATCH_SIZES: usize = 7;
 
-/// The student's estimates of a batch, and the points that they start from.
+/// The student's estimates for a batch, and the points that they are computed from.
 #[derive(Debug, Clone)]
 pub struct Start {
     /// `f_theta(x_t, t)`, the student's estimate, without gradient. `[B, C, H, W]`
@@ -79,7 +78,7 @@ pub struct Start {
     pub t: Vec<f32>,
     /// Labels, `[B]`.
     pub label: Option<Tensor<1, Int>>,
-    /// `x1 - x0`, `[B, C, H, W]`; wanted by [`Mode::Ct`] alone.
+    /// `x1 - x0`, `[B, C, H, W]`; used by [`Mode::Ct`] only.
     pub direction: Option<Tensor<4>>,
 }
 
@@ -92,14 +91,14 @@ pub struct Goal {
     pub u: Vec<f32>,
     /// Teacher steps taken for every image.
     pub steps: Vec<usize>,
-    /// Evaluations of the teacher and of the target network for every image.
+    /// Evaluations of the teacher plus evaluations of the target network for every image.
     pub evaluations: Vec<usize>,
-    /// KDC of every image's estimate and target, in dB.
+    /// KDC between the estimate and the target of every image, in dB.
     pub kdc: Vec<f64>,
 }
 
 impl Goal {
-    /// The targets of `rows`.
+    /// The rows `rows` of the targets.
     pub fn part(&self, rows: Range<usize>) -> Self {
         Self {
             target: self.target.clone().narrow(0, rows.start, rows.len()),
@@ -127,7 +126,7 @@ pub struct Counts {
     pub kdc: f64,
     /// Teacher steps.
     pub steps: usize,
-    /// Evaluations of teacher and target.
+    /// Evaluations of the teacher and of the target network.
     pub evaluations: usize,
 }
 
@@ -141,7 +140,7 @@ impl Sum for Counts {
     }
 }
 
-/// The images that have not reached their target yet.
+/// The images whose teacher steps are not finished.
 struct Active {
     /// Their rows in the batch.
     rows: Vec<usize>,
@@ -158,7 +157,7 @@ fn padded(count: usize, most: usize) -> usize {
     sizes.find(|&size| size >= count).unwrap_or(count)
 }
 
-/// Rows `changed` with their places, and the other rows, those of `before`, in their order.
+/// Merges rows by position: row `places[i]` of the result is `changed[i]`; the rows `others` are those of `before`.
 fn in_order(changed: Tensor<4>, places: &[usize], before: &Tensor<4>, others: &[usize]) -> Tensor<4> {
     if others.is_empty() {
         return changed;
@@ -173,12 +172,12 @@ fn in_order(changed: Tensor<4>, places: &[usize], before: &Tensor<4>, others: &[
 }
 
 impl Active {
-    /// Places of the images that are at `u = 1`, and of the others.
+    /// Positions of the images at `u = 1`, and positions of the others.
     fn arrived(&self) -> (Vec<usize>, Vec<usize>) {
         (0..self.u.len()).partition(|&place| self.u[place] >= 1.0)
     }
 
-    /// The images at the given places.
+    /// Keeps the images at the given positions.
     fn select(self, places: &[usize]) -> Self {
         if places.len() == self.rows.len() {
             return self;
@@ -196,7 +195,7 @@ impl Active {
 }
 
 impl Curriculum {
-    /// Computes the target of every image. `teacher` and `target` must not record gradients; neither does the result.
+    /// Computes the target of every image. `teacher` and `target` must not record gradients; the result has none.
     pub fn goal(&self, start: Start, teacher: &Denoiser, target: &Denoiser) -> Goal {
         let device = start.x_t.device();
         let batch = start.t.len();
@@ -239,7 +238,7 @@ impl Curriculum {
 
     /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `dt = min(s, 1 - u)`.
     fn advance(&self, active: &mut Active, teacher: &Denoiser) {
-        /// A step that would leave less than this to go goes all the way.
+        /// A step that would end closer than this to `u = 1` ends at `u = 1`.
         const ROUNDING: f32 = 1e-5;
         let device = active.x_u.device();
         let before = active.u.clone();
@@ -262,7 +261,7 @@ impl Curriculum {
             active.x_u = there;
             return;
         }
-        // `x + dt (v + v') / 2` is half of the Euler step and half of a step along `v'`.
+        // `x + dt (v + v') / 2` is the Euler step `x + dt v`, corrected by `dt / 2 (v' - v)`.
         let rows = |tensor: &Tensor<4>| tensor.clone().select(0, indices(&short, &device));
         let u: Vec<f32> = short.iter().map(|&place| active.u[place]).collect();
         let label = active.label.clone().map(|label| label.select(0, indices(&short, &device)));
@@ -272,7 +271,7 @@ impl Curriculum {
         active.x_u = in_order(corrected, &short, &there, &arrived);
     }
 
-    /// `f_theta-(x_u, u)`. At `u = 1` that is `x_u` itself, without an evaluation.
+    /// `f_theta-(x_u, u)`. At `u = 1` it equals `x_u`, and the network is not evaluated.
     fn jump(&self, active: &Active, target: &Denoiser) -> Tensor<4> {
         let device = active.x_u.device();
         let (arrived, short) = active.arrived();
@@ -286,7 +285,7 @@ impl Curriculum {
         in_order(jump(x_u, &per_image(&u, &device), v), &short, &active.x_u, &arrived)
     }
 
-    /// The velocity of a network, evaluated on a batch of one of few sizes if [`Curriculum::pad_to`] says so.
+    /// The velocity of a network. Pads the batch if [`Curriculum::pad_to`] is set.
     fn velocity(
         &self,
         network: &Denoiser,
@@ -315,10 +314,10 @@ impl Curriculum {
     }
 }
 
-/// A [`Goal`] under construction: targets in the order in which images reach them.
+/// A [`Goal`] under construction, with targets in the order in which the images finish.
 struct GoalRows {
     targets: Vec<Tensor<4>>,
-    /// For each image its place in `targets`.
+    /// The position of each image in `targets`.
     places: Vec<usize>,
     arrived: usize,
     u: Vec<f32>,

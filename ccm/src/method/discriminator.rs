@@ -1,10 +1,10 @@
 //! The adversarial loss of PAPER.md §6: a discriminator on the teacher's features.
 //!
-//! The published discriminator uses the features of networks trained on ImageNet. This one uses those of a network that
-//! every run has: the teacher's encoder, frozen. Its input is an image with noise, at a random time in the later half of
-//! the path. A diffusion model's features separate real from generated images there (Sauer et al., arXiv 2403.12015; Yin
-//! et al., arXiv 2405.14867), and the noise replaces augmentation. Each of the encoder's feature maps has a small head with
-//! a logit for every pixel: above 0 for an image of the data, below 0 for one of the student.
+//! The published discriminator uses features of networks trained on ImageNet. This one uses the teacher's encoder, frozen,
+//! which every run has. The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1). The features of a
+//! diffusion model separate real from generated images (Sauer et al., arXiv 2403.12015; Yin et al., arXiv 2405.14867), and
+//! the noise replaces augmentation. Each feature map has a small head with one logit per pixel: positive for real images,
+//! negative for the student's images.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,33 +24,34 @@ use crate::nn::optimizer::{Optimizer, Schedule};
 use crate::noise::Noise;
 use crate::weights::HostTensor;
 
-/// Channels of a head.
+/// Hidden channels of a head.
 const WIDTH: usize = 64;
 
-/// Times at which the encoder gets images: from here to 1.
+/// Start of the range of times of the encoder's inputs, `[EARLIEST, 1)`.
 const EARLIEST: f64 = 0.5;
 
-/// The norm of a head.
+/// The group norm of a head.
 const NORM: Norm = Norm { groups: 32, epsilon: 1e-5, silu: true };
 
 /// Range that [`Discriminator::balance`] is clamped to (PAPER.md §6).
 const BALANCE: [f32; 2] = [0.01, 10.0];
 
-/// A discriminator in training: the heads and the state of their optimiser.
+/// A discriminator in training: the heads and their optimiser.
 #[derive(Clone)]
 pub struct Discriminator {
-    /// The trained part; it records gradients.
+    /// The trainable part; it records gradients.
     pub heads: Heads,
-    /// The optimiser.
+    /// The optimiser of the heads.
     pub optimizer: Optimizer,
     /// Steps taken.
     pub step: u64,
-    /// Ratio of two norms: of the distance's gradient and of the adversarial loss's gradient, both with respect to the
-    /// student's images, in the last step. 0 before the first step, since an untrained discriminator gives no direction.
+    /// Norm of the distance's gradient divided by the norm of the adversarial loss's gradient, both with respect to the
+    /// student's images, in the last step. 0 before the first step, because an untrained discriminator's gradient has no
+    /// meaning.
     pub balance: f32,
 }
 
-/// The trained part of a discriminator: a head for each of the encoder's feature maps.
+/// The trainable part of a discriminator: one head per feature map of the encoder.
 #[derive(Module, Debug)]
 pub struct Heads {
     heads: Vec<Head>,
@@ -69,14 +70,14 @@ impl Head {
         let [batch, channels, ..] = x.dims();
         let ones = Tensor::ones([batch, channels], &x.device());
         let x = group_norm(x, ones.clone(), ones.zeros_like(), NORM);
-        // A 1x1 convolution, written out: Burn's gave wrong logits on wgpu here (0.22.1, a software adapter).
+        // A 1x1 convolution as product and sum: Burn 0.22.1's convolution gives wrong logits on a software wgpu adapter.
         let weighted = x * self.logits.weight.val();
         weighted.sum_dim(1) + self.logits.bias.val().reshape([1, 1, 1, 1])
     }
 }
 
 impl Heads {
-    /// Names and shapes of the tensors of heads on the encoder of such a network.
+    /// Names and shapes of the heads' tensors, for the encoder of a network.
     pub fn tensors(spec: &NetworkSpec) -> Vec<TensorSpec> {
         let graph = spec.graph();
         let mut tensors = Vec::new();
@@ -93,10 +94,10 @@ impl Heads {
         tensors
     }
 
-    /// Heads on the encoder of such a network, with the values of [`Heads::tensors`].
+    /// Heads for the encoder of a network. `tensors` are the values of [`Heads::tensors`], in that order.
     ///
     /// # Panics
-    /// If a tensor is missing or misshapen.
+    /// If a tensor is missing or has the wrong shape.
     pub(crate) fn new(spec: &NetworkSpec, tensors: &[HostTensor], device: &Device) -> Self {
         let specs = Self::tensors(spec);
         let mut load = Loader::new(&specs, tensors, device);
@@ -109,7 +110,7 @@ impl Heads {
         heads
     }
 
-    /// Weights as PyTorch draws them: uniform within `1 / sqrt(inputs)`.
+    /// PyTorch's default initialisation: uniform in `±1 / sqrt(fan-in)`.
     fn random(spec: &NetworkSpec, seed: u64) -> Vec<HostTensor> {
         let mut bound = 1.0;
         let draw = |(i, tensor): (usize, TensorSpec)| {
@@ -128,7 +129,7 @@ impl Heads {
         parameters(self)
     }
 
-    /// The mean over heads of the mean over pixels of `f` of a logit, `[1]`.
+    /// The mean of `f(logits)`: over images and pixels, then over heads. `[1]`
     fn mean(&self, maps: &[Tensor<4>], f: impl Fn(Tensor<4>) -> Tensor<4>) -> Tensor<1> {
         let of_maps = self.heads.iter().zip(maps).map(|(head, map)| f(head.forward(map.clone())).mean());
         Tensor::cat(of_maps.collect(), 0).mean()
@@ -136,7 +137,7 @@ impl Heads {
 }
 
 impl Discriminator {
-    /// An untrained discriminator for the encoder of a network.
+    /// An untrained discriminator for the encoder of a network. The weights depend on `seed` only.
     pub fn new(spec: &NetworkSpec, seed: u64, device: &Device) -> Self {
         let heads = Heads::new(spec, &Heads::random(spec, seed), &device.clone().autodiff());
         Self { heads, optimizer: Optimizer::of_discriminator(), step: 0, balance: 0.0 }
@@ -155,14 +156,14 @@ impl Discriminator {
         Self { heads, optimizer: Optimizer::of_discriminator().from_moments(moments), step, balance }
     }
 
-    /// The student's loss, `[1]`: minus the mean logit of its images.
+    /// The student's adversarial loss, `[1]`: the negative mean logit of its images.
     fn student_loss(&self, fake: &[Tensor<4>]) -> Tensor<1> {
         -self.heads.clone().no_grad().mean(fake, |logit| logit)
     }
 
-    /// The discriminator's own loss, `[1]`, and its gradients.
+    /// The discriminator's hinge loss, `[1]`, and its gradients.
     fn loss(&self, real: &[Tensor<4>], fake: &[Tensor<4>]) -> (Tensor<1>, Vec<Tensor<1>>) {
-        // Parameters of its own, so that the graphs of two parts have nothing in common.
+        // A copy of the parameters, so that the autodiff graphs of two micro-batches are separate.
         let heads = with_parameters(self.heads.clone(), self.heads.parameters());
         let fake: Vec<Tensor<4>> = fake.iter().map(|map| map.clone().inner().autodiff()).collect();
         let loss =
@@ -194,28 +195,29 @@ impl Discriminator {
     }
 }
 
-/// The adversarial loss in a distillation.
+/// The adversarial loss of a distillation, and its settings.
 pub struct Adversary {
-    /// The network whose features the discriminator uses: the teacher, [`Denoiser::frozen`].
+    /// The feature extractor: the teacher, [`Denoiser::frozen`].
     pub encoder: Arc<Denoiser>,
-    /// Norm of the adversarial loss's gradient with respect to the student's images, relative to the distance's.
+    /// Weight of the adversarial loss: the norm of its gradient with respect to the student's images, relative to the
+    /// distance's gradient.
     pub weight: f64,
-    /// Steps of the student before there is an adversarial loss.
+    /// The student's step at which the adversarial loss starts.
     pub from: u64,
-    /// Steps from there on over which the weight grows linearly from zero.
+    /// Discriminator steps over which the weight grows linearly from zero.
     pub warmup_steps: u64,
     /// Learning rate of the discriminator.
     pub learning_rate: f64,
 }
 
-/// Loss and gradients of a discriminator for one micro-batch.
+/// Loss and gradients of the discriminator for one micro-batch.
 pub struct DiscriminatorGradients {
     images: usize,
-    /// Its own loss, `[1]`: the mean of `relu(1 - logit)` of real images and of `relu(1 + logit)` of the student's.
+    /// Hinge loss, `[1]`: mean of `relu(1 - logit)` for real images plus mean of `relu(1 + logit)` for the student's.
     loss: Tensor<1>,
     /// Gradients of that loss with respect to the heads' parameters, flat.
     gradients: Vec<Tensor<1>>,
-    /// Squared lengths, in the student's images, of the gradients of the distance and of the adversarial loss, `[2]`.
+    /// Squared norms, `[2]`, of the distance's and the adversarial loss's gradient with respect to the student's images.
     lengths: Tensor<1>,
 }
 
@@ -225,18 +227,21 @@ impl Adversary {
         Schedule { learning_rate: self.learning_rate, warmup_steps: 0, ..*student }
     }
 
-    /// The weight after so many steps of the discriminator.
+    /// The weight after `steps` discriminator steps.
     fn weight_after(&self, steps: u64) -> f64 {
         self.weight * ((steps + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0)
     }
 
-    /// Adds the adversarial loss to the `distance` of `estimate`, the images that the student made of `rows` of a batch;
-    /// `part` is those rows.
+    /// Adds the adversarial loss to the distance, for one micro-batch. Returns the student's loss, `[1]`, and the
+    /// discriminator's loss and gradients.
     ///
-    /// The gradients of the two losses with respect to the images are brought to the same length, going by what the step
-    /// before found in its whole batch. The published code compares them in the weights of the last layer; in the images
-    /// no second way back through the student is needed. The loss that is given back has the distance's value and the
-    /// gradient of both.
+    /// `estimate` is the student's images, `[B, C, H, W]`, `part` the micro-batch, `rows` its rows in the whole batch, and
+    /// `distance` the distance of images from their targets.
+    ///
+    /// The value of the student's loss is the distance. Its gradient with respect to `estimate` is
+    /// `g_distance + weight * balance * g_adversarial`. [`Discriminator::balance`] is the ratio of the norms of the two
+    /// gradients, over the whole batch of the last step. The published code takes this ratio with respect to the weights
+    /// of the last layer; with respect to the images it needs no second backward pass through the student.
     pub fn join(
         &self,
         discriminator: &Discriminator,
@@ -263,14 +268,14 @@ impl Adversary {
         (along + rest.autodiff(), DiscriminatorGradients { images: part.len(), loss, lengths, gradients })
     }
 
-    /// The encoder's features of images with noise.
+    /// The encoder's features of the noised images, at times `t`.
     fn features(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &[f32], part: &Batch) -> Vec<Tensor<4>> {
         let time = per_image(t, &images.device());
         self.encoder.encode(path(noise, images, &time), t, part.label.clone())
     }
 }
 
-/// Noise and times at which the encoder gets the images of a micro-batch.
+/// Times and noise for the encoder's inputs, for one micro-batch.
 struct Views {
     t: Vec<f32>,
     of_real: Tensor<4>,
@@ -278,7 +283,7 @@ struct Views {
 }
 
 impl Views {
-    /// Every row draws for itself, so that it does not matter how a batch is cut.
+    /// Draws separately for each row, so that the numbers do not depend on the size of the micro-batches.
     fn draw(part: &Batch, rows: Range<usize>) -> Self {
         let device = part.x1.device();
         let shape = part.x1.shape();
@@ -296,7 +301,7 @@ impl Views {
     }
 }
 
-/// Gradient of a loss with respect to the images that it was made from.
+/// Gradient of a loss with respect to the images.
 fn gradient(images: &Tensor<4>, loss: &Tensor<1>) -> Tensor<4> {
     images.grad(&loss.backward()).unwrap_or_else(|| images.clone().inner().zeros_like())
 }
@@ -368,7 +373,7 @@ mod tests {
         }
     }
 
-    /// The gradient of both losses in the student's images, their value, and the gradients of the discriminator.
+    /// The gradient of the student's loss with respect to its images, the loss, and the discriminator's gradients.
     fn joined(weight: f64, discriminator: &Discriminator) -> (Tensor<4>, f64, DiscriminatorGradients) {
         let target = images(6).autodiff();
         let estimate = images(3).autodiff().require_grad();

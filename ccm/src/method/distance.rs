@@ -1,4 +1,4 @@
-//! What the student minimises: a distance between its estimate and the target.
+//! The student's loss: a distance between its estimate and the target.
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,14 +28,14 @@ pub enum DistanceKind {
 }
 
 impl fmt::Display for DistanceKind {
-    /// The name as a configuration has it.
+    /// The name used in a configuration.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
 }
 
 impl DistanceKind {
-    /// The trunk of LPIPS, where it is LPIPS.
+    /// The trunk of an LPIPS distance; `None` for other distances.
     pub fn trunk(self) -> Option<Trunk> {
         match self {
             Self::LpipsVgg16 => Some(Trunk::Vgg16),
@@ -45,7 +45,7 @@ impl DistanceKind {
     }
 }
 
-/// A distance of images.
+/// A distance between images.
 #[derive(Debug, Clone)]
 pub enum Distance {
     /// `sqrt(|a - b|^2 + c^2) - c` over an image of `d` values, `c = 0.00054 sqrt(d)` (Song and Dhariwal,
@@ -55,15 +55,15 @@ pub enum Distance {
     L2,
     /// Mean absolute difference.
     L1,
-    /// Distance of the features of a pretrained network: LPIPS.
+    /// LPIPS: distance between the features of a pretrained network.
     Lpips(Arc<Lpips>),
-    /// Distance of the teacher's features: as LPIPS, over the feature maps of the teacher's encoder, with equal weights for
-    /// all channels. The encoder gets images at t = 1, without a label. The teacher is [`Denoiser::frozen`].
+    /// Distance between the teacher's features: LPIPS on the feature maps of the teacher's encoder, with equal weights for
+    /// all channels. The encoder's inputs are the images at `t = 1`, without a label. The teacher is [`Denoiser::frozen`].
     TeacherFeatures(Arc<Denoiser>),
 }
 
 impl Distance {
-    /// Network evaluations for an image. Two passes through the encoder, about half a network each, count as one.
+    /// Network evaluations per image. Two passes through the encoder, each about half a network, count as one.
     pub fn evaluations(&self) -> usize {
         match self {
             Self::TeacherFeatures(_) => 1,
@@ -71,7 +71,7 @@ impl Distance {
         }
     }
 
-    /// The mean distance of the pairs of a batch: `[B, C, H, W]` twice to `[1]`.
+    /// The mean distance over the pairs of a batch. `a`, `b`: `[B, C, H, W]`; result: `[1]`.
     pub fn mean(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
         let flat = |a: Tensor<4>, b: Tensor<4>| {
             let [batch, channels, height, width] = a.dims();
@@ -79,7 +79,7 @@ impl Distance {
         };
         match self {
             Self::PseudoHuber => {
-                // With `d` divided out, |a - b|^2 becomes the mean square, and c a constant.
+                // Dividing by `sqrt(d)` turns |a - b|^2 into a mean square and c into a constant.
                 const C: f32 = 0.00054;
                 let difference = flat(a, b);
                 let square = (difference.clone() * difference).mean_dim(1);

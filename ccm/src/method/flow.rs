@@ -1,10 +1,10 @@
 //! The straight path, the jump and the Euler step (PAPER.md §1).
 //!
-//! Times are one a row, `[B]`, in [0, 1]: 0 is noise, 1 is data.
+//! Images, noise and velocities are `[B, C, H, W]`. Times are `[B]`, in [0, 1]: 0 is noise, 1 is data.
 
 use burn::tensor::Tensor;
 
-/// One number a row, `[B]`, as `[B, 1, 1, 1]`.
+/// Reshapes `[B]` to `[B, 1, 1, 1]`.
 fn per_image(t: &Tensor<1>) -> Tensor<4> {
     let [batch] = t.dims();
     t.clone().reshape([batch, 1, 1, 1])
@@ -20,7 +20,7 @@ pub fn jump(x: Tensor<4>, t: &Tensor<1>, v: Tensor<4>) -> Tensor<4> {
     x + v * per_image(&(-t.clone() + 1.0))
 }
 
-/// `x + dt v`, one `dt` a row.
+/// `x + dt v`; `dt`: `[B]`.
 pub fn euler_step(x: Tensor<4>, dt: &Tensor<1>, v: Tensor<4>) -> Tensor<4> {
     x + v * per_image(dt)
 }

@@ -22,7 +22,7 @@ pub fn kdc(mse: f64) -> f64 {
     100.0 - psnr(mse)
 }
 
-/// Mean squared difference of each pair of images: `[B, C, H, W]` twice to `[B]`, on the host.
+/// Mean squared difference of each pair of images. `a`, `b`: `[B, C, H, W]`; result: `B` values on the host.
 pub fn mse(a: Tensor<4>, b: Tensor<4>) -> Vec<f64> {
     let [batch, channels, height, width] = a.dims();
     let difference = (a - b).reshape([batch, channels * height * width]);

@@ -1,9 +1,9 @@
-//! LPIPS, the distance of PAPER.md §6: the distance of two images in the feature space of a pretrained network (Zhang et
-//! al., arXiv 1801.03924).
+//! LPIPS, the distance of PAPER.md §6: the distance between two images in the feature space of a pretrained network (Zhang
+//! et al., arXiv 1801.03924).
 //!
-//! A trunk, VGG16 or AlexNet, with the weights of torchvision, makes feature maps of both images; at every pixel of five
-//! of them, features are brought to length 1, and their squared differences are weighted by a head, with the weights of
-//! the package `lpips`, averaged over the pixels and added up.
+//! The trunk is VGG16 or AlexNet with torchvision's weights. Five of its feature maps are compared: at every pixel the
+//! features are normalised to length 1; a head, with the weights of the package `lpips`, weights the squared differences
+//! of the channels; the results are averaged over the pixels and summed over the five maps.
 
 use std::collections::BTreeMap;
 
@@ -16,18 +16,18 @@ use crate::model::TensorSpec;
 use crate::nn::ops::conv;
 use crate::weights::{HostTensor, WeightsError};
 
-/// Rows and columns that images are brought to (PAPER.md §6).
+/// Height and width that images are resized to (PAPER.md §6).
 pub const SIDE: usize = 224;
 
-/// The trunk's input is `(image - SHIFT) / SCALE`, channel by channel.
+/// The trunk's input is `(image - SHIFT) / SCALE`, per channel.
 const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
 /// See [`SHIFT`].
 const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
 
-/// Added to a length that is divided by.
+/// Added to the length of a feature vector before dividing by it.
 const EPSILON: f64 = 1e-10;
 
-/// A pretrained network.
+/// The pretrained network that extracts the features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trunk {
     /// VGG16 (Simonyan and Zisserman, arXiv 1409.1556).
@@ -36,14 +36,14 @@ pub enum Trunk {
     AlexNet,
 }
 
-/// A part of a trunk.
+/// A layer of a trunk.
 #[derive(Debug, Clone, Copy)]
 enum Layer {
-    /// A convolution with bias, and ReLU.
+    /// A convolution with bias, followed by ReLU.
     Convolution { outputs: usize, kernel: usize, stride: usize },
-    /// The maximum of so many pixels across, every second one.
+    /// Max pooling with this kernel size and stride 2.
     Pool(usize),
-    /// The features at this place are compared.
+    /// Not a layer: the features at this point are compared.
     Tap,
 }
 
@@ -82,11 +82,11 @@ impl Trunk {
         layers
     }
 
-    /// Names and shapes of the tensors of torchvision's file that are read, and of the heads of `lpips`.
+    /// Names and shapes of the tensors read from torchvision's file, and of those read from the file of `lpips`.
     pub fn tensors(self) -> [Vec<TensorSpec>; 2] {
         let (mut trunk, mut heads) = (Vec::new(), Vec::new());
         let spec = |name: String, shape: &[usize]| TensorSpec { name, shape: shape.to_vec() };
-        // torchvision counts convolution, ReLU and pool.
+        // torchvision numbers convolutions, ReLUs and pools.
         let (mut number, mut inputs) = (0, 3);
         for layer in self.layers() {
             match layer {
@@ -112,15 +112,15 @@ pub struct LpipsWeights {
     trunk: Trunk,
     /// Weight `[outputs, inputs, kernel, kernel]` and bias `[outputs]` of each convolution.
     convolutions: Vec<[HostTensor; 2]>,
-    /// `[1, channels, 1, 1]` for each tap.
+    /// Weight `[1, channels, 1, 1]` for each tap.
     heads: Vec<HostTensor>,
 }
 
 impl LpipsWeights {
-    /// Takes the weights of torchvision's trunk and of `lpips`' heads. Their other tensors are not read.
+    /// Takes the weights of torchvision's trunk and of the heads of `lpips`. Other tensors are ignored.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape, by name.
+    /// If a tensor is missing or has the wrong shape. The error has its name.
     pub fn new(
         trunk: Trunk,
         mut features: BTreeMap<String, HostTensor>,
@@ -145,13 +145,13 @@ impl LpipsWeights {
         Ok(Self { trunk, convolutions, heads })
     }
 
-    /// The network that they are of.
+    /// The network of these weights.
     pub fn trunk(&self) -> Trunk {
         self.trunk
     }
 }
 
-/// The distance.
+/// LPIPS on a device.
 #[derive(Debug, Clone)]
 pub struct Lpips {
     trunk: Trunk,
@@ -160,7 +160,7 @@ pub struct Lpips {
 }
 
 impl Lpips {
-    /// The distance on a device, which need not record gradients.
+    /// Copies the weights to a device. The device need not record gradients.
     pub fn new(weights: &LpipsWeights, device: &Device) -> Self {
         fn tensor<const D: usize>(HostTensor { shape, values }: &HostTensor, device: &Device) -> Tensor<D> {
             Tensor::from_data(TensorData::new(values.clone(), shape.clone()), device)
@@ -175,13 +175,13 @@ impl Lpips {
         }
     }
 
-    /// The distance of every pair: `[B, C, H, W]` twice, in [-1, 1], C = 1 or 3, to `[B]`. Both images are brought to
-    /// [`SIDE`] pixels by bilinear interpolation. Gradients go into `a` alone.
+    /// The distance of each pair, `[B]`. `a` and `b` are `[B, C, H, W]` in [-1, 1], C = 1 or 3. Both are resized to
+    /// [`SIDE`] x [`SIDE`] by bilinear interpolation. Gradients flow to `a` only.
     pub fn distances(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
         self.distances_at(upsampled(a, SIDE), upsampled(b, SIDE))
     }
 
-    /// As [`Lpips::distances`], of images as they are.
+    /// Like [`Lpips::distances`], without resizing.
     pub fn distances_at(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
         let tracked = a.device().is_autodiff();
         let b = if b.device().is_autodiff() { b.inner() } else { b };
@@ -197,7 +197,7 @@ impl Lpips {
         layers.reduce(|sum, layer| sum + layer).unwrap_or_else(|| Tensor::zeros([batch], &Default::default()))
     }
 
-    /// The feature maps at the taps.
+    /// The feature maps at the taps, in the order of the layers.
     fn features(&self, images: Tensor<4>) -> Vec<Tensor<4>> {
         let device = images.device();
         let tracked = device.is_autodiff();
@@ -221,7 +221,7 @@ impl Lpips {
                     x = relu(if kernel == 3 {
                         conv(x, weight, bias.unsqueeze(), 1)
                     } else {
-                        // AlexNet's first takes one pixel of padding less than would keep the size.
+                        // AlexNet's first convolution has stride 4 and padding 2.
                         let padding = if stride == 1 { kernel / 2 } else { 2 };
                         conv2d(x, weight, Some(bias), ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1))
                     });
@@ -236,14 +236,14 @@ impl Lpips {
     }
 }
 
-/// Features of length 1 at every pixel.
+/// Normalises the features at every pixel to length 1. `[B, C, H, W]`
 pub(super) fn normalized(x: Tensor<4>) -> Tensor<4> {
-    // The root has no slope at zero, where a pixel has no features.
+    // The first epsilon keeps the gradient of the root finite where all features are zero.
     let length = ((x.clone() * x.clone()).sum_dim(1) + EPSILON * EPSILON).sqrt() + EPSILON;
     x / length
 }
 
-/// Bilinear interpolation between pixel centres, to a square: two matrix products, so that gradients go through.
+/// Resizes to `side` x `side` by bilinear interpolation between pixel centres, as two differentiable matrix products.
 fn upsampled(x: Tensor<4>, side: usize) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
     let tracked = x.device().is_autodiff();

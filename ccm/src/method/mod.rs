@@ -1,13 +1,13 @@
 //! The Curriculum Consistency Model, as PAPER.md describes it. No files, no threads.
 //!
-//! | module | what it holds | source |
+//! | module | content | source |
 //! |---|---|---|
 //! | [`flow`] | the straight path, the jump, the Euler step | PAPER.md §1 |
 //! | [`teacher`] | the teacher's loss on any path | PAPER.md §2, §8 |
-//! | [`coupling`] | pairs of noise and images | PAPER.md §2 |
+//! | [`batch`], [`coupling`] | pairs of noise and images | PAPER.md §2 |
 //! | [`kdc`] | knowledge discrepancy of the curriculum | PAPER.md §4 |
 //! | [`curriculum`] | the target of each image | PAPER.md §5 |
-//! | [`distance`], [`lpips`] | what the student minimises | PAPER.md §6 |
+//! | [`distance`], [`lpips`] | the student's loss | PAPER.md §6 |
 //! | [`discriminator`] | the adversarial loss | PAPER.md §6 |
 
 pub mod batch;

@@ -1,8 +1,8 @@
 //! The teacher's loss: the mean squared error of the network's output, on any path (PAPER.md §2 and §8).
 //!
-//! With `v = a x + b F`, the error of the output F is the velocity's error over b. On the straight path that is flow
-//! matching; of a network that predicts noise it is DDPM's simple loss (arXiv 2006.11239); of EDM's it is the denoiser's error
-//! with EDM's weights (arXiv 2206.00364).
+//! With `v = a x + b F`, the error of the output `F` is the error of the velocity divided by `b`. The loss is flow matching
+//! on the straight path, DDPM's simple loss for a network that predicts noise (arXiv 2006.11239), and the weighted denoiser
+//! loss of EDM for an EDM network (arXiv 2206.00364).
 
 use burn::tensor::Tensor;
 
@@ -13,24 +13,24 @@ use crate::model::Path;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::host::per_image;
 
-/// How times are drawn in the teacher's training.
+/// Distribution of the times `t` in the teacher's training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum TimeDistribution {
     /// `t` uniform in [0, 1).
     Uniform,
-    /// Each step of the path's schedule equally often.
+    /// Uniform over the steps of the path's schedule.
     Steps,
-    /// `ln(sigma)` normal, with `sigma = (1 - t) / t` kept within the path's range.
+    /// `ln(sigma)` normal, with `sigma = (1 - t) / t` clamped to the path's range.
     LogNormal {
-        /// Its mean.
+        /// Mean of `ln(sigma)`.
         mean: f64,
-        /// Its standard deviation.
+        /// Standard deviation of `ln(sigma)`.
         deviation: f64,
     },
 }
 
 impl TimeDistribution {
-    /// The time for each number, uniform in [0, 1).
+    /// Maps uniform random numbers in [0, 1) to times of this distribution.
     pub fn times(self, path: &Path, uniform: &[f32]) -> Vec<f32> {
         let time = |u: f64| match self {
             Self::Uniform => u,
@@ -45,8 +45,8 @@ impl TimeDistribution {
     }
 }
 
-/// The number that a standard normal number is below with probability `p`; an approximation with a relative error of 1e-9
-/// (Acklam, 2003). `p` is kept away from 0 and 1.
+/// Quantile function of the standard normal distribution, with a relative error of about 1e-9 (Acklam, 2003). `p` is
+/// clamped to [1e-12, 1 - 1e-12].
 fn normal_quantile(p: f64) -> f64 {
     const A: [f64; 6] = [
         -3.969683028665376e1,
@@ -74,7 +74,7 @@ fn normal_quantile(p: f64) -> f64 {
     ];
     const D: [f64; 5] =
         [7.784695709041462e-3, 3.224671290700398e-1, 2.445134137142996, 3.754408661907416, 1.0];
-    /// Below this and above its complement the tails have a formula of their own.
+    /// Below `TAIL` and above `1 - TAIL` the approximation uses the formula for the tails.
     const TAIL: f64 = 0.02425;
     let polynomial = |factors: &[f64], x: f64| factors.iter().fold(0.0, |sum, factor| sum * x + factor);
     let p = p.clamp(1e-12, 1.0 - 1e-12);

@@ -1,4 +1,5 @@
-//! A network with what it predicts: the velocity on the straight path, whatever the network's output is (PAPER.md §8).
+//! A denoiser: a network whose output, of any prediction type, is converted to the velocity on the straight path
+//! (PAPER.md §8).
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,16 +23,16 @@ pub struct Denoiser {
     sizes: Option<BatchSizes>,
 }
 
-/// The sizes of the batches that a denoiser was evaluated on.
+/// The batch sizes that a denoiser has been evaluated on.
 pub type BatchSizes = Arc<Mutex<BTreeSet<usize>>>;
 
 impl Denoiser {
     /// The denoiser of a model.
     ///
-    /// With a device that records gradients, the parameters ask for them and dropout is active.
+    /// On a device that records gradients, the parameters require gradients and dropout is active.
     ///
     /// # Panics
-    /// If a tensor of the model is missing or has another shape than its spec says, by name.
+    /// If a tensor of the model is missing or does not have the shape that the spec gives. The message has its name.
     pub fn new(model: &Model, device: &Device) -> Self {
         Self {
             network: Network::new(&model.spec.graph(), &model.tensors, device),
@@ -41,8 +42,7 @@ impl Denoiser {
         }
     }
 
-    /// The denoiser as a fixed feature extractor: gradients flow through it to its input, its parameters get none, and
-    /// dropout is off.
+    /// The denoiser as a fixed feature extractor: its input gets gradients, its parameters get none, and dropout is off.
     pub fn frozen(model: &Model, device: &Device) -> Self {
         let denoiser = Self::new(model, &device.clone().without_autodiff());
         Self { network: denoiser.network.frozen(), ..denoiser }
@@ -54,7 +54,7 @@ impl Denoiser {
         Self { network: self.network.checkpointed(), ..self }
     }
 
-    /// Records the sizes of the batches from here on, of clones too.
+    /// Adds the size of every later batch to `sizes`. Clones do the same.
     pub fn record_sizes(&mut self, sizes: &BatchSizes) {
         self.sizes = Some(Arc::clone(sizes));
     }
@@ -64,7 +64,7 @@ impl Denoiser {
         &self.spec
     }
 
-    /// What the network predicts.
+    /// The network's prediction type, with its noise schedule.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -73,8 +73,8 @@ impl Denoiser {
     ///
     /// # Shapes
     /// - `x`, result: `[B, C, H, W]`, on the straight path
-    /// - `t`: one time for each image, in `[Path::first_time, 1)`
-    /// - `label`: `[B]`, below the spec's number of classes; `None` exactly if the model has no classes
+    /// - `t`: one time per image, in `[Path::first_time, 1)`
+    /// - `label`: `[B]`, in `0..num_classes`; `None` if and only if the model has no classes
     pub fn velocity(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Tensor<4> {
         if let Some(sizes) = &self.sizes {
             sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(t.len());
@@ -89,8 +89,8 @@ impl Denoiser {
         x * a + self.network.forward(input, time, label) * b
     }
 
-    /// The feature maps of the network's encoder for images `[B, C, H, W]` at the times `t` of the straight path: the last of
-    /// each size, and that of the middle block.
+    /// The feature maps of the network's encoder: the last one of each resolution, then the middle block's. The arguments
+    /// are those of [`Denoiser::velocity`], but `t` may be 1, and `label` may be `None` for any model.
     pub fn encode(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Vec<Tensor<4>> {
         let (input, time) = self.input(x, &self.coefficients(t));
         self.network.features(input, time, label)
@@ -100,7 +100,7 @@ impl Denoiser {
         t.iter().map(|&t| self.path.coefficients(f64::from(t))).collect()
     }
 
-    /// The network's input and its own time.
+    /// The network's input, `c_in x`, and its own time `tau`.
     fn input(&self, x: Tensor<4>, coefficients: &[Coefficients]) -> (Tensor<4>, Tensor<1>) {
         let tau: Vec<f32> = coefficients.iter().map(|c| c.tau as f32).collect();
         let time = per_image(&tau, &x.device());
@@ -109,12 +109,12 @@ impl Denoiser {
         (if scaled { x * factor } else { x }, time)
     }
 
-    /// The same denoiser, recording no gradients and without dropout.
+    /// The same denoiser without gradients and without dropout.
     pub fn without_gradients(&self) -> Self {
         Self { network: self.network.without_gradients(), ..self.clone() }
     }
 
-    /// The weights, in the order of the spec.
+    /// The model: the spec, the prediction type and the weights.
     pub fn to_model(&self, card: ModelCard) -> Model {
         let tensors = self.parameters().into_iter().zip(self.spec.tensors());
         let tensors =
@@ -136,7 +136,7 @@ impl Denoiser {
     /// The same denoiser with other parameters, in the order of [`Denoiser::parameters`].
     ///
     /// # Panics
-    /// If there are more or fewer than there were.
+    /// If the number of parameters differs.
     pub fn with_parameters(&self, parameters: Vec<Tensor<1>>) -> Self {
         Self { network: self.network.with_parameters(parameters), ..self.clone() }
     }
@@ -147,14 +147,14 @@ impl Denoiser {
     }
 }
 
-/// One coefficient for each image, `[B, 1, 1, 1]`.
+/// One coefficient per image, `[B, 1, 1, 1]`.
 fn factor(x: &Tensor<4>, coefficients: &[Coefficients], of: impl Fn(&Coefficients) -> f64) -> Tensor<4> {
     let values: Vec<f32> = coefficients.iter().map(|c| of(c) as f32).collect();
     let count = values.len();
     per_image(&values, &x.device()).reshape([count, 1, 1, 1])
 }
 
-/// A model with the weights that its family starts from, which are functions of `seed`.
+/// A model with the initial weights of its family. They depend on `seed` only.
 pub fn random_model(spec: impl Into<NetworkSpec>, prediction: &Prediction, seed: u64) -> Model {
     let spec = spec.into();
     let parameters = spec.graph().parameters;

@@ -1,18 +1,18 @@
-//! Averaged copies of a network.
+//! The exponential moving average (EMA) of a network.
 
 use super::denoiser::Denoiser;
 
 /// An exponential moving average of a network's weights: `w = decay w + (1 - decay) w_student`.
 #[derive(Debug, Clone)]
 pub struct Ema {
-    /// Share of the old weights that a step keeps, in [0, 1).
+    /// Weight of the old average in each step, in [0, 1).
     pub decay: f64,
     /// The network with the averaged weights; it records no gradients.
     pub denoiser: Denoiser,
 }
 
 impl Ema {
-    /// Takes a step towards the student.
+    /// Updates the average with the student's weights.
     pub fn update(&mut self, student: &Denoiser) {
         let decay = self.decay as f32;
         let pairs = self.denoiser.parameters().into_iter().zip(student.parameters());

@@ -1,4 +1,4 @@
-//! Tensors from the host and to it.
+//! Copies between tensors and host memory.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -8,12 +8,12 @@ pub fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec::<f32>().expect("converted to f32")
 }
 
-/// One number for each image, `[B]`.
+/// A tensor of one number per image, `[B]`.
 pub fn per_image(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
-/// Labels, `[B]`.
+/// A tensor of labels, `[B]`.
 pub fn labels_tensor(labels: &[u32], device: &Device) -> Tensor<1, Int> {
     let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
     let count = labels.len();

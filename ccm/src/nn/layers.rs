@@ -1,7 +1,7 @@
-//! Layers that networks are built from, and a network's parameters as a flat list.
+//! Layers of small networks that have no graph, and a network's parameters as a flat list.
 //!
-//! Parameters are taken from a model by name ([`Loader`]). The fields of every struct stand in the order of PyTorch's
-//! state dict, so that the n-th parameter that Burn visits is the n-th tensor of the model; [`parameters`] checks it.
+//! [`Loader`] takes parameters from a model by name. The fields of every struct are in the order of PyTorch's state dict,
+//! so that the n-th parameter that Burn visits is the n-th tensor of the model; [`parameters`] checks this.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
@@ -11,7 +11,7 @@ use super::ops::conv;
 use crate::model::TensorSpec;
 use crate::weights::HostTensor;
 
-/// `x W^T + b`.
+/// `x W^T + b`, with `W` `[out, in]`.
 #[derive(Module, Debug)]
 pub(crate) struct Linear {
     pub(crate) weight: Param<Tensor<2>>,
@@ -40,10 +40,10 @@ impl Convolution {
     }
 }
 
-/// Takes the tensors of a model by name, and numbers the parameters as the model does, so that an optimiser's state can be
+/// Takes the tensors of a model by name. Parameters are numbered in the model's order, so that the optimiser's state can be
 /// matched with them after a restart.
 ///
-/// On a device that records gradients the parameters ask for them.
+/// On a device that records gradients, the parameters require gradients.
 pub(crate) struct Loader<'a> {
     specs: &'a [TensorSpec],
     tensors: &'a [HostTensor],
@@ -52,10 +52,10 @@ pub(crate) struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// A loader of `tensors`, whose names and shapes are `specs`.
+    /// A loader of `tensors`. `specs` gives their names and shapes.
     ///
     /// # Panics
-    /// If a tensor has another shape than its spec, or is missing.
+    /// If a tensor is missing or its shape differs from its spec.
     pub(crate) fn new(specs: &'a [TensorSpec], tensors: &'a [HostTensor], device: &'a Device) -> Self {
         assert_eq!(specs.len(), tensors.len(), "tensors of the network");
         for (spec, tensor) in specs.iter().zip(tensors) {
@@ -67,7 +67,7 @@ impl<'a> Loader<'a> {
     /// The parameter `name`.
     ///
     /// # Panics
-    /// If there is none of that name or rank, or it was taken before.
+    /// If no tensor has this name, its rank is not `D`, or it was taken before.
     pub(crate) fn param<const D: usize>(&mut self, name: &str) -> Param<Tensor<D>> {
         let place = self.specs.iter().position(|spec| spec.name == name);
         let place = place.unwrap_or_else(|| panic!("the network has no tensor `{name}`"));
@@ -89,7 +89,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Ends the loading.
+    /// Checks that every tensor was taken.
     ///
     /// # Panics
     /// If a tensor was not taken.
@@ -100,15 +100,15 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Burn's number of a model's n-th parameter, counted from 0.
+/// Burn's id of the parameter at index `place`, counted from 0.
 fn id(place: usize) -> ParamId {
     ParamId::from(place as u64 + 1)
 }
 
-/// The parameters of a network, flat, without gradients, in the order of its model.
+/// The parameters of a network, flat, without gradients, in the order of the model.
 ///
 /// # Panics
-/// If the fields of a layer stand in another order than its tensors.
+/// If the fields of a layer are not in the order of its tensors.
 pub(crate) fn parameters<M: Module>(network: &M) -> Vec<Tensor<1>> {
     struct Flatten(Vec<Tensor<1>>);
     impl ModuleVisitor for Flatten {
@@ -124,10 +124,10 @@ pub(crate) fn parameters<M: Module>(network: &M) -> Vec<Tensor<1>> {
     flatten.0
 }
 
-/// The network with other parameters, in the order of [`parameters`]. They ask for gradients if those before did.
+/// The network with new parameters, in the order of [`parameters`]. They require gradients if the old ones did.
 ///
 /// # Panics
-/// If there are more or fewer than there were.
+/// If the number of parameters differs.
 pub(crate) fn with_parameters<M: Module>(network: M, parameters: Vec<Tensor<1>>) -> M {
     struct Replace(std::vec::IntoIter<Tensor<1>>);
     impl ModuleMapper for Replace {
@@ -146,7 +146,8 @@ pub(crate) fn with_parameters<M: Module>(network: M, parameters: Vec<Tensor<1>>)
     network
 }
 
-/// Gradients of a network's parameters, flat, in their order; zero where the loss does not depend on one.
+/// Gradients of a network's parameters, flat, in the order of [`parameters`]; zero for a parameter without influence on
+/// the loss.
 pub(crate) fn gradients<M: Module>(network: &M, loss: &Tensor<1>) -> Vec<Tensor<1>> {
     struct Collect {
         gradients: GradientsParams,

@@ -1,9 +1,9 @@
-//! Networks on Burn tensors: an interpreter of graphs, kernels with their gradients, and the optimiser.
+//! Networks on Burn tensors: a graph interpreter, operations with gradients, and the optimiser.
 //!
-//! [`network`] runs a [`crate::model::graph::Graph`]; [`denoiser`] makes a velocity of its output. [`layers`] are for small
-//! networks that have no graph. [`ops`] extends Burn by convolution and group norm; on the CPU these run [`kernels`].
-//! [`optimizer`] turns gradients into steps, and [`ema`] averages weights over steps. Nothing here knows the method, files or
-//! threads.
+//! [`network`] runs a [`crate::model::graph::Graph`]; [`denoiser`] converts its output to a velocity. [`layers`] are for
+//! small networks that have no graph. [`ops`] extends Burn by convolution and group norm; on the CPU these run [`kernels`].
+//! [`optimizer`] is Adam, [`ema`] averages weights over steps, and [`host`] copies between tensors and host memory.
+//! Nothing here depends on the method, files or threads.
 
 mod checkpointing;
 pub mod denoiser;

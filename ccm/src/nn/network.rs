@@ -1,4 +1,4 @@
-//! Runs a [`Graph`] on Burn tensors: in training, with gradients, and without them.
+//! Runs a [`Graph`] on Burn tensors, with or without gradients.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::Arc;
@@ -24,14 +24,14 @@ pub struct Network {
     pub(super) tape: Option<Tape>,
 }
 
-/// A fused graph, and which values each node is the last to read.
+/// A fused graph, and for each node the values that it is the last to read.
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) graph: Graph,
     last_reads: Vec<Vec<Value>>,
 }
 
-/// A value of a graph for a batch.
+/// The value of a graph node for a batch.
 #[derive(Debug, Clone)]
 pub(super) enum Activation {
     /// `[B, C, H, W]`.
@@ -40,14 +40,14 @@ pub(super) enum Activation {
     Vector(Tensor<2>),
 }
 
-/// What a network computes from.
+/// The inputs of a network.
 #[derive(Debug, Clone)]
 pub(super) struct Inputs {
     /// `[B, C, H, W]`.
     pub(super) x: Tensor<4>,
-    /// The network's own time, `[B]`.
+    /// The network's own time `tau`, `[B]`.
     pub(super) time: Tensor<1>,
-    /// `[B]`, for a network with classes. Without it the embedding of the label is left out.
+    /// Labels, `[B]`, for a network with classes. Without labels the label embedding is zero.
     pub(super) label: Option<Tensor<1, Int>>,
 }
 
@@ -74,10 +74,10 @@ impl Pass {
 }
 
 impl Network {
-    /// A network with the values of its parameters. On a device that records gradients the parameters ask for them.
+    /// A network with the values of its parameters. On a device that records gradients, the parameters require gradients.
     ///
     /// # Panics
-    /// If a tensor is missing or has another shape than its parameter, by name.
+    /// If a tensor is missing, or its shape differs from the parameter's; the message then has its name.
     pub(crate) fn new(graph: &Graph, tensors: &[HostTensor], device: &Device) -> Self {
         assert_eq!(graph.parameters.len(), tensors.len(), "tensors of the network");
         let parameter = |(parameter, tensor): (&crate::model::graph::Parameter, &HostTensor)| {
@@ -102,7 +102,7 @@ impl Network {
     /// # Shapes
     /// - `x`, result: `[B, C, H, W]`
     /// - `time`: `[B]`
-    /// - `label`: `[B]`, below the number of classes
+    /// - `label`: `[B]`, in `0..num_classes`
     pub(crate) fn forward(&self, x: Tensor<4>, time: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<4> {
         let inputs = Inputs { x, time, label };
         match &self.tape {
@@ -117,7 +117,7 @@ impl Network {
         }
     }
 
-    /// The maps of [`Graph::features`], for inputs as in [`Network::forward`].
+    /// The maps of [`Graph::features`]. The inputs are those of [`Network::forward`].
     pub(crate) fn features(
         &self,
         x: Tensor<4>,
@@ -237,13 +237,13 @@ impl Network {
         self.parameters[affine.bias.index()].clone()
     }
 
-    /// Zeros in place of a label's embedding, `[B, channels]`.
+    /// The embedding of a missing label: zeros, `[B, channels]`.
     fn no_label(&self, table: Param, time: &Tensor<1>) -> Tensor<2> {
         let [batch] = time.dims();
         Tensor::zeros([batch, self.program.graph.parameter(table).shape[1]], &time.device())
     }
 
-    /// `shift`: `[B, D]`.
+    /// `x`: `[B, C, H, W]`; `shift`: `[B, D]`, added to the bias.
     fn conv(&self, op: &Conv, x: Tensor<4>, shift: Option<Tensor<2>>) -> Tensor<4> {
         let shape = &self.program.graph.parameter(op.affine.weight).shape;
         let kernel = shape.get(2).map_or(1, |&kernel| kernel);
@@ -253,8 +253,8 @@ impl Network {
         let bias = shift.map_or(bias.clone(), |shift| shift + bias);
         match op.padding {
             Padding::Around => conv(x, weight, bias, op.stride),
-            // Zeros at the end alone are zeros around a map that begins a row and a column earlier, without the first row
-            // and column of the result.
+            // Padding only at the end, with stride 2: shift the map by a row and a column of zeros, convolve with padding
+            // all around, and drop the first row and column of the result.
             Padding::End => {
                 let y = conv(x.pad((1, 0, 1, 0), 0.0), weight, bias, op.stride);
                 let [batch, channels, height, width] = y.dims();
@@ -263,7 +263,7 @@ impl Network {
         }
     }
 
-    /// `modulation`: scale and shift, `[B, C]` each.
+    /// `x`: `[B, C, H, W]`; `modulation`: scale and shift, `[B, C]` each.
     fn group_norm(&self, op: &GroupNorm, x: Tensor<4>, modulation: Option<[Tensor<2>; 2]>) -> Tensor<4> {
         let [batch, channels, ..] = x.dims();
         let [gain, offset] = [op.affine.weight, op.affine.bias].map(|param| self.parameter::<1>(param));
@@ -289,11 +289,11 @@ impl Network {
         self.parameters.iter().map(plain).collect()
     }
 
-    /// The same network with other parameters, in the order of [`Network::parameters`]. They ask for gradients if those
-    /// before did.
+    /// The same network with new parameters, in the order of [`Network::parameters`]. They require gradients if the old
+    /// ones did.
     ///
     /// # Panics
-    /// If there are more or fewer than there were.
+    /// If the number of parameters differs.
     pub(crate) fn with_parameters(&self, parameters: Vec<Tensor<1>>) -> Self {
         assert_eq!(parameters.len(), self.parameters.len(), "parameters of the network");
         let like = |(new, old): (Tensor<1>, &Tensor<1>)| match old.device().is_autodiff() {
@@ -306,19 +306,18 @@ impl Network {
         Self { parameters, tape, ..self.clone() }
     }
 
-    /// The same network on a device that records no gradients, where it has no dropout.
+    /// The same network without gradients, and therefore without dropout.
     pub(crate) fn without_gradients(&self) -> Self {
         Self { parameters: self.parameters(), dropout: false, tape: None, ..self.clone() }
     }
 
-    /// The same network as a fixed function: gradients flow through it to its input, its parameters get none, and dropout is
-    /// off.
+    /// The same network as a fixed function: its input gets gradients, its parameters get none, and dropout is off.
     pub(crate) fn frozen(&self) -> Self {
         let parameters = self.parameters().into_iter().map(Tensor::autodiff).collect();
         Self { parameters, dropout: false, tape: None, ..self.clone() }
     }
 
-    /// Gradients of a loss with respect to the parameters, in their order; zero where the loss does not depend on one.
+    /// Gradients of a loss with respect to the parameters, in their order; zero for a parameter without influence on it.
     pub(crate) fn gradients(&self, loss: &Tensor<1>) -> Vec<Tensor<1>> {
         let mut gradients = loss.backward();
         let found = match &self.tape {
@@ -365,7 +364,7 @@ fn per_pixel(vector: Tensor<2>) -> Tensor<4> {
     vector.reshape([batch, channels, 1, 1])
 }
 
-/// `[B] -> [B, channels]`.
+/// Sines and cosines of the time, `[B] -> [B, channels]`.
 fn timestep_embedding(embedding: &TimestepEmbedding, time: Tensor<1>) -> Tensor<2> {
     let frequencies: Vec<f32> = embedding.log_frequencies().into_iter().map(f32::exp).collect();
     let half = frequencies.len();
@@ -375,7 +374,7 @@ fn timestep_embedding(embedding: &TimestepEmbedding, time: Tensor<1>) -> Tensor<
     Tensor::cat(if embedding.cosines_first { vec![cos, sin] } else { vec![sin, cos] }, 1)
 }
 
-/// `[B, 3 C, H, W] -> [B, C, H, W]`.
+/// Self-attention on one map of queries, keys and values, `[B, 3 C, H, W] -> [B, C, H, W]`.
 fn qkv_attention(qkv: Tensor<4>, heads: usize, order: QkvOrder) -> Tensor<4> {
     let [batch, channels, height, width] = qkv.dims();
     let (positions, of_head) = (height * width, channels / 3 / heads);
@@ -393,7 +392,7 @@ fn qkv_attention(qkv: Tensor<4>, heads: usize, order: QkvOrder) -> Tensor<4> {
     heads_attention(part(0), part(1), part(2)).reshape([batch, channels / 3, height, width])
 }
 
-/// `[B, C, H, W]` three times to `[B, C, H, W]`.
+/// Attention over pixels. `q`, `k`, `v` and the result: `[B, C, H, W]`.
 fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, heads: usize) -> Tensor<4> {
     let [batch, channels, height, width] = q.dims();
     let split = |x: Tensor<4>| {
@@ -403,7 +402,7 @@ fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, heads: usize) -> Tensor<4
     heads_attention(split(q), split(k), split(v)).reshape([batch, channels, height, width])
 }
 
-/// `[B, heads, channels of a head, positions]` three times to the same.
+/// Attention per head. `q`, `k`, `v` and the result: `[B, heads, channels of a head, positions]`.
 fn heads_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     let [_, _, of_head, _] = q.dims();
     let scale = (of_head as f64).sqrt().recip();

@@ -1,8 +1,7 @@
-//! The two operations that a U-Net spends its time in, convolution and group norm, as an extension of Burn.
+//! Convolution and group norm, the operations that take most of a U-Net's time, as an extension of Burn.
 //!
-//! On the CPU they run the kernels of [`super::kernels`] and their gradients; on a GPU, Burn's own
-//! operations, which its fusion joins. The gradients are written out here, so that a norm with its activation
-//! keeps its input alone for the backward pass, instead of every intermediate map.
+//! On the CPU they run [`super::kernels`]; on a GPU they run Burn's operations, which Burn fuses. The gradients
+//! are explicit: a group norm with SiLU keeps only its inputs for the backward pass, not the intermediate maps.
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -22,8 +21,8 @@ use super::kernels::{conv as cpu_conv, conv_weight_gradient::conv_weight_gradien
 /// # Shapes
 /// - `x`: `[B, C, H, W]`
 /// - `weight`: `[D, C, K, K]`, K = 1 or 3
-/// - `bias`: `[1, D]`, or `[B, D]` for one bias an image
-/// - result: `[B, D, H / stride, W / stride]`, rounded up
+/// - `bias`: `[1, D]`, or `[B, D]` for one bias per image
+/// - result: `[B, D, ceil(H / stride), ceil(W / stride)]`
 pub fn conv(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<2>, stride: usize) -> Tensor<4> {
     let y = Dispatch::unet_conv(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch(), stride);
     Tensor::from_dispatch(y)
@@ -32,7 +31,7 @@ pub fn conv(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<2>, stride: usize) -> 
 /// Options of a group norm.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
-    /// Groups of channels, each with its own mean and variance; a divisor of the channels.
+    /// Number of groups of channels, each with its own mean and variance; divides the number of channels.
     pub groups: usize,
     /// Added to the variance.
     pub epsilon: f32,
@@ -40,7 +39,7 @@ pub struct Norm {
     pub silu: bool,
 }
 
-/// Group norm.
+/// Group norm, then SiLU if `norm.silu`.
 ///
 /// # Shapes
 /// - `x`, result: `[B, C, H, W]`
@@ -50,7 +49,7 @@ pub fn group_norm(x: Tensor<4>, gain: Tensor<2>, offset: Tensor<2>, norm: Norm) 
     Tensor::from_dispatch(y)
 }
 
-/// The operations and their gradients. The bodies given here are for any backend; the CPU has its own.
+/// The operations and their gradients. The default bodies work on any backend; the CPU backend overrides them.
 #[backend_extension(Flex, Cube, Fusion, Autodiff)]
 pub trait UNetOps: Backend {
     /// See [`conv`].
@@ -165,7 +164,7 @@ fn normalize<B: Backend>(x: FloatTensor<B>, norm: Norm) -> (FloatTensor<B>, Floa
     (B::float_reshape(normal, Shape::new([batch, channels, height * width])), inverse)
 }
 
-/// `gain * normal + offset`, with `[B, C, pixels]` and `[B, C]`.
+/// `gain * normal + offset`. `normal` and result: `[B, C, pixels]`; `gain`, `offset`: `[B, C]`.
 fn affine<B: Backend>(
     normal: FloatTensor<B>,
     gain: FloatTensor<B>,
@@ -187,7 +186,7 @@ fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("the kernels of the CPU take contiguous f32 tensors")
 }
 
-/// A new tensor, filled by `fill`.
+/// A new tensor of this shape, written by `fill`.
 fn filled<const D: usize>(shape: [usize; D], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
     let mut tensor = FlexTensor::empty(Shape::new(shape), DType::F32);
     fill(tensor.storage_mut::<f32>());

@@ -1,37 +1,37 @@
-//! Adam with warm-up and a limit on the norm of the whole gradient, and its state as plain tensors.
+//! Adam with a learning-rate schedule and gradient clipping, and its state as plain tensors.
 
 use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, Optimizer as _};
 use burn::tensor::Tensor;
 
 use super::host::to_host;
 
-/// How a gradient becomes a step.
+/// The learning-rate schedule and the gradient clipping.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// Learning rate after the warm-up.
     pub learning_rate: f64,
     /// Steps over which the learning rate grows linearly from zero.
     pub warmup_steps: u64,
-    /// Steps in all.
+    /// Total number of steps.
     pub steps: u64,
-    /// Share of the steps, the last ones, over which the learning rate falls to zero like half a cosine, `[0, 1]`.
+    /// Fraction of the steps, at the end, with cosine decay of the learning rate to zero, in [0, 1].
     pub cooldown: f64,
-    /// Largest norm of the whole gradient; a longer one is shortened to it.
+    /// Largest norm of the gradient of all parameters together; a larger gradient is scaled down to it.
     pub gradient_clip: f64,
 }
 
 impl Schedule {
-    /// Learning rate of a step, counted from 0.
+    /// Learning rate at step `step`, counted from 0.
     fn rate(&self, step: u64) -> f64 {
         let warmup = (step + 1) as f64 / self.warmup_steps.max(1) as f64;
         let left = self.steps.saturating_sub(step) as f64 / (self.cooldown * self.steps as f64);
-        // Without a cooldown there is infinitely much left, or at the end nothing of nothing: a NaN, which `min` drops.
+        // If `cooldown` is 0, `left` is infinite, or NaN after the last step (0 / 0). `min` maps both to 1.
         let cooled = 0.5 - 0.5 * (std::f64::consts::PI * left.min(1.0)).cos();
         self.learning_rate * warmup.min(1.0) * cooled
     }
 }
 
-/// Adam (Kingma and Ba, arXiv 1412.6980), betas 0.9 and 0.999 by default, epsilon 1e-8, as in PyTorch.
+/// Adam (Kingma and Ba, arXiv 1412.6980). Betas are 0.9 and 0.999 by default, epsilon is 1e-8, as in PyTorch.
 #[derive(Clone)]
 pub struct Optimizer {
     rule: Adam,
@@ -56,20 +56,20 @@ impl Optimizer {
         Self { rule: rule.build(), moments: Vec::new() }
     }
 
-    /// Goes on from the given moments.
+    /// Replaces the moments, to resume training.
     pub fn from_moments(self, moments: Vec<[Tensor<1>; 2]>) -> Self {
         Self { moments, ..self }
     }
 
-    /// The first (0) or second (1) moments, in the order of the parameters; empty before the first step.
+    /// First moments (`moment` = 0) or second moments (1), in the order of the parameters; empty before the first step.
     pub fn moment(&self, moment: usize) -> Vec<Tensor<1>> {
         self.moments.iter().map(|moments| moments[moment].clone()).collect()
     }
 
-    /// Takes step number `step`, counted from 0. Returns the new parameters, and the norm of the gradient before clipping.
+    /// Takes step `step`, counted from 0. Returns the new parameters and the norm of the gradient before clipping.
     ///
     /// # Panics
-    /// If there are more or fewer gradients than parameters.
+    /// If the numbers of parameters and gradients differ.
     pub fn step(
         &mut self,
         schedule: &Schedule,
@@ -98,10 +98,10 @@ impl Optimizer {
     }
 }
 
-/// Euclidean norm over all gradients.
+/// Euclidean norm of all gradients together.
 fn norm(gradients: &[Tensor<1>]) -> f64 {
-    /// Values of one sum. On the CPU, Burn adds up millions in the order in which its threads are done, and the
-    /// norm of the same gradient must always be the same.
+    /// Number of values per partial sum. On the CPU, Burn sums larger tensors in an order that depends on its threads;
+    /// the norm must be reproducible.
     const PIECE: usize = 1 << 20;
     let pieces = gradients.iter().flat_map(|gradient| {
         let [count] = gradient.dims();

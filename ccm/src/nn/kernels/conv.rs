@@ -1,33 +1,33 @@
-//! 3x3 and 1x1 convolutions on the CPU, and the gradient of their input.
+//! 3x3 and 1x1 convolutions on the CPU, and their input gradients.
 //!
-//! Nothing is unrolled into columns. An image is copied once, with its zero border, and then every tap of the
-//! kernel is the same plane read at another offset, so that a convolution is a matrix product whose right-hand
-//! rows overlap in memory. One register tile does all the work: `M` output channels by `N` vectors of pixels,
-//! weights broadcast. Rows of the padded plane are computed through, border and all, and the border is
-//! dropped when the tile is written back. A stride of 2 reads four planes, one for each parity of row and
-//! column; the gradient of the input is a convolution again, with the kernel turned and transposed.
+//! There is no im2col. Each image is copied once into a zero-padded buffer. Each tap of the kernel reads the same
+//! plane of this buffer at its own offset, so a convolution is a matrix product whose right-hand rows overlap in
+//! memory. The inner loop computes a register tile of `M` output channels by `N` vectors of pixels, with broadcast
+//! weights. Tiles run over whole padded rows; values outside the output are dropped when a tile is written back.
+//! For stride 2 the buffer has four planes per channel, one for each parity of row and column. The input gradient
+//! is a convolution with the kernel flipped and its channels swapped.
 
 use std::cell::RefCell;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Sizes of a convolution with bias over a batch; zero padding of `kernel / 2`.
+/// Sizes of a convolution of a batch. Zero padding is `kernel / 2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvShape {
-    /// Images.
+    /// Number of images.
     pub batch: usize,
-    /// Channels in.
+    /// Input channels.
     pub in_channels: usize,
-    /// Channels out.
+    /// Output channels.
     pub out_channels: usize,
-    /// Height of the input.
+    /// Height of the input in pixels.
     pub height: usize,
-    /// Width of the input.
+    /// Width of the input in pixels.
     pub width: usize,
     /// Side of the kernel: 1 or 3.
     pub kernel: usize,
-    /// Step between outputs: 1 or 2.
+    /// Stride: 1, or 2 with a 3x3 kernel.
     pub stride: usize,
 }
 
@@ -54,7 +54,7 @@ impl ConvShape {
         self.kernel * self.kernel
     }
 
-    /// Values of the kernel, `[out_channels, in_channels, kernel, kernel]`.
+    /// Number of values of the weight, `[out_channels, in_channels, kernel, kernel]`.
     pub fn weight_len(&self) -> usize {
         self.out_channels * self.in_channels * self.taps()
     }
@@ -72,7 +72,7 @@ impl ConvShape {
 /// # Shapes
 /// - `x`: `[batch, in_channels, height, width]`
 /// - `weight`: `[out_channels, in_channels, kernel, kernel]`
-/// - `bias`: `[out_channels]`, or `[batch, out_channels]` for one bias an image
+/// - `bias`: `[out_channels]`, or `[batch, out_channels]` for one bias per image
 /// - `y`: `[batch, out_channels, out_height, out_width]`
 pub fn conv(shape: &ConvShape, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
     shape.check(x.len(), weight.len(), y.len());
@@ -92,10 +92,10 @@ pub fn conv(shape: &ConvShape, x: &[f32], weight: &[f32], bias: &[f32], y: &mut 
     );
 }
 
-/// The gradient of the input, given the gradient `dy` of the output.
+/// Computes the gradient `dx` of the input from the gradient `dy` of the output.
 ///
 /// # Shapes
-/// As in [`conv`]; `dx` is like `x`.
+/// As in [`conv`]; `dx` has the shape of `x`, `dy` that of `y`.
 pub fn conv_input_gradient(shape: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32]) {
     shape.check(dx.len(), weight.len(), dy.len());
     let turned =
@@ -118,7 +118,7 @@ pub fn conv_input_gradient(shape: &ConvShape, weight: &[f32], dy: &[f32], dx: &m
     });
 }
 
-/// Widest vector of any instruction set, in values; buffers are padded to it.
+/// Width of the widest vector of any instruction set, in values. Buffers leave room for reads of this width.
 pub(super) const LANES: usize = 16;
 
 #[derive(Default)]
@@ -131,7 +131,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Where the values of a padded image stand, and where each tap of the kernel reads them.
+/// Memory layout of a padded image, and the offset that each tap of the kernel reads at.
 pub(super) struct Grid {
     in_height: usize,
     in_width: usize,
@@ -139,13 +139,13 @@ pub(super) struct Grid {
     pub(super) out_width: usize,
     border: usize,
     stride: usize,
-    /// Values from one row to the next.
+    /// Distance between rows, in values.
     pub(super) pitch: usize,
-    /// Values from one parity of rows and columns to the next; the whole channel where the stride is 1.
+    /// Distance between the planes of two parities; the size of a channel if the stride is 1.
     phase: usize,
-    /// Values from one channel to the next.
+    /// Distance between channels.
     pub(super) plane: usize,
-    /// Offset of each tap, from the position of the output.
+    /// Offset of each tap from the output position.
     pub(super) taps: Vec<usize>,
 }
 
@@ -173,11 +173,11 @@ impl Grid {
 
     fn clear(&self, channels: usize, padded: &mut Vec<f32>) {
         padded.clear();
-        // A tile reads whole vectors, past the end of the last plane.
+        // Tiles read whole vectors, also beyond the last plane.
         padded.resize(channels * self.plane + 4 * LANES, 0.0);
     }
 
-    /// Copies an image `[channels, height, width]` into its planes.
+    /// Copies an image `[channels, height, width]` into the padded buffer.
     pub(super) fn pad(&self, x: &[f32], channels: usize, padded: &mut Vec<f32>) {
         self.clear(channels, padded);
         let image = self.in_height * self.in_width;
@@ -198,7 +198,7 @@ impl Grid {
         }
     }
 
-    /// Copies a gradient at half resolution onto the even positions of its planes.
+    /// Copies the output gradient of a stride-2 convolution to every second position of the padded buffer.
     fn pad_spread(&self, dy: &[f32], shape: &ConvShape, padded: &mut Vec<f32>) {
         self.clear(shape.out_channels, padded);
         let (height, width) = (shape.out_height(), shape.out_width());
@@ -212,13 +212,13 @@ impl Grid {
         }
     }
 
-    /// Output rows computed at a time, so that what a block reads stays in the second-level cache.
+    /// Number of output rows per block, so that the input of a block fits in the L2 cache.
     fn rows_per_block(&self, channels: usize) -> usize {
         const BLOCK_VALUES: usize = 96 * 1024;
         (BLOCK_VALUES / (channels * self.pitch * self.stride * self.stride)).clamp(1, self.out_height)
     }
 
-    /// `y = weight * padded + bias`, for one image.
+    /// Convolves one padded image: `y = weight * padded + bias`.
     fn multiply(
         &self,
         weight: &PackedWeight,
@@ -260,7 +260,7 @@ impl Grid {
     }
 }
 
-/// Output channels of a register tile: as many as leave the vector registers a few to spare.
+/// Output channels of a register tile. The tile's sums leave a few vector registers free for inputs and weights.
 fn tile_channels() -> usize {
     struct Registers;
     impl WithSimd for Registers {
@@ -273,7 +273,7 @@ fn tile_channels() -> usize {
     Arch::new().dispatch(Registers)
 }
 
-/// A kernel as tiles of output channels, each `[in_channels * taps, tile]`; the last filled up with zeros.
+/// A kernel packed into tiles of output channels, each `[in_channels * taps, tile]`. The last one is zero-padded.
 struct PackedWeight {
     values: Vec<f32>,
     tile: usize,
@@ -299,7 +299,7 @@ impl PackedWeight {
     }
 }
 
-/// One tile of output channels over a run of positions.
+/// Computes one tile of output channels for `span` consecutive positions.
 struct Strip<'a> {
     grid: &'a Grid,
     weight: &'a PackedWeight,
@@ -327,7 +327,7 @@ impl WithSimd for Strip<'_> {
 }
 
 impl Strip<'_> {
-    /// `TILE` channels are packed together, of which the first `M` are computed.
+    /// Computes the first `M` of the tile's `TILE` channels.
     #[inline(always)]
     fn run<S: Simd, const TILE: usize, const M: usize>(self, simd: S) {
         let lanes = S::F32_LANES;
@@ -355,7 +355,7 @@ impl Strip<'_> {
         let mut weight = weight.as_ptr();
         for ci in 0..self.weight.in_channels {
             for &tap in &self.grid.taps {
-                // SAFETY: the assertions above bound the last value that is read through each pointer.
+                // SAFETY: the assertions above bound every read through these pointers.
                 unsafe {
                     let row = self.input.as_ptr().add(ci * self.grid.plane + tap + position);
                     let mut pixels = [simd.splat_f32s(0.0); N];
@@ -375,7 +375,7 @@ impl Strip<'_> {
         for (m, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
                 let place = m * self.out_pitch + position + n * lanes;
-                // SAFETY: bounded by the third assertion; the tile is this thread's own.
+                // SAFETY: the third assertion bounds the write, and no other thread uses this buffer.
                 unsafe { self.out.as_ptr().add(place).cast_mut().cast::<S::f32s>().write_unaligned(*sum) };
             }
         }

@@ -1,8 +1,8 @@
 //! The gradient of a convolution's weight on the CPU.
 //!
-//! For each tap it is a matrix product over the pixels: input channels by output channels. Both images are
-//! turned, so that the channels of a pixel lie side by side; then one register tile takes `M` input channels by
-//! `N` vectors of output channels, and sums over the pixels.
+//! For each tap of the kernel the gradient is a matrix product, input channels by output channels, summed over the
+//! pixels. Input and output gradient are first transposed to make the channels of a pixel contiguous. The inner
+//! loop sums a register tile of `M` input channels by `N` vectors of output channels.
 
 use std::cell::RefCell;
 
@@ -22,14 +22,14 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Images of a batch are summed in this many runs, whatever the number of threads, so that a sum is always
-/// taken in the same order.
+/// Largest number of groups that a batch is split into; each group is summed in order. It does not depend on the
+/// number of threads, so that results are reproducible.
 const RUNS: usize = 8;
 
-/// The gradient of the weight, given the gradient `dy` of the output.
+/// Computes the gradient `dweight` of the weight from the gradient `dy` of the output.
 ///
 /// # Shapes
-/// As in [`conv`]; `dweight` is like `weight`.
+/// As in [`super::conv::conv`]; `dweight` has the shape of `weight`, `dy` that of `y`.
 pub fn conv_weight_gradient(shape: &ConvShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
     shape.check(x.len(), dweight.len(), dy.len());
     let grid = Grid::new(shape.height, shape.width, shape.kernel, shape.stride);
@@ -68,10 +68,10 @@ pub fn conv_weight_gradient(shape: &ConvShape, x: &[f32], dy: &[f32], dweight: &
     });
 }
 
-/// Input channels of a register tile of the weight's gradient.
+/// Input channels of the smallest register tile; a wide tile has twice as many.
 const GRADIENT_ROWS: usize = 4;
 
-/// `[channels, positions]` to `[positions, columns]`, filled up with zeros.
+/// Transposes `[channels, positions]` to `[positions, columns]`, padded with zeros.
 fn transpose(x: &[f32], channels: usize, columns: usize, out: &mut Vec<f32>) {
     let positions = x.len() / channels;
     out.resize(positions * columns, 0.0);
@@ -97,10 +97,11 @@ fn transpose(x: &[f32], channels: usize, columns: usize, out: &mut Vec<f32>) {
     );
 }
 
-/// Side of the blocks that [`transpose`] turns at a time, in registers where there are enough.
+/// Side of the square blocks of [`transpose`]. A block stays in registers if there are enough.
 const BLOCK: usize = 16;
 
-/// Columns `range` of `rows`, which are `positions` long, become rows of `width` values, `pitch` apart.
+/// Transposes one block: columns `range` of `rows`, each `positions` long, to rows of `width` values in `out`, `pitch`
+/// apart.
 #[inline(always)]
 fn transpose_block(
     rows: &[f32],
@@ -121,16 +122,16 @@ fn transpose_block(
     }
 }
 
-/// Adds one image's gradient of the weight to `sum`, `[taps, rows, columns]`.
+/// Adds the weight gradient of one image to `sum`, `[taps, rows, columns]`.
 struct WeightGradient<'a> {
     grid: &'a Grid,
     /// The padded input, `[plane, rows]`.
     x: &'a [f32],
-    /// Input channels, filled up to whole tiles.
+    /// Input channels, rounded up to whole tiles.
     rows: usize,
     /// The gradient of the output, `[out_height * out_width, columns]`.
     dy: &'a [f32],
-    /// Output channels, filled up to whole vectors.
+    /// Output channels, rounded up to whole vectors.
     columns: usize,
     sum: &'a mut [f32],
 }
@@ -183,7 +184,7 @@ impl WeightGradient<'_> {
             let mut x = self.x[(offset + line * self.grid.pitch) * self.rows + row..].as_ptr();
             let mut dy = self.dy[line * width * self.columns + column..].as_ptr();
             for _ in 0..width {
-                // SAFETY: the assertions above bound the last position and the widest tile in both matrices.
+                // SAFETY: the assertions above bound every read from both matrices.
                 unsafe {
                     let mut gradients = [simd.splat_f32s(0.0); N];
                     for (n, vector) in gradients.iter_mut().enumerate() {

@@ -1,8 +1,8 @@
-//! Group norm with a gain and an offset for every image and channel, and SiLU, on the CPU, and its gradients.
+//! Group norm with optional SiLU on the CPU, and its gradients.
 //!
-//! `y = act(gain * (x - mean) / std + offset)` with one mean and deviation an image and group. Gain and offset
-//! are given per image, so that the learned affine map and the scale and shift of a conditional norm are one
-//! and the same thing here.
+//! `y = act(gain * (x - mean) / std + offset)`, with one mean and standard deviation per image and group. Gain and
+//! offset are per image and channel, so that they cover both a learned affine map and the scale and shift of a
+//! conditional norm.
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -12,11 +12,11 @@ use crate::simd::exp;
 /// Sizes of a group norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupNormShape {
-    /// Images.
+    /// Number of images.
     pub batch: usize,
-    /// Channels, a multiple of `groups`.
+    /// Number of channels, a multiple of `groups`.
     pub channels: usize,
-    /// Groups that share a mean and a deviation.
+    /// Number of groups, each with its own mean and standard deviation.
     pub groups: usize,
     /// Height times width.
     pub pixels: usize,
@@ -40,7 +40,7 @@ impl GroupNormShape {
     }
 }
 
-/// Mean and inverse deviation of a group of values.
+/// Mean and inverse standard deviation of a group.
 #[derive(Clone, Copy)]
 struct Moments {
     mean: f32,
@@ -57,7 +57,7 @@ impl Moments {
     }
 }
 
-/// The norm itself.
+/// Group norm, then SiLU if `shape.silu`. `epsilon` is added to the variance.
 ///
 /// # Shapes
 /// - `x`, `y`: `[batch, channels, pixels]`
@@ -91,11 +91,11 @@ pub fn group_norm(
         });
 }
 
-/// Gradients of [`group_norm`], given the gradient `dy` of its output.
+/// Computes the gradients of the inputs of [`group_norm`] from the gradient `dy` of its output.
 ///
 /// # Shapes
-/// - `dy`, `dx`: like `x`, `[batch, channels, pixels]`
-/// - `dgain`, `doffset`: like `gain`, `[batch, channels]`
+/// - `x`, `dy`, `dx`: `[batch, channels, pixels]`
+/// - `gain`, `offset`, `dgain`, `doffset`: `[batch, channels]`
 #[expect(clippy::too_many_arguments, reason = "the inputs and outputs of one equation")]
 pub fn group_norm_gradient(
     shape: &GroupNormShape,
@@ -118,7 +118,7 @@ pub fn group_norm_gradient(
         |((dx, (x, dy)), ((gain, offset), (dgain, doffset)))| {
             Arch::new().dispatch(|| {
                 let moments = Moments::of(x, epsilon);
-                // First `dx` holds the gradient before the activation; gain and offset collect its sums.
+                // `dx` first holds the gradient before the activation. Its sums are the gradients of gain and offset.
                 for (c, dz) in dx.chunks_exact_mut(shape.pixels).enumerate() {
                     let plane = c * shape.pixels..(c + 1) * shape.pixels;
                     let (x, dy) = (&x[plane.clone()], &dy[plane]);
@@ -136,7 +136,7 @@ pub fn group_norm_gradient(
                     doffset[c] = sum(dz, |dz| dz);
                     dgain[c] = sum2(dz, x, |dz, x| dz * (x - moments.mean) * moments.inverse);
                 }
-                // Then the part of it that changes mean and deviation is taken out.
+                // Then subtract the gradient through the mean and the standard deviation.
                 let mean = gain.iter().zip(&*doffset).map(|(gain, sum)| gain * sum).sum::<f32>() / len as f32;
                 let slope = gain.iter().zip(&*dgain).map(|(gain, sum)| gain * sum).sum::<f32>() / len as f32;
                 for (c, dx) in dx.chunks_exact_mut(shape.pixels).enumerate() {
@@ -152,7 +152,7 @@ pub fn group_norm_gradient(
     );
 }
 
-/// Partial sums kept, so that a sum is a vector operation and rounds less than a running total.
+/// Number of partial sums. They make summation a vector operation with smaller rounding errors than a running total.
 const PARTIAL_SUMS: usize = 64;
 
 #[inline(always)]

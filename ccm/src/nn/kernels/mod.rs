@@ -1,5 +1,5 @@
-//! Convolution and group norm with their gradients on the CPU, over Burn's layout `[B, C, H, W]`. They know
-//! nothing of Burn, which calls them in training ([`super::ops`]).
+//! CPU kernels for convolution, group norm and their gradients, on slices in the layout `[B, C, H, W]`. They do
+//! not depend on Burn; [`super::ops`] registers them with it.
 
 pub mod conv;
 pub mod conv_weight_gradient;
