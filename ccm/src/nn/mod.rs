@@ -5,7 +5,6 @@
 //! [`optimizer`] is Adam, [`ema`] averages weights over steps, and [`host`] copies between tensors and host memory.
 //! Nothing here depends on the method, files or threads.
 
-mod checkpointing;
 pub mod denoiser;
 pub mod ema;
 pub mod host;

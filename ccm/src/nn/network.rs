@@ -1,39 +1,41 @@
 //! Runs a [`Graph`] on Burn tensors, with or without gradients.
 
+mod checkpointing;
+
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::Arc;
 
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 
-use super::checkpointing::Tape;
 use super::ops::{Norm, conv, group_norm};
 use crate::model::graph::{
     Affine, Conv, Graph, GroupNorm, Node, Op, Padding, Param, QkvOrder, TimestepEmbedding, Value, last_reads,
 };
 use crate::weights::HostTensor;
+use checkpointing::Tape;
 
 /// A network with its parameters on a device.
 #[derive(Debug, Clone)]
 pub struct Network {
-    pub(super) program: Arc<Program>,
+    program: Arc<Program>,
     /// Flat, in the order of [`Graph::parameters`].
-    pub(super) parameters: Vec<Tensor<1>>,
+    parameters: Vec<Tensor<1>>,
     dropout: bool,
     /// Forward passes to be recomputed, with gradient checkpointing.
-    pub(super) tape: Option<Tape>,
+    tape: Option<Tape>,
 }
 
 /// A fused graph, and for each node the values that it is the last to read.
 #[derive(Debug)]
-pub(super) struct Program {
-    pub(super) graph: Graph,
+struct Program {
+    graph: Graph,
     last_reads: Vec<Vec<Value>>,
 }
 
 /// The value of a graph node for a batch.
 #[derive(Debug, Clone)]
-pub(super) enum Activation {
+enum Activation {
     /// `[B, C, H, W]`.
     Map(Tensor<4>),
     /// `[B, C]`.
@@ -42,33 +44,33 @@ pub(super) enum Activation {
 
 /// The inputs of a network.
 #[derive(Debug, Clone)]
-pub(super) struct Inputs {
+struct Inputs {
     /// `[B, C, H, W]`.
-    pub(super) x: Tensor<4>,
+    x: Tensor<4>,
     /// The network's own time `tau`, `[B]`.
-    pub(super) time: Tensor<1>,
+    time: Tensor<1>,
     /// Labels, `[B]`, for a network with classes. Without labels the label embedding is zero.
-    pub(super) label: Option<Tensor<1, Int>>,
+    label: Option<Tensor<1, Int>>,
 }
 
 /// The state of a forward pass between two nodes.
 #[derive(Debug)]
-pub(super) struct Pass {
-    pub(super) inputs: Inputs,
+struct Pass {
+    inputs: Inputs,
     /// By [`Value::index`]. A value is dropped when its last reader takes it.
-    pub(super) values: Vec<Option<Activation>>,
+    values: Vec<Option<Activation>>,
     /// Dropout masks by the value that they belong to. A mask that is missing is drawn.
-    pub(super) masks: BTreeMap<Value, Tensor<4>>,
+    masks: BTreeMap<Value, Tensor<4>>,
 }
 
 impl Pass {
-    pub(super) fn new(inputs: Inputs, values: usize) -> Self {
+    fn new(inputs: Inputs, values: usize) -> Self {
         Self { inputs, values: vec![None; values], masks: BTreeMap::new() }
     }
 
     /// A value that has been computed and not been dropped.
     #[expect(clippy::expect_used, reason = "callers know what has been computed")]
-    pub(super) fn take(&mut self, value: Value) -> Activation {
+    fn take(&mut self, value: Value) -> Activation {
         self.values[value.index()].take().expect("a value that has been computed")
     }
 }
@@ -128,12 +130,12 @@ impl Network {
         let mut pass = Pass::new(Inputs { x, time, label }, shapes.len());
         let mut found = Vec::with_capacity(features.len());
         for (index, node) in nodes.iter().enumerate() {
-            if found.len() == features.len() {
-                break;
-            }
             let value = self.run(index, &mut pass);
             if features.contains(&node.output) {
                 found.push(value.clone().into_map());
+            }
+            if found.len() == features.len() {
+                break;
             }
         }
         found
@@ -141,7 +143,7 @@ impl Network {
 
     /// Runs one node, and drops the values that it is the last to read. Returns its output.
     #[expect(clippy::expect_used, reason = "a graph's nodes stand in the order in which they run")]
-    pub(super) fn run<'a>(&self, index: usize, pass: &'a mut Pass) -> &'a Activation {
+    fn run<'a>(&self, index: usize, pass: &'a mut Pass) -> &'a Activation {
         let Program { graph, last_reads } = &*self.program;
         let Node { op, output } = &graph.nodes[index];
         let Pass { inputs, values, masks } = pass;
@@ -334,7 +336,7 @@ impl Network {
 impl Activation {
     /// # Panics
     /// If it is a vector.
-    pub(super) fn into_map(self) -> Tensor<4> {
+    fn into_map(self) -> Tensor<4> {
         match self {
             Self::Map(map) => map,
             Self::Vector(_) => panic!("expected a map, found a vector"),
@@ -343,7 +345,7 @@ impl Activation {
 
     /// # Panics
     /// If it is a map.
-    pub(super) fn into_vector(self) -> Tensor<2> {
+    fn into_vector(self) -> Tensor<2> {
         match self {
             Self::Vector(vector) => vector,
             Self::Map(_) => panic!("expected a vector, found a map"),
