@@ -119,8 +119,8 @@ pub struct TeacherConfig {
     pub learning_rate: f64,
     /// Length of the learning-rate warm-up from 0, in thousands of images, 0 or more.
     pub warmup_kimg: f64,
-    /// Share of the optimiser steps, at the end, over which the learning rate falls to 0 along half a cosine, in `[0,
-    /// 1]` (arXiv 2405.18392).
+    /// Share of the optimiser steps in `[0, 1]`. Over these last steps, the learning rate falls to 0 along half a
+    /// cosine (arXiv 2405.18392).
     #[serde(default)]
     pub cooldown: f64,
     /// Largest norm of the gradient of all parameters, above 0. A larger gradient is scaled down to it.
@@ -148,8 +148,8 @@ pub struct DistillConfig {
     pub learning_rate: f64,
     /// Length of the learning-rate warm-up from 0, in thousands of images, 0 or more.
     pub warmup_kimg: f64,
-    /// Share of the optimiser steps, at the end, over which the learning rate falls to 0 along half a cosine, in `[0,
-    /// 1]` (arXiv 2405.18392).
+    /// Share of the optimiser steps in `[0, 1]`. Over these last steps, the learning rate falls to 0 along half a
+    /// cosine (arXiv 2405.18392).
     #[serde(default)]
     pub cooldown: f64,
     /// Largest norm of the gradient of all parameters, above 0. A larger gradient is scaled down to it.
