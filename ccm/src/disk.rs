@@ -16,14 +16,14 @@ pub enum DiskError {
         /// Message of the operating system.
         source: io::Error,
     },
-    /// A folder where a file is expected, or no folder where one is expected.
+    /// A folder instead of a file, or no folder where one is expected.
     #[error("{path}: expected {expected}, found {found}")]
     Kind {
         /// The file or folder.
         path: PathBuf,
-        /// What should be there.
+        /// The expected kind.
         expected: &'static str,
-        /// What is there.
+        /// The kind found.
         found: &'static str,
     },
     /// The disk has too little space for a run.
@@ -87,7 +87,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
 /// [`DiskError`] if the folder cannot be created or written, or if there is too little space.
 pub fn check(folder: &Path, needed: u64) -> Result<(), DiskError> {
     let above = folder.ancestors().find(|above| above.exists());
-    // If the first folder of a relative path is new, it will be in the current folder.
+    // A relative path whose first folder is new is in the current folder.
     let there = above.unwrap_or(Path::new("."));
     let probe = there.join(format!(".ccm-probe-{}", std::process::id()));
     File::create_new(&probe).and_then(|_| fs::remove_file(&probe)).map_err(DiskError::of(folder))?;

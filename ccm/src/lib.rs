@@ -1,33 +1,33 @@
 //! One-step image generators: the Curriculum Consistency Model (Liu et al., "See Further When Clear", CVPR 2025,
-//! arXiv 2412.06295), trained on any GPU that wgpu reaches or on the CPU.
+//! arXiv 2412.06295), trained on any GPU that wgpu supports or on the CPU.
 //!
-//! A *teacher*, trained by flow matching or as a diffusion model, carries noise to images; it takes tens of network evaluations an image.
-//! A *student*, distilled from it, takes one. The crate has two halves that share the model file:
+//! A *teacher* is a flow-matching or diffusion model. It generates an image from noise in tens of network evaluations.
+//! A *student*, distilled from it, takes one evaluation. The crate has two halves, which share the model file:
 //!
 //! ```text
 //! images ──> teacher ──> student ──> model.safetensors ──> pixels
 //!            └── train (Burn) ──┘        weights           sampler
 //! ```
 //!
-//! | room | what it holds | may use |
+//! | module | contents | may use |
 //! |---|---|---|
-//! | [`model`], [`noise`] | what a model is: graphs of networks, predictions; seeded noise | nothing |
+//! | [`model`], [`noise`] | description of a model: network graphs, predictions; seeded noise | nothing |
 //! | [`weights`] | tensors and model files in memory | `model` |
-//! | [`sampler`] | the engine: plans, GPU and CPU executors | `model`, `weights`, `noise` |
+//! | [`sampler`] | sampling: plans, GPU and CPU executors | `model`, `weights`, `noise` |
 //! | [`nn`] | networks on Burn tensors, kernels, the optimiser | `model`, `weights`, `noise` |
-//! | [`method`] | the paper: flow, KDC, curriculum, distances, adversarial loss | `nn` and what it uses |
-//! | [`data`] | images in | `model`, `noise` |
-//! | [`disk`], [`import`], [`export`] | whole files; models from other programs and for them | `model`, `weights`; `export` also `sampler` |
-//! | [`metrics`] | image quality | all of these but `method` |
-//! | [`config`], [`report`] | what a run reads and leaves | `model`, `method` |
-//! | [`train`] | state, loop, checkpoints, runs | everything |
+//! | [`method`] | the paper's method: flow, KDC, curriculum, distances, adversarial loss | `nn` and its dependencies |
+//! | [`data`] | image data sets | `model`, `noise` |
+//! | [`disk`], [`import`], [`export`] | file access; conversion from and to formats of other programs | `model`, `weights`; `export` also `sampler` |
+//! | [`metrics`] | image quality metrics | all of these except `method` |
+//! | [`config`], [`report`] | configuration and HTML report of a run | `model`, `method` |
+//! | [`train`] | training state, stages, checkpoints, runs | everything |
 //!
-//! The feature `train` adds everything that needs Burn; `program` adds what only the command line `distill` needs.
-//! Without either, the crate is the sampler alone. `tests/tests/rooms.rs` checks which room uses which.
+//! The feature `train` adds everything that needs Burn. The feature `program` adds the dependencies of the command line
+//! `distill`. Without them, the crate is only the sampler. `tests/tests/rooms.rs` checks the last column.
 //!
 //! # Example
 //!
-//! A teacher and a one-step student of small coloured shapes, a few steps of each:
+//! Trains a teacher of small coloured shapes and a one-step student, with a few steps each:
 //!
 //! ```
 //! # #[cfg(feature = "train")]
@@ -38,7 +38,7 @@
 //! use ccm::train::given::Given;
 //! use ccm::train::run::{Outcome, Run, Watch, suit};
 //!
-//! /// Says nothing and never stops; a program would draw a bar.
+//! /// Prints nothing and never requests a stop.
 //! struct Quiet;
 //! impl Watch for Quiet {
 //!     fn stage(&mut self, _: ccm::train::batches::StageKind, _: u64, _: u64, _: usize) {}

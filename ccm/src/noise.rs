@@ -1,12 +1,12 @@
-//! Seeded random numbers that are the same on every platform and in every version: `seed -> x0`.
+//! Seeded random numbers, equal on every platform and in every version of this crate.
 //!
-//! A seed names a picture, so none of these numbers may ever change. Only the block function of ChaCha8, which is a
-//! published standard, comes from a crate. What crates may change between versions is written out here: the key of a
-//! seed, uniform numbers and integers below a bound. Normal deviates are made from two uniform numbers by the Box-Muller
-//! transform with the functions of `libm`, because those of the platforms differ in the last bits.
+//! A seed identifies an image, so these numbers must never change. Only the block function of ChaCha8, a published
+//! standard, comes from a crate. This module implements the parts that crates may change between versions: the key of a
+//! seed, uniform numbers and integers below a bound. The Box-Muller transform makes normal values from two uniform
+//! numbers. It uses the functions of `libm`, since those of the platforms differ in the last bits.
 //!
-//! A generator is named by a seed and a stream, so that the numbers of step 1000 of a run do not depend on those of step
-//! 999.
+//! A generator is selected by a seed and a stream, so that the numbers of step 1000 of a run do not depend on those of
+//! step 999.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,12 +15,12 @@ use rand_chacha::ChaCha8Rng;
 #[derive(Debug, Clone)]
 pub struct Noise {
     rng: ChaCha8Rng,
-    /// The second normal deviate of the last pair.
+    /// The second value of the last Box-Muller pair.
     spare: Option<f32>,
 }
 
 impl Noise {
-    /// The numbers of `stream` under `seed`; different streams are independent.
+    /// The generator of `seed` and `stream`. Different streams are independent.
     pub fn new(seed: u64, stream: u64) -> Self {
         let mut rng = ChaCha8Rng::from_seed(key(seed));
         rng.set_stream(stream);
@@ -48,7 +48,7 @@ impl Noise {
         if fraction <= bound.wrapping_neg() {
             return number as usize;
         }
-        // Further digits of the product may carry into the number.
+        // The lower digits of the product may carry into the number.
         let (digits, _) = product(&mut self.rng);
         (number + u64::from(fraction.checked_add(digits).is_none())) as usize
     }
@@ -96,7 +96,7 @@ fn key(seed: u64) -> [u8; 32] {
     key
 }
 
-/// The noise of a seed: `x0` of one image of `len` values.
+/// The noise `x0` of the image with this seed: `len` standard normal values.
 pub fn image_noise(seed: u64, len: usize) -> Vec<f32> {
     Noise::new(seed, 0).normals(len)
 }
@@ -127,7 +127,7 @@ mod tests {
         values.iter().map(|value| value.to_bits()).collect()
     }
 
-    /// The literals are those of `tests/references/noise.py`, which computes them without these crates.
+    /// The literals are from `tests/references/noise.py`, which computes them without these crates.
     #[test]
     fn a_seed_gives_the_numbers_it_always_gave() {
         let pictures = [
@@ -147,7 +147,7 @@ mod tests {
         }
     }
 
-    /// As above: literals of `tests/references/noise.py`.
+    /// The literals are from `tests/references/noise.py`, too.
     #[test]
     fn uniform_numbers_and_permutations_are_those_they_always_were() {
         let mut noise = Noise::new(1, 2);
@@ -163,7 +163,7 @@ mod tests {
             [0, 0, 4, 802, 2_464_598_931, 340_542_300_528_864]
         );
         let mut noise = Noise::new(1, 5);
-        // Here every other number needs the correction.
+        // With this bound, about half of the numbers need the correction.
         let expected = [
             3_588_404_322_155_030_878,
             3_259_972_385_156_971_439,
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(Noise::new(1, 6).permutation(12), [2, 4, 1, 3, 0, 8, 9, 5, 7, 10, 11, 6]);
     }
 
-    /// If a new version of `rand` fails this test, delete the test: the numbers above are the ones that count.
+    /// If this test fails with a new version of `rand`, delete it: the literals above are the specification.
     #[test]
     fn the_numbers_are_those_of_rand_0_10() {
         for seed in [0, 1, 7, 1 << 40, u64::MAX] {

@@ -1,10 +1,11 @@
-//! Arithmetic that the CPU kernels of training and sampling share, written so that loops over it are vector code.
+//! Arithmetic shared by the CPU kernels of training and sampling, written so that the compiler vectorises loops over
+//! it.
 
-/// `exp(x)` to two units in the last place, without a branch, so that a loop over it is vector code. Arguments
-/// are limited to ±87, where the result is near the ends of the range of `f32`.
+/// `exp(x)` with an error of at most two units in the last place, without branches. `x` is clamped to ±87, where the
+/// result is near the ends of the range of `f32`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    /// Adding it rounds to an integer, which then stands in the low bits.
+    /// `1.5 * 2^23`. Adding it to a number rounds the number to an integer in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -12,7 +13,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
-    // Taylor's series to the sixth order; |r| <= ln(2) / 2.
+    // The Taylor series to the sixth order, for |r| <= ln(2) / 2.
     let p = 1.0 / 720.0;
     let p = p * r + 1.0 / 120.0;
     let p = p * r + 1.0 / 24.0;

@@ -1,37 +1,37 @@
-//! Conversion of durations from thousands of images, as a configuration gives them, to optimiser steps and decays
-//! a step, which training uses. It depends on the batch size of the stage.
+//! Converts durations in thousands of images (kimg) to optimiser steps, and half-lives in kimg to decays per step.
+//! Both depend on the batch size of the stage.
 //!
 //! ```text
 //! steps = round(1000 kimg / batch)
 //! decay = 0.5^(batch / (1000 halflife))
 //! ```
 //!
-//! A decay is rounded to a millionth, so that a half-life with five or six digits gives a round decay: at a batch
-//! of 32, a half-life of 4.425 is a decay of 0.995. A half-life of 0 is a decay of 0: no average.
+//! Decays are rounded to a multiple of 1e-6, so that a half-life with few digits gives a round decay: with a batch of
+//! 32, the half-life 4.425 gives 0.995. The half-life 0 gives the decay 0, which means no averaging.
 
 use super::{DistillConfig, RunConfig, TeacherConfig};
 
-/// Images in a unit of duration.
+/// Images per unit of duration.
 const KIMG: f64 = 1000.0;
 
 /// Decays are multiples of `1 / DECAY_UNITS`.
 const DECAY_UNITS: f64 = 1e6;
 
-/// The longest duration, in thousands of images: 2^53 images, up to which `f64` holds every whole number.
+/// The longest duration, in thousands of images: 2^53 images. `f64` represents every integer up to there.
 pub(super) const LONGEST_KIMG: f64 = (1_u64 << 53) as f64 / KIMG;
 
-/// The nearest number of optimiser steps; may be 0.
+/// Optimiser steps, rounded to the nearest integer, which may be 0.
 fn steps(kimg: f64, batch: usize) -> u64 {
     (kimg * KIMG / batch as f64).round() as u64
 }
 
-/// The nearest number of optimiser steps, at least 1.
+/// Optimiser steps, rounded to the nearest integer, at least 1.
 fn at_least_one_step(kimg: f64, batch: usize) -> u64 {
     steps(kimg, batch).max(1)
 }
 
-/// Decay a step of an average with this half-life, a multiple of a millionth in `[0, 1]`. It is 1 where the half-life
-/// is so long that the average would never move; [`super::Config::validate`] refuses that.
+/// Decay per step of an average with this half-life: a multiple of 1e-6 in `[0, 1]`. A very long half-life gives 1,
+/// with which the average would never change; [`super::Config::validate`] rejects it.
 pub(super) fn decay(halflife_kimg: f64, batch: usize) -> f64 {
     if halflife_kimg == 0.0 {
         return 0.0;
@@ -41,7 +41,7 @@ pub(super) fn decay(halflife_kimg: f64, batch: usize) -> f64 {
 }
 
 impl RunConfig {
-    /// Optimiser steps of `batch` images between two grids of samples.
+    /// Optimiser steps of `batch` images between two sample grids.
     pub fn sample_every(&self, batch: usize) -> u64 {
         at_least_one_step(self.sample_every_kimg, batch)
     }
@@ -51,7 +51,7 @@ impl RunConfig {
         at_least_one_step(self.checkpoint_every_kimg, batch)
     }
 
-    /// Optimiser steps of `batch` images between two lines of metrics.
+    /// Optimiser steps of `batch` images between two lines of the metrics log.
     pub fn log_every(&self, batch: usize) -> u64 {
         at_least_one_step(self.log_every_kimg, batch)
     }
@@ -63,12 +63,12 @@ impl TeacherConfig {
         at_least_one_step(self.kimg, self.batch)
     }
 
-    /// Optimiser steps over which the learning rate rises from 0.
+    /// Optimiser steps of the learning-rate warm-up.
     pub fn warmup_steps(&self) -> u64 {
         steps(self.warmup_kimg, self.batch)
     }
 
-    /// Decay a step of the average of the weights that is sampled and distilled.
+    /// Decay per step of the weight average that is sampled and distilled.
     pub fn decay(&self) -> f64 {
         decay(self.ema_halflife_kimg, self.batch)
     }
@@ -80,27 +80,27 @@ impl DistillConfig {
         at_least_one_step(self.kimg, self.batch)
     }
 
-    /// Optimiser steps over which the learning rate rises from 0.
+    /// Optimiser steps of the learning-rate warm-up.
     pub fn warmup_steps(&self) -> u64 {
         steps(self.warmup_kimg, self.batch)
     }
 
-    /// Optimiser steps before there is an adversarial loss.
+    /// Optimiser steps before the adversarial loss starts.
     pub fn adversarial_from(&self) -> u64 {
         steps(self.adversarial_from_kimg, self.batch)
     }
 
-    /// Optimiser steps, from there on, over which the weight of the adversarial loss grows from 0.
+    /// Optimiser steps over which the weight of the adversarial loss then grows from 0.
     pub fn adversarial_warmup_steps(&self) -> u64 {
         steps(self.adversarial_warmup_kimg, self.batch)
     }
 
-    /// Decay a step of the average of the student that is the target network.
+    /// Decay per step of the target network, an average of the student's weights.
     pub fn target_decay(&self) -> f64 {
         decay(self.target_halflife_kimg, self.batch)
     }
 
-    /// Decay a step of the average of the student that is sampled and saved.
+    /// Decay per step of the average of the student's weights that is sampled and saved.
     pub fn sample_decay(&self) -> f64 {
         decay(self.sample_halflife_kimg, self.batch)
     }
@@ -111,11 +111,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use crate::config::Config;
 
-    /// The teacher's steps, warm-up and decay.
+    /// The teacher's steps, warm-up steps and decay.
     type OfTeacher = (u64, u64, f64);
 
-    /// The student's steps, warm-up, steps before the adversarial loss and of its warm-up, and decays of the target and
-    /// of the sampled average.
+    /// The student's steps, warm-up steps, first step and warm-up steps of the adversarial loss, and decays of the
+    /// target and of the sampled average.
     type OfStudent = (u64, u64, u64, u64, f64, f64);
 
     #[test]
@@ -162,7 +162,7 @@ mod tests {
         let mut teacher = Config::preset("shapes").unwrap().teacher;
         teacher.batch *= 2;
         assert_eq!((teacher.steps(), teacher.warmup_steps()), (1000, 50));
-        // 0.995^2, rounded to a millionth.
+        // 0.995^2, rounded to a multiple of 1e-6.
         assert_eq!(teacher.decay(), 0.990_025);
     }
 

@@ -1,25 +1,25 @@
-//! What can be wrong with a configuration. Every message is one line that names the key, what was expected
-//! and what was found; the caller adds the file or flag that the text came from.
+//! Errors of configurations. Every message is one line with the key, what was expected and what was found. The caller
+//! adds the file or flag of the configuration.
 
 use crate::model::SpecError;
 
-/// What is wrong with a configuration, or with a change to one.
+/// An invalid configuration, or an invalid change to one.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
     /// No preset has this name.
     #[error("preset `{name}`: expected one of {}; the nearest is `{nearest}`", listed(super::PRESETS))]
     UnknownPreset {
-        /// The name that was asked for.
+        /// The given name.
         name: String,
-        /// The preset whose name is most like it.
+        /// The preset with the most similar name.
         nearest: String,
     },
     /// No setting has this name.
     #[error("`{key}`: no such key; the nearest is `{nearest}`")]
     UnknownKey {
-        /// The key as it was given.
+        /// The given key.
         key: String,
-        /// The dotted key most like it.
+        /// The most similar dotted key.
         nearest: String,
     },
     /// A setting of an earlier version.
@@ -27,28 +27,28 @@ pub enum ConfigError {
     RemovedKey {
         /// The dotted key.
         key: String,
-        /// Why there is no such setting any more.
+        /// Why the setting was removed.
         reason: &'static str,
     },
-    /// A setting of an earlier version that counted optimiser steps or was a decay a step.
+    /// A setting of an earlier version, in optimiser steps or as a decay per step.
     #[error("`{key}`: replaced by {}: {conversion}", listed(by))]
     ReplacedKey {
-        /// The key as it was given.
+        /// The given key.
         key: String,
-        /// The dotted keys that replace it; more than one where the section is missing.
+        /// The dotted keys that replace it; several if the given key has no section.
         by: Vec<&'static str>,
-        /// How to convert its value.
+        /// How to convert the value.
         conversion: &'static str,
     },
-    /// A key without its section that stands in more than one.
+    /// A key without a section that exists in several sections.
     #[error("`{key}`: expected its section too, one of {}", listed(candidates))]
     AmbiguousKey {
-        /// The key as it was given.
+        /// The given key.
         key: String,
-        /// Every dotted key that it could be.
+        /// The dotted keys that it may mean.
         candidates: Vec<String>,
     },
-    /// A setting that is neither given nor optional.
+    /// A required setting is missing.
     #[error("`{key}`: expected a value, found none")]
     MissingKey {
         /// The dotted key.
@@ -57,26 +57,26 @@ pub enum ConfigError {
     /// A change that is not of the form `key=value`.
     #[error("`{text}`: expected key=value, such as distill.threshold=60")]
     NotAnOverride {
-        /// The change as it was given.
+        /// The given change.
         text: String,
     },
-    /// A value of the wrong type or out of its range.
+    /// A value of the wrong type or out of range.
     #[error("{key}: expected {expected}, found {found}")]
     Value {
         /// The dotted key.
         key: String,
-        /// The type or range of the setting, in words.
+        /// The type or range of the setting, as text.
         expected: String,
-        /// The value as it was given.
+        /// The given value.
         found: String,
     },
     /// A network that cannot be built.
     #[error("network.{0}")]
     Network(#[from] SpecError),
-    /// Text that is not TOML, or a configuration that TOML cannot hold.
+    /// Text that is not TOML, or a configuration that TOML cannot represent.
     #[error("{reason}")]
     Toml {
-        /// Where, and why.
+        /// The line and the reason.
         reason: String,
     },
 }

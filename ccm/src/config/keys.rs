@@ -1,12 +1,12 @@
-//! A configuration as dotted keys and TOML values: which keys there are, which is meant, and whether a value
-//! fits. The keys are read off the types themselves, so that there is no second list of them to keep; only
-//! the optional ones, which a value may lack, are named here.
+//! A configuration as a map from dotted keys to TOML values: lists the keys, resolves abbreviated keys and checks the
+//! types of values. The keys come from the smallest preset, which has every required setting. Only the optional keys
+//! are listed here.
 
 use super::{Config, ConfigError, PRESET_TEXTS};
 use std::collections::BTreeMap;
 use toml::{Table, Value};
 
-/// Every setting that may be absent.
+/// The optional settings.
 pub(super) const OPTIONAL: [&str; 22] = [
     "data.count",
     "data.source",
@@ -32,16 +32,16 @@ pub(super) const OPTIONAL: [&str; 22] = [
     "teacher.model",
 ];
 
-/// Settings of earlier versions, and why they are gone.
+/// Removed settings of earlier versions, with the reasons.
 const REMOVED: [(&str, &str); 1] = [("distill.middle_ema", "nothing read this average of the weights")];
 
-/// A setting of an earlier version that counted optimiser steps or was a decay a step.
+/// A setting of an earlier version, in optimiser steps or as a decay per step.
 pub(super) struct Replaced {
     /// The dotted key of earlier versions.
     pub(super) key: &'static str,
     /// The dotted key that replaces it.
     pub(super) by: &'static str,
-    /// How to convert its value.
+    /// How to convert the value.
     conversion: &'static str,
 }
 
@@ -50,7 +50,7 @@ const INTERVAL: &str = "thousands of images, that is steps * batch / 1000 with t
 const DECAY: &str =
     "a half-life in thousands of images, that is -0.000693147 * batch / ln(decay), or 0 for a decay of 0";
 
-/// Settings of earlier versions that are given in thousands of images now.
+/// Settings of earlier versions that are now in thousands of images.
 pub(super) const REPLACED: [Replaced; 12] = [
     Replaced { key: "run.sample_every", by: "run.sample_every_kimg", conversion: INTERVAL },
     Replaced { key: "run.checkpoint_every", by: "run.checkpoint_every_kimg", conversion: INTERVAL },
@@ -70,7 +70,7 @@ pub(super) const REPLACED: [Replaced; 12] = [
     Replaced { key: "distill.sample_ema", by: "distill.sample_halflife_kimg", conversion: DECAY },
 ];
 
-/// The error for a key that was replaced, with its section or without; `None` for any other key.
+/// The error for a replaced key, with or without its section; `None` for other keys.
 fn replaced(key: &str) -> Option<ConfigError> {
     let matching = || REPLACED.iter().filter(|old| old.key == key || leaf(old.key) == key);
     let conversion = matching().next()?.conversion;
@@ -81,12 +81,12 @@ fn replaced(key: &str) -> Option<ConfigError> {
 /// Settings by dotted key, such as `distill.threshold`.
 pub(super) type Entries = BTreeMap<String, Value>;
 
-/// Whether the setting may be absent.
+/// Whether the setting is optional.
 pub(super) fn is_optional(key: &str) -> bool {
     OPTIONAL.contains(&key)
 }
 
-/// Takes a TOML document apart; names the line that is not TOML.
+/// Parses a TOML document. The error names the line.
 pub(super) fn parse(text: &str) -> Result<Entries, ConfigError> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
         let end = error.span().map_or(0, |span| span.start);
@@ -107,12 +107,12 @@ pub(super) fn parse(text: &str) -> Result<Entries, ConfigError> {
     Ok(entries)
 }
 
-/// Takes a configuration apart. It goes through its text, where an `f32` has the digits that a person wrote.
+/// The entries of a configuration. Converts it to text and parses the text: in text, an `f32` has its shortest digits.
 pub(super) fn entries_of(config: &Config) -> Result<Entries, ConfigError> {
     parse(&config.to_toml()?)
 }
 
-/// Puts a configuration together again.
+/// Builds a configuration from its entries.
 pub(super) fn assemble(entries: Entries) -> Result<Config, ConfigError> {
     deserialize(entries).map_err(|error| ConfigError::Toml { reason: one_line(error.message()) })
 }
@@ -129,7 +129,7 @@ fn deserialize(entries: Entries) -> Result<Config, toml::de::Error> {
     table.try_into()
 }
 
-/// Every setting there is, and a configuration in which everything fits: the smallest preset.
+/// The keys of all settings, and a valid configuration to check single values in: the smallest preset.
 pub(super) struct Known {
     /// Every dotted key, sorted.
     pub(super) keys: Vec<String>,
@@ -149,7 +149,7 @@ impl Known {
         self.keys.iter().map(String::as_str)
     }
 
-    /// The dotted key of exactly this name.
+    /// Finds a dotted key by its full name.
     pub(super) fn find(&self, key: &str) -> Result<&str, ConfigError> {
         if let Some((_, reason)) = REMOVED.iter().find(|(removed, _)| *removed == key) {
             return Err(ConfigError::RemovedKey { key: key.to_owned(), reason });
@@ -163,7 +163,7 @@ impl Known {
         })
     }
 
-    /// The dotted key of this name, or the only one that ends in it.
+    /// Finds a dotted key by its full name, or by its last part if only one key has it.
     pub(super) fn resolve(&self, key: &str) -> Result<&str, ConfigError> {
         let candidates: Vec<&str> = self.iter().filter(|candidate| leaf(candidate) == key).collect();
         match candidates[..] {
@@ -176,8 +176,7 @@ impl Known {
         }
     }
 
-    /// Whether the value has the type of its key, asked of the types: put into a configuration in which all
-    /// else fits, it is what fails.
+    /// Checks that the value has the type of its key: deserializes a valid configuration with only this value changed.
     pub(super) fn check(&self, key: &str, value: &Value) -> Result<(), ConfigError> {
         let mut entries = self.fitting.clone();
         entries.insert(key.to_owned(), value.clone());
@@ -193,7 +192,7 @@ fn leaf(key: &str) -> &str {
     key.rsplit_once('.').map_or(key, |(_, leaf)| leaf)
 }
 
-/// The candidate most like `name`; one without a section is compared with the candidates' last parts too.
+/// The candidate most similar to `name`. A name without a section is also compared with the last parts of candidates.
 pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> &'a str {
     let likeness = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(name, candidate);
@@ -207,7 +206,7 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
     candidates.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).expect("at least one candidate")
 }
 
-/// What serde expected, in words for a person who does not write Rust.
+/// The type that serde expected, in words that do not require Rust.
 fn expectation(message: &str) -> String {
     match message.rsplit_once("expected ").map_or(message, |(_, expected)| expected) {
         "f32" | "f64" => "a number".into(),
@@ -218,7 +217,7 @@ fn expectation(message: &str) -> String {
     }
 }
 
-/// A value on one line.
+/// Formats a value on one line.
 pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => format!("{text:?}"),
@@ -228,7 +227,7 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// The text with every run of white space, line ends included, as one space.
+/// Replaces each run of white space, including line ends, by one space.
 pub(super) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,11 +1,11 @@
 //! The configuration of a run: [`Config`], the presets, and its TOML form.
 //!
-//! A configuration is plain data. It neither opens the data set nor builds the network; a run fills in what
-//! only the data knows (`network.num_classes`) and writes the result down as its `config.toml`. A preset and
-//! a run's `config.toml` hold every setting, so nothing depends on a default that a later version changes.
+//! A configuration is plain data. This module neither opens the data set nor builds the network. A run sets
+//! `network.num_classes` from the data and writes the result to its `config.toml`. Presets and `config.toml` files have
+//! every required setting, so a later version cannot change a run by changing a default.
 //!
-//! Durations and half-lives are in thousands of images (kimg), as in EDM (arXiv 2206.00364), so that they keep their
-//! meaning when the batch size changes. Methods such as [`TeacherConfig::steps`] convert them to optimiser steps.
+//! Durations and half-lives are in thousands of images (kimg), as in EDM (arXiv 2206.00364), so they do not depend on
+//! the batch size. Methods such as [`TeacherConfig::steps`] convert them to optimiser steps.
 
 mod durations;
 mod error;
@@ -27,10 +27,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Names of the presets, the smallest first.
+/// Names of the presets, smallest first.
 pub const PRESETS: [&str; 5] = ["shapes", "mnist", "cifar10-small", "cifar10", "imagenet64"];
 
-/// The presets themselves, in the order of [`PRESETS`].
+/// The presets as TOML, in the order of [`PRESETS`].
 const PRESET_TEXTS: [&str; 5] = [
     include_str!("../../presets/shapes.toml"),
     include_str!("../../presets/mnist.toml"),
@@ -39,179 +39,181 @@ const PRESET_TEXTS: [&str; 5] = [
     include_str!("../../presets/imagenet64.toml"),
 ];
 
-/// A whole run: what to learn from, the network, its training as a teacher and its distillation.
+/// The configuration of a run: data, network, training of the teacher and distillation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Seed, and how often to report.
+    /// Seed, threads and intervals of outputs.
     pub run: RunConfig,
     /// The images.
     pub data: DataConfig,
-    /// The architecture of teacher and student. Where `teacher.model` is given, its network is used instead.
+    /// The architecture of teacher and student. Ignored if `teacher.model` is set: its network is used.
     pub network: UNetSpec,
-    /// The path that the teacher is trained on. Where `teacher.model` is given, its path is used instead.
+    /// The path on which the teacher is trained. Ignored if `teacher.model` is set: its path is used.
     pub path: PathConfig,
-    /// Training of the teacher, PAPER.md §2 and §8.
+    /// Training of the teacher (PAPER.md §2 and §8).
     pub teacher: TeacherConfig,
-    /// Consistency distillation with a curriculum, PAPER.md §5.
+    /// Consistency distillation with a curriculum (PAPER.md §5).
     pub distill: DistillConfig,
 }
 
-/// Seed, and how often a run reports.
+/// Seed, threads and intervals of outputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// What the run and its models are called in titles and cards.
+    /// Name of the run, in the report's title and in model cards.
     pub name: String,
-    /// Seed of everything random, `0..2^63` (TOML's integers are signed).
+    /// Seed of all random numbers, `0..2^63` (TOML's integers are signed).
     pub seed: u64,
-    /// CPU threads that share a batch, `1..=1024`; those of the machine where absent. Sums depend on their
-    /// number, so a run writes down what it began with, and goes on with it.
+    /// CPU threads over which a batch is split, `1..=1024`; by default, those of the machine. Rounding of sums depends
+    /// on the number, so a run records it and uses the same number when resumed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// Recompute the activations of each block in the backward pass: less memory, about a third more time, the same result.
     #[serde(default)]
     pub gradient_checkpointing: bool,
-    /// Thousands of images of a stage between two grids of samples, above 0; at least one optimiser step.
+    /// Thousands of training images between two sample grids, above 0; at least one optimiser step.
     pub sample_every_kimg: f64,
-    /// Thousands of images of a stage between two checkpoints, above 0; at least one optimiser step.
+    /// Thousands of training images between two checkpoints, above 0; at least one optimiser step.
     pub checkpoint_every_kimg: f64,
-    /// Thousands of images of a stage between two lines of metrics, above 0; at least one optimiser step.
+    /// Thousands of training images between two lines of the metrics log, above 0; at least one optimiser step.
     pub log_every_kimg: f64,
-    /// NFE of the teacher where it stands beside the student in grids and in the report, `1..=1000`.
+    /// Network evaluations per teacher image in sample grids and in the report, `1..=1000`.
     pub report_steps: usize,
-    /// Images in a grid, `1..=1024`.
+    /// Images in a sample grid, `1..=1024`.
     pub report_images: usize,
 }
 
-/// The images to learn from.
+/// The training images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// `shapes` (procedural, [`SHAPES`]) or the path of a data set; where absent, the run must be given one.
+    /// Path of a data set, or `shapes` ([`SHAPES`]) for generated images. A run needs a source; a preset may omit it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Images to draw, `1..=10_000_000`, where the source is `shapes`; other sources are read whole.
+    /// Number of generated images, `1..=10_000_000`. Required if the source is `shapes`, otherwise not used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
-    /// Mirror each training image left to right with probability 1/2.
+    /// Whether training images are mirrored left to right with probability 1/2.
     pub horizontal_flip: bool,
-    /// Tell the network the labels; `network.num_classes` is then filled in from the data.
+    /// Whether the network is conditioned on class labels. If so, `network.num_classes` is set from the data.
     pub class_conditional: bool,
 }
 
-/// The `data.source` that names no path: shapes drawn by this program.
+/// The `data.source` of generated images: shapes drawn by this program.
 pub const SHAPES: &str = "shapes";
 
-/// Training of the teacher, PAPER.md §2 and §8.
+/// Training of the teacher (PAPER.md §2 and §8).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherConfig {
-    /// Model file of a teacher to distil as it is, such as an imported one; where absent, one is trained.
+    /// Model file of a trained teacher, such as an imported one. If absent, the run trains a teacher.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Thousands of images, above 0; at least one optimiser step.
+    /// Length of the training in thousands of images, above 0; at least one optimiser step.
     pub kimg: f64,
-    /// Images an optimiser step, `1..=65536`.
+    /// Images per optimiser step, `1..=65536`.
     pub batch: usize,
-    /// Images a backward pass, at most; gradients accumulate over the batch. All at once where absent.
+    /// Largest number of images per backward pass, at least 1; gradients accumulate over the batch. By default, the
+    /// whole batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
-    /// Step size of Adam after the warm-up, above 0.
+    /// Learning rate of Adam after the warm-up, above 0.
     pub learning_rate: f64,
-    /// Thousands of images over which the learning rate rises from 0, 0 or more.
+    /// Length of the learning-rate warm-up from 0, in thousands of images, 0 or more.
     pub warmup_kimg: f64,
-    /// Share of the optimiser steps, the last ones, over which the learning rate falls to 0 like half a cosine, `[0, 1]`
-    /// (arXiv 2405.18392).
+    /// Share of the optimiser steps in `[0, 1]`. Over these last steps, the learning rate falls to 0 along half a
+    /// cosine (arXiv 2405.18392).
     #[serde(default)]
     pub cooldown: f64,
-    /// Largest norm of the whole gradient; a longer one is scaled down to it. Above 0.
+    /// Largest norm of the gradient of all parameters, above 0. A larger gradient is scaled down to it.
     pub gradient_clip: f64,
-    /// Half-life of the average of the weights that is sampled and distilled, in thousands of images, 0 or more; 0 is
-    /// no average.
+    /// Half-life of the weight average that is sampled and distilled, in thousands of images, 0 or more. 0 disables
+    /// averaging.
     pub ema_halflife_kimg: f64,
-    /// Which noise belongs to which image.
+    /// How noise and images are paired.
     pub coupling: Coupling,
 }
 
-/// Distillation of the student: a consistency model with a curriculum, PAPER.md §5.
+/// Distillation of the student: a consistency model with a curriculum (PAPER.md §5).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DistillConfig {
-    /// Thousands of images, above 0; at least one optimiser step.
+    /// Length of the training in thousands of images, above 0; at least one optimiser step.
     pub kimg: f64,
-    /// Images an optimiser step, `1..=65536`.
+    /// Images per optimiser step, `1..=65536`.
     pub batch: usize,
-    /// Images a backward pass, at most; gradients accumulate over the batch. All at once where absent.
+    /// Largest number of images per backward pass, at least 1; gradients accumulate over the batch. By default, the
+    /// whole batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
-    /// Step size of Adam after the warm-up, above 0.
+    /// Learning rate of Adam after the warm-up, above 0.
     pub learning_rate: f64,
-    /// Thousands of images over which the learning rate rises from 0, 0 or more.
+    /// Length of the learning-rate warm-up from 0, in thousands of images, 0 or more.
     pub warmup_kimg: f64,
-    /// Share of the optimiser steps, the last ones, over which the learning rate falls to 0 like half a cosine, `[0, 1]`
-    /// (arXiv 2405.18392).
+    /// Share of the optimiser steps in `[0, 1]`. Over these last steps, the learning rate falls to 0 along half a
+    /// cosine (arXiv 2405.18392).
     #[serde(default)]
     pub cooldown: f64,
-    /// Largest norm of the whole gradient; a longer one is scaled down to it. Above 0.
+    /// Largest norm of the gradient of all parameters, above 0. A larger gradient is scaled down to it.
     pub gradient_clip: f64,
-    /// Where the target's `x_u` comes from.
+    /// What gives `x_u`: the teacher (`cd`, and `fixed` with exactly one step), or the line from noise to image (`ct`).
     pub mode: Mode,
-    /// Over what one KDC is taken, and so what decides to step on together.
+    /// Whether each image has its own KDC (`image`) or the whole batch has one (`batch`).
     pub scope: Scope,
-    /// The curriculum's threshold `T` on the KDC, in dB, `0..=100`; `fixed` does not read it.
+    /// The curriculum's threshold `T` on the KDC, in dB, `0..=100`. The mode `fixed` ignores it.
     pub threshold: f64,
-    /// Step size `s` of the teacher's solver, in flow time, `(0, 1]`.
+    /// Step size `s` of the teacher's solver in flow time, in `(0, 1]`.
     pub step_size: f64,
-    /// How the teacher takes a step: `euler`, or `heun` with two evaluations.
+    /// Solver of the teacher: `euler`, or `heun` with two evaluations per step.
     pub solver: StepSolver,
-    /// `alpha` of `t = (U (1 - s))^alpha`, above 0; above 1 favours noise (PAPER.md §6).
+    /// `alpha` of `t = (U (1 - s))^alpha`, above 0. Values above 1 give more times near noise (PAPER.md §6).
     pub time_alpha: f64,
-    /// What the student minimises.
+    /// The distance that the student minimises.
     pub distance: DistanceKind,
-    /// Weights of LPIPS' trunk, as torchvision publishes them; where the distance is one of `lpips-vgg16` and
+    /// File with the weights of LPIPS' trunk, as published by torchvision. Required if the distance is `lpips-vgg16` or
     /// `lpips-alexnet`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lpips_trunk: Option<String>,
-    /// Weights of LPIPS' heads, as the package `lpips` publishes them.
+    /// File with the weights of LPIPS' heads, as published in the package `lpips`. Required with `lpips_trunk`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lpips_heads: Option<String>,
-    /// Weight of the adversarial loss, 0 or more: how long its gradient is, in lengths of the distance's. 1 is the paper's,
-    /// 0 is none.
+    /// Weight of the adversarial loss, 0 or more: the norm of its gradient relative to the distance's. The paper has 1;
+    /// 0 disables the loss.
     pub adversarial_weight: f64,
-    /// Thousands of images before there is an adversarial loss, 0 or more.
+    /// Thousands of images before the adversarial loss starts, 0 or more.
     pub adversarial_from_kimg: f64,
-    /// Thousands of images, from there on, over which its weight grows linearly from 0; 0 or more. A large weight makes
-    /// the student diverge where the discriminator tells its images from real ones at once.
+    /// Thousands of images over which its weight then grows linearly from 0, 0 or more. Without this warm-up, a large
+    /// weight makes the student diverge if the discriminator separates its images from real ones early.
     pub adversarial_warmup_kimg: f64,
-    /// Step size of the discriminator's Adam, above 0; it cools down as the student's.
+    /// Learning rate of the discriminator's Adam, above 0. It has the student's cooldown and no warm-up.
     pub discriminator_learning_rate: f64,
-    /// Half-life of the average of the student that is the target network, in thousands of images, 0 or more; 0 is no
-    /// average.
+    /// Half-life of the target network, an average of the student's weights, in thousands of images, 0 or more. 0
+    /// disables averaging.
     pub target_halflife_kimg: f64,
-    /// Half-life of the average of the student that is sampled and saved, in thousands of images, 0 or more; 0 is no
-    /// average.
+    /// Half-life of the average of the student's weights that is sampled and saved, in thousands of images, 0 or more.
+    /// 0 disables averaging.
     pub sample_halflife_kimg: f64,
-    /// Which noise belongs to which image.
+    /// How noise and images are paired.
     pub coupling: Coupling,
 }
 
-/// What LPIPS is made from.
+/// The files with the weights of LPIPS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LpipsFiles<'a> {
-    /// The network whose features are compared.
+    /// The network that extracts the features.
     pub trunk: Trunk,
-    /// Its weights.
+    /// File with the weights of the trunk.
     pub features: &'a Path,
-    /// Weights of the heads.
+    /// File with the weights of the heads.
     pub heads: &'a Path,
 }
 
 impl DistillConfig {
-    /// The files of LPIPS; `None` where another distance is minimised.
+    /// The files of LPIPS; `None` if the student minimises another distance.
     ///
     /// # Errors
-    /// A file that LPIPS needs and the configuration does not name.
+    /// LPIPS needs a file that the configuration does not name.
     pub fn lpips_files(&self) -> Result<Option<LpipsFiles<'_>>, ConfigError> {
         fn named<'a>(key: &str, file: &'a Option<String>) -> Result<&'a Path, ConfigError> {
             let file = file.as_deref().filter(|file| !file.is_empty());
@@ -229,10 +231,10 @@ impl DistillConfig {
 }
 
 impl Config {
-    /// The preset of this name, one of [`PRESETS`].
+    /// The preset with this name, one of [`PRESETS`].
     ///
     /// # Errors
-    /// [`ConfigError::UnknownPreset`] where there is none.
+    /// [`ConfigError::UnknownPreset`] if there is none.
     pub fn preset(name: &str) -> Result<Self, ConfigError> {
         match PRESETS.iter().zip(PRESET_TEXTS).find(|(preset, _)| **preset == name) {
             Some((_, text)) => Self::from_toml(text),
@@ -243,7 +245,8 @@ impl Config {
         }
     }
 
-    /// Reads a whole configuration, such as the `config.toml` of a run. Ranges are [`Config::validate`]'s.
+    /// Parses a complete configuration, such as the `config.toml` of a run. Does not check ranges; [`Config::validate`]
+    /// does.
     ///
     /// # Errors
     /// Text that is not TOML, an unknown or missing key, or a value of the wrong type.
@@ -259,22 +262,22 @@ impl Config {
         }
     }
 
-    /// The architecture of a teacher that is trained.
+    /// The architecture of a teacher that the run trains.
     pub fn spec(&self) -> NetworkSpec {
         self.network.clone().into()
     }
 
-    /// The whole configuration as TOML. The same configuration gives the same bytes.
+    /// The complete configuration as TOML. Equal configurations give equal bytes.
     ///
     /// # Errors
-    /// A value that TOML cannot hold; none in a configuration that [`Config::validate`] accepts.
+    /// A value that TOML cannot represent. [`Config::validate`] rejects such values.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
         toml::to_string(self)
             .map_err(|error| ConfigError::Toml { reason: keys::one_line(&error.to_string()) })
     }
 
-    /// What `other` has changed, a line a setting, such as `distill.threshold: 60 before, 65 now`: `self` is
-    /// before, `other` is now, and an optional setting that is absent is `none`. Empty where they are equal.
+    /// The settings that differ, one line each, such as `distill.threshold: 60 before, 65 now`: `self` is before,
+    /// `other` is now. An absent optional setting is `none`. Empty if the configurations are equal.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let (before, now) = match (keys::entries_of(self), keys::entries_of(other)) {
             (Ok(before), Ok(now)) => (before, now),

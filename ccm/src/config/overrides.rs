@@ -1,18 +1,18 @@
-//! Changes to a configuration in the form `key=value`, as a command line gives them.
+//! Changes to a configuration in the form `key=value`, as on the command line.
 
 use super::keys::{self, Known};
 use super::{Config, ConfigError};
 use toml::Value;
 
-/// The word that takes an optional setting away.
+/// The value that removes an optional setting.
 const ABSENT: &str = "none";
 
 impl Config {
-    /// Applies changes such as `distill.threshold=60`, in order. Ranges are [`Config::validate`]'s.
+    /// Applies changes such as `distill.threshold=60`, in order. Does not check ranges; [`Config::validate`] does.
     ///
-    /// The section may be left out where only one has such a key. A value is read as TOML and, where that
-    /// does not fit, as a plain string, so strings need no quotes. The word `none` takes an optional setting
-    /// away; `"none"`, with quotes, is a string like any other.
+    /// The section may be omitted if only one section has the key. A value is parsed as TOML. If the result does not
+    /// have the key's type, the value is a plain string, so strings need no quotes. The value `none` removes an
+    /// optional setting; `"none"`, with quotes, is a string.
     ///
     /// # Errors
     /// A change without `=`, an unknown or ambiguous key, or a value of the wrong type.
@@ -37,7 +37,7 @@ impl Config {
     }
 }
 
-/// The text as a TOML value or else as a string, whichever fits the key.
+/// The text as a TOML value, or as a string if the TOML value does not have the key's type.
 fn fitting(known: &Known, key: &str, text: &str) -> Result<Value, ConfigError> {
     let string = Value::String(text.to_owned());
     let Ok(value) = text.parse::<Value>() else {

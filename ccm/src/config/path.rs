@@ -1,4 +1,4 @@
-//! `[path]`: the path between noise and images that a teacher is trained on, and what its network predicts.
+//! `[path]`: the probability path on which a teacher is trained, and what its network predicts.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,45 +7,47 @@ use crate::method::teacher::TimeDistribution;
 use crate::model::prediction::{Betas, Edm, Schedule, Spacing};
 use crate::model::{Prediction, SpecError};
 
-/// The path that a teacher is trained on (PAPER.md §8). Settings that are absent have the values of the publications.
+/// The path on which a teacher is trained (PAPER.md §8). Absent settings have the defaults below, from the
+/// publications.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathConfig {
-    /// `flow`: the straight path with velocities (PAPER.md §2). `vp`: DDPM's variance-preserving path. `edm`: EDM's path,
-    /// preconditioning, loss weights and distribution of times.
+    /// `flow`: the straight path; the network predicts velocities (PAPER.md §2). `vp`: DDPM's variance-preserving path.
+    /// `edm`: EDM's path, preconditioning, loss weights and time distribution.
     pub kind: PathKind,
-    /// `vp`: what the network predicts, `v` (the default), `noise` or `data`. At the noisy end of the path an error of
-    /// predicted noise is divided by t, and a small network that was trained for minutes does not recover from it.
+    /// `vp`: what the network predicts, `v` (the default), `noise` or `data`. With `noise`, the error of the predicted
+    /// image grows without bound near the noisy end of the path. A small network trained for minutes then gives bad
+    /// images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicts: Option<Predicts>,
     /// `vp`: `linear` (the default), `scaled-linear` or `cosine`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduleName>,
-    /// `vp`: the betas one by one, in (0, 1), instead of `schedule`.
+    /// `vp`: the list of betas, each in (0, 1), instead of `schedule`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub betas: Option<Vec<f64>>,
-    /// `vp`: the first beta of `linear` and `scaled-linear`; 1e-4.
+    /// `vp`: the first beta of `linear` and `scaled-linear`; default 1e-4.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_start: Option<f64>,
-    /// `vp`: their last beta; 0.02.
+    /// `vp`: the last beta of `linear` and `scaled-linear`; default 0.02.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_end: Option<f64>,
-    /// `vp`: number of steps of the schedule; 1000.
+    /// `vp`: number of steps of the schedule; default 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule_steps: Option<usize>,
-    /// `edm`: standard deviation of the images; 0.5.
+    /// `edm`: standard deviation of the images; default 0.5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_data: Option<f64>,
-    /// `edm`: the smallest sigma; 0.002.
+    /// `edm`: the smallest sigma; default 0.002.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_min: Option<f64>,
-    /// `edm`: sigma of the noise that sampling starts from; 80.
+    /// `edm`: the largest sigma, at which sampling starts; default 80.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_max: Option<f64>,
-    /// `edm`: mean of `ln(sigma)` in training; -1.2.
+    /// `edm`: mean of `ln(sigma)` in training; default -1.2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_sigma_mean: Option<f64>,
-    /// `edm`: standard deviation of `ln(sigma)` in training; 1.2.
+    /// `edm`: standard deviation of `ln(sigma)` in training; default 1.2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_sigma_deviation: Option<f64>,
 }
@@ -78,11 +80,11 @@ pub enum Predicts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleName {
-    /// Betas in equal steps.
+    /// Betas that increase linearly.
     Linear,
-    /// Squares of numbers in equal steps.
+    /// Betas whose square roots increase linearly.
     ScaledLinear,
-    /// arXiv 2102.09672.
+    /// The cosine schedule of arXiv 2102.09672.
     Cosine,
 }
 
@@ -123,7 +125,7 @@ impl PathConfig {
         Schedule { betas, steps, zero_terminal_snr: false, spacing: Spacing::Trailing }
     }
 
-    /// How times are drawn in the teacher's training.
+    /// Distribution of times in the teacher's training.
     pub fn times(&self) -> TimeDistribution {
         match self.kind {
             PathKind::Flow => TimeDistribution::Uniform,

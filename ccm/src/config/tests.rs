@@ -10,7 +10,7 @@ fn changed(text: &str) -> Result<Config, ConfigError> {
     shapes().with_overrides(&[text.to_owned()])
 }
 
-/// The message of a change that must fail; one line, whatever it says.
+/// The message of a change that must fail. Checks that it is one line.
 fn refused(text: &str) -> String {
     let message = changed(text).unwrap_err().to_string();
     assert!(!message.contains('\n'), "{message}");
@@ -95,7 +95,7 @@ fn the_largest_seed_of_toml_survives_and_a_larger_one_is_refused() {
     assert_eq!(shapes().differences(&config).len(), 1);
 }
 
-/// serde names every field of a section when it meets one that it does not know.
+/// For an unknown field, serde's error lists all fields of the section.
 #[test]
 fn the_known_keys_are_all_the_fields_there_are() {
     let text = shapes().to_toml().unwrap();
@@ -246,7 +246,7 @@ fn a_setting_in_steps_or_a_decay_is_told_its_new_key_and_the_conversion() {
         "`teacher.ema`: replaced by `teacher.ema_halflife_kimg`: a half-life in thousands of images, that is \
          -0.000693147 * batch / ln(decay), or 0 for a decay of 0"
     );
-    // The `config.toml` of a run of an earlier version.
+    // The `config.toml` of a run by an earlier version.
     let text = shapes().to_toml().unwrap().replace("sample_halflife_kimg = 2.207", "sample_ema = 0.99");
     let message = Config::from_toml(&text).unwrap_err().to_string();
     assert!(
@@ -356,7 +356,7 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         ("distill.warmup_kimg=nan", "NaN"),
         ("distill.adversarial_from_kimg=inf", "inf"),
         ("distill.adversarial_warmup_kimg=-1", "-1"),
-        // At a batch of 32, the decay of a longer half-life than 44361 rounds to 1.
+        // With a batch of 32, the decay rounds to 1 for half-lives above 44361.
         ("distill.target_halflife_kimg=44362", "44362"),
         ("distill.sample_halflife_kimg=nan", "NaN"),
     ] {

@@ -1,26 +1,26 @@
-//! The ranges of a configuration's numbers, each checked once, before a run starts.
+//! Checks the ranges of a configuration's settings before a run starts.
 
 use super::durations::{LONGEST_KIMG, decay};
 use super::{Config, ConfigError, DataConfig, DistillConfig, RunConfig, SHAPES, TeacherConfig};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-/// Images of one optimiser step.
+/// Images per optimiser step.
 const BATCH: RangeInclusive<usize> = 1..=65_536;
 
-/// CPU threads that share a batch.
+/// CPU threads over which a batch is split.
 const THREADS: RangeInclusive<usize> = 1..=1024;
 
-/// Images that `shapes` draws.
+/// Images that the source `shapes` generates.
 const COUNT: RangeInclusive<usize> = 1..=10_000_000;
 
 impl Config {
     /// Checks every setting against its range and against the others.
     ///
-    /// A warm-up may be longer than its run: a shortened run then ends inside it.
+    /// A warm-up may be longer than its stage; the stage then ends during the warm-up.
     ///
     /// # Errors
-    /// The first setting that is out of range.
+    /// The first setting that is out of range or contradicts another.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.run.validate()?;
         self.data.validate()?;
@@ -116,7 +116,7 @@ fn wrong(key: &str, expected: impl Into<String>, found: impl Display) -> ConfigE
     ConfigError::Value { key: key.to_owned(), expected: expected.into(), found: found.to_string() }
 }
 
-/// A duration that takes at least one optimiser step.
+/// Checks a duration that must be above 0.
 fn duration(key: &str, kimg: f64) -> Result<(), ConfigError> {
     if kimg > 0.0 && kimg <= LONGEST_KIMG {
         Ok(())
@@ -125,7 +125,7 @@ fn duration(key: &str, kimg: f64) -> Result<(), ConfigError> {
     }
 }
 
-/// A duration that may be 0.
+/// Checks a duration that may be 0.
 fn duration_or_none(key: &str, kimg: f64) -> Result<(), ConfigError> {
     if (0.0..=LONGEST_KIMG).contains(&kimg) {
         Ok(())
@@ -134,7 +134,7 @@ fn duration_or_none(key: &str, kimg: f64) -> Result<(), ConfigError> {
     }
 }
 
-/// A half-life at which the average still moves: its decay a step is below 1.
+/// Checks that a half-life gives a decay below 1 per step, so that the average changes.
 fn halflife(key: &str, kimg: f64, batch: usize) -> Result<(), ConfigError> {
     if kimg >= 0.0 && decay(kimg, batch) < 1.0 {
         Ok(())

@@ -1,4 +1,4 @@
-//! Batches for training: images, the noise that goes with them, labels and random times.
+//! Batches for training: images, the noise paired with them, labels and random times.
 //!
 //! Every random number of a step, including those of dropout, is a function of the run's seed, the stage and the step
 //! number. A resumed run therefore gets the same batches as an uninterrupted run.
@@ -59,12 +59,12 @@ pub struct Batches<'a> {
     pub class_conditional: bool,
     /// Device of the tensors; they record no gradients.
     pub device: Device,
-    /// State kept from one step to the next.
+    /// Cache, and the batch prepared in advance.
     pub ahead: Ahead,
 }
 
-/// Caches the image orders of the last epochs and a batch prepared in advance. The cache does not affect the contents of
-/// batches.
+/// Caches the image orders of the last epochs and a batch prepared in advance. The cache does not affect the contents
+/// of batches.
 #[derive(Debug, Default)]
 pub struct Ahead {
     orders: Mutex<Vec<(u64, Arc<[usize]>)>>,

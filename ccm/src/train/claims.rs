@@ -1,7 +1,7 @@
 //! Compares students of one teacher, distilled under several settings at equal cost (PAPER.md §7, claim 2).
 //!
-//! A [`Comparison`] distils and evaluates one student, which gives one row. A [`Record`] stores the rows in a folder, so
-//! that an interrupted experiment continues with the next row.
+//! A [`Comparison`] distils and evaluates one student, which gives one row. A [`Record`] stores the rows in a folder,
+//! so that an interrupted experiment continues with the next row.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,7 +42,7 @@ pub enum ClaimsError {
     /// A file of the folder cannot be read or written.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// A file of the folder has a line that this program does not write.
+    /// A file of the folder has a line in another format.
     #[error("{path}: line {line}: {source}")]
     Malformed {
         /// The file.
@@ -52,12 +52,12 @@ pub enum ClaimsError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// The folder holds rows that were made under other terms.
+    /// The folder has rows of other terms.
     #[error("{folder}: holds rows of other terms: {}", differences.join("; "))]
     Terms {
         /// The folder.
         folder: PathBuf,
-        /// What differs, term by term.
+        /// The terms that differ, one string each.
         differences: Vec<String>,
     },
 }
@@ -67,7 +67,7 @@ pub enum ClaimsError {
 pub struct Setting {
     /// The rule for the number and length of the teacher steps.
     pub steps: Steps,
-    /// What the student minimises.
+    /// The distance that the student minimises.
     pub distance: DistanceKind,
 }
 
@@ -118,7 +118,7 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// What differs, term by term.
+    /// The terms that differ, one string each.
     fn differences(&self, now: &Self) -> Vec<String> {
         let mut differences = self.config.differences(&now.config);
         let terms = |terms: &Self| {
@@ -219,7 +219,8 @@ impl Record {
     /// Opens a folder for rows under `terms`. Creates the folder if it does not exist.
     ///
     /// # Errors
-    /// A folder with rows of other terms, or with files that this program did not write; a folder that cannot be created.
+    /// A folder with rows of other terms, or with files that this program did not write; a folder that cannot be
+    /// created.
     pub fn open(folder: &Path, terms: Terms) -> Result<Self, ClaimsError> {
         let (path, terms_path) = (folder.join(ROWS), folder.join(TERMS));
         let rows = if path.exists() { read_rows(&path)? } else { Vec::new() };
@@ -290,7 +291,7 @@ fn read_rows(path: &Path) -> Result<Vec<Row>, ClaimsError> {
     text.lines().enumerate().map(row).collect()
 }
 
-/// A Markdown table with the mean and standard deviation of every setting.
+/// A Markdown table with one row per setting: means, and standard deviations of the metrics.
 fn table(settings: &[Setting], rows: &[Row], terms: &Terms) -> String {
     let DistillConfig { step_size, adversarial_weight, .. } = terms.config.distill;
     let mut table = format!(

@@ -16,9 +16,9 @@ use crate::nn::ema::Ema;
 use crate::nn::host::per_image;
 use crate::nn::optimizer::Schedule;
 
-/// The target network's place in [`TrainState::emas`].
+/// Index of the target network in [`TrainState::emas`].
 pub const TARGET: usize = 0;
-/// The sampled average's place in [`TrainState::emas`].
+/// Index of the sampled average in [`TrainState::emas`].
 pub const SAMPLED: usize = 1;
 
 /// A student in training. It has two weight averages: the target network and the sampled average.
@@ -29,7 +29,7 @@ pub struct Distillation<'a> {
     pub schedule: Schedule,
     /// The threads that share a batch.
     pub workers: Workers,
-    /// The curriculum, which sets how many teacher steps lie between the student's point and the target's.
+    /// The curriculum, which sets the number of teacher steps between the student's point and the target's.
     pub curriculum: Curriculum,
     /// The distance that the student minimises.
     pub distance: Distance,
@@ -71,7 +71,7 @@ impl Stage for Distillation<'_> {
         };
 
         let batch = batches.batch(state.step);
-        // One KDC over the whole batch needs the whole batch at once, even if the backward pass is split.
+        // A KDC of the whole batch needs all its images at once, even if the backward pass is split.
         let together = (curriculum.scope == Scope::Batch).then(|| {
             let (x_t, t, times) = begin(&batch);
             let v = state.denoiser.without_gradients().velocity(x_t.clone(), &t, batch.label.clone());

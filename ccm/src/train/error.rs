@@ -17,7 +17,7 @@ pub enum RunError {
     Config {
         /// The file of the configuration.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in it.
         source: ConfigError,
     },
     /// A setting cannot be used.
@@ -58,10 +58,10 @@ pub enum RunError {
     Differs {
         /// The configuration of the run.
         path: PathBuf,
-        /// What differs, setting by setting.
+        /// The settings that differ, one string each.
         differences: Vec<String>,
     },
-    /// The data do not suit the configuration.
+    /// The data and the configuration do not match.
     #[error("{0}")]
     Unsuitable(String),
     /// Training has diverged.

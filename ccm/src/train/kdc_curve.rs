@@ -1,4 +1,4 @@
-//! KDC and teacher steps against t, over images that were not trained on (PAPER.md §7, claim 1).
+//! KDC and teacher steps against t on held-out images (PAPER.md §7, claim 1).
 
 use super::batches::Batches;
 use crate::method::curriculum::{Curriculum, Mode, Scope, Start};
@@ -7,16 +7,16 @@ use crate::nn::denoiser::Denoiser;
 use crate::nn::host::per_image;
 use crate::report::{Curves, KdcBin};
 
-/// Bins of t.
+/// Number of bins of t.
 const BINS: usize = 10;
 
-/// The networks between which KDC is measured; none records gradients.
+/// The networks of a KDC measurement. None records gradients.
 pub struct Networks<'a> {
     /// The teacher.
     pub teacher: &'a Denoiser,
     /// The target network.
     pub target: &'a Denoiser,
-    /// The student itself, not an average of it.
+    /// The student with its current weights, not their average.
     pub student: &'a Denoiser,
 }
 

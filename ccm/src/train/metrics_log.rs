@@ -17,22 +17,22 @@ pub struct Line {
     pub stage: String,
     /// Steps taken in the stage.
     pub step: u64,
-    /// Images seen in the stage.
+    /// Images trained on in the stage.
     pub images: u64,
     /// Mean loss.
     pub loss: f64,
     /// Mean norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Mean KDC in dB; in distillation.
+    /// Mean KDC in dB; only in distillation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kdc: Option<f64>,
-    /// Mean number of teacher steps an image; in distillation.
+    /// Mean number of teacher steps per image; only in distillation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_steps: Option<f64>,
-    /// Mean loss of the discriminator, 2 where it cannot tell real from generated; with an adversarial loss.
+    /// Mean hinge loss of the discriminator, 2 at chance; only with an adversarial loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_loss: Option<f64>,
-    /// Images trained on a second.
+    /// Training speed in images per second.
     pub images_per_second: f64,
 }
 
@@ -46,7 +46,7 @@ pub struct MetricsLog {
     seconds: f64,
 }
 
-/// The lines of a file; empty if the file does not exist. An incomplete last line is ignored.
+/// Reads the lines of a file; empty if the file does not exist. Ignores an incomplete last line.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -58,7 +58,7 @@ pub fn read(path: &Path) -> Result<Vec<Line>, DiskError> {
 }
 
 impl Line {
-    /// The line as it stands in the file.
+    /// The line in the file: JSON and a line end.
     fn to_json(&self) -> String {
         #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
         let line = serde_json::to_string(self).expect("a line has string keys only");
@@ -67,8 +67,8 @@ impl Line {
 }
 
 impl MetricsLog {
-    /// Opens the file to continue after `step` steps of `stage`; lines of later steps are removed. The log writes a line for
-    /// the first step, for every `every`-th step, and for the step `last`.
+    /// Opens the file to continue after `step` steps of `stage`; lines of later steps are removed. The log writes a
+    /// line for the first step, for every `every`-th step, and for the step `last`.
     ///
     /// # Errors
     /// A file that cannot be read or written.
@@ -86,7 +86,7 @@ impl MetricsLog {
         Ok(Self { path: path.to_owned(), file, every, last, pending: Vec::new(), seconds: 0.0 })
     }
 
-    /// Adds a step that took so many seconds. Returns the line if the step completes one.
+    /// Adds a step that took `seconds`. Returns the line if the step completes one.
     ///
     /// # Errors
     /// A file that cannot be written.

@@ -57,28 +57,28 @@ pub enum Outcome {
 
 /// A run that is ready to start.
 pub struct Run {
-    /// The whole configuration, `network.num_classes` filled in.
+    /// The complete configuration, with `network.num_classes` set if the network has classes.
     pub config: Config,
-    /// The folder.
+    /// The folder of the run.
     pub folder: PathBuf,
     /// Device of the tensors.
     pub device: Device,
-    /// Threads that share a batch: those of the CPU, or 1 for a GPU.
+    /// Threads over which a batch is split; 1 for a GPU.
     pub threads: usize,
-    /// The files that the configuration names.
+    /// The contents of the files that the configuration names.
     pub given: Given,
     /// The images to train on.
     pub data: Dataset,
-    /// Images that are not trained on.
+    /// The held-out images.
     pub held_out: Dataset,
-    /// The command that started it, for the report.
+    /// The command line that started the run, for the report.
     pub command: String,
 }
 
 /// Fills in the settings that depend on the data, and checks that configuration and data match.
 ///
 /// # Errors
-/// A number of classes or channels, or a batch size, that does not suit the data.
+/// A number of classes or a batch size that does not match the data.
 pub fn suit(config: &mut Config, given: &Given, data: &Dataset) -> Result<(), RunError> {
     let classes = data.classes().len();
     if let Some(teacher) = &given.teacher {
@@ -126,7 +126,7 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunE
 }
 
 impl Run {
-    /// Executes the parts of the run that are not done yet.
+    /// Executes the parts of the run that are not complete yet.
     ///
     /// # Errors
     /// See [`RunError`]; completed work is kept.
@@ -321,7 +321,7 @@ impl Run {
     }
 
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
-        // Dropout draws from one generator, so two threads would make its numbers depend on timing.
+        // All threads share dropout's generator, so with two threads its numbers would depend on timing.
         let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
         Ok(Workers::new(threads, batch, micro_batch.unwrap_or(batch))?)
     }
@@ -341,7 +341,7 @@ impl Run {
             threshold: config.threshold,
             step_size: config.step_size as f32,
             solver: config.solver,
-            // The CPU compiles nothing for a new batch size, so padding would only add work.
+            // Padding avoids compilation for new batch sizes on a GPU. The CPU compiles nothing.
             pad_to: self.is_gpu().then(|| config.micro_batch.unwrap_or(config.batch)),
         }
     }
@@ -354,7 +354,7 @@ impl Run {
     pub(super) fn finished(&self, role: Role, stage: &dyn Stage, batch: usize) -> Model {
         let state = stage.state();
         let ema = stage.sampled();
-        // Only the name of the data: its path is private to this machine.
+        // Only the name of the data, since the full path may be private.
         let data = self.config.data.source.as_deref().and_then(|source| Path::new(source).file_stem());
         ema.denoiser.to_model(ModelCard {
             role,
@@ -436,8 +436,8 @@ impl Run {
         RunError::Diverged { stage: stage.name(), step, what, kept }
     }
 
-    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint. Reports a checkpoint
-    /// that cannot be read to `note`.
+    /// KDC and teacher steps against t on held-out images, with the networks of the last checkpoint. Reports a
+    /// checkpoint that cannot be read to `note`.
     ///
     /// # Errors
     /// A run without a distillation checkpoint.

@@ -10,9 +10,9 @@ use crate::sampler::schedule::{Combination, Request, Solver};
 
 /// A grid of sample images: one row per class for a conditional model, otherwise about square.
 pub struct SampleGrid {
-    /// The images, row by row, from seed 0 on.
+    /// The images, row by row, with seeds from 0.
     pub request: Request,
-    /// Images in a row.
+    /// Images per row.
     pub columns: usize,
 }
 
@@ -35,8 +35,8 @@ impl SampleGrid {
     }
 }
 
-/// Samples `[N, C, H, W]`, flat, with at most `steps` evaluations per image at the times of the model's own grid. At most
-/// `batch` images are sampled at once.
+/// Samples `[N, C, H, W]`, flat, with at most `steps` evaluations per image at the times of the model's own grid. At
+/// most `batch` images are sampled at once.
 ///
 /// # Errors
 /// More steps than the model's schedule has.
@@ -78,7 +78,7 @@ pub fn sample(
     Ok(images)
 }
 
-/// Samples as a grid.
+/// As [`sample`], returned as an image grid.
 ///
 /// # Errors
 /// As [`sample`].

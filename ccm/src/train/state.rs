@@ -22,7 +22,7 @@ pub struct TrainState {
     pub emas: Vec<Ema>,
     /// The optimiser.
     pub optimizer: Optimizer,
-    /// The discriminator, where there is an adversarial loss.
+    /// The discriminator, if there is an adversarial loss.
     pub discriminator: Option<Discriminator>,
     /// Steps taken.
     pub step: u64,
@@ -31,22 +31,22 @@ pub struct TrainState {
 /// Metrics of one training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
-    /// Steps taken, this one included.
+    /// Steps taken, including this one.
     pub step: u64,
-    /// Images trained on, this step's included.
+    /// Images trained on, including this step's.
     pub images: u64,
-    /// Forward evaluations of the student, the teacher and the target in this step, counted per image. Two passes through
-    /// the teacher's encoder count as one. The LPIPS network does not count.
+    /// Forward evaluations of the student, the teacher and the target in this step, counted per image. Two passes
+    /// through the teacher's encoder count as one. The LPIPS network does not count.
     pub evaluations: u64,
     /// Mean loss of the batch.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Mean KDC of the batch in dB; in distillation.
+    /// Mean KDC of the batch in dB; only in distillation.
     pub kdc: Option<f64>,
-    /// Mean number of teacher steps of the batch; in distillation.
+    /// Mean number of teacher steps per image of the batch; only in distillation.
     pub teacher_steps: Option<f64>,
-    /// Mean hinge loss of the discriminator, 2 at chance; with an adversarial loss.
+    /// Mean hinge loss of the discriminator, 2 at chance; only with an adversarial loss.
     pub discriminator_loss: Option<f64>,
 }
 
@@ -75,7 +75,8 @@ impl TrainState {
         }
     }
 
-    /// Takes an optimiser step on the mean `loss` of a batch. `workers` splits the batch; `loss` gets the rows of its part.
+    /// Takes an optimiser step on the mean `loss` of a batch. `workers` splits the batch; `loss` gets the rows of its
+    /// part.
     ///
     /// Returns the loss, the norm of the gradient, and the additional result of `loss` for each part.
     pub fn learn<R: Send>(
@@ -155,9 +156,9 @@ impl Workers {
         Ok(Self { pools, part })
     }
 
-    /// Applies `f` to every part and joins the results; `None` if there are no parts. A thread holds at most two results at
-    /// a time. Thread `i mod threads` processes part `i` and joins its own results first; then the results of the threads
-    /// are joined in order. Sums therefore depend on the number of threads, but not on their timing.
+    /// Applies `f` to every part and joins the results; `None` if there are no parts. A thread holds at most two
+    /// results at a time. Thread `i mod threads` processes part `i` and joins its own results first; then the results
+    /// of the threads are joined in order. Sums therefore depend on the number of threads, but not on their timing.
     fn fold<T: Send, R: Send>(
         &self,
         parts: Vec<T>,

@@ -23,7 +23,7 @@ const GROWTH: usize = 6;
 
 /// The parts of a run that the report is made from.
 pub(super) struct Sources<'a> {
-    /// The whole configuration.
+    /// The complete configuration.
     pub(super) config: &'a Config,
     /// The architecture of teacher and student.
     pub(super) spec: &'a NetworkSpec,
@@ -31,7 +31,7 @@ pub(super) struct Sources<'a> {
     pub(super) folder: &'a Path,
     /// Device that computes samples.
     pub(super) device: &'a Device,
-    /// The class names; a label is an index into them.
+    /// The class names, indexed by label.
     pub(super) classes: &'a [String],
     /// The command that started the run.
     pub(super) command: &'a str,
@@ -100,7 +100,7 @@ fn grid(run: &Sources, model: &Model, solver: Solver, steps: usize) -> Result<Gr
     Ok(Grid { steps: steps as u32, ms_per_image, png: picture.to_png()? })
 }
 
-/// Some of the student's grids, evenly spread over the distillation.
+/// Up to [`GROWTH`] sample grids of the student, evenly spaced over the distillation.
 fn growth(run: &Sources) -> Result<Vec<Growth>, RunError> {
     let distill = &run.config.distill;
     let (every, steps) = (run.config.run.sample_every(distill.batch), distill.steps());
@@ -141,7 +141,7 @@ fn tiles<'a, I: Iterator<Item = &'a Line>>(
     tiles
 }
 
-/// Formats seconds for a reader.
+/// Formats a duration in seconds, such as `5 min 03 s`.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {

@@ -20,7 +20,7 @@ pub struct Teacher<'a> {
     pub workers: Workers,
     /// The distribution of training times.
     pub times: TimeDistribution,
-    /// The network.
+    /// The weights, their average and the optimiser.
     pub state: TrainState,
 }
 

@@ -8,10 +8,10 @@ use super::state::Stage;
 use crate::model::Role;
 use crate::weights::Model;
 
-/// A student that has spent its budget.
+/// A student distilled with a budget of network evaluations.
 #[derive(Debug, Clone)]
 pub struct Trial {
-    /// The average of its weights that is sampled from.
+    /// The sampled average of its weights.
     pub student: Model,
     /// Optimiser steps taken.
     pub steps: u64,
@@ -20,12 +20,12 @@ pub struct Trial {
 }
 
 impl Run {
-    /// Distils a student of `teacher` with the configuration's settings until a budget of network evaluations is spent. The
-    /// number of steps follows from the budget. Writes no files. Calls `watch` with the evaluations spent so far.
+    /// Distils a student of `teacher` with the configuration's settings until a budget of network evaluations is spent.
+    /// The number of steps follows from the budget. Writes no files. Calls `watch` with the evaluations spent so far.
     ///
-    /// [`super::state::StepReport::evaluations`] defines the count. The backward pass of the student, one per step, is not
-    /// counted. The cooldown and the adversarial loss keep their shares of the total number of steps, so that all settings
-    /// have the same schedule relative to their length.
+    /// [`super::state::StepReport::evaluations`] defines the count. The backward pass of the student, one per step, is
+    /// not counted. The cooldown and the adversarial loss keep their shares of the total number of steps, so that all
+    /// settings have the same schedule relative to their length.
     ///
     /// # Errors
     /// A loss or weights that are not finite; weights of a distance that cannot be read.

@@ -34,17 +34,17 @@ pub(crate) struct Arguments {
     /// Step sizes s of the fixed steps
     #[arg(long, value_delimiter = ',', default_values_t = [0.03, 0.1, 0.3])]
     step_sizes: Vec<f64>,
-    /// Further distances, each with the curriculum of the run. Weights of LPIPS are those of the run's settings
+    /// More distances to compare, each with the run's curriculum. The run's settings name the weights of LPIPS
     #[arg(long, value_delimiter = ',')]
     distances: Vec<String>,
     /// Students per setting
     #[arg(long, default_value_t = 3)]
     seeds: u64,
     /// Network evaluations per student: of the student, the teacher and the target, counted per image. Two passes
-    /// through the teacher's encoder count as one; LPIPS' own network is not counted
+    /// through the teacher's encoder count as one. The LPIPS network does not count
     #[arg(long, default_value_t = 500_000)]
     evaluations: u64,
-    /// Images for measuring each student
+    /// Images generated to evaluate each student
     #[arg(long, default_value_t = 5000)]
     count: usize,
     /// Folder for the rows and the table. Existing rows are not computed again

@@ -7,7 +7,7 @@ use ccm::sampler::is_software;
 
 use crate::Failure;
 
-/// Device: `auto` selects a hardware GPU, or the CPU if there is none; the others may select a software adapter
+/// Device: `auto` selects a hardware GPU, or the CPU if there is none; an API may select a software adapter
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum Choice {
     #[default]
@@ -23,7 +23,7 @@ pub(crate) struct Opened {
     pub(crate) device: Device,
     /// Name for messages.
     pub(crate) name: String,
-    /// Number of CPU threads, which divide a batch among them; `None` for a GPU.
+    /// Number of CPU threads over which a batch is split; `None` for a GPU.
     pub(crate) threads: Option<usize>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn open(choice: Choice) -> Result<Opened, Failure> {
     let options = Device::wgpu_options().device_kind(chosen.kind).graphics_api(chosen.api);
     let (device, setup) =
         options.init_with_setup().map_err(|error| format!("--device {flag}: {}: {error}", chosen.name))?;
-    // Report the adapter that was opened, whatever was requested.
+    // The name of the adapter that was opened, which may differ from the requested one.
     let info = setup.adapter.get_info();
     Ok(Opened { device, name: format!("{} ({:?})", info.name, info.backend), threads: None })
 }
@@ -64,7 +64,7 @@ fn adapters(backends: Backends) -> Vec<AdapterInfo> {
         .collect()
 }
 
-/// An adapter, as Burn identifies it.
+/// An adapter, with the values by which Burn identifies it.
 #[derive(Debug, PartialEq)]
 struct Chosen {
     name: String,

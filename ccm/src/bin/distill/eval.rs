@@ -192,7 +192,7 @@ fn of_extractor(statistics: Statistics, extractor: &dyn Extractor) -> Result<Gau
             format!("expected statistics of the {expected}, found those of the {found}")
         }
         _ if width != extractor.width() => format!("expected {} features, found {width}", extractor.width()),
-        // Statistics published without a name, as by pytorch-fid, are of the FID's network.
+        // Published statistics, such as pytorch-fid's, do not name their features. They are of the FID's network.
         None if !extractor.is_of_fid() => {
             format!("expected statistics of the {expected}, found a file that does not name its features")
         }

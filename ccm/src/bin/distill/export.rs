@@ -1,4 +1,4 @@
-//! `distill export`: a model file with smaller weights, or a folder that diffusers loads.
+//! `distill export`: converts a model file to another precision, or to a folder for diffusers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,21 +15,22 @@ use crate::sample::backend;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The model file
+    /// Model file
     model: PathBuf,
-    /// What to write: ccm (a model file of this program) or diffusers (a folder)
+    /// Format of the output: ccm (a model file) or diffusers (a folder)
     #[arg(long, value_parser = layout, default_value = "ccm")]
     layout: Layout,
-    /// Of a model file: what to store weights as: f32, f16 (half the size), or q8 (a quarter: bytes with a scale for each
-    /// output channel). The model must be in f32
+    /// Precision of the weights in a model file: f32, f16 (half the size), or q8 (a quarter of the size: bytes with one
+    /// scale per output channel). The input must be f32
     #[arg(long, value_parser = precision, required_if_eq("layout", "ccm"))]
     precision: Option<Precision>,
-    /// Of a folder: evaluations that its sample.py takes; by default 1 for a student and 50 for a teacher
+    /// Network evaluations per image in the folder's sample.py [default: 1 for a student, 50 for a teacher]
     #[arg(long)]
     steps: Option<usize>,
-    /// The file or folder to write
+    /// Output file or folder
     #[arg(long, value_name = "FILE.safetensors|FOLDER")]
     out: PathBuf,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }
@@ -84,7 +85,7 @@ fn file(arguments: &Arguments, model: Model, precision: Precision) -> Result<(),
     Ok(())
 }
 
-/// Writes a folder under another name, which becomes its own when it is whole.
+/// Writes the folder under a temporary name and renames it when it is complete.
 fn folder(arguments: &Arguments, model: &Model) -> Result<(), Failure> {
     let out = &arguments.out;
     let fault = |error: std::io::Error| -> Failure { format!("--out: {}: {error}", out.display()).into() };

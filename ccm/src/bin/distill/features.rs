@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
     /// Images with classes, as for `run`, or `shapes`
     #[arg(long, value_name = "PATH")]
     data: String,
-    /// Shape of the images, such as 1x28x28 or 3x32x32: that of the models to measure
+    /// Shape of the images, such as 1x28x28 or 3x32x32; must be the shape of the models to evaluate
     #[arg(long, value_name = "CHANNELSxHEIGHTxWIDTH", value_parser = shape)]
     shape: ImageShape,
     /// Number of epochs
@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     /// Seed of the training, and of generated shapes
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// File for the classifier
+    /// Output file for the classifier
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
     /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU

@@ -1,4 +1,4 @@
-//! `distill import`: a model of another program becomes a model file.
+//! `distill import`: converts a model of another program to a model file.
 
 use std::path::{Path, PathBuf};
 
@@ -15,28 +15,27 @@ use crate::Failure;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A folder in diffusers' layout, which describes itself, or a checkpoint: PyTorch's (.pt, .pth, .ckpt) or safetensors,
-    /// with the network behind any prefix
+    /// Folder in diffusers' layout, or a checkpoint in PyTorch (.pt, .pth, .ckpt) or safetensors format. Names of
+    /// tensors may have any prefix
     source: PathBuf,
-    /// Of a checkpoint: take the network of a preset, or a published one: openai-imagenet64, openai-lsun256
+    /// Network of a checkpoint: a preset, or a published network: openai-imagenet64 or openai-lsun256
     #[arg(long, conflicts_with = "spec")]
     preset: Option<String>,
-    /// Of a checkpoint: take the network from a JSON file: this program's own description, or the arguments of torchcfm's
-    /// UNetModelWrapper; either may stand under `network`, with EDM's `sigma_data` or a `prediction` beside it
+    /// Network of a checkpoint, as a JSON file: this program's description, or the arguments of torchcfm's
+    /// UNetModelWrapper. Either may be under the key `network`, beside the key `sigma_data` of EDM or `prediction`
     #[arg(long, value_name = "FILE.json")]
     spec: Option<PathBuf>,
-    /// Of a checkpoint: what the network predicts, with the settings of its publication: velocity, noise, data, v or edm
+    /// What the network of a checkpoint predicts: velocity, noise, data, v or edm, with the published settings
     #[arg(long, value_name = "WHAT")]
     predicts: Option<String>,
-    /// Of a checkpoint: state dict to take, such as `net_model`; by default the one with averaged weights, where there are
-    /// several
+    /// State dict of a checkpoint, such as `net_model` [default: the one with averaged weights if there are several]
     #[arg(long)]
     key: Option<String>,
-    /// What the model is: a teacher takes many solver steps, a student (a consistency model) one. By default a teacher, unless
-    /// the scheduler in the folder is that of a consistency model
+    /// Role of the model: a teacher takes many solver steps, a student (a consistency model) one [default: teacher, or
+    /// student if the folder has a consistency model's scheduler]
     #[arg(long, value_parser = role)]
     role: Option<Role>,
-    /// The model file to write
+    /// Output model file
     #[arg(long, value_name = "MODEL.safetensors")]
     out: PathBuf,
 }
@@ -91,7 +90,7 @@ fn folder(arguments: &Arguments) -> Result<Model, Failure> {
     Ok(pipeline.model)
 }
 
-/// `described` is the description beside a checkpoint in a folder.
+/// Imports a checkpoint. `described` is the network's description in the same folder, if there is one.
 fn checkpoint(arguments: &Arguments, path: &Path, described: Option<&Path>) -> Result<Model, Failure> {
     let checkpoint = Checkpoint::open(path)?;
     if !checkpoint.description.is_empty() {
@@ -122,7 +121,7 @@ fn checkpoint(arguments: &Arguments, path: &Path, described: Option<&Path>) -> R
     Ok(Model::new(spec, prediction, card, found.tensors).map_err(|error| format!("{shown}: {error}"))?)
 }
 
-/// The network that `--spec` or `--preset` names.
+/// The network of `--spec` or `--preset`, otherwise of the description file `beside` the checkpoint.
 fn describe(
     arguments: &Arguments,
     beside: Option<&Path>,
@@ -146,7 +145,7 @@ fn describe(
         return Err(format!("--preset: expected one of {known}, found `{preset}`").into());
     }
     let mut spec = Config::preset(preset).map_err(|error| format!("--preset: {error}"))?.network;
-    // A preset leaves the number of classes to the data; here the checkpoint has it.
+    // A preset does not set the number of classes. The checkpoint's label embedding has one row per class.
     spec.num_classes = spec.num_classes.or(checkpoint.rows("label_emb.weight"));
     Ok(Description { spec: spec.into(), prediction: Prediction::Velocity })
 }

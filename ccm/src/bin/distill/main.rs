@@ -1,4 +1,4 @@
-//! `distill`: the command line of the library. Every subcommand has a file.
+//! `distill`: the command line of the library. Each subcommand has its own file.
 
 mod claims;
 mod device;
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Training makes large, short-lived allocations, which the system's allocator returns to the kernel each time.
+/// Training makes large, short-lived allocations. The system's allocator returns each to the kernel, which is slow.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -55,11 +55,11 @@ enum Command {
     Run(run::Arguments),
     /// Generate images with a model
     Sample(sample::Arguments),
-    /// Convert a PyTorch checkpoint of torchcfm's U-Net to a model file
+    /// Convert a checkpoint or a diffusers folder to a model file
     Import(import::Arguments),
     /// Print network, origin and size of a model file
     Inspect(inspect::Arguments),
-    /// Convert a model file to f32, f16 or q8 weights
+    /// Convert a model file to f32, f16 or q8 weights, or to a diffusers folder
     Export(export::Arguments),
     /// Train a classifier as the feature extractor of `eval`
     Features(features::Arguments),
@@ -71,11 +71,11 @@ enum Command {
     Kdc(kdc::Arguments),
 }
 
-/// Keeps freed memory in the process: the next step reuses it, and the kernel would have to clear it.
+/// Keeps freed memory in the process for the next step. Memory from the kernel would have to be zeroed first.
 fn keep_memory() {
-    /// `mi_option_purge_delay`, for which the bindings have no constant.
+    /// The value of `mi_option_purge_delay`, which the bindings do not define.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: sets an option of the allocator; any value is valid, and -1 disables purging.
+    // SAFETY: sets an option of the allocator. Any value is valid; -1 disables purging.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
 

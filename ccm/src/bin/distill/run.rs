@@ -1,4 +1,4 @@
-//! `distill run`: from images to a one-step generator.
+//! `distill run`: trains a teacher on images and distils it into a one-step student.
 
 use std::path::{Path, PathBuf};
 
@@ -14,28 +14,30 @@ use crate::progress::Progress;
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
-    /// Configuration to start from: shapes, mnist, cifar10-small, cifar10 or imagenet64; with --resume that of the run
+    /// Preset configuration: shapes, mnist, cifar10-small, cifar10 or imagenet64 [default: shapes; with --resume, the
+    /// configuration of the run]
     #[arg(long)]
     preset: Option<String>,
-    /// Images: MNIST's IDX files, CIFAR-10's binary batches, or any folder, .zip, .tar or .tgz of images whose
-    /// class is the first folder that tells them apart
+    /// Images: MNIST's IDX files, CIFAR-10's binary batches, or a folder, .zip, .tar or .tgz of images. The class of an
+    /// image is the first folder in which the paths differ
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// Distil this teacher, a model file, instead of training one: its network and path are used
+    /// Model file of a teacher to distil instead of training one. The run uses its network and path
     #[arg(long, value_name = "MODEL")]
     teacher: Option<PathBuf>,
-    /// Folder of the run; by default runs/PRESET, or with a number after it if that is taken
+    /// Folder of the run [default: runs/PRESET, with a number appended if it exists]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with a run that was stopped: that in --out, else the newest of the preset
+    /// Continue a stopped run: the one in --out, otherwise the newest run of the preset
     #[arg(long)]
     resume: bool,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
-    /// Change a setting, such as distill.threshold=60; may be given many times
+    /// Change a setting, such as distill.threshold=60; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Write the resolved configuration to standard output and stop
+    /// Print the resolved configuration and exit
     #[arg(long)]
     show_config: bool,
 }
@@ -68,8 +70,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Threads that share a batch: those of the configuration or of the machine, `own`, which a new run writes down. A
-/// run that goes on keeps to what it began with, on whatever machine.
+/// Number of threads over which a batch is split: the configuration's, otherwise the machine's, `own`. A new run
+/// records it in its configuration, and a resumed run uses the recorded number on any machine.
 fn share(config: &mut Config, own: Option<usize>, resume: bool) -> usize {
     let Some(own) = own else { return 1 };
     let threads = config.run.threads.unwrap_or(own);
@@ -83,7 +85,7 @@ fn share(config: &mut Config, own: Option<usize>, resume: bool) -> usize {
     threads
 }
 
-/// The folder asked for, or one of `runs`: the newest of the preset to go on with, one after it to begin in.
+/// The folder of the run: `--out`, otherwise the newest folder of the preset to resume, or the next one for a new run.
 fn folder(arguments: &Arguments) -> PathBuf {
     if let Some(out) = &arguments.out {
         return out.clone();
@@ -102,10 +104,10 @@ fn folder(arguments: &Arguments) -> PathBuf {
     }
 }
 
-/// Where runs are that were given no folder: `runs/PRESET`, `runs/PRESET-2`, and so on.
+/// Folder of runs without `--out`: `runs/PRESET`, `runs/PRESET-2`, and so on.
 const RUNS: &str = "runs";
 
-/// The numbers of the preset's folders.
+/// The numbers of the preset's existing folders.
 fn numbers(preset: &str) -> Vec<u64> {
     let number = |name: &str| match name.strip_prefix(preset)? {
         "" => Some(1),
@@ -136,7 +138,7 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
     }
     let mut config = config.with_overrides(&arguments.set).map_err(|error| format!("--set: {error}"))?;
     if arguments.resume && arguments.preset.is_some() {
-        // What the data and the machine had filled in when the run began.
+        // Settings that the run took from the data and the machine when it started.
         let before = before(folder)?;
         config.network.num_classes = config.network.num_classes.or(before.network.num_classes);
         config.run.threads = config.run.threads.or(before.run.threads);
@@ -145,7 +147,7 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
     Ok(config)
 }
 
-/// The configuration of the run that is to go on.
+/// The configuration of the run to resume.
 fn before(folder: &Path) -> Result<Config, Failure> {
     Ok(read_config(folder).map_err(|error| format!("--resume: {error}"))?)
 }
@@ -158,10 +160,10 @@ pub(crate) fn load_data(config: &Config, given: &Given) -> Result<(Dataset, Data
     Ok((load(Split::Train, false)?, load(Split::HeldOut, true)?))
 }
 
-/// Shapes that are held out.
+/// Number of held-out shapes.
 const SHAPES_HELD_OUT: usize = 1024;
 
-/// One split of a source: a path, or `shapes`, of which `count` are drawn for training.
+/// One split of a source: a path, or `shapes`, for which `count` training images are generated.
 pub(crate) fn load_split(
     source: &str,
     shape: ImageShape,
@@ -172,7 +174,7 @@ pub(crate) fn load_split(
     load_part(source, shape, split, (count, seed), false)
 }
 
-/// As [`load_split`]; what is to be told of the whole source is left out if it was `told` before.
+/// As [`load_split`]. If `told`, does not repeat messages about the whole source.
 fn load_part(
     source: &str,
     shape: ImageShape,
@@ -192,14 +194,14 @@ fn load_part(
         return Ok(data);
     }
     let say = &mut |event: Event<'_>| match event {
-        // Of the source, not of the split.
+        // These messages are about the source, not the split.
         Event::Nested { .. } | Event::NotRead { .. } if told => {}
         event => describe(source, split, event),
     };
     Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)
 }
 
-/// The first names of a list, and how many more there are.
+/// The first names of a list, and the number of the others.
 fn listed(names: &[String]) -> String {
     const MOST: usize = 8;
     let listed = names.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");

@@ -1,4 +1,4 @@
-//! `distill sample`: images from a model.
+//! `distill sample`: generates images with a model.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,37 +16,37 @@ use crate::device::Choice;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The model file
+    /// Model file
     model: PathBuf,
-    /// Seed of the first image; the next image has the next seed
+    /// Seed of the first image; each image has the next seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Images to draw
+    /// Number of images to generate
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// Network evaluations an image: solver steps of a teacher, jumps of a student. By default 1 for a student
-    /// and 50 for a teacher
+    /// Network evaluations per image [default: 1 for a student, 50 for a teacher]
     #[arg(long)]
     steps: Option<usize>,
-    /// Solver of a teacher: euler (of a diffusion model: DDIM), heun, or dpm (DPM-Solver++ 2M)
+    /// Solver for a teacher: euler (DDIM for a diffusion model), heun, or dpm (DPM-Solver++ 2M)
     #[arg(long, value_parser = solver)]
     solver: Option<Solver>,
-    /// Times of the evaluations: uniform, trailing, leading, linspace, rho[=7] or shifted[=3]; by default the model's own
+    /// Times of the evaluations: uniform, trailing, leading, linspace, rho[=7] or shifted[=3] [default: the model's]
     #[arg(long, value_parser = grid_of_times, value_name = "GRID")]
     times: Option<TimeGrid>,
-    /// Class to draw, by number or name; by default each class in turn
+    /// Class of the images, by number or name [default: cycle through the classes]
     #[arg(long)]
     label: Option<String>,
-    /// Take the noise from tensor `x` (and the labels from `label`) of a safetensors file
+    /// Read the noise from tensor `x`, and labels from tensor `label`, of a safetensors file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "count", "label"])]
     noise: Option<PathBuf>,
-    /// Picture of a grid (.png), or tensors (.safetensors): `images`, the `label` of each where there are classes, and its
-    /// `seed` unless the noise comes from a file
+    /// Output: an image grid (.png), or the tensors `images`, `label` (if the model has classes) and `seed` (unless the
+    /// noise comes from a file) (.safetensors)
     #[arg(long, value_name = "FILE.png|FILE.safetensors")]
     out: PathBuf,
-    /// Images in a row of the grid; by default about as many as rows
+    /// Images per row of the grid [default: an approximately square grid]
     #[arg(long)]
     columns: Option<usize>,
+    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
     device: Choice,
 }
@@ -80,7 +80,7 @@ fn grid_of_times(text: &str) -> Result<TimeGrid, String> {
 
 /// The sampler's backend for a `--device`.
 pub(crate) fn backend(choice: Choice) -> Backend {
-    // Who names an API takes the adapter that has it, a software one too.
+    // If the user names an API, a software adapter is allowed.
     let gpu = |api| Backend::Gpu { api: Some(api), software: true };
     match choice {
         Choice::Auto => Backend::Auto,
@@ -164,7 +164,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `1 image`, `2 images`.
+/// Formats a count, such as `1 image` or `2 images`.
 fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
