@@ -172,6 +172,7 @@ pub fn small_spec() -> UNetSpec {
         use_new_attention_order: false,
         dropout: 0.0,
         num_classes: Some(8),
+        patch_size: 1,
     }
 }
 

@@ -100,7 +100,7 @@ pub fn shapes() -> Vec<u8> {
     fs::read(root().join(&SHAPES[1..])).expect("a model")
 }
 
-/// A small grey model without classes; images are 12 pixels high and 8 wide.
+/// A small grey model without classes, on patches; images are 12 pixels high and 8 wide.
 pub fn grey() -> Vec<u8> {
     let spec = UNetSpec {
         in_channels: 1,
@@ -118,6 +118,7 @@ pub fn grey() -> Vec<u8> {
         use_new_attention_order: false,
         dropout: 0.0,
         num_classes: None,
+        patch_size: 2,
     };
     lively_model(&spec).to_bytes()
 }

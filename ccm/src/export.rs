@@ -296,6 +296,10 @@ fn unet2d_of(spec: &UNetSpec) -> Result<UNet2DSpec, ExportError> {
         let reason = format!("expected 1 in the first level, found {}", spec.channel_mult[0]);
         return Err(ExportError::Network { option: "channel_mult", reason });
     }
+    if spec.patch_size != 1 {
+        let reason = format!("expected 1, found {}", spec.patch_size);
+        return Err(ExportError::Network { option: "patch_size", reason });
+    }
     Ok(UNet2DSpec {
         in_channels: spec.in_channels,
         sample_size: [spec.height, spec.width],

@@ -157,5 +157,9 @@ uniforms! {
         width: u32,
         /// 1 (grey) or 3 (RGB).
         channels: u32,
+        /// Side of the patches of pixels.
+        patch: u32,
+        /// Blocks of a patch.
+        blocks: u32,
     }
 }

@@ -63,6 +63,14 @@ fn specs() -> Vec<NetworkSpec> {
             r#"{"in_channels": 3, "height": 8, "width": 12, "model_channels": 32, "num_res_blocks": 1,
                 "channel_mult": [1, 3], "num_head_channels": 6, "num_classes": 10}"#,
         ),
+        spec(
+            r#"{"in_channels": 3, "height": 8, "width": 12, "model_channels": 32, "num_res_blocks": 1,
+                "channel_mult": [1, 1], "attention_resolutions": [6], "patch_size": 2, "num_classes": 4}"#,
+        ),
+        spec(
+            r#"{"in_channels": 1, "height": 24, "width": 36, "model_channels": 32, "num_res_blocks": 1,
+                "channel_mult": [1, 1], "patch_size": 3}"#,
+        ),
     ]
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 22] = [
+pub(super) const OPTIONAL: [&str; 23] = [
     "data.count",
     "data.source",
     "distill.lpips_heads",
@@ -16,6 +16,7 @@ pub(super) const OPTIONAL: [&str; 22] = [
     "network.num_classes",
     "network.num_head_channels",
     "network.num_heads_upsample",
+    "network.patch_size",
     "path.beta_end",
     "path.beta_start",
     "path.betas",

@@ -123,6 +123,7 @@ impl TorchArguments {
             use_new_attention_order: self.use_new_attention_order,
             dropout: self.dropout,
             num_classes: self.class_cond.then(|| self.num_classes.unwrap_or(1000)),
+            patch_size: 1,
         })
     }
 }

@@ -42,6 +42,7 @@ pub fn published(name: &str, role: Role) -> Option<Description> {
         use_new_attention_order: true,
         dropout: 0.0,
         num_classes: Some(1000),
+        patch_size: 1,
     };
     let spec = match name {
         "openai-imagenet64" => common,

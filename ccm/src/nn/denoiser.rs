@@ -81,19 +81,25 @@ impl Denoiser {
         }
         if self.path.is_straight() {
             let time = per_image(t, &x.device());
-            return self.network.forward(x, time, label);
+            return self.forward(x, time, label);
         }
         let coefficients = self.coefficients(t);
         let [a, b] = [|c: &Coefficients| c.a, |c: &Coefficients| c.b].map(|of| factor(&x, &coefficients, of));
         let (input, time) = self.input(x.clone(), &coefficients);
-        x * a + self.network.forward(input, time, label) * b
+        x * a + self.forward(input, time, label) * b
     }
 
     /// The feature maps of the network's encoder: the last one of each resolution, then the middle block's. The arguments
     /// are those of [`Denoiser::velocity`], but `t` may be 1, and `label` may be `None` for any model.
     pub fn encode(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Vec<Tensor<4>> {
         let (input, time) = self.input(x, &self.coefficients(t));
-        self.network.features(input, time, label)
+        self.network.features(patches(input, self.spec.patch_size()), time, label)
+    }
+
+    /// The network's output for whole images.
+    fn forward(&self, x: Tensor<4>, time: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<4> {
+        let size = self.spec.patch_size();
+        pixels(self.network.forward(patches(x, size), time, label), size)
     }
 
     fn coefficients(&self, t: &[f32]) -> Vec<Coefficients> {
@@ -147,6 +153,28 @@ impl Denoiser {
     }
 }
 
+/// PyTorch's `pixel_unshuffle`: `[B, C, H, W]` to `[B, C size^2, H / size, W / size]`.
+fn patches(x: Tensor<4>, size: usize) -> Tensor<4> {
+    if size == 1 {
+        return x;
+    }
+    let [batch, channels, height, width] = x.dims();
+    let [rows, columns] = [height / size, width / size];
+    let x = x.reshape([batch, channels, rows, size, columns, size]).permute([0, 1, 3, 5, 2, 4]);
+    x.reshape([batch, channels * size * size, rows, columns])
+}
+
+/// PyTorch's `pixel_shuffle`, the inverse of [`patches`].
+fn pixels(x: Tensor<4>, size: usize) -> Tensor<4> {
+    if size == 1 {
+        return x;
+    }
+    let [batch, channels, rows, columns] = x.dims();
+    let channels = channels / size / size;
+    let x = x.reshape([batch, channels, size, size, rows, columns]).permute([0, 1, 4, 2, 5, 3]);
+    x.reshape([batch, channels, rows * size, columns * size])
+}
+
 /// One coefficient per image, `[B, 1, 1, 1]`.
 fn factor(x: &Tensor<4>, coefficients: &[Coefficients], of: impl Fn(&Coefficients) -> f64) -> Tensor<4> {
     let values: Vec<f32> = coefficients.iter().map(|c| of(c) as f32).collect();
@@ -175,5 +203,22 @@ pub fn random_model(spec: impl Into<NetworkSpec>, prediction: &Prediction, seed:
         card: ModelCard::default(),
         precision: Precision::F32,
         tensors: tensors.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::TensorData;
+
+    #[test]
+    fn patches_are_in_the_order_of_pytorchs_pixel_unshuffle() {
+        let image: Vec<f32> = (0..16u8).map(f32::from).collect();
+        let image = Tensor::<4>::from_data(TensorData::new(image, [1, 2, 2, 4]), &Device::flex());
+        let found = patches(image.clone(), 2);
+        assert_eq!(found.dims(), [1, 8, 1, 2]);
+        let expected = [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15].map(|value| value as f32);
+        assert_eq!(to_host(found.clone().reshape([16])), expected);
+        assert_eq!(to_host(pixels(found, 2).reshape([16])), to_host(image.reshape([16])));
     }
 }

@@ -255,7 +255,7 @@ impl Sampler {
                 Executor::Cpu(executor) => executor.sample(&self.plan, &work),
                 Executor::Gpu(executor) => executor.sample(&self.plan, &work).await?,
             };
-            planes.extend(to_planes(&blocks, &self.plan.spec));
+            planes.extend(to_planes(&blocks, &self.plan));
         }
         Ok(planes)
     }

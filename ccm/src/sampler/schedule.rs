@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::plan::{BLOCK, Plan};
+use super::plan::Plan;
 use crate::model::prediction::Coefficients;
 use crate::model::{ModelCard, NetworkSpec, Path, Role, TimeGrid};
 use crate::noise::{Noise, image_noise};
@@ -195,12 +195,12 @@ pub(super) struct Update {
     pub(super) c_in: f32,
 }
 
-/// Images that an executor samples together, in its own layout `[height, width, 4]`.
+/// Images that an executor samples together, in the layout of [`Plan::x`].
 pub(super) struct Work {
     /// Standard deviation of the noise that sampling starts from, and what follows each evaluation. The first entry makes the
     /// noise the first `x`.
     pub(super) updates: Vec<Update>,
-    /// `[N, height, width, 4]`: the noise at the start, then that of each further step that wants some.
+    /// The noise at the start, then that of each further step that wants some.
     pub(super) noise: Vec<Vec<f32>>,
     /// For each step each image's row of conditions.
     pub(super) rows: Vec<Vec<Row>>,
@@ -223,7 +223,7 @@ impl Work {
         let fresh = steps.iter().enumerate().filter(|(_, step)| step.fresh > 0.0).map(|(i, _)| i + 1);
         let fresh = fresh.map(|step| {
             let noise = images.clone().flat_map(|image| request.fresh(image as u64, step, len));
-            to_blocks(&noise.collect::<Vec<f32>>(), &plan.spec)
+            to_blocks(&noise.collect::<Vec<f32>>(), plan)
         });
         let coefficients: Vec<Coefficients> =
             steps.iter().map(|step| plan.path.coefficients(f64::from(step.t))).collect();
@@ -247,7 +247,7 @@ impl Work {
         });
         Self {
             updates: std::iter::once(first).chain(after).collect(),
-            noise: std::iter::once(to_blocks(start, &plan.spec)).chain(fresh).collect(),
+            noise: std::iter::once(to_blocks(start, plan)).chain(fresh).collect(),
             rows: rows.collect(),
         }
     }
@@ -288,31 +288,33 @@ impl Conditions {
     }
 }
 
-/// `[N, C, H, W]` to `[N, H, W, 4]`, filled up with zeros.
-fn to_blocks(planes: &[f32], spec: &NetworkSpec) -> Vec<f32> {
-    let [channels, height, width] = spec.image();
-    let pixels = height * width;
-    let mut blocks = vec![0.0; planes.len() / channels * BLOCK];
-    for (planes, blocks) in
-        planes.chunks_exact(channels * pixels).zip(blocks.chunks_exact_mut(pixels * BLOCK))
-    {
-        for (channel, plane) in planes.chunks_exact(pixels).enumerate() {
-            for (block, value) in blocks.chunks_exact_mut(BLOCK).zip(plane) {
-                block[channel] = *value;
-            }
-        }
+/// `[N, C, H, W]` to the layout of [`Plan::x`], filled up with zeros.
+fn to_blocks(planes: &[f32], plan: &Plan) -> Vec<f32> {
+    let places = places(plan);
+    let mut blocks = vec![0.0; planes.len() / places.len() * plan.x.len()];
+    for (planes, blocks) in planes.chunks_exact(places.len()).zip(blocks.chunks_exact_mut(plan.x.len())) {
+        places.iter().zip(planes).for_each(|(&place, &value)| blocks[place] = value);
     }
     blocks
 }
 
-/// `[N, H, W, 4]` to `[N, C, H, W]`.
-pub(super) fn to_planes(blocks: &[f32], spec: &NetworkSpec) -> Vec<f32> {
-    let [channels, height, width] = spec.image();
-    let mut planes = Vec::with_capacity(blocks.len() / BLOCK * channels);
-    for blocks in blocks.chunks_exact(height * width * BLOCK) {
-        for channel in 0..channels {
-            planes.extend(blocks.iter().skip(channel).step_by(BLOCK));
+/// The layout of [`Plan::x`] to `[N, C, H, W]`.
+pub(super) fn to_planes(blocks: &[f32], plan: &Plan) -> Vec<f32> {
+    let places = places(plan);
+    blocks.chunks_exact(plan.x.len()).flat_map(|blocks| places.iter().map(|&place| blocks[place])).collect()
+}
+
+/// Where [`Plan::x`] has the values of an image `[C, H, W]`.
+fn places(plan: &Plan) -> Vec<usize> {
+    let ([channels, height, width], patch) = (plan.spec.image(), plan.spec.patch_size());
+    let mut places = Vec::with_capacity(channels * height * width);
+    for channel in 0..channels {
+        for y in 0..height {
+            for x in 0..width {
+                let pixel = y / patch * plan.x.width + x / patch;
+                places.push(pixel * plan.x.channels + (channel * patch + y % patch) * patch + x % patch);
+            }
         }
     }
-    planes
+    places
 }

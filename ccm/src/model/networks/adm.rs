@@ -57,10 +57,20 @@ pub struct UNetSpec {
     /// Classes of a conditional model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_classes: Option<usize>,
+    /// Side of the patches, 1 to 8 pixels. The first convolution reads the pixels of a patch as channels, and the last
+    /// one writes them, so all feature maps are smaller by this factor. Channels are in the order of PyTorch's
+    /// `pixel_unshuffle`.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub patch_size: usize,
 }
 
 fn one() -> usize {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 impl UNetSpec {
@@ -90,6 +100,7 @@ impl UNetSpec {
             use_new_attention_order: flag("use_new_attention_order"),
             dropout: options.number("dropout").unwrap_or(0.0),
             num_classes: options.count("num_classes"),
+            patch_size: options.count("patch_size").unwrap_or(1),
         };
         options.finish()?;
         Ok(spec)
@@ -111,13 +122,19 @@ impl UNetSpec {
             "channel_mult",
             format_args!("expected 1 to 8 levels, found {levels}"),
         )?;
-        let divisor = 1 << (levels - 1);
+        require(
+            (1..=8).contains(&self.patch_size),
+            "patch_size",
+            format_args!("expected 1 to 8 pixels, found {}", self.patch_size),
+        )?;
+        let divisor = self.patch_size << (levels - 1);
         for (field, size) in [("height", self.height), ("width", self.width)] {
             require(
                 (4..=1024).contains(&size) && size % divisor == 0,
                 field,
                 format_args!(
-                    "expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels, found {size}"
+                    "expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels and patches of {}, found {size}",
+                    self.patch_size
                 ),
             )?;
         }
@@ -149,9 +166,9 @@ impl UNetSpec {
             )?;
         }
         for &resolution in &self.attention_resolutions {
-            if !(0..levels).any(|level| self.width >> level == resolution) {
+            if !(0..levels).any(|level| self.level_width(level) == resolution) {
                 let widths: Vec<String> =
-                    (0..levels).map(|level| (self.width >> level).to_string()).collect();
+                    (0..levels).map(|level| self.level_width(level).to_string()).collect();
                 let widths = widths.join(", ");
                 let reason = format_args!("no feature map is {resolution} wide; the widths are {widths}");
                 require(false, "attention_resolutions", reason)?;
@@ -199,8 +216,13 @@ impl UNetSpec {
         (self.channel_mult[level] * self.model_channels as f32) as usize
     }
 
+    /// Width of the feature maps of a level.
+    fn level_width(&self, level: usize) -> usize {
+        self.width / self.patch_size >> level
+    }
+
     fn attends(&self, level: usize) -> bool {
-        self.attention_resolutions.contains(&(self.width >> level))
+        self.attention_resolutions.contains(&self.level_width(level))
     }
 
     fn heads(&self, channels: usize, num_heads: usize) -> usize {
@@ -227,7 +249,9 @@ impl UNetSpec {
     fn network(&self, g: &Builder) -> Value {
         let embed_channels = 4 * self.model_channels;
         let time = TimestepEmbedding { channels: self.model_channels, cosines_first: true, freq_shift: 0.0 };
-        let image = g.image([self.in_channels, self.height, self.width]);
+        let patch = self.patch_size;
+        let channels = self.in_channels * patch * patch;
+        let image = g.image([channels, self.height / patch, self.width / patch]);
         let embed = g.linear("time_embed.0", g.timestep_embedding(time), embed_channels);
         let mut embed = g.linear("time_embed.2", g.silu(embed), embed_channels);
         if let Some(classes) = self.num_classes {
@@ -256,10 +280,10 @@ impl UNetSpec {
         }
         g.feature(h);
 
-        let channels = g.channels(h);
-        h = self.res_block(&g.at("middle_block.0"), h, embed, channels, None);
+        let width = g.channels(h);
+        h = self.res_block(&g.at("middle_block.0"), h, embed, width, None);
         h = self.attention_block(&g.at("middle_block.1"), h, self.num_heads);
-        h = self.res_block(&g.at("middle_block.2"), h, embed, channels, None);
+        h = self.res_block(&g.at("middle_block.2"), h, embed, width, None);
         g.feature(h);
 
         let mut block = 0;
@@ -279,7 +303,7 @@ impl UNetSpec {
                 block += 1;
             }
         }
-        g.zero_conv("out.2", g.silu(norm(g, "out.0", h)), self.in_channels, 3)
+        g.zero_conv("out.2", g.silu(norm(g, "out.0", h)), channels, 3)
     }
 
     fn res_block(
@@ -369,6 +393,7 @@ mod tests {
             use_new_attention_order: false,
             dropout: 0.1,
             num_classes: None,
+            patch_size: 1,
         }
     }
 
@@ -389,7 +414,7 @@ mod tests {
     #[test]
     fn each_field_out_of_range_is_named() {
         type Change = fn(&mut UNetSpec);
-        let cases: [(&str, Change); 8] = [
+        let cases: [(&str, Change); 10] = [
             ("in_channels", |s| s.in_channels = 2),
             ("height", |s| s.height = 36),
             ("num_res_blocks", |s| s.num_res_blocks = 0),
@@ -398,6 +423,8 @@ mod tests {
             ("attention_resolutions", |s| s.attention_resolutions = vec![12]),
             ("num_head_channels", |s| s.num_head_channels = Some(48)),
             ("dropout", |s| s.dropout = 1.0),
+            ("patch_size", |s| s.patch_size = 9),
+            ("height", |s| s.patch_size = 8),
         ];
         for (field, change) in cases {
             let mut spec = cifar10();

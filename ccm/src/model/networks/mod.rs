@@ -109,6 +109,14 @@ impl NetworkSpec {
         self.image().iter().product()
     }
 
+    /// Side of the patches of pixels that the network reads as channels.
+    pub fn patch_size(&self) -> usize {
+        match self {
+            Self::Adm(spec) => spec.patch_size,
+            Self::UNet2D(_) => 1,
+        }
+    }
+
     /// Classes of a conditional model.
     pub fn num_classes(&self) -> Option<usize> {
         match self {

@@ -88,7 +88,7 @@ impl Executor {
         4 * (weights + self.buffers.iter().flatten().map(Vec::len).sum::<usize>())
     }
 
-    /// Samples the images of `work`: `[N, height, width, 4]`.
+    /// Samples the images of `work`, in the layout of [`Plan::x`].
     ///
     /// # Panics
     /// If an operation of the plan writes a buffer that it reads.

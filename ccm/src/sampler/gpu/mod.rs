@@ -18,7 +18,7 @@ use weights::StoredWeight;
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wgpu::{Buffer, BufferUsages, RenderPipeline, TextureFormat};
 
-use super::plan::Plan;
+use super::plan::{BLOCK, Plan};
 use super::schedule::{Update, Work};
 use super::{Api, SamplerError};
 use crate::weights::Precision;
@@ -128,7 +128,7 @@ impl Executor {
         weights + self.fixed.vectors.size() + self.prepared.as_ref().map_or(0, |prepared| prepared.bytes)
     }
 
-    /// Samples the images of `work`, and reads them: `[N, height, width, 4]`.
+    /// Samples the images of `work`, and reads them in the layout of [`Plan::x`].
     pub(super) async fn sample(&mut self, plan: &Plan, work: &Work) -> Result<Vec<f32>, SamplerError> {
         let image = self.run(plan, work)?;
         let gpu = &self.device.device;
@@ -184,7 +184,7 @@ impl Executor {
                 memory_memory: memory.memory,
                 fresh,
                 input_scale: c_in,
-                count: (images * plan.x.pixels()) as u32,
+                count: (images * plan.x.len() / BLOCK) as u32,
             };
             queue.write_buffer(&prepared.step, 0, &uniform_bytes(&step));
             // The first update makes the noise the first image, before any evaluation.
@@ -216,7 +216,8 @@ impl Executor {
     ) -> Result<(), SamplerError> {
         let image = self.run(plan, work)?;
         let gpu = &self.device.device;
-        let size = [plan.x.width as u32, plan.x.height as u32];
+        let [channels, height, width] = plan.spec.image().map(|size| size as u32);
+        let size = [width, height];
         let capabilities = surface.surface.get_capabilities(&self.device.adapter);
         let plain = capabilities.formats.iter().find(|format| !format.is_srgb());
         let Some(format) = plain.or(capabilities.formats.first()).copied() else {
@@ -241,8 +242,13 @@ impl Executor {
                 pipeline
             }
         };
-        let [width, height] = size;
-        let picture = uniform::Picture { height, width, channels: plan.spec.image()[0] as u32 };
+        let picture = uniform::Picture {
+            height,
+            width,
+            channels,
+            patch: plan.spec.patch_size() as u32,
+            blocks: (plan.x.channels / BLOCK) as u32,
+        };
         let uniform = gpu.create_buffer_init(&BufferInitDescriptor {
             label: Some("picture"),
             contents: &uniform_bytes(&picture),

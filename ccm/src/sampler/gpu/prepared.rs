@@ -19,7 +19,7 @@ pub(super) const MOST_WORKGROUPS: u32 = 65_535;
 /// Everything for a number of images.
 pub(super) struct Prepared {
     pub(super) images: usize,
-    /// The images, `[N, height, width, 4]` in single precision.
+    /// The images in the layout of [`Plan::x`], in single precision.
     pub(super) image: Buffer,
     /// Noise for the next step, of the same size.
     pub(super) noise: Buffer,
@@ -87,11 +87,11 @@ impl Prepared {
             .iter()
             .map(|values| buffer("map", count * (values / BLOCK) as u64 * block_bytes(fixed.real), storage))
             .collect();
-        let pixels = plan.x.pixels() as u64;
+        let image_bytes = count * 4 * plan.x.len() as u64;
         let (source, target) = (storage | BufferUsages::COPY_SRC, storage | BufferUsages::COPY_DST);
-        let image = buffer("image", count * pixels * 16, source);
-        let memory = buffer("memory", count * pixels * 16, storage);
-        let noise = buffer("noise", count * pixels * 16, target);
+        let image = buffer("image", image_bytes, source);
+        let memory = buffer("memory", image_bytes, storage);
+        let noise = buffer("noise", image_bytes, target);
         let rows = buffer("conditions", count * 4 * plan.conditioner.row_len() as u64, target);
         let normed = plan.ops.iter().filter_map(|op| match op {
             Op::GroupNorm(op) => Some(op.x.channels() as u64),
@@ -135,7 +135,7 @@ impl Prepared {
             memory: &memory,
             x: &maps[plan.x.buffer],
         };
-        let workgroups = line(images as u32 * plan.x.pixels() as u32);
+        let workgroups = line((images * plan.x.len() / BLOCK) as u32);
         let advance =
             dispatch(Kernel::Advance, step.as_entire_buffer_binding(), &operands.in_order(), workgroups);
         Self { images, image, noise, rows, step, evaluate, advance, bytes }
