@@ -8,7 +8,7 @@ use crate::weights::{Model, Precision};
 /// Number of images to compare.
 const IMAGES: usize = 16;
 
-/// Rounds a model to `precision`. Its card records how much its images change ([`Rounding`](crate::model::Rounding)).
+/// Rounds a model to `precision`. Its card records how much its images change ([`Rounding`]).
 ///
 /// # Errors
 /// If the model is already rounded, or the backend is not available.
