@@ -46,7 +46,7 @@ pub enum WeightsError {
     Kind {
         /// Name of the tensor.
         name: String,
-        /// The kind in the file.
+        /// The type in the file.
         found: String,
     },
     /// The file is not a model of this project.
@@ -89,7 +89,7 @@ const SCALE_SUFFIX: &str = "_scale";
 pub struct HostTensor {
     /// Dimensions.
     pub shape: Vec<usize>,
-    /// Values, as many as the product of the dimensions.
+    /// Values; their number is the product of the dimensions.
     pub values: Vec<f32>,
 }
 

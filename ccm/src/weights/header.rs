@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A tensor of a file, after all checks.
 pub(super) struct Entry<'a> {
-    /// What its values are: `F32`, `I8` and so on.
+    /// Type of the values: `F32`, `I8` and so on.
     pub(super) kind: String,
     /// Dimensions.
     pub(super) shape: Vec<usize>,
