@@ -275,7 +275,7 @@ fn apply_scales(tensors: &mut BTreeMap<String, HostTensor>) -> Result<(), Weight
 pub struct Model {
     /// The architecture.
     pub spec: NetworkSpec,
-    /// What the network predicts.
+    /// The prediction (PAPER.md §8).
     pub prediction: Prediction,
     /// The origin of the model.
     pub card: ModelCard,

@@ -45,7 +45,7 @@ pub struct UNetSpec {
     /// Condition by scale and shift after the second norm, instead of by addition before it.
     #[serde(default)]
     pub use_scale_shift_norm: bool,
-    /// Change the resolution inside residual blocks, instead of with separate layers.
+    /// Change the resolution inside residual blocks, instead of with convolutions.
     #[serde(default)]
     pub resblock_updown: bool,
     /// Order of the rows of `qkv.weight`: `[3, heads, head_channels]` if true, `[heads, 3, head_channels]` if false.
@@ -207,7 +207,7 @@ impl UNetSpec {
         self.num_head_channels.map_or(num_heads, |width| channels / width)
     }
 
-    /// Channels and heads of the attention layers, without duplicates.
+    /// Channels and heads of all possible attention layers.
     fn attention_layers(&self) -> Vec<(usize, usize)> {
         let last = self.channel_mult.len() - 1;
         let levels = (0..=last).filter(|&level| level == last || self.attends(level));

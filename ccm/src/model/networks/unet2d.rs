@@ -159,7 +159,7 @@ impl UNet2DSpec {
         if options.get("sample_size").is_none() || sample_size.is_none() {
             refuse("sample_size", "a size in pixels");
         }
-        // An absent option has its default; null has a meaning of its own.
+        // An absent key means the default, null means none.
         let or = |key, usual: Option<usize>| if options.has(key) { options.count(key) } else { usual };
         let norm_num_groups = or("norm_num_groups", Some(32));
         let spec = Self {

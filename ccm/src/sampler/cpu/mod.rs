@@ -146,7 +146,7 @@ impl Executor {
     }
 }
 
-/// As many zeros as the widest input of the plan has channels.
+/// Zeros, as many as the widest input of the plan has channels.
 fn zeros(plan: &Plan) -> Vec<f32> {
     let inputs = plan.ops.iter().flat_map(Op::inputs);
     vec![0.0; inputs.map(|map| map.channels).fold(0, usize::max)]
