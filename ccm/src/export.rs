@@ -1,5 +1,5 @@
-//! Models in diffusers' layout: a folder with a `UNet2DModel`, a scheduler and a pipeline where diffusers has them, and a
-//! script that samples the model with the network alone.
+//! Exports models in diffusers' layout: a folder with a `UNet2DModel`, a script that samples it, and a scheduler and a
+//! pipeline if diffusers has suitable ones.
 
 use std::fmt::Write as _;
 
@@ -11,33 +11,33 @@ use crate::model::{NetworkSpec, Path, Prediction, UNetSpec};
 use crate::sampler::schedule::Solver;
 use crate::weights::{HostTensor, Model, StoredTensor, WeightsError, serialize};
 
-/// Why a model cannot be written for diffusers.
+/// Why a model cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// diffusers has no network like this one.
+    /// diffusers does not support this network.
     #[error("{option}: {reason}")]
     Network {
-        /// The option of the network.
+        /// The unsupported option of the network.
         option: &'static str,
-        /// What diffusers expects of it.
+        /// What diffusers expects.
         reason: String,
     },
-    /// The model cannot be sampled in so many steps.
+    /// The model cannot be sampled with this number of steps.
     #[error("steps: {0}")]
     Steps(String),
-    /// The converted network is not whole.
+    /// The converted network is invalid.
     #[error(transparent)]
     Weights(#[from] WeightsError),
 }
 
-/// A file of the folder: its path in the folder, and its contents.
+/// A file to write: its path in the folder, and its contents.
 pub type File = (&'static str, Vec<u8>);
 
-/// The files of a model in diffusers' layout. `sample.py` takes `steps` evaluations: Euler steps of a teacher, or one jump of
-/// a student.
+/// The files of a model in diffusers' layout. `sample.py` uses `steps` evaluations: Euler steps of a teacher, or jumps
+/// of a student.
 ///
 /// # Errors
-/// A network that diffusers does not have, or more steps than the model's schedule.
+/// If diffusers does not support the network, or the model's schedule has fewer steps.
 pub fn diffusers(model: &Model, steps: usize) -> Result<Vec<File>, ExportError> {
     let model = to_unet2d(model)?;
     let NetworkSpec::UNet2D(spec) = &model.spec else {
@@ -56,7 +56,7 @@ pub fn diffusers(model: &Model, steps: usize) -> Result<Vec<File>, ExportError> 
     ];
     if let Some((class, scheduler)) = scheduler(&model.prediction) {
         files.push(("scheduler/scheduler_config.json", text(&scheduler)));
-        // DDIM's and DDPM's pipelines pass no labels.
+        // The DDIM and DDPM pipelines do not pass labels.
         let conditional = spec.num_class_embeds.is_some();
         let pipeline = match class {
             "DDIMScheduler" if !conditional => Some("DDIMPipeline"),
@@ -80,7 +80,7 @@ fn text(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
 }
 
-/// The class of the scheduler for a prediction, and its configuration; `None` where diffusers has none.
+/// The scheduler class and configuration for a prediction; `None` if diffusers has none.
 fn scheduler(prediction: &Prediction) -> Option<(&'static str, Value)> {
     let ddim = |kind: &str, schedule: &Schedule| {
         let mut config = json!({
@@ -142,7 +142,7 @@ fn scheduler(prediction: &Prediction) -> Option<(&'static str, Value)> {
     }
 }
 
-/// A script that samples the model with the network alone. The numbers of every step are written into it.
+/// A script that samples the model without a scheduler. It contains the coefficients of every step.
 fn script(model: &Model, steps: usize) -> Result<String, ExportError> {
     let path = Path::new(&model.prediction);
     let steps = Solver::of(&model.card).steps(&path, path.grid(), steps).map_err(ExportError::Steps)?;
@@ -191,14 +191,15 @@ save_file({{"images": x.contiguous()}}, sys.argv[2])
     ))
 }
 
-/// The same model as a `UNet2DModel`.
+/// Converts a model to a `UNet2DModel`.
 ///
 /// # Errors
-/// An option of ADM's U-Net that a `UNet2DModel` does not have, by name.
+/// If an option of ADM's U-Net has no equivalent in `UNet2DModel` (by name).
 pub fn to_unet2d(model: &Model) -> Result<Model, ExportError> {
     let NetworkSpec::Adm(adm) = &model.spec else { return Ok(model.clone()) };
     let spec = NetworkSpec::from(unet2d_of(adm)?);
-    // Both builders have the same layers in the same order; only queries, keys and values are one layer in ADM.
+    // Both networks have the same layers in the same order, except that ADM packs queries, keys and values into one
+    // layer.
     let mut values = Vec::with_capacity(model.tensors.len());
     for (parameter, tensor) in model.spec.tensors().iter().zip(&model.tensors) {
         if parameter.name.ends_with(".qkv.weight") || parameter.name.ends_with(".qkv.bias") {
@@ -209,7 +210,7 @@ pub fn to_unet2d(model: &Model) -> Result<Model, ExportError> {
             values.push(vec![tensor.clone()]);
         }
     }
-    // Three weights, then three biases, become three pairs.
+    // Reorders three weights followed by three biases into three pairs.
     let mut ordered = Vec::new();
     let mut groups = values.into_iter();
     while let Some(group) = groups.next() {
@@ -222,7 +223,7 @@ pub fn to_unet2d(model: &Model) -> Result<Model, ExportError> {
         }
     }
     let named = spec.tensors().into_iter().zip(ordered).map(|(spec, tensor)| {
-        // Kernels of `Conv1d` have a dimension more than a linear layer.
+        // `Conv1d` kernels have one more dimension than linear weights.
         let linear = spec.shape.len() == 2 && tensor.shape.len() == 3;
         let shape = if linear { tensor.shape[..2].to_vec() } else { tensor.shape };
         (spec.name, HostTensor { shape, values: tensor.values })
@@ -244,12 +245,12 @@ fn part_of_qkv(packed: &HostTensor, part: usize, heads: usize, parts_first: bool
     HostTensor { shape, values }
 }
 
-/// Heads of an attention layer.
+/// Number of heads of an attention layer.
 fn heads(spec: &UNetSpec, channels: usize) -> Result<usize, ExportError> {
     Ok(channels / head_channels(spec)?)
 }
 
-/// Channels of a head, which must be the same in all attention layers.
+/// Channels per head, which must be the same in all attention layers.
 fn head_channels(spec: &UNetSpec) -> Result<usize, ExportError> {
     if let Some(width) = spec.num_head_channels {
         return Ok(width);

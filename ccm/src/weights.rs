@@ -1,8 +1,9 @@
-//! Reading and writing tensor files and model files (safetensors), in memory. Nothing here touches the disk.
+//! Parses and serializes tensor files and model files (safetensors), in memory. Nothing here accesses the disk.
 //!
-//! A model file holds the tensors of [`NetworkSpec::tensors`] under the names of the original library. The spec, the
-//! prediction and the card are JSON under the metadata key `ccm`. PyTorch reads the file with
-//! `safetensors.torch.load_file`. Matrices and kernels may be stored rounded ([`Precision`]); in memory all values are `f32`.
+//! A model file holds the tensors of [`NetworkSpec::tensors`] under the names of the original library. The metadata
+//! key `ccm` holds the spec, the prediction and the card as JSON. PyTorch reads the file with
+//! `safetensors.torch.load_file`. Matrices and kernels may be stored rounded ([`Precision`]); in memory all values are
+//! `f32`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,42 +22,42 @@ use header::Entry;
 /// Why a tensor or model file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
-    /// The file ends early, or its header does not describe it.
+    /// The file is cut short, or its header is invalid.
     #[error("not a whole safetensors file: {0}")]
     Malformed(String),
-    /// A tensor that should be there is not.
+    /// A tensor of the network is not in the file.
     #[error("tensor `{0}` is missing")]
     Missing(String),
-    /// A tensor is there that the network does not have.
+    /// The file has a tensor that the network does not have.
     #[error("tensor `{0}` is not part of the network")]
     Unexpected(String),
-    /// A tensor has other dimensions than the network wants.
+    /// A tensor does not have the dimensions that the network expects.
     #[error("tensor `{name}`: expected shape {expected:?}, found {found:?}")]
     Shape {
         /// Name of the tensor.
         name: String,
-        /// Dimensions that the network wants.
+        /// Dimensions that the network expects.
         expected: Vec<usize>,
         /// Dimensions in the file.
         found: Vec<usize>,
     },
-    /// A tensor's values are of a kind that is not read.
+    /// The values of a tensor are of an unsupported type.
     #[error("tensor `{name}`: expected floating-point or integer values, found {found}")]
     Kind {
         /// Name of the tensor.
         name: String,
-        /// The kind in the file.
+        /// The type in the file.
         found: String,
     },
-    /// The file is no model of this project.
+    /// The file is not a model of this project.
     #[error("no model description in the metadata (key `ccm`): {0}")]
     NoModel(String),
-    /// The network described is impossible.
+    /// The spec of the network is invalid.
     #[error("the model's description is invalid: {0}")]
     Spec(#[from] SpecError),
 }
 
-/// What matrices and kernels of a model file are stored as. Vectors are always `f32`.
+/// Storage type of the matrices and kernels of a model file. Vectors are always `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -80,7 +81,7 @@ impl std::fmt::Display for Precision {
     }
 }
 
-/// Behind the name of a tensor of bytes: the tensor of its scales.
+/// Suffix of a tensor's name that gives the name of its scales.
 const SCALE_SUFFIX: &str = "_scale";
 
 /// A tensor in memory: row-major values.
@@ -88,7 +89,7 @@ const SCALE_SUFFIX: &str = "_scale";
 pub struct HostTensor {
     /// Dimensions.
     pub shape: Vec<usize>,
-    /// Values, as many as the product of the dimensions.
+    /// Values; their number is the product of the dimensions.
     pub values: Vec<f32>,
 }
 
@@ -104,24 +105,24 @@ impl HostTensor {
     }
 }
 
-/// Named tensors and text, as a safetensors file holds them.
+/// The named tensors and the description in a safetensors file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TensorFile {
     /// Tensors by name.
     pub tensors: BTreeMap<String, HostTensor>,
-    /// JSON under the metadata key `ccm`, or empty.
+    /// The JSON under the metadata key `ccm`; empty if absent.
     pub description: String,
 }
 
-/// Metadata key of everything that is not a tensor. One key only: the header is written from a hash map, and
-/// the same model must give the same bytes.
+/// Metadata key of the description. There is only one key: the header is written from a hash map, and the same model
+/// must always give the same bytes.
 const METADATA_KEY: &str = "ccm";
 
 impl TensorFile {
-    /// Reads a safetensors file. Every length is checked before it is used; values become `f32`.
+    /// Parses a safetensors file. Every length is checked before it is used; values are converted to `f32`.
     ///
     /// # Errors
-    /// A file that is cut short, a header that claims more than the file holds, or values that are no numbers.
+    /// If the file is cut short, the header does not match the file, or values are not numbers.
     #[inline]
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let (entries, description) = header::read(bytes)?;
@@ -133,19 +134,19 @@ impl TensorFile {
         Ok(Self { tensors, description })
     }
 
-    /// Writes a safetensors file; the same contents always give the same bytes.
+    /// Serializes to a safetensors file. The same contents always give the same bytes.
     ///
     /// # Panics
-    /// If a tensor has more or fewer values than its shape says.
+    /// If the number of values of a tensor does not match its shape.
     pub fn to_bytes(&self) -> Vec<u8> {
         let stored = self.tensors.iter().map(|(name, tensor)| StoredTensor::f32(name.clone(), tensor));
         serialize(&stored.collect::<Vec<_>>(), &self.description)
     }
 
-    /// Takes a tensor out.
+    /// Removes a tensor and returns it.
     ///
     /// # Errors
-    /// If there is none of that name.
+    /// If there is no tensor with that name.
     pub fn take(&mut self, name: &str) -> Result<HostTensor, WeightsError> {
         self.tensors.remove(name).ok_or_else(|| WeightsError::Missing(name.to_owned()))
     }
@@ -172,7 +173,7 @@ fn host_tensor(name: &str, entry: Entry) -> Result<HostTensor, WeightsError> {
     Ok(HostTensor { shape, values })
 }
 
-/// A tensor as it stands in a file.
+/// A tensor as stored in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredTensor {
     name: String,
@@ -182,7 +183,7 @@ pub struct StoredTensor {
 }
 
 impl StoredTensor {
-    /// Single precision.
+    /// A tensor in single precision.
     pub fn f32(name: impl Into<String>, tensor: &HostTensor) -> Self {
         let bytes = bytemuck::cast_slice(&tensor.values).to_vec();
         Self { name: name.into(), kind: Dtype::F32, shape: tensor.shape.clone(), bytes }
@@ -201,10 +202,11 @@ impl StoredTensor {
     }
 }
 
-/// Writes a safetensors file of tensors of any kind, with `description` under the metadata key `ccm` unless it is empty.
+/// Serializes tensors of any type to a safetensors file, with `description` under the metadata key `ccm` unless it is
+/// empty.
 ///
 /// # Panics
-/// If a tensor has more or fewer values than its shape says.
+/// If the number of values of a tensor does not match its shape.
 pub fn serialize(tensors: &[StoredTensor], description: &str) -> Vec<u8> {
     let views = tensors.iter().map(|tensor| {
         let view = TensorView::new(tensor.kind, tensor.shape.clone(), &tensor.bytes)
@@ -220,7 +222,7 @@ pub fn serialize(tensors: &[StoredTensor], description: &str) -> Vec<u8> {
     safetensors::serialize(views, metadata).expect("tensors that fit their shapes")
 }
 
-/// A tensor in the given precision; as bytes it is followed by its scales.
+/// Converts a tensor to the given precision. A tensor stored as bytes is followed by its scales.
 fn store(name: String, tensor: &HostTensor, precision: Precision) -> Vec<StoredTensor> {
     let HostTensor { shape, values } = tensor;
     let stored = |kind, bytes| StoredTensor { name: name.clone(), kind, shape: shape.clone(), bytes };
@@ -247,7 +249,7 @@ fn store(name: String, tensor: &HostTensor, precision: Precision) -> Vec<StoredT
     }
 }
 
-/// Multiplies every tensor that has scales by them.
+/// Multiplies every tensor that has scales by its scales.
 #[inline]
 fn apply_scales(tensors: &mut BTreeMap<String, HostTensor>) -> Result<(), WeightsError> {
     let scaled: Vec<String> =
@@ -268,22 +270,22 @@ fn apply_scales(tensors: &mut BTreeMap<String, HostTensor>) -> Result<(), Weight
     Ok(())
 }
 
-/// A denoiser with its weights: the contents of a model file.
+/// A network with its weights: the contents of a model file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// The architecture.
     pub spec: NetworkSpec,
-    /// What the network predicts.
+    /// The prediction (PAPER.md §8).
     pub prediction: Prediction,
-    /// Where it comes from.
+    /// The origin of the model.
     pub card: ModelCard,
-    /// What its file stores it as; the values below are those of the file.
+    /// Storage precision in the file. `tensors` holds the values after rounding to it.
     pub precision: Precision,
     /// One tensor for each of [`NetworkSpec::tensors`], in that order.
     pub tensors: Vec<HostTensor>,
 }
 
-/// The description of a model in its file: exactly one of `spec` and `unet2d` is there.
+/// The JSON description in a model file. It has exactly one of `spec` and `unet2d`.
 #[derive(Serialize)]
 struct Description<'a> {
     /// ADM's U-Net.
@@ -292,7 +294,7 @@ struct Description<'a> {
     /// diffusers' `config.json` of a `UNet2DModel`.
     #[serde(skip_serializing_if = "Option::is_none")]
     unet2d: Option<Value>,
-    /// See [`Prediction::from_json`]; absent where it is the velocity.
+    /// See [`Prediction::from_json`]; absent if the network predicts the velocity.
     #[serde(skip_serializing_if = "Option::is_none")]
     prediction: Option<Value>,
     card: &'a ModelCard,
@@ -303,7 +305,7 @@ impl Model {
     /// Puts named tensors into the order of the spec.
     ///
     /// # Errors
-    /// An invalid spec or prediction; a missing, unexpected or misshapen tensor, by name.
+    /// If the spec or the prediction is invalid, or a tensor is missing, unexpected or of another shape (by name).
     #[inline]
     pub fn new(
         spec: NetworkSpec,
@@ -331,10 +333,10 @@ impl Model {
         }
     }
 
-    /// Reads a model file.
+    /// Parses a model file.
     ///
     /// # Errors
-    /// As [`TensorFile::from_bytes`] and [`Model::new`], or a file without a model's description.
+    /// As [`TensorFile::from_bytes`] and [`Model::new`]; also if the file has no description of a model.
     #[inline]
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let mut file = TensorFile::from_bytes(bytes)?;
@@ -362,10 +364,10 @@ impl Model {
         Ok(Self { precision, ..Self::new(spec, prediction, card, file.tensors)? })
     }
 
-    /// Writes a model file in its precision; the same model always gives the same bytes.
+    /// Serializes to a model file in its precision. The same model always gives the same bytes.
     ///
     /// # Panics
-    /// If the tensors are not those of the spec, which [`Model::new`] checks.
+    /// If the tensors do not match the spec, which [`Model::new`] checks.
     pub fn to_bytes(&self) -> Vec<u8> {
         let Self { spec, prediction, card, precision, tensors } = self;
         let names = spec.tensors();
@@ -384,10 +386,10 @@ impl Model {
         serialize(&stored.collect::<Vec<_>>(), &description)
     }
 
-    /// The model rounded to a precision, as its file will hold it.
+    /// Rounds the model to a storage precision.
     ///
     /// # Errors
-    /// A spec that is out of range, which [`Model::new`] refuses as well.
+    /// If the spec is out of range, which [`Model::new`] also rejects.
     pub fn rounded(mut self, precision: Precision) -> Result<Self, WeightsError> {
         self.precision = precision;
         Self::from_bytes(&self.to_bytes())

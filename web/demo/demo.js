@@ -206,7 +206,7 @@ async function startAnimation() {
   try {
     while (state.animating && state.student === student) {
       const start = performance.now();
-      // After a pause (the tab was hidden) the animation continues where it stopped.
+      // After a pause (a hidden tab) the animation continues from its last position.
       at += Math.min(start - last, 100) / PERIOD;
       last = start;
       if (at >= 1) [from, to, at] = [to, to + 1, at % 1];

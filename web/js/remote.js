@@ -93,7 +93,7 @@ export class WorkerSampler {
   free() {
     this.#over ??= new RequestError("this sampler has been freed");
     if (this.#calls.size) return;
-    // The worker must stay until the next frame, which shows what it has drawn.
+    // The worker must not end before the next frame, which shows its drawings.
     if (this.#draws) this.#worker.postMessage({ call: "close" });
     else this.#worker.terminate();
   }

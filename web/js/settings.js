@@ -1,4 +1,4 @@
-// Where the package finds its files: set by `Sampler.configure`, and by `node.js` in Node.
+// Locations of the package's files: set by `Sampler.configure`, and by `node.js` in Node.
 
 import { RequestError } from "./errors.js";
 

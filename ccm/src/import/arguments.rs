@@ -1,4 +1,4 @@
-//! Descriptions of a network in JSON: this program's own, and the constructor arguments of torchcfm.
+//! Parses network descriptions in JSON: this program's own, and the constructor arguments of torchcfm.
 
 use serde::Deserialize;
 
@@ -36,7 +36,7 @@ struct TorchArguments {
     resblock_updown: bool,
     #[serde(default)]
     use_new_attention_order: bool,
-    // Neither changes what the network computes.
+    // The next two options do not change the network's output.
     #[serde(default, rename = "use_checkpoint")]
     _use_checkpoint: bool,
     #[serde(default, rename = "use_fp16")]
@@ -51,10 +51,10 @@ enum Resolutions {
     Many(Vec<usize>),
 }
 
-/// Reads a network's description from JSON: a [`UNetSpec`], or the arguments of torchcfm's constructor.
+/// Parses a network description: a [`UNetSpec`], or the arguments of torchcfm's constructor.
 ///
 /// # Errors
-/// Text that is neither, an option that is not supported, or a spec that is out of range.
+/// If the text is neither, an option is not supported, or the spec is out of range.
 pub fn spec_from_json(text: &str) -> Result<NetworkSpec, ImportError> {
     let value: serde_json::Value =
         serde_json::from_str(text).map_err(|error| ImportError::Spec(format!("not JSON: {error}")))?;
@@ -99,7 +99,7 @@ impl TorchArguments {
                 })?
             }
         };
-        // torchcfm asks at which downsampling factor `width / resolution` attention follows.
+        // torchcfm places attention at the downsampling factors `width / resolution`.
         let levels = (0..channel_mult.len()).map(|level| 1usize << level);
         let attention_resolutions = levels
             .filter(|factor| attention_resolutions.iter().any(|&r| r > 0 && width / r == *factor))

@@ -1,4 +1,4 @@
-//! The tensors of a file: PyTorch's formats, read as they are asked for, or safetensors.
+//! Opens a file of tensors: PyTorch's formats, whose tensors are read on demand, or safetensors.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,10 +13,11 @@ use super::format::{Format, HEAD, format};
 use crate::disk::{self, DiskError};
 use crate::weights::{HostTensor, TensorFile};
 
-/// How many times the size of its file a checkpoint's tensors may be: tied weights are stored once.
+/// Limit on the total size of a checkpoint's tensors, in multiples of the file size. Tied weights are stored only
+/// once.
 const MOST_SHARING: u64 = 4;
 
-/// A file of named tensors. Names in nested dictionaries are joined by dots.
+/// A file of named tensors. The names in nested dictionaries are joined with dots.
 pub struct Checkpoint {
     pub(super) path: PathBuf,
     pub(super) tensors: BTreeMap<String, Stored>,
@@ -27,9 +28,9 @@ pub struct Checkpoint {
 
 /// A tensor of a file.
 pub(super) enum Stored {
-    /// Of a PyTorch checkpoint, not read yet.
+    /// A tensor of a PyTorch checkpoint, not read yet.
     PyTorch(Box<Tensor>),
-    /// Of a safetensors file.
+    /// A tensor of a safetensors file.
     Read(HostTensor),
 }
 
@@ -43,11 +44,11 @@ impl Stored {
 }
 
 impl Checkpoint {
-    /// Opens a PyTorch checkpoint or a safetensors file. Tensors of whole numbers in a PyTorch checkpoint, such as counters,
-    /// are left out.
+    /// Opens a PyTorch checkpoint or a safetensors file. Skips integer tensors of PyTorch checkpoints, such as
+    /// counters.
     ///
     /// # Errors
-    /// A file that is missing, cut short, or of another format.
+    /// If the file is missing, cut short, or of another format.
     pub fn open(path: &Path) -> Result<Self, ImportError> {
         let unreadable = |source| ImportError::Disk(DiskError::of(path)(source));
         let file = File::open(path).map_err(unreadable)?;
@@ -78,10 +79,10 @@ impl Checkpoint {
         Ok(Self { path: path.into(), tensors, description, bytes })
     }
 
-    /// Opens the shards of a file; errors name `index`, which lists them.
+    /// Opens the shards of a checkpoint. Errors name `index`, the file that lists them.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; a tensor that two shards hold.
+    /// As [`Checkpoint::open`]; also if two shards hold the same tensor.
     pub fn open_shards(index: &Path, shards: &[PathBuf]) -> Result<Self, ImportError> {
         let mut whole =
             Self { path: index.into(), tensors: BTreeMap::new(), description: String::new(), bytes: 0 };
@@ -99,7 +100,7 @@ impl Checkpoint {
         Ok(whole)
     }
 
-    /// The same tensors under other names. Where two tensors get the same name, the second keeps its own.
+    /// Renames the tensors. If two tensors get the same name, the second keeps its old name.
     pub(super) fn renamed(mut self, rename: impl Fn(&str) -> String) -> Self {
         for (name, tensor) in std::mem::take(&mut self.tensors) {
             let new = rename(&name);
@@ -109,7 +110,7 @@ impl Checkpoint {
         self
     }
 
-    /// Number of rows of the first tensor whose name is `name` behind any prefix.
+    /// Number of rows of the first tensor named `name`, with any prefix.
     pub fn rows(&self, name: &str) -> Option<usize> {
         let found = self.tensors.iter().find(|(found, _)| {
             found.strip_suffix(name).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'))
@@ -117,15 +118,15 @@ impl Checkpoint {
         found.and_then(|(_, tensor)| tensor.shape().first().copied())
     }
 
-    /// Takes tensors out and reads them.
+    /// Removes tensors and reads them.
     ///
     /// # Errors
-    /// A tensor that cannot be read; tensors that would take far more memory than the file has bytes.
+    /// If a tensor cannot be read, or the tensors take far more memory than the file size.
     pub(super) fn read(&mut self, names: &[String]) -> Result<Vec<HostTensor>, ImportError> {
         let path = self.path.clone();
         let fault =
             |name: &str, reason| ImportError::Tensor { path: path.clone(), name: name.into(), reason };
-        // Tensors may share what is stored, and a view may repeat one number without end.
+        // Tensors may share storage, and a view can repeat one number any number of times.
         let mut taken = 0u64;
         for name in names {
             if let Some(Stored::PyTorch(tensor)) = self.tensors.get(name) {

@@ -1,4 +1,4 @@
-//! Networks of other programs that come without a description, or with one of their own.
+//! Descriptions of other programs' networks: built in for published networks, or read from JSON.
 
 use std::path::{Path, PathBuf};
 
@@ -10,22 +10,22 @@ use crate::model::json::Json;
 use crate::model::prediction::{Edm, Schedule};
 use crate::model::{NetworkSpec, Prediction, Role, UNetSpec};
 
-/// A network, and what it predicts.
+/// A network and its prediction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {
     /// The architecture.
     pub spec: NetworkSpec,
-    /// What it predicts.
+    /// The prediction.
     pub prediction: Prediction,
 }
 
-/// Names of published networks whose files hold weights alone.
+/// Names of published networks whose files hold only weights.
 pub const PUBLISHED: [&str; 2] = ["openai-imagenet64", "openai-lsun256"];
 
-/// A published network (one of [`PUBLISHED`]): those of openai/consistency_models, as teachers with EDM's preconditioning, as
-/// students with a consistency model's.
+/// A published network of openai/consistency_models, one of [`PUBLISHED`]. The prediction is EDM's for a teacher, a
+/// consistency model's for a student.
 pub fn published(name: &str, role: Role) -> Option<Description> {
-    // The networks take q, k and v apart before heads.
+    // The rows of these networks' `qkv` are `[3, heads, head_channels]`.
     let common = UNetSpec {
         in_channels: 3,
         height: 64,
@@ -62,10 +62,10 @@ pub fn published(name: &str, role: Role) -> Option<Description> {
     Some(Description { spec: spec.into(), prediction: Prediction::Edm(edm) })
 }
 
-/// The prediction of a name, with the settings of its publication: `velocity`, `noise`, `data`, `v` or `edm`.
+/// The prediction with a given name and its published settings. Names: `velocity`, `noise`, `data`, `v`, `edm`.
 ///
 /// # Errors
-/// Another name.
+/// If the name is unknown.
 pub fn prediction(name: &str, role: Role) -> Result<Prediction, ImportError> {
     Ok(match name {
         "velocity" => Prediction::Velocity,
@@ -81,12 +81,12 @@ pub fn prediction(name: &str, role: Role) -> Result<Prediction, ImportError> {
     })
 }
 
-/// Reads a description in JSON: that of a network alone ([`spec_from_json`]), which then predicts the velocity, or an object
-/// with the network under `network`, and beside it EDM's `sigma_data`, `sigma_min`, `sigma_max`, `rho` and `time_scale`, or a
-/// `prediction` as model files have it.
+/// Parses a description in JSON. It is either a network ([`spec_from_json`]), which then predicts the velocity, or an
+/// object with the network under `network` and either EDM's `sigma_data`, `sigma_min`, `sigma_max`, `rho` and
+/// `time_scale`, or a `prediction` in the format of model files.
 ///
 /// # Errors
-/// Text that is neither, or a number out of range.
+/// If the text is neither, or a number is out of range.
 pub fn description_from_json(text: &str, role: Role) -> Result<Description, ImportError> {
     let fault = |what: String| ImportError::Spec(what);
     let value: Value = serde_json::from_str(text).map_err(|error| fault(format!("not JSON: {error}")))?;
@@ -123,10 +123,10 @@ pub fn description_from_json(text: &str, role: Role) -> Result<Description, Impo
     Ok(Description { spec, prediction })
 }
 
-/// The checkpoint and the description in a folder that holds one of each: a PyTorch file, and a JSON file with a `network`.
+/// Finds the checkpoint (a PyTorch file) and the description (a JSON file with a `network`) in a folder.
 ///
 /// # Errors
-/// A folder without them, or with several.
+/// If the folder does not hold exactly one of each.
 pub fn described_folder(folder: &Path) -> Result<(PathBuf, PathBuf), ImportError> {
     let fault = |what: &str| ImportError::Spec(format!("{}: {what}", folder.display()));
     let entries = std::fs::read_dir(folder).map_err(|_| fault("the folder cannot be read"))?;

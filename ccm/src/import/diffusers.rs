@@ -1,4 +1,4 @@
-//! A pipeline in diffusers' layout: a folder with a network's `config.json` and weights, and a scheduler.
+//! Imports a pipeline in diffusers' layout: a folder with a network's `config.json` and weights, and a scheduler.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,19 @@ use crate::model::prediction::{Betas, Edm, Schedule, Spacing};
 use crate::model::{ModelCard, NetworkSpec, Prediction, Role, UNet2DSpec};
 use crate::weights::Model;
 
-/// The stem of the weights' file names.
+/// File name of the weights, without extension.
 const STEM: &str = "diffusion_pytorch_model";
 
-/// A pipeline that was read.
+/// An imported pipeline.
 #[derive(Debug)]
 pub struct Pipeline {
     /// The denoiser.
     pub model: Model,
-    /// Settings of the scheduler that are not applied, for a person to read.
+    /// Messages about settings of the scheduler that are not applied.
     pub notes: Vec<String>,
 }
 
-/// Whether a folder looks like a pipeline, or a network, in diffusers' layout.
+/// Whether a folder has diffusers' layout of a pipeline or a network.
 pub fn is_pipeline(folder: &Path) -> bool {
     ["model_index.json", "unet/config.json", "transformer/config.json"]
         .iter()
@@ -29,15 +29,15 @@ pub fn is_pipeline(folder: &Path) -> bool {
         || parsed(&folder.join("config.json")).is_ok_and(|config| config.get("_class_name").is_some())
 }
 
-/// Reads a pipeline of a `UNet2DModel`. Without `role`, a consistency model's scheduler makes it a student, any other a
-/// teacher.
+/// Reads a pipeline of a `UNet2DModel`. Without `role`, the scheduler of a consistency model makes the model a
+/// student, any other scheduler a teacher.
 ///
 /// # Errors
-/// Another class of network; an option that is not supported, by name; files that are missing or do not fit.
+/// If the network is of another class, an option is not supported (by name), or files are missing or do not match.
 pub fn read(folder: &Path, role: Option<Role>) -> Result<Pipeline, ImportError> {
     let part = |name: &str| match folder.join(name) {
         part if part.is_dir() => part,
-        // Old pipelines have all files in one folder.
+        // Old pipelines keep all files in one folder.
         _ => folder.to_owned(),
     };
     if folder.join("transformer").is_dir() {
@@ -74,7 +74,7 @@ pub fn read(folder: &Path, role: Option<Role>) -> Result<Pipeline, ImportError> 
 /// Reads the `config.json` of a network.
 ///
 /// # Errors
-/// Another class of network; an option that is not supported or out of range, by name.
+/// If the network is of another class, or an option is not supported or out of range (by name).
 pub fn read_spec(path: &Path) -> Result<NetworkSpec, ImportError> {
     let spec: NetworkSpec = network(path)?.into();
     spec.validate().map_err(|error| ImportError::Spec(format!("{}: {error}", path.display())))?;
@@ -85,21 +85,21 @@ fn unsupported(path: &Path, found: &str) -> ImportError {
     ImportError::Spec(format!("{}: expected a UNet2DModel, found {found}", path.display()))
 }
 
-/// The name that diffusers gives a tensor today: attention had other names before.
+/// Converts a tensor name of old diffusers versions, which named attention differently, to today's name.
 fn current_name(name: &str) -> String {
     const OLD: [(&str, &str); 4] =
         [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
     OLD.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new))
 }
 
-/// The object in a JSON file.
+/// Parses the JSON object in a file.
 fn parsed(path: &Path) -> Result<Json, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", path.display()));
     let json = Json::parse(&disk::read_text(path)?).map_err(|error| fault(format!("not JSON: {error}")))?;
     if json.entries().is_none() { Err(fault("expected a JSON object".into())) } else { Ok(json) }
 }
 
-/// The network of a `config.json`.
+/// Parses the network in a `config.json`.
 fn network(path: &Path) -> Result<UNet2DSpec, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", path.display()));
     let config = parsed(path)?;
@@ -110,7 +110,7 @@ fn network(path: &Path) -> Result<UNet2DSpec, ImportError> {
     UNet2DSpec::from_config(&config).map_err(|error| fault(error.to_string()))
 }
 
-/// What a scheduler says of its network.
+/// Properties of the model that its scheduler defines.
 struct Scheduler {
     prediction: Prediction,
     role: Role,
@@ -238,7 +238,7 @@ fn weights(folder: &Path) -> Result<Checkpoint, ImportError> {
     )))
 }
 
-/// Opens the shards that an index lists.
+/// Opens the shards that an index file lists.
 fn sharded(folder: &Path, index: &Path) -> Result<Checkpoint, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", index.display()));
     let map = parsed(index)?;
@@ -248,7 +248,7 @@ fn sharded(folder: &Path, index: &Path) -> Result<Checkpoint, ImportError> {
     let mut files: Vec<&str> = weight_map.iter().filter_map(|(_, file)| file.text()).collect();
     files.sort_unstable();
     files.dedup();
-    // A name, never a path that leads out of the folder.
+    // Accept only file names, so that no path leads out of the folder.
     if let Some(file) = files.iter().find(|file| Path::new(file).file_name() != Some(file.as_ref())) {
         return Err(fault(format!("weight_map: expected names of files, found {file:?}")));
     }

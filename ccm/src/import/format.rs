@@ -1,22 +1,22 @@
-//! The format of a file, told from its first bytes.
+//! Detects the format of a file from its first bytes.
 
-/// A format that is read.
+/// A supported format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// PyTorch's, zipped or not.
+    /// PyTorch's formats, zipped or not.
     PyTorch,
     /// safetensors.
     Safetensors,
 }
 
-/// Bytes of a file that [`format`] needs.
+/// Number of bytes at the start of a file that [`format`] needs.
 pub(super) const HEAD: usize = 512;
 
-/// The format of a file of `len` bytes that begins with `head`, or the name of another format.
+/// The format of a file of `len` bytes that begins with `head`. The error names the unsupported format.
 pub(super) fn format(head: &[u8], len: u64) -> Result<Format, &'static str> {
-    /// Where a tar archive has its mark.
+    /// Offset of the magic number of a tar archive.
     const TAR_MARK: usize = 257;
-    /// Formats of other programs, by their first bytes.
+    /// Unsupported formats, by their first bytes.
     const OTHERS: [(&[u8], &str); 6] = [
         (b"\x89HDF\r\n", "HDF5 (Keras?)"),
         (b"GGUF", "GGUF"),
@@ -32,7 +32,7 @@ pub(super) fn format(head: &[u8], len: u64) -> Result<Format, &'static str> {
     {
         return Ok(Format::PyTorch);
     }
-    // The protocols of pickle that PyTorch has written.
+    // The pickle protocols that PyTorch has used.
     if head[0] == 0x80 && head.get(1).is_some_and(|protocol| (2..=5).contains(protocol)) {
         return Ok(Format::PyTorch);
     }
@@ -78,7 +78,7 @@ mod tests {
         ] {
             assert_eq!(format(head, head.len() as u64), expected, "{head:?}");
         }
-        // A header longer than the file.
+        // The header is longer than the file.
         assert_eq!(format(&safetensors, 1), Err("neither"));
     }
 }

@@ -1,8 +1,8 @@
-//! Networks from files of other programs: PyTorch checkpoints and safetensors, as people save them.
+//! Imports networks from files of other programs: PyTorch checkpoints, safetensors and diffusers' pipelines.
 //!
-//! [`Checkpoint`] opens a file, whose format is told from its bytes. [`Checkpoint::select`] finds a network in it,
-//! whatever wrappers and dictionaries stand around its tensors. [`description`] and [`spec_from_json`] read descriptions of
-//! networks; [`diffusers`] reads whole pipelines in diffusers' layout.
+//! [`Checkpoint`] opens a file and detects its format. [`Checkpoint::select`] finds a network in it, with any prefix
+//! before the tensor names. [`description`] and [`spec_from_json`] parse descriptions of networks; [`diffusers`]
+//! imports whole pipelines in diffusers' layout.
 
 mod arguments;
 mod checkpoint;
@@ -31,7 +31,7 @@ pub enum ImportError {
     Format {
         /// The file.
         path: PathBuf,
-        /// The format, as far as its first bytes tell.
+        /// The format, as far as the first bytes show it.
         found: &'static str,
     },
     /// A safetensors file cannot be read, or a tensor of the network does not fit.
@@ -39,7 +39,7 @@ pub enum ImportError {
     Weights {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: WeightsError,
     },
     /// The checkpoint is cut short or malformed.
@@ -47,31 +47,31 @@ pub enum ImportError {
     Checkpoint {
         /// The checkpoint.
         path: PathBuf,
-        /// What its reader reports.
+        /// The error of the PyTorch reader.
         source: Box<burn_store::pytorch::PytorchError>,
     },
-    /// There is nothing under the key that was asked for.
+    /// No tensor is under the requested key.
     #[error("{path}: no state dict `{key}`; the file holds {found}")]
     Key {
         /// The checkpoint.
         path: PathBuf,
-        /// The key asked for.
+        /// The requested key.
         key: String,
-        /// The keys that are there.
+        /// The keys in the file.
         found: String,
     },
-    /// The network's tensors are not there, under any prefix.
+    /// No prefix has all of the network's tensors.
     #[error(
         "{path}: expected the network's {expected} tensors under one prefix; {nearest}; the file holds {found}"
     )]
     Network {
         /// The checkpoint.
         path: PathBuf,
-        /// Tensors of the network.
+        /// Number of tensors of the network.
         expected: usize,
-        /// The prefix that has most of them, and the first tensor that it lacks.
+        /// The prefix that has most of them, and the first tensor that is missing there.
         nearest: String,
-        /// The keys that are there.
+        /// The keys in the file.
         found: String,
     },
     /// A tensor cannot be read.
@@ -81,7 +81,7 @@ pub enum ImportError {
         path: PathBuf,
         /// Name of the tensor.
         name: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// The file is a model of this program.

@@ -1,9 +1,9 @@
 //! Finds a network among the tensors of a file.
 //!
-//! A checkpoint holds the network's tensors behind a prefix: the keys of the dictionaries that they are nested in
-//! (`state_dict`, `ema`), and what wrappers put before their names (`module.` of data-parallel training, `_orig_mod.` of
-//! `torch.compile`, `model.diffusion_model.`). No list of prefixes is kept. A prefix is whatever stands before the names
-//! of all of the network's tensors.
+//! In a checkpoint, the names of the network's tensors have a prefix: the keys of nested dictionaries (`state_dict`,
+//! `ema`), and the additions of wrappers (`module.` of data-parallel training, `_orig_mod.` of `torch.compile`,
+//! `model.diffusion_model.`). There is no list of known prefixes: any text before the names of all of the network's
+//! tensors is accepted.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,27 +12,27 @@ use super::{Checkpoint, ImportError};
 use crate::model::TensorSpec;
 use crate::weights::{HostTensor, WeightsError};
 
-/// Words in a key that mark averaged weights.
+/// Words that mark a key as averaged weights.
 const AVERAGED: [&str; 6] = ["ema", "averaged", "average", "avg", "swa", "shadow"];
 
-/// Keys that an error lists at most.
+/// Maximum number of keys in an error message.
 const LISTED: usize = 12;
 
 /// A network's tensors, found in a file.
 #[derive(Debug)]
 pub struct Selection {
-    /// What stands before the tensors' names in the file.
+    /// The prefix of the tensors' names in the file.
     pub prefix: String,
     /// Other prefixes under which the file holds the whole network.
     pub others: Vec<String>,
-    /// Tensors behind the prefix that belong to other modules and were left out.
+    /// Number of tensors under the prefix that belong to other modules and were not read.
     pub left_out: usize,
     /// The tensors by the network's names.
     pub tensors: BTreeMap<String, HostTensor>,
 }
 
 impl Selection {
-    /// The prefix for a person to read.
+    /// The prefix, as text for display.
     pub fn prefix_shown(&self) -> String {
         shown(&self.prefix)
     }
@@ -46,27 +46,27 @@ fn shown(prefix: &str) -> String {
 }
 
 impl Checkpoint {
-    /// Finds and reads the network with the tensors `expected`, behind any prefix, or behind one that begins with `key`.
+    /// Finds and reads the network with the tensors `expected`, under any prefix, or under one that begins with `key`.
     ///
-    /// If several prefixes have the whole network, averaged weights are preferred, which keys such as `ema`, `ema_model`
-    /// or `averaged_model` name. Of several averages, or without one, the last prefix in alphabetical order is taken, so that
-    /// `ema_0.9999` precedes `ema_0.999`.
+    /// If several prefixes have the whole network, averaged weights are preferred (keys such as `ema`, `ema_model` or
+    /// `averaged_model`). Among several averages, or without one, the last prefix in alphabetical order is taken, so
+    /// that `ema_0.9999` precedes `ema_0.999`.
     ///
-    /// Tensors behind the prefix whose first word is a word of the network's own, such as `input_blocks`, must be part of the
-    /// network; tensors beside them, such as those of a loss, are left out and counted. Single numbers are counters and are
-    /// ignored.
+    /// A tensor under the prefix whose name begins with a word of the network's own, such as `input_blocks`, must be
+    /// part of the network. Other tensors, such as those of a loss, are not read but counted. Tensors with a single
+    /// value, such as counters, are ignored.
     ///
     /// # Errors
-    /// A file without the whole network, or with a tensor of another shape, or with more of it than is expected; a tensor
-    /// that cannot be read. Each error names the file and the tensor or the keys that are there.
+    /// If no prefix has the whole network, a tensor has another shape, the network has more tensors than expected, or
+    /// a tensor cannot be read. Each error names the file and the tensor or the keys in the file.
     pub fn select(self, expected: &[TensorSpec], key: Option<&str>) -> Result<Selection, ImportError> {
         self.find(expected, key, true)
     }
 
-    /// As [`Checkpoint::select`], for a part of a network whose other tensors are not read.
+    /// As [`Checkpoint::select`], for a part of a network. The other tensors are not read.
     ///
     /// # Errors
-    /// As [`Checkpoint::select`], but for more tensors than are expected.
+    /// As [`Checkpoint::select`], except that additional tensors are allowed.
     pub fn select_part(self, expected: &[TensorSpec]) -> Result<Selection, ImportError> {
         self.find(expected, None, false)
     }
@@ -109,7 +109,7 @@ impl Checkpoint {
         Ok(Selection { prefix, others: whole, left_out, tensors })
     }
 
-    /// Every prefix that stands before a tensor of the network, and how many tensors it stands before.
+    /// Every prefix of a tensor of the network, and the number of the network's tensors that have it.
     fn prefixes(&self, expected: &[TensorSpec]) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for found in self.tensors.keys() {
@@ -123,10 +123,10 @@ impl Checkpoint {
         counts
     }
 
-    /// Counts the tensors behind a prefix that are not the network's.
+    /// Counts the tensors under a prefix that do not belong to the network.
     fn others_behind(&self, prefix: &str, expected: &[TensorSpec]) -> Result<usize, WeightsError> {
         let names: BTreeSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
-        // A network without classes has no `label_emb`, but a file that has one is another network's.
+        // A network without classes has no `label_emb`. A file with one holds a different network.
         let own: BTreeSet<&str> = names.iter().map(|name| first_word(name)).chain(["label_emb"]).collect();
         let mut others = 0;
         for (found, tensor) in &self.tensors {
@@ -141,7 +141,7 @@ impl Checkpoint {
             }
             others += 1;
         }
-        // Beside a network at the top level stand other entries of the dictionary, such as an optimiser's state.
+        // Without a prefix, the others are other entries of the dictionary, such as an optimiser's state.
         Ok(if prefix.is_empty() { 0 } else { others })
     }
 
@@ -162,7 +162,7 @@ impl Checkpoint {
         ImportError::Network { path, expected: expected.len(), nearest, found }
     }
 
-    /// The keys at the top level, for an error: the first words of the names, and how many tensors each has.
+    /// The top-level keys for an error message, with the number of tensors under each.
     fn keys(&self) -> String {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for name in self.tensors.keys() {

@@ -1,4 +1,4 @@
-//! Where a model comes from.
+//! The model card: origin and training of a model.
 
 use serde::Serialize;
 
@@ -33,7 +33,7 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// Where a model comes from, kept in the metadata of its file.
+/// Origin and training of a model, stored in the metadata of its file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ModelCard {
     /// What the model was trained as, which decides how it is sampled.
@@ -47,14 +47,14 @@ pub struct ModelCard {
     pub classes: Vec<String>,
     /// Optimiser steps taken.
     pub steps: u64,
-    /// Images seen in training.
+    /// Images used in training, repeats included.
     pub images: u64,
     /// Seed of the run.
     pub seed: u64,
-    /// Decay of the average of the weights that this file holds.
+    /// Decay of the weight average (EMA) that this file holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
-    /// What rounding the weights has changed; in files that are not in single precision.
+    /// Effect of rounding the weights; absent in single precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounding: Option<Rounding>,
     /// Version of this program.
@@ -62,16 +62,16 @@ pub struct ModelCard {
 }
 
 impl ModelCard {
-    /// Reads the card in a model file. Entries that are absent are empty, and others are ignored.
+    /// Parses the card of a model file. Absent entries are empty; unknown entries are ignored.
     ///
     /// # Errors
-    /// An entry of another kind, by name.
+    /// If an entry has another type (by name).
     pub fn from_json(card: &Json) -> Result<Self, SpecError> {
         let options = Options::new(card);
         let text = |key| options.text(key).unwrap_or_default().to_owned();
         let whole = |key| options.whole(key).unwrap_or_default();
         let role = match options.text("role") {
-            // The last two are of imported models of version 0.1.
+            // Imported models of version 0.1 have the last two.
             None | Some("teacher" | "imported" | "") => Role::Teacher,
             Some("student") => Role::Student,
             Some(_) => {
@@ -111,15 +111,15 @@ impl Rounding {
     }
 }
 
-/// How far the pictures of a rounded model are from those of the model it was made from, seed by seed, in steps
-/// of an 8-bit channel (1/255 of its range).
+/// Difference between the images of a rounded model and those of the original, with the same seeds, in steps of an
+/// 8-bit channel (1/255 of its range).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rounding {
-    /// Pictures compared.
+    /// Number of images compared.
     pub images: usize,
-    /// Evaluations of the network for each.
+    /// Evaluations of the network per image.
     pub steps: usize,
-    /// Root of the mean squared difference of a channel.
+    /// Root-mean-square difference of a channel.
     pub rms: f64,
     /// Largest difference of a channel.
     pub largest: f64,

@@ -1,10 +1,11 @@
 //! A network as a list of operations on named parameters.
 //!
-//! A family of networks describes itself once, with a [`Builder`] (see [`super::networks`]). Two interpreters run the
-//! result: `nn` on Burn tensors, with gradients, and `sampler` as a plan for its kernels. Neither knows the family.
+//! Each family of networks builds its graph with a [`Builder`] (see [`super::networks`]). Two interpreters run the
+//! graph: `nn` on Burn tensors, with gradients, and `sampler` as a plan for its kernels. Neither has code for a
+//! particular family.
 //!
-//! A value is a feature map `[B, C, H, W]` or a vector `[B, C]`; [`Shape`] leaves the batch out. Every value is the output
-//! of one [`Node`], and nodes stand in the order in which they run.
+//! A value is a feature map `[B, C, H, W]` or a vector `[B, C]`; [`Shape`] omits the batch. Every value is the output
+//! of one [`Node`]. Nodes are listed in execution order.
 
 mod builder;
 
@@ -17,7 +18,7 @@ pub use builder::{Builder, build};
 pub struct Value(usize);
 
 impl Value {
-    /// Its place in [`Graph::shapes`].
+    /// Its index in [`Graph::shapes`].
     pub fn index(self) -> usize {
         self.0
     }
@@ -28,13 +29,13 @@ impl Value {
 pub struct Param(usize);
 
 impl Param {
-    /// Its place in [`Graph::parameters`].
+    /// Its index in [`Graph::parameters`].
     pub fn index(self) -> usize {
         self.0
     }
 }
 
-/// The shape of a value, without the batch.
+/// The shape of a value, without the batch dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// A feature map, `[channels, height, width]`.
@@ -44,14 +45,14 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// Channels.
+    /// Number of channels.
     pub fn channels(self) -> usize {
         match self {
             Self::Map([channels, ..]) | Self::Vector(channels) => channels,
         }
     }
 
-    /// Height and width of a map; 1 and 1 of a vector.
+    /// Height and width of a map; 1 and 1 for a vector.
     fn size(self) -> [usize; 2] {
         match self {
             Self::Map([_, height, width]) => [height, width],
@@ -60,12 +61,12 @@ impl Shape {
     }
 }
 
-/// How a parameter starts in training.
+/// Initialisation of a parameter before training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Init {
-    /// Uniform within `1 / sqrt(fan_in)`, as PyTorch's layers.
+    /// Uniform in `±1 / sqrt(fan_in)`, as in PyTorch's layers.
     Uniform {
-        /// Inputs that a sum runs over.
+        /// Number of inputs of each output.
         fan_in: usize,
     },
     /// Standard normal.
@@ -79,11 +80,11 @@ pub enum Init {
 /// A named parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
-    /// The name in the original's state dict, such as `input_blocks.1.0.in_layers.2.weight`.
+    /// The name in the original library's state dict, such as `input_blocks.1.0.in_layers.2.weight`.
     pub name: String,
     /// Dimensions in PyTorch's order.
     pub shape: Vec<usize>,
-    /// Its values before training.
+    /// Distribution of its initial values.
     pub init: Init,
 }
 
@@ -105,11 +106,11 @@ pub struct Affine {
     pub bias: Param,
 }
 
-/// How a time becomes a vector: cosines and sines of `time * max_period^(-i / (half - freq_shift))` for `i` below
+/// Sinusoidal embedding of the time: cosines and sines of `time * max_period^(-i / (half - freq_shift))` for `i` below
 /// `half = channels / 2`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TimestepEmbedding {
-    /// Channels, even.
+    /// Number of channels, even.
     pub channels: usize,
     /// Cosines first (ADM, diffusers' `flip_sin_to_cos`) instead of sines first.
     pub cosines_first: bool,
@@ -127,7 +128,7 @@ impl TimestepEmbedding {
     }
 }
 
-/// Zeros around a 3x3 convolution of stride 2.
+/// Zero padding of a 3x3 convolution of stride 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Padding {
     /// One row or column on each side.
@@ -136,7 +137,7 @@ pub enum Padding {
     End,
 }
 
-/// Order of the rows of a packed projection to queries, keys and values, the slowest first.
+/// Order of the rows of a packed projection to queries, keys and values, slowest dimension first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkvOrder {
     /// `[heads, 3, head_channels]`: guided-diffusion's `QKVAttentionLegacy`.
@@ -152,15 +153,15 @@ pub enum Op {
     Image,
     /// The embedding of the time, a vector.
     TimestepEmbedding(TimestepEmbedding),
-    /// The row of a table `[classes, channels]` for the label, a vector.
+    /// The label's row of a table `[classes, channels]`, a vector.
     LabelEmbedding(Param),
     /// `W x + b` of a vector.
     Linear(Value, Affine),
     /// `x sigmoid(x)`.
     Silu(Value),
-    /// The sum of two values of one shape.
+    /// The sum of two values of the same shape.
     Add(Value, Value),
-    /// A map with a vector's channels added to every pixel.
+    /// A map plus a vector, which is added at every pixel.
     AddVector(Value, Value),
     /// One of several equal parts of a vector's channels.
     Chunk {
@@ -175,7 +176,7 @@ pub enum Op {
     Conv(Conv),
     /// Group norm of a map.
     GroupNorm(GroupNorm),
-    /// `x (1 + scale) + shift`, with vectors for scale and shift.
+    /// `x (1 + scale) + shift`; `scale` and `shift` are vectors.
     Modulate {
         /// The map.
         x: Value,
@@ -184,29 +185,29 @@ pub enum Op {
         /// The vector that is added.
         shift: Value,
     },
-    /// The channels of two maps of one size.
+    /// Concatenation of the channels of two maps of the same size.
     Concat(Value, Value),
     /// Nearest-neighbour upsampling by 2.
     Upsample(Value),
     /// 2x2 average pooling.
     AveragePool(Value),
-    /// `softmax(q^T k / sqrt(head_channels)) v` in every head, over all positions, with q, k and v in one map.
+    /// `softmax(q^T k / sqrt(head_channels)) v` for every head, over all positions, with q, k and v in one map.
     QkvAttention {
         /// Queries, keys and values: three times the channels of the output.
         qkv: Value,
-        /// Heads.
+        /// Number of heads.
         heads: usize,
         /// Order of the channels of `qkv`.
         order: QkvOrder,
     },
-    /// As [`Op::QkvAttention`], with a map for each.
+    /// As [`Op::QkvAttention`], with q, k and v in separate maps.
     Attention {
         /// Queries, keys and values; channels `[heads, head_channels]` each.
         qkv: [Value; 3],
-        /// Heads.
+        /// Number of heads.
         heads: usize,
     },
-    /// Sets values to zero with a probability, in training.
+    /// Sets values to zero with the given probability, in training only.
     Dropout(Value, f64),
     /// `x * factor`.
     Scale(Value, f32),
@@ -217,11 +218,12 @@ pub enum Op {
 pub struct Conv {
     /// The input.
     pub x: Value,
-    /// Weight `[outputs, inputs, kernel, kernel]`; of 1x1 also `[outputs, inputs, 1]` and `[outputs, inputs]`.
+    /// Weight `[outputs, inputs, kernel, kernel]`; a 1x1 kernel may also be `[outputs, inputs, 1]` or `[outputs,
+    /// inputs]`.
     pub affine: Affine,
-    /// 1, or 2 with a 3x3 kernel.
+    /// Stride: 1, or 2 with a 3x3 kernel.
     pub stride: usize,
-    /// Zeros around a 3x3 convolution; [`Padding::Around`] where the stride is 1.
+    /// Zero padding of a 3x3 convolution; [`Padding::Around`] if the stride is 1.
     pub padding: Padding,
     /// A vector that is added to every pixel. [`Graph::fused`] sets it.
     pub shift: Option<Value>,
@@ -234,7 +236,7 @@ pub struct GroupNorm {
     pub x: Value,
     /// Gain and offset, `[channels]` each.
     pub affine: Affine,
-    /// Groups of channels, each with its own mean and variance.
+    /// Number of groups of channels, each with its own mean and variance.
     pub groups: usize,
     /// Added to the variance.
     pub epsilon: f32,
@@ -285,11 +287,11 @@ pub struct Graph {
     pub nodes: Vec<Node>,
     /// The shape of every value.
     pub shapes: Vec<Shape>,
-    /// The parameters, in the order of the original's state dict.
+    /// The parameters, in the order of the original library's state dict.
     pub parameters: Vec<Parameter>,
     /// The network's output.
     pub output: Value,
-    /// Maps that serve as features of the input: the last of each size on the way down, then one behind the middle.
+    /// Feature maps of the input: the last map of each size in the encoder, then the output of the middle block.
     pub features: Vec<Value>,
 }
 
@@ -304,7 +306,7 @@ impl Graph {
         &self.parameters[param.0]
     }
 
-    /// How often each value is read, the output and the features included.
+    /// Number of reads of each value. The output and the features count as reads.
     pub fn uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.shapes.len()];
         let read = self.nodes.iter().flat_map(|node| node.op.inputs());
@@ -314,8 +316,8 @@ impl Graph {
         uses
     }
 
-    /// The same network with fewer operations: SiLU and a modulation join the norm before them, a vector that is added
-    /// joins the convolution before it. A value that something else reads too is kept.
+    /// Fuses operations: SiLU and a modulation into the norm before them, and the addition of a vector into the
+    /// convolution before it. A value that has another reader is not fused away.
     pub fn fused(&self) -> Self {
         let uses = self.uses();
         let mut nodes: Vec<Node> = Vec::with_capacity(self.nodes.len());
@@ -344,7 +346,7 @@ impl Graph {
                 }),
                 _ => None,
             };
-            // At the later place, where all inputs are there.
+            // The fused operation runs at the later position, where all its inputs exist.
             match joined {
                 Some((place, op)) => {
                     nodes.remove(place);
@@ -388,7 +390,7 @@ pub struct Segment {
     pub inputs: Vec<Value>,
 }
 
-/// Which values each node is the last to read.
+/// For each node, the values that no later node reads.
 pub fn last_reads(nodes: &[Node]) -> Vec<Vec<Value>> {
     let mut seen = Vec::new();
     let mut reads: Vec<Vec<Value>> = nodes
@@ -445,7 +447,7 @@ mod tests {
         });
         let mut last: Vec<Value> = last_reads(&graph.nodes).concat();
         last.sort_unstable();
-        // All but the output.
+        // All values except the output.
         assert_eq!(
             last,
             graph.nodes[..graph.nodes.len() - 1].iter().map(|node| node.output).collect::<Vec<_>>()

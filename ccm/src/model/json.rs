@@ -1,85 +1,85 @@
-//! JSON (RFC 8259), read into a tree.
+//! A JSON parser (RFC 8259).
 //!
-//! The descriptions in model files are read with this in a page too. `serde_json` does the same in 50 000 bytes more of
-//! WebAssembly, a third of what a page may download in all; it writes the descriptions, which a page does not.
+//! It parses the descriptions in model files, also in web pages: `serde_json` would add 50 kB to the WebAssembly
+//! module. Descriptions are written with `serde_json`, which pages do not need.
 
-/// A value.
+/// A JSON value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Json {
     /// `null`.
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A number as it is written.
+    /// A number, as its source text.
     Number(String),
     /// A string.
     Text(String),
     /// An array.
     List(Vec<Json>),
-    /// An object: its entries in their order.
+    /// An object: its entries in source order.
     Object(Vec<(String, Json)>),
 }
 
-/// Text that is not JSON.
+/// The error for text that is not valid JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("byte {at}: expected {expected}")]
 pub struct JsonError {
-    /// Where, counted in bytes from 0.
+    /// Position in bytes, from 0.
     pub at: usize,
-    /// What was expected there.
+    /// What the parser expected there.
     pub expected: &'static str,
 }
 
-/// Levels of arrays and objects.
+/// Maximum nesting of arrays and objects.
 const DEEPEST: usize = 64;
 
 impl Json {
-    /// Reads a value, and nothing after it.
+    /// Parses one value that spans the whole text.
     ///
     /// # Errors
-    /// Text that is not JSON, or more than 64 levels.
+    /// If the text is not valid JSON, or is nested more than 64 levels deep.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
         let mut reader = Reader { text, at: 0 };
         let value = reader.value(0)?;
         if reader.at < text.len() { reader.fail("the end") } else { Ok(value) }
     }
 
-    /// The entry of an object; of several with one key, the first.
+    /// The entry of an object with the given key; the first if there are several.
     pub fn get(&self, key: &str) -> Option<&Json> {
         self.entries()?.iter().find(|(found, _)| found == key).map(|(_, value)| value)
     }
 
-    /// The entries of an object.
+    /// The entries, if this is an object.
     pub fn entries(&self) -> Option<&[(String, Json)]> {
         if let Self::Object(entries) = self { Some(entries) } else { None }
     }
 
-    /// The values of an array.
+    /// The values, if this is an array.
     pub fn list(&self) -> Option<&[Json]> {
         if let Self::List(values) = self { Some(values) } else { None }
     }
 
-    /// The text of a string.
+    /// The text, if this is a string.
     pub fn text(&self) -> Option<&str> {
         if let Self::Text(text) = self { Some(text) } else { None }
     }
 
-    /// `true` or `false`.
+    /// The value, if this is `true` or `false`.
     pub fn flag(&self) -> Option<bool> {
         if let Self::Bool(value) = self { Some(*value) } else { None }
     }
 
-    /// A whole number, 0 or more.
+    /// The value, if this is a whole number of at least 0.
     pub fn whole(&self) -> Option<u64> {
         if let Self::Number(text) = self { text.parse().ok() } else { None }
     }
 
-    /// A whole number, 0 or more, that counts something in memory.
+    /// As [`Json::whole`], as a `usize`.
     pub fn count(&self) -> Option<usize> {
         self.whole().and_then(|value| usize::try_from(value).ok())
     }
 
-    /// A finite number.
+    /// The value, if this is a finite number.
     pub fn number(&self) -> Option<f64> {
         if let Self::Number(text) = self { decimal(text).filter(|value| value.is_finite()) } else { None }
     }
@@ -90,7 +90,8 @@ fn decimal(text: &str) -> Option<f64> {
     text.parse().ok()
 }
 
-/// As the standard library, whose tables are 10 kB, up to the last digit of numbers with more than fifteen.
+/// Parses a number without the standard library, whose tables add 10 kB to the WebAssembly module. With more than
+/// fifteen digits, the last digit may differ.
 #[cfg(target_arch = "wasm32")]
 fn decimal(text: &str) -> Option<f64> {
     approximate(text)
@@ -136,7 +137,7 @@ impl Reader<'_> {
         self.skip(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t'));
     }
 
-    /// Goes on behind a byte if it is the next.
+    /// Skips `byte` if it is next. Returns whether it was.
     fn take(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
         self.at += usize::from(found);
@@ -151,7 +152,7 @@ impl Reader<'_> {
         Ok(value)
     }
 
-    /// A value with the white space around it.
+    /// Parses a value and the white space around it.
     fn value(&mut self, depth: usize) -> Result<Json, JsonError> {
         self.space();
         if depth > DEEPEST {
@@ -190,7 +191,7 @@ impl Reader<'_> {
         Ok(value)
     }
 
-    /// The items between brackets, of which the first is next, with commas between them.
+    /// Parses comma-separated items up to the closing bracket. The opening bracket is next.
     fn items(
         &mut self,
         end: u8,
@@ -254,7 +255,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The character behind a backslash.
+    /// Parses the character after a backslash.
     fn escaped(&mut self) -> Result<char, JsonError> {
         let Some(kind) = self.peek() else { return self.fail("an escaped character") };
         self.at += 1;
@@ -327,7 +328,7 @@ mod tests {
         }
     }
 
-    /// Whether an object has a key twice, of which serde_json keeps the last.
+    /// Whether an object contains a key twice; serde_json keeps the last one.
     fn repeats(value: &Json) -> bool {
         let keys = value.entries().unwrap_or_default().iter().map(|(key, _)| key);
         let distinct: std::collections::BTreeSet<&String> = keys.clone().collect();
@@ -356,7 +357,7 @@ mod tests {
         }
     }
 
-    /// Every text with one byte removed, doubled or replaced is refused exactly if serde_json refuses it.
+    /// For every text with one byte removed, doubled or replaced: this parser rejects it exactly if serde_json does.
     #[test]
     fn text_that_is_not_json_is_refused() {
         let mut refused = 0;
@@ -371,7 +372,7 @@ mod tests {
                     match (&ours, &theirs) {
                         (Ok(ours), Ok(theirs)) => assert!(repeats(ours) || same(ours, theirs), "{text}"),
                         (Err(_), Err(_)) => refused += 1,
-                        // A number that is too large for serde_json.
+                        // serde_json rejects numbers that are too large for it.
                         (Ok(_), Err(error)) => {
                             assert!(error.to_string().contains("out of range"), "{text}: {error}");
                         }

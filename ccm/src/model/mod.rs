@@ -1,4 +1,4 @@
-//! What a model is: its network, what the network predicts, and where it comes from. No Burn, no files.
+//! The description of a model: its network, its prediction and its card. Does not use Burn or the file system.
 
 mod card;
 pub mod graph;

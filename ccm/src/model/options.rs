@@ -1,40 +1,39 @@
-//! Options in a JSON object, read by name. An option that nothing reads is one that is not supported.
+//! Reads options of a JSON object by name. Options that are never read are reported as not supported.
 //!
-//! A wrong value does not end the reading: it is kept as the error that [`Options::finish`] returns, and an absent value takes
-//! its place until then.
+//! A wrong value does not stop the reading: it counts as absent, and [`Options::finish`] returns the error.
 
 use std::cell::RefCell;
 
 use super::json::Json;
 use super::networks::SpecError;
 
-/// The options of an object. Keys that begin with `_`, and options that are null, count as absent.
+/// The options of an object. Null options, and keys that begin with `_`, count as absent.
 pub struct Options<'a> {
     object: &'a Json,
     read: RefCell<Vec<&'static str>>,
-    /// The first.
+    /// The first error.
     error: RefCell<Option<SpecError>>,
 }
 
 impl<'a> Options<'a> {
-    /// The options of an object; of another value, none.
+    /// The options of an object; a value that is not an object has no options.
     pub fn new(object: &'a Json) -> Self {
         Self { object, read: RefCell::default(), error: RefCell::default() }
     }
 
-    /// Whether a key is there, be it null.
+    /// Whether a key exists, even if its value is null.
     pub fn has(&self, key: &str) -> bool {
         self.object.get(key).is_some()
     }
 
-    /// The value of an option that is there.
+    /// The value of an option; `None` if it is absent.
     #[inline(never)]
     pub fn get(&self, key: &'static str) -> Option<&'a Json> {
         self.read.borrow_mut().push(key);
         self.object.get(key).filter(|value| **value != Json::Null)
     }
 
-    /// Keeps the error of an option whose value is not what was expected.
+    /// Records that the value of an option is not what was expected.
     pub fn refuse(&self, key: &'static str, expected: &str) {
         self.refuse_value(key, expected, self.object.get(key));
     }
@@ -130,18 +129,18 @@ impl<'a> Options<'a> {
         self.list(key, "a list of texts", Json::text)
     }
 
-    /// A list of names: the place of each among those that are known.
+    /// A list of names; returns the index of each in `known`.
     #[inline(never)]
     pub fn names(&self, key: &'static str, known: &[&str]) -> Option<Vec<usize>> {
         self.list(key, "supported names", |value| {
             let name = value.text()?;
-            // Very old names of diffusers begin so.
+            // Early versions of diffusers add this prefix.
             let name = name.strip_prefix("UNetRes").unwrap_or(name);
             known.iter().position(|known| *known == name)
         })
     }
 
-    /// The value of an option that must be there.
+    /// The value of a required option. An absent one is recorded as an error.
     pub fn needed<T: Default>(&self, key: &'static str, value: Option<T>) -> T {
         value.unwrap_or_else(|| {
             self.refuse(key, "a value");
@@ -149,10 +148,10 @@ impl<'a> Options<'a> {
         })
     }
 
-    /// Ends the reading.
+    /// Finishes the reading.
     ///
     /// # Errors
-    /// The first wrong value, or an option that nothing has read.
+    /// The first wrong value, or an option that was not read.
     pub fn finish(self) -> Result<(), SpecError> {
         let mut entries = self.object.entries().unwrap_or_default().iter();
         let read = self.read.into_inner();
@@ -164,7 +163,7 @@ impl<'a> Options<'a> {
         self.error.into_inner().or(left).map_or(Ok(()), Err)
     }
 
-    /// Ends the reading of an object that may have other entries.
+    /// Finishes the reading of an object that may contain other options.
     ///
     /// # Errors
     /// The first wrong value.

@@ -1,7 +1,7 @@
-//! What a network predicts, and the path that it was trained on (PAPER.md §8).
+//! The prediction of a network: the meaning of its output, and the path it was trained on (PAPER.md §8).
 //!
-//! Everything else in this crate works with velocities on the straight path `x_t = t x1 + (1 - t) x0`. A [`Prediction`] says
-//! how a network's output becomes that velocity; [`Path`] is its tabulated form.
+//! The rest of this crate uses velocities on the straight path `x_t = t x1 + (1 - t) x0`. A [`Prediction`] defines the
+//! conversion of a network's output to that velocity; [`Path`] tabulates its schedule.
 
 use serde_json::{Value, json};
 
@@ -10,15 +10,15 @@ use super::networks::{Decimal, SpecError};
 use super::options::Options;
 use super::time_grid::TimeGrid;
 
-/// What a network's output is.
+/// The quantity that a network outputs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Prediction {
     /// The velocity; the network's time is `t`. Flow matching as in torchcfm.
     #[default]
     Velocity,
-    /// Noise minus data; the network's time is `1000 (1 - t)`. Stable Diffusion 3.
+    /// Noise minus data; the network's time is `1000 (1 - t)`. Used by Stable Diffusion 3.
     NoiseMinusData {
-        /// Shift of the time grid towards noise; 1 is none.
+        /// Shift of the time grid towards noise; 1 means no shift.
         shift: f64,
     },
     /// The noise of a variance-preserving path (DDPM, arXiv 2006.11239).
@@ -31,13 +31,13 @@ pub enum Prediction {
     Edm(Edm),
 }
 
-/// A variance-preserving path: `x = alpha x1 + sigma x0` with `alpha^2 + sigma^2 = 1`, given at whole steps, of which 0 is the
-/// cleanest.
+/// A variance-preserving path: `x = alpha x1 + sigma x0` with `alpha^2 + sigma^2 = 1`, defined at integer steps. Step
+/// 0 has the least noise.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
-    /// Where `alpha` comes from: `alpha_i^2` is the product of `1 - beta` up to step i.
+    /// Defines `alpha`: `alpha_i^2` is the product of `1 - beta` up to step i.
     pub betas: Betas,
-    /// Number of steps; of a table, its length.
+    /// Number of steps. For a table, its length.
     pub steps: usize,
     /// Whether the betas are rescaled so that the last step is pure noise (arXiv 2305.08891).
     pub zero_terminal_snr: bool,
@@ -48,25 +48,25 @@ pub struct Schedule {
 /// The betas of a [`Schedule`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Betas {
-    /// From the first to the second in equal steps.
+    /// Equally spaced from the first to the second.
     Linear(f64, f64),
-    /// Squares of numbers from the root of the first to the root of the second in equal steps.
+    /// Squares of equally spaced numbers, from the root of the first to the root of the second.
     ScaledLinear(f64, f64),
     /// `alpha^2 = cos^2((t + 0.008) / 1.008 * pi / 2)`, betas at most 0.999 (arXiv 2102.09672).
     Cosine,
-    /// One by one.
+    /// An explicit list.
     Table(Vec<f64>),
 }
 
-/// Which steps of a [`Schedule`] are used when there are fewer evaluations than steps, in diffusers' terms.
+/// Selects the steps of a [`Schedule`] for sampling with fewer evaluations than steps. Names are diffusers'.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Spacing {
-    /// From the last step on, in equal distances.
+    /// Equally spaced, starting at the last step.
     #[default]
     Trailing,
-    /// Multiples of `steps / evaluations`, moved up by an offset.
+    /// Multiples of `steps / evaluations`, plus an offset.
     Leading(usize),
-    /// From the last step to step 0, both included.
+    /// Equally spaced from the last step to step 0, both included.
     Linspace,
 }
 
@@ -75,21 +75,22 @@ pub enum Spacing {
 pub struct Edm {
     /// Standard deviation of the data.
     pub sigma_data: f64,
-    /// The smallest sigma that the network gets.
+    /// Smallest sigma of the network's input.
     pub sigma_min: f64,
-    /// Sigma of the noise that sampling starts from.
+    /// Sigma of the noise at the start of sampling.
     pub sigma_max: f64,
     /// Exponent of the time grid.
     pub rho: f64,
     /// The network's time is `time_scale ln(sigma)`: 0.25 in EDM, 250 in openai/consistency_models.
     pub time_scale: f64,
-    /// Whether `c_skip` and `c_out` are moved by `sigma_min`, so that the output at `sigma_min` is the input: a consistency
-    /// model (arXiv 2303.01469).
+    /// Whether `c_skip` and `c_out` are shifted by `sigma_min`, so that the output at `sigma_min` equals the input, as
+    /// in a consistency model (arXiv 2303.01469).
     pub boundary: bool,
 }
 
 impl Default for Edm {
-    /// The settings of the publication, with the time of openai/consistency_models, which suits the embedding of ADM's U-Net.
+    /// The published settings, with the time scale of openai/consistency_models, which matches the time embedding of
+    /// ADM's U-Net.
     fn default() -> Self {
         Self {
             sigma_data: 0.5,
@@ -103,7 +104,7 @@ impl Default for Edm {
 }
 
 impl Default for Schedule {
-    /// DDPM's: 1000 steps, betas from 1e-4 to 0.02.
+    /// The schedule of DDPM: 1000 steps, betas from 1e-4 to 0.02.
     fn default() -> Self {
         Self {
             betas: Betas::Linear(1e-4, 0.02),
@@ -115,9 +116,9 @@ impl Default for Schedule {
 }
 
 impl Schedule {
-    /// `ln(alpha / sigma)` of every step, falling. The last is minus infinity with `zero_terminal_snr`.
+    /// `ln(alpha / sigma)` of every step, decreasing. The last is minus infinity with `zero_terminal_snr`.
     fn log_ratios(&self) -> Vec<f64> {
-        /// Rounding of a table in single precision is within this.
+        /// Bound on the rounding error of a table in single precision.
         const TINY: f64 = 1e-12;
         let last = (self.steps - 1).max(1) as f64;
         let even = |first: f64, end: f64, i: usize| first + (end - first) * i as f64 / last;
@@ -152,7 +153,7 @@ impl Schedule {
         alphas.into_iter().map(ratio).collect()
     }
 
-    /// Checks the numbers.
+    /// Checks the ranges of the numbers.
     fn validate(&self) -> Result<(), SpecError> {
         const MOST: usize = 1_000_000;
         if !(2..=MOST).contains(&self.steps) {
@@ -192,19 +193,19 @@ pub struct Coefficients {
     pub tau: f64,
 }
 
-/// A [`Prediction`] with its schedule tabulated.
+/// A [`Prediction`] with a table of its schedule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Path {
     prediction: Prediction,
-    /// `ln(alpha / sigma)` of every step of a schedule.
+    /// `ln(alpha / sigma)` of every step of the schedule; empty without one.
     log_ratios: Vec<f64>,
 }
 
 impl Prediction {
-    /// Reads the description of a prediction in a model file.
+    /// Parses the prediction of a model file.
     ///
     /// # Errors
-    /// An option that is missing, of another kind, or not supported, by name.
+    /// If an option is missing, of another type, or not supported (by name).
     pub fn from_json(object: &Json) -> Result<Self, SpecError> {
         let options = Options::new(object);
         let number = |key, usual| options.number(key).unwrap_or(usual);
@@ -263,7 +264,7 @@ impl Prediction {
         Ok(prediction)
     }
 
-    /// The description, from which [`Prediction::from_json`] reads the same.
+    /// Serializes to JSON that [`Prediction::from_json`] reads back.
     pub fn to_json(&self) -> Value {
         let schedule = |predicts: &str, schedule: &Schedule| {
             let mut map = json!({ "predicts": predicts });
@@ -314,7 +315,7 @@ impl Prediction {
         }
     }
 
-    /// The kind of model, for a person to read.
+    /// The kind of model, as text for display.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Velocity | Self::NoiseMinusData { .. } => "flow-matching",
@@ -323,10 +324,10 @@ impl Prediction {
         }
     }
 
-    /// Checks the numbers.
+    /// Checks the ranges of the numbers.
     ///
     /// # Errors
-    /// A number out of range, by name.
+    /// If a number is out of range (by name).
     pub fn validate(&self) -> Result<(), SpecError> {
         match self {
             Self::Velocity => Ok(()),
@@ -368,13 +369,13 @@ impl Edm {
         Ok(())
     }
 
-    /// The network's time at a sigma.
+    /// The network's time for a sigma.
     fn tau(&self, sigma: f64) -> f64 {
         self.time_scale * libm::log(sigma.clamp(self.sigma_min, self.sigma_max))
     }
 
-    /// With `sigma = (1 - t) / t`, `q = (1 - t)^2 + (sigma_data t)^2` is `t^2 (sigma^2 + sigma_data^2)`, and nothing
-    /// diverges towards an end of the path.
+    /// With `sigma = (1 - t) / t`, `q = (1 - t)^2 + (sigma_data t)^2` equals `t^2 (sigma^2 + sigma_data^2)`, so the
+    /// coefficients stay bounded at both ends of the path.
     fn coefficients(&self, t: f64) -> Coefficients {
         let data = self.sigma_data * self.sigma_data;
         let sigma = (1.0 - t) / t;
@@ -395,7 +396,7 @@ impl Edm {
 }
 
 impl Path {
-    /// Tabulates a prediction that [`Prediction::validate`] accepts.
+    /// Tabulates a prediction. It must have passed [`Prediction::validate`].
     pub fn new(prediction: &Prediction) -> Self {
         let log_ratios = match prediction {
             Prediction::Noise(schedule) | Prediction::Data(schedule) | Prediction::V(schedule) => {
@@ -406,17 +407,17 @@ impl Path {
         Self { prediction: prediction.clone(), log_ratios }
     }
 
-    /// What it was made from.
+    /// The prediction.
     pub fn prediction(&self) -> &Prediction {
         &self.prediction
     }
 
-    /// Whether the network's output is the velocity, its input `x` and its time `t`.
+    /// Whether the network outputs the velocity from inputs `x` and `t`, without conversion.
     pub fn is_straight(&self) -> bool {
         self.prediction == Prediction::Velocity
     }
 
-    /// How the network's output becomes the velocity at `t`, in `[first_time, 1)`.
+    /// The coefficients that convert the network's output to the velocity at `t`, in `[first_time, 1)`.
     pub fn coefficients(&self, t: f64) -> Coefficients {
         // `alpha + sigma` of a variance-preserving path.
         let c = 1.0 / libm::sqrt(t * t + (1.0 - t) * (1.0 - t));
@@ -426,7 +427,7 @@ impl Path {
                 Coefficients { a: 0.0, b: -1.0, c_in: 1.0, tau: 1000.0 * (1.0 - t) }
             }
             Prediction::Noise(_) => {
-                // Pure noise has no t to divide by.
+                // Avoids a division by t = 0 at pure noise.
                 let t_safe = t.max(f64::from(f32::EPSILON));
                 Coefficients { a: 1.0 / t_safe, b: -1.0 / t_safe, c_in: c, tau: self.step_at(t) }
             }
@@ -441,7 +442,7 @@ impl Path {
         }
     }
 
-    /// The fractional step of a schedule at `t`; between steps `ln(alpha / sigma)` is linear.
+    /// The fractional step of a schedule at `t`. `ln(alpha / sigma)` is interpolated linearly between steps.
     fn step_at(&self, t: f64) -> f64 {
         let ratio = libm::log(t / (1.0 - t));
         let above = self.log_ratios.partition_point(|&of_step| of_step > ratio);
@@ -456,21 +457,21 @@ impl Path {
         if low.is_finite() {
             return (above - 1) as f64 + (high - ratio) / (high - low);
         }
-        // Towards pure noise the ratio has no end: linear in t instead.
+        // At pure noise the ratio is infinite, so this interval is linear in t instead.
         last as f64 - t / time_of(high)
     }
 
-    /// The time of a whole step of a schedule.
+    /// The time of an integer step of the schedule.
     pub(crate) fn time_of_step(&self, step: usize) -> f64 {
         time_of(self.log_ratios[step])
     }
 
-    /// Steps of the schedule; 0 without one.
+    /// Number of steps of the schedule; 0 if there is none.
     pub fn steps(&self) -> usize {
         self.log_ratios.len()
     }
 
-    /// The first time of the path, `t0`: 0 where the path reaches pure noise.
+    /// The first time of the path, `t0`; 0 if the path reaches pure noise.
     pub fn first_time(&self) -> f64 {
         match &self.prediction {
             Prediction::Edm(edm) => 1.0 / (1.0 + edm.sigma_max),
@@ -478,7 +479,7 @@ impl Path {
         }
     }
 
-    /// Standard deviation of the noise that sampling starts from at a time, on the straight path.
+    /// Standard deviation of the initial noise if sampling starts at `t`, on the straight path.
     pub fn start_scale(&self, t: f64) -> f64 {
         match &self.prediction {
             Prediction::Velocity | Prediction::NoiseMinusData { .. } => 1.0,
@@ -489,7 +490,7 @@ impl Path {
         }
     }
 
-    /// The times at which the model is sampled unless another grid is asked for.
+    /// The default time grid for sampling.
     pub fn grid(&self) -> TimeGrid {
         match &self.prediction {
             Prediction::Velocity => TimeGrid::Uniform,
@@ -501,8 +502,8 @@ impl Path {
         }
     }
 
-    /// Sigma of EDM's path between which the network is defined: `[sigma_min, sigma_max]`; of other paths, those of EDM's
-    /// publication, within the path.
+    /// `[sigma_min, sigma_max]`, the range of sigma in which the network is defined. For paths other than EDM's: the
+    /// range of EDM's publication, restricted to the path.
     pub(crate) fn sigmas(&self) -> [f64; 2] {
         match &self.prediction {
             Prediction::Edm(edm) => [edm.sigma_min, edm.sigma_max],

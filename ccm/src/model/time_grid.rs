@@ -1,27 +1,28 @@
-//! The times at which a model is evaluated when it is sampled.
+//! The times at which sampling evaluates a model.
 
 use super::prediction::{Path, Spacing};
 
-/// A rule for the times of so many evaluations, from noise to data.
+/// A rule for the times of a given number of evaluations, from noise to data.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum TimeGrid {
-    /// Equal distances of t.
+    /// Equally spaced in t.
     Uniform,
     /// Steps of the model's own schedule.
     Steps(Spacing),
-    /// Equal distances of `sigma^(1 / rho)` from `sigma_max` to `sigma_min`, with `sigma = (1 - t) / t`, then 0 (EDM, arXiv
-    /// 2206.00364).
+    /// Equally spaced in `sigma^(1 / rho)` from `sigma_max` to `sigma_min`, with `sigma = (1 - t) / t`, then sigma 0
+    /// (EDM, arXiv 2206.00364).
     Rho(f64),
-    /// `1 - t = shift s / (1 + (shift - 1) s)` for equal distances of s (SD3, arXiv 2403.03206), as diffusers' scheduler has
-    /// it: its smallest s is that of step 1 of 1000, shifted once before.
+    /// `1 - t = shift s / (1 + (shift - 1) s)` for equally spaced s (SD3, arXiv 2403.03206). As in diffusers'
+    /// scheduler, the smallest s is that of step 1 of 1000, already shifted once.
     Shifted(f64),
 }
 
 impl TimeGrid {
-    /// The times of `count` evaluations, at least 1, and the end, 1: `count + 1` numbers that rise.
+    /// The times of `count` evaluations, followed by the end, 1: `count + 1` increasing numbers. `count` is at least
+    /// 1.
     ///
     /// # Errors
-    /// A grid that the path does not have, or more evaluations than its schedule has steps.
+    /// If the path does not support the grid, or its schedule has fewer than `count` steps.
     pub fn times(self, path: &Path, count: usize) -> Result<Vec<f64>, String> {
         let n = count as f64;
         let place = |i: usize| if count > 1 { i as f64 / (n - 1.0) } else { 0.0 };
@@ -59,10 +60,10 @@ impl TimeGrid {
 }
 
 impl Spacing {
-    /// The steps of `count` evaluations, falling, of a schedule of `steps`.
+    /// The steps of `count` evaluations, decreasing, from a schedule of `steps` steps.
     fn steps(self, steps: usize, count: usize) -> Vec<usize> {
         let (all, n) = (steps as f64, count as f64);
-        // NumPy rounds halves to even, and so does this.
+        // NumPy rounds halves to even.
         let round = |x: f64| libm::rint(x) as usize;
         let last = steps - 1;
         match self {
@@ -82,7 +83,7 @@ mod tests {
 
     #[test]
     fn steps_are_those_of_diffusers() {
-        // DDIMScheduler.set_timesteps of diffusers 0.42 with 1000 steps.
+        // Expected values: `DDIMScheduler.set_timesteps` of diffusers 0.42 with 1000 steps.
         assert_eq!(Spacing::Trailing.steps(1000, 4), [999, 749, 499, 249]);
         assert_eq!(Spacing::Trailing.steps(1000, 3), [999, 666, 332]);
         assert_eq!(Spacing::Leading(1).steps(1000, 4), [751, 501, 251, 1]);

@@ -1,13 +1,13 @@
-//! What a network computes from time and label alone: the embedding, and from it one row of numbers for each image.
+//! The part of a network that depends only on time and label. Its output is one row of numbers for each image.
 //!
-//! A row holds, one after the other, the biases, gains and offsets that the kernels read. A conditioned bias includes the bias
-//! of its convolution; a conditioned gain and offset include those of their norm.
+//! A row is the concatenation of the biases, gains and offsets that the kernels read. A conditioned bias includes the
+//! bias of its convolution; a conditioned gain and offset include those of their norm.
 
 use super::plan::BLOCK;
 use crate::model::graph::{Affine, Node, Op, Param, TimestepEmbedding, Value};
 use crate::weights::HostTensor;
 
-/// `W x + b`, with `[outputs, inputs]` and `[outputs]`.
+/// `W x + b`. `weight` is `[outputs, inputs]`, `bias` is `[outputs]`.
 #[inline(never)]
 fn linear(weight: &HostTensor, bias: &[f32], x: &[f32]) -> Vec<f32> {
     assert!(weight.shape == [bias.len(), x.len()], "shape of a linear layer's weight");
@@ -27,7 +27,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
-/// Vectors by [`Value::index`].
+/// Computed vectors, indexed by [`Value::index`].
 struct Values(Vec<Vec<f32>>);
 
 impl Values {
@@ -36,7 +36,7 @@ impl Values {
     }
 }
 
-/// Where a part of a row comes from.
+/// The source of a part of a row.
 #[derive(Debug, Clone)]
 enum Projection {
     /// `bias + vector`, for a convolution.
@@ -45,18 +45,18 @@ enum Projection {
     ScaleAndShift { modulation: [Value; 2], gain: Vec<f32>, offset: Vec<f32> },
 }
 
-/// The operations of a graph whose outputs are vectors, and what the kernels read of them.
+/// The operations of a graph whose outputs are vectors, and the projections of those vectors that the kernels read.
 #[derive(Debug, Clone, Default)]
 pub struct Conditioner {
     nodes: Vec<Node>,
-    /// By [`Param::index`]; of parameters that no vector needs there is none.
+    /// Indexed by [`Param::index`]; `None` for parameters that no vector needs.
     parameters: Vec<Option<HostTensor>>,
     projections: Vec<Projection>,
     row_len: usize,
 }
 
 impl Conditioner {
-    /// Adds an operation, whose parameters have been added.
+    /// Adds an operation. Its parameters must be added first.
     pub(super) fn push(&mut self, node: Node) {
         self.nodes.push(node);
     }
@@ -73,7 +73,7 @@ impl Conditioner {
         self.reserve(bias.len())
     }
 
-    /// Adds gain and offset of a norm with scale and shift to the row. Returns their positions.
+    /// Adds the gain and offset of a norm, modulated by scale and shift, to the row. Returns their positions.
     pub(super) fn scale_and_shift(
         &mut self,
         modulation: [Value; 2],
@@ -92,15 +92,15 @@ impl Conditioner {
         place
     }
 
-    /// Values of a row.
+    /// Number of values in a row.
     pub fn row_len(&self) -> usize {
         self.row_len
     }
 
-    /// The row of an image at the network's own time. A label is ignored by a model without classes.
+    /// The row of an image at the network's own time. A model without classes ignores the label.
     ///
     /// # Panics
-    /// If the model has classes and `label` is missing or not below their number.
+    /// If the model has classes and `label` is missing or out of range.
     pub fn row(&self, time: f32, label: Option<u32>) -> Vec<f32> {
         let count = self.nodes.iter().map(|node| node.output.index() + 1).fold(0, usize::max);
         let mut values = Values(vec![Vec::new(); count]);

@@ -1,13 +1,13 @@
-//! From values in [-1, 1] to pictures: bytes, grids, PNG.
+//! Converts values in [-1, 1] to pictures: bytes, grids, PNG.
 
-/// One picture or a grid of them: interleaved rows of bytes.
+/// One image or a grid of images: interleaved rows of bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
     /// Width in pixels.
     pub width: usize,
     /// Height in pixels.
     pub height: usize,
-    /// Bytes a pixel: 1 (grey) or 3 (RGB).
+    /// Bytes per pixel: 1 (grey) or 3 (RGB).
     pub channels: usize,
     /// `height * width * channels` bytes.
     pub pixels: Vec<u8>,
@@ -19,7 +19,7 @@ pub fn to_byte(value: f32) -> u8 {
     ((value + 1.0) * 127.5).round() as u8
 }
 
-/// Lays images out in a grid, row by row, one pixel of mid-grey between them.
+/// Lays images out in a grid, row by row, with one pixel of mid-grey between them.
 ///
 /// # Shapes
 /// `images`: `[N, channels, height, width]`, values in [-1, 1]
@@ -52,7 +52,7 @@ impl Picture {
     /// The picture as a PNG file.
     ///
     /// # Errors
-    /// A picture without pixels.
+    /// If the picture has no pixels.
     pub fn to_png(&self) -> Result<Vec<u8>, image::ImageError> {
         use image::ImageEncoder as _;
         let mut file = Vec::new();

@@ -1,9 +1,9 @@
-//! The engine: a model file in, images out, on a GPU or the CPU. It knows nothing of Burn, of training, of files
-//! or of the clock, and compiles for the web.
+//! The inference engine: a model file in, images out, on a GPU or the CPU. It does not depend on Burn, the training
+//! code, the file system or the clock, and compiles to WebAssembly.
 //!
-//! [`plan`] turns a network into a list of operations over a few buffers. An executor runs it: `gpu` with the WGSL
-//! kernels of `ccm-shaders`, `cpu` with kernels of the same names. [`schedule`] says what happens between
-//! evaluations, [`condition`] computes time and label, [`image`] makes pictures.
+//! [`plan`] compiles a network into a list of operations over a few buffers. An executor runs the plan: `gpu` with the
+//! WGSL kernels of `ccm-shaders`, `cpu` with kernels of the same names. [`schedule`] defines the solvers,
+//! [`condition`] computes what depends on time and label, and [`image`] makes pictures.
 
 pub mod condition;
 pub(crate) mod cpu;
@@ -24,17 +24,17 @@ pub use wgpu::SurfaceTarget;
 use crate::model::{ModelCard, NetworkSpec, TimeGrid};
 use crate::weights::{Model, Precision, WeightsError};
 
-/// Where a sampler runs.
+/// The device that a sampler runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// A real GPU where there is one, otherwise the CPU.
+    /// A hardware GPU if there is one, otherwise the CPU.
     #[default]
     Auto,
     /// A GPU.
     Gpu {
-        /// Its API; any where not given.
+        /// Its API; `None` allows any.
         api: Option<Api>,
-        /// Whether an adapter that computes on the CPU may be taken if there is no real one.
+        /// Whether to accept a software adapter, which computes on the CPU, if there is no hardware GPU.
         software: bool,
     },
     /// The CPU.
@@ -58,7 +58,7 @@ pub enum SamplerError {
     /// The model file cannot be used.
     #[error("model: {0}")]
     Model(#[from] WeightsError),
-    /// There is no GPU of the kind that was asked for.
+    /// There is no GPU of the requested kind.
     #[error("no GPU: {0}")]
     NoGpu(String),
     /// The model does not fit the adapter.
@@ -69,38 +69,38 @@ pub enum SamplerError {
         /// Bytes that the adapter allows.
         allowed: u64,
     },
-    /// The GPU has gone away. The next call opens it anew.
+    /// The GPU device is lost. The next call opens it again.
     #[error("the GPU is lost; the next call opens it again")]
     DeviceLost,
     /// The GPU reports an error.
     #[error("GPU: {0}")]
     Device(String),
-    /// What was asked for cannot be sampled from this model.
+    /// The request does not suit the model.
     #[error("{0}")]
     Request(String),
-    /// The system gives no threads.
+    /// The system cannot start threads.
     #[error("threads: {0}")]
     Threads(String),
 }
 
-/// What a sampler runs on.
+/// Properties of the model and its device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Info {
     /// `cpu`, or the API of the GPU: `vulkan`, `metal`, `dx12`, `webgpu`.
     pub backend: String,
-    /// The processor, as its driver names it.
+    /// The processor, as named by its driver.
     pub adapter: String,
-    /// Whether the GPU adapter is a software adapter, which computes on the CPU.
+    /// Whether the GPU adapter is software, which computes on the CPU.
     pub software: bool,
-    /// Kind of the numbers computed with: `f32` or `f16`.
+    /// Number format of the computation: `f32` or `f16`.
     pub precision: String,
-    /// Parameters of the network.
+    /// Number of parameters of the network.
     pub parameters: usize,
-    /// Bytes of weights and buffers held at the moment.
+    /// Bytes of weights and buffers currently allocated.
     pub memory: u64,
 }
 
-/// A model, ready to make images.
+/// A loaded model that samples images.
 pub struct Sampler {
     plan: Plan,
     card: ModelCard,
@@ -122,21 +122,21 @@ impl Sampler {
     /// Loads a model file.
     ///
     /// # Errors
-    /// A file that is no model, a backend that is not there, or a model that is too large for it.
+    /// If the bytes are not a model, the backend is not available, or the model is too large for it.
     pub async fn load(bytes: &[u8], backend: Backend) -> Result<Self, SamplerError> {
         Self::new(Model::from_bytes(bytes)?, backend).await
     }
 
-    /// Prepares a model that has been read.
+    /// Prepares a parsed model.
     ///
     /// # Errors
-    /// A backend that is not there, or a model that is too large for it.
+    /// If the backend is not available or the model is too large for it.
     pub async fn new(model: Model, backend: Backend) -> Result<Self, SamplerError> {
         let (card, precision) = (model.card.clone(), model.precision);
         let mut plan = Plan::new(model);
         let executor = Executor::new(&plan, precision, backend).await?;
         if matches!(executor, Executor::Cpu(_)) {
-            // Packed by now; a GPU may be lost, and want them again.
+            // The CPU's weights are packed by now. A lost GPU needs them again.
             plan.weights = Vec::new();
         }
         let (solver, grid) = (Solver::of(&card), plan.path.grid());
@@ -149,17 +149,17 @@ impl Sampler {
         &self.plan.spec
     }
 
-    /// Where the model comes from.
+    /// The model card: role, data and training.
     pub fn card(&self) -> &ModelCard {
         &self.card
     }
 
-    /// The network as it is run.
+    /// The compiled network.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// What it runs on.
+    /// Properties of the model and its device.
     pub fn info(&self) -> Info {
         let parameters = self.plan.spec.parameters();
         match &self.executor {
@@ -195,17 +195,17 @@ impl Sampler {
         }
     }
 
-    /// How this model is sampled.
+    /// The solver for this model.
     pub fn solver(&self) -> Solver {
         self.solver
     }
 
-    /// The times at which this model is evaluated.
+    /// The time grid for this model.
     pub fn times(&self) -> TimeGrid {
         self.grid
     }
 
-    /// Samples with another solver and other times than the model's own.
+    /// Replaces the model's own solver and time grid.
     pub fn with_solver(self, solver: Solver, grid: TimeGrid) -> Self {
         Self { solver, grid, ..self }
     }
@@ -216,28 +216,28 @@ impl Sampler {
         steps.map_err(|error| SamplerError::Request(format!("steps: {error}")))
     }
 
-    /// What its weights are stored as.
+    /// Storage precision of the weights in the model's file.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Whether the GPU has gone away; the next call opens it again.
+    /// Whether the GPU device is lost. The next call opens it again.
     pub fn is_lost(&self) -> bool {
         matches!(&self.executor, Executor::Gpu(executor) if executor.is_lost())
     }
 
-    /// Gives the GPU back, as a browser or a driver may at any time; for tests of what happens then.
+    /// Destroys the GPU device, as a browser or a driver may at any time. For tests.
     pub fn lose_device(&self) {
         if let Executor::Gpu(executor) = &self.executor {
             executor.destroy();
         }
     }
 
-    /// Samples `[N, C, H, W]` with `steps` evaluations an image; values are mostly in [-1, 1]. More images than
-    /// memory allows go through the network one part after the other.
+    /// Samples `[N, C, H, W]` with `steps` evaluations per image; values are mostly in [-1, 1]. If memory does not
+    /// allow all images at once, they are sampled in parts.
     ///
     /// # Errors
-    /// Labels that the model does not have, no steps at all, or a device that is lost.
+    /// If the model does not have the labels, `steps` is 0, or the device is lost.
     pub async fn sample(&mut self, request: &Request, steps: usize) -> Result<Vec<f32>, SamplerError> {
         self.check(request, steps)?;
         self.recover().await?;
@@ -260,10 +260,10 @@ impl Sampler {
         Ok(planes)
     }
 
-    /// Prepares a canvas or a window to be drawn on; `None` on the CPU, which cannot.
+    /// Prepares a canvas or a window for drawing. Returns `None` on the CPU, which cannot draw.
     ///
     /// # Errors
-    /// A canvas that has been drawn on in another way, or a device that is lost.
+    /// If the canvas has another kind of context, or the device is lost.
     pub fn surface(&self, target: SurfaceTarget<'static>) -> Result<Option<Surface>, SamplerError> {
         match &self.executor {
             Executor::Cpu(_) => Ok(None),
@@ -271,11 +271,11 @@ impl Sampler {
         }
     }
 
-    /// Samples the first image of a request and draws it over the whole surface, whose size becomes that of the
-    /// image. Nothing is read back.
+    /// Samples the first image of a request and draws it over the whole surface. Resizes the surface to the image.
+    /// Nothing is read back.
     ///
     /// # Errors
-    /// As [`Sampler::sample`]; a sampler on the CPU; a surface of a device that is lost.
+    /// As [`Sampler::sample`]; also if the sampler runs on the CPU, or the surface belongs to a lost device.
     pub async fn draw(
         &mut self,
         surface: &mut Surface,
@@ -292,10 +292,10 @@ impl Sampler {
         }
     }
 
-    /// Opens the GPU again if it is lost, as every call does; a surface must be made after that.
+    /// Opens the GPU again if it is lost, as every call does. Surfaces must be made again afterwards.
     ///
     /// # Errors
-    /// A GPU that has not come back.
+    /// If the GPU is still not available.
     pub async fn recover(&mut self) -> Result<(), SamplerError> {
         if self.is_lost() {
             self.executor = Executor::new(&self.plan, self.precision, self.backend).await?;
@@ -331,7 +331,7 @@ impl Executor {
         let gpu = match backend {
             Backend::Cpu => None,
             Backend::Gpu { api, software } => Some(gpu::Executor::new(plan, precision, api, software).await?),
-            // What a GPU cannot do, the CPU can, if only more slowly.
+            // If the GPU cannot run the plan, the CPU runs it.
             Backend::Auto => gpu::Executor::new(plan, precision, None, false).await.ok(),
         };
         gpu.map_or_else(|| Ok(Self::Cpu(cpu_executor(plan)?)), |gpu| Ok(Self::Gpu(gpu)))

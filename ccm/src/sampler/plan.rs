@@ -1,10 +1,11 @@
-//! A network as a flat list of operations over a few buffers.
+//! A network compiled to a flat list of operations over a few buffers.
 //!
 //! Both executors run the same [`Plan`]. `lower` makes it from a graph and weights: it decides the order of the
-//! operations and the layout of the weights. `buffers` decides which buffer each feature map lives in. A feature map is
-//! `[height, width, channels]`, so the channels of a pixel are adjacent. The number of channels is a multiple of 4; the 1
-//! or 3 channels of the image are padded with zeros. Skip connections are never concatenated: an operation that reads one
-//! reads two maps.
+//! operations and the layout of the weights. `buffers` assigns a buffer to each feature map.
+//!
+//! A feature map is `[height, width, channels]`: the channels of a pixel are adjacent. The number of channels is a
+//! multiple of 4; the 1 or 3 channels of the image are padded with zeros. Skip connections are never concatenated;
+//! operations read them as a second input map.
 
 mod buffers;
 mod lower;
@@ -15,7 +16,7 @@ use crate::model::{NetworkSpec, Path};
 /// Channels of a block: the unit in which kernels read and write channels.
 pub const BLOCK: usize = 4;
 
-/// A feature map of every image of a batch: `[height, width, channels]`.
+/// A feature map of every image of a batch: `[height, width, channels]` each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Map {
     /// Its buffer: an index into [`Plan::buffers`].
@@ -29,17 +30,17 @@ pub struct Map {
 }
 
 impl Map {
-    /// Height times width.
+    /// Number of pixels: height times width.
     pub fn pixels(&self) -> usize {
         self.height * self.width
     }
 
-    /// Values of one image.
+    /// Number of values of one image.
     pub fn len(&self) -> usize {
         self.pixels() * self.channels
     }
 
-    /// Whether it holds nothing; it never does.
+    /// Whether the map has no values; always false.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -55,12 +56,12 @@ pub struct Input {
 }
 
 impl Input {
-    /// Channels of both.
+    /// Number of channels of both maps.
     pub fn channels(&self) -> usize {
         self.first.channels + self.second.map_or(0, |map| map.channels)
     }
 
-    /// Both, in order.
+    /// The maps, in order.
     pub fn maps(&self) -> impl Iterator<Item = Map> {
         [Some(self.first), self.second].into_iter().flatten()
     }
@@ -76,12 +77,12 @@ impl From<Map> for Input {
     }
 }
 
-/// One number a channel.
+/// One number per channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vector {
-    /// From this position in [`Plan::vectors`] on; the same for all images.
+    /// Starts at this position of [`Plan::vectors`]; the same for all images.
     Fixed(usize),
-    /// From this position in each image's row of conditions ([`Conditioner::row`]) on.
+    /// Starts at this position of each image's row of conditions ([`Conditioner::row`]).
     Conditioned(usize),
 }
 
@@ -94,7 +95,7 @@ pub struct Conv {
     pub kernel: usize,
     /// Step between outputs: 1 or 2.
     pub stride: usize,
-    /// Rows of zeros above, and columns to the left: 1 or 0.
+    /// Rows of zeros above, and columns of zeros to the left: 1 or 0.
     pub border: usize,
     /// Whether `x` is first upsampled by 2 (nearest neighbour).
     pub upsample: bool,
@@ -102,7 +103,7 @@ pub struct Conv {
     pub weight: usize,
     /// Bias, added to every pixel.
     pub bias: Vector,
-    /// A map that is added too.
+    /// A map that is added to the output.
     pub residual: Option<Residual>,
     /// The output.
     pub y: Map,
@@ -111,13 +112,13 @@ pub struct Conv {
 /// A map that is added to the output of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Residual {
-    /// The map, which is not the output.
+    /// The map. It must not be the output.
     pub map: Map,
     /// Whether it is first upsampled by 2 (nearest neighbour).
     pub upsample: bool,
 }
 
-/// `y = act(gain * (x - mean) / deviation + offset)`, mean and deviation over each group of channels.
+/// `y = act(gain * (x - mean) / deviation + offset)`, with mean and deviation over each group of channels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupNorm {
     /// The input.
@@ -126,7 +127,7 @@ pub struct GroupNorm {
     pub gain: Vector,
     /// Offset.
     pub offset: Vector,
-    /// Groups of channels.
+    /// Number of groups of channels.
     pub groups: usize,
     /// Added to the variance.
     pub epsilon: f32,
@@ -136,22 +137,22 @@ pub struct GroupNorm {
     pub y: Map,
 }
 
-/// `y = softmax(q^T k / sqrt(head_channels)) v` in every head.
+/// `y = softmax(q^T k / sqrt(head_channels)) v` for every head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attention {
     /// Queries, keys and values. The channels are `[3, heads, head_channels]`, with each head padded to a multiple of
     /// [`BLOCK`].
     pub qkv: Map,
-    /// Heads.
+    /// Number of heads.
     pub heads: usize,
-    /// Channels of a head, without padding.
+    /// Channels per head, without padding.
     pub head_channels: usize,
     /// The output. The channels are `[heads, head_channels]`, padded in the same way.
     pub y: Map,
 }
 
 impl Attention {
-    /// Channels of a head, padded to a multiple of [`BLOCK`].
+    /// Channels per head, padded to a multiple of [`BLOCK`].
     pub fn padded_channels(&self) -> usize {
         self.head_channels.next_multiple_of(BLOCK)
     }
@@ -190,7 +191,7 @@ impl Op {
         }
     }
 
-    /// The maps that it reads.
+    /// The maps that it reads, the residual included.
     pub fn inputs(&self) -> Vec<Map> {
         match self {
             Self::Conv(op) => op.x.maps().chain(op.residual.map(|residual| residual.map)).collect(),
@@ -200,7 +201,7 @@ impl Op {
         }
     }
 
-    /// Asserts that it writes none of the buffers that it reads.
+    /// Asserts that the operation writes none of the buffers that it reads.
     pub(super) fn assert_writes_no_input(&self) {
         let y = self.y().buffer;
         assert!(self.inputs().iter().all(|x| x.buffer != y), "an operation writes what it reads");
@@ -223,24 +224,24 @@ impl Op {
 pub struct ConvWeight {
     /// Side of the kernel.
     pub kernel: usize,
-    /// Channels in.
+    /// Input channels, padded.
     pub in_channels: usize,
-    /// Channels out.
+    /// Output channels, padded.
     pub out_channels: usize,
-    /// Values.
+    /// Values in the order above.
     pub values: Vec<f32>,
 }
 
-/// A network, ready for an executor.
+/// A network compiled for an executor.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The architecture.
     pub spec: NetworkSpec,
-    /// What the network predicts.
+    /// The prediction and its path (PAPER.md §8).
     pub path: Path,
     /// The operations, in order.
     pub ops: Vec<Op>,
-    /// Size of each buffer: values of one image.
+    /// Size of each buffer, in values per image.
     pub buffers: Vec<usize>,
     /// The map that holds the network's input before the first operation.
     pub x: Map,
@@ -250,7 +251,7 @@ pub struct Plan {
     pub weights: Vec<ConvWeight>,
     /// Biases, gains and offsets that do not depend on the image.
     pub vectors: Vec<f32>,
-    /// Computes the vectors that depend on time and label.
+    /// Computes the vectors that depend on time and label, for each image.
     pub conditioner: Conditioner,
 }
 
@@ -260,7 +261,7 @@ impl Plan {
         self.ops.iter().map(Op::flops).sum()
     }
 
-    /// Size of all buffers together: values of one image.
+    /// Size of all buffers together, in values per image.
     pub fn values_per_image(&self) -> usize {
         self.buffers.iter().sum()
     }

@@ -1,17 +1,17 @@
-//! Rounding a model for its file, and measuring what that does to its pictures.
+//! Rounds a model to a storage precision and measures how much its images change.
 
 use super::schedule::Request;
 use super::{Backend, Sampler, SamplerError};
 use crate::model::{ModelCard, Rounding};
 use crate::weights::{Model, Precision};
 
-/// Pictures that are compared.
+/// Number of images to compare.
 const IMAGES: usize = 16;
 
-/// The model as its file in `precision` will hold it; its card says how far its pictures are from what they were.
+/// Rounds a model to `precision`. Its card records how much its images change ([`Rounding`]).
 ///
 /// # Errors
-/// A model that has been rounded already, or a backend that is not there.
+/// If the model is already rounded, or the backend is not available.
 pub async fn round(model: Model, precision: Precision, backend: Backend) -> Result<Model, SamplerError> {
     if model.precision != Precision::F32 {
         let found = model.precision;
@@ -26,7 +26,7 @@ pub async fn round(model: Model, precision: Precision, backend: Backend) -> Resu
     let mut rounded = model.clone().rounded(precision)?;
     let (before, steps) = pictures(model, backend).await?;
     let (after, _) = pictures(rounded.clone(), backend).await?;
-    // From [-1, 1] to 255 steps, as the pictures of both are shown.
+    // Scaled from [-1, 1] to 0..=255, the range of the displayed images.
     let difference = |(a, b): (&f32, &f32)| 127.5 * f64::from(a.clamp(-1.0, 1.0) - b.clamp(-1.0, 1.0)).abs();
     let differences = || before.iter().zip(&after).map(difference);
     let mean_square = differences().map(|d| d * d).sum::<f64>() / before.len() as f64;
@@ -36,7 +36,7 @@ pub async fn round(model: Model, precision: Precision, backend: Backend) -> Resu
     Ok(rounded)
 }
 
-/// Pictures of the first seeds, each class in turn, and the evaluations that each took.
+/// Samples images of the first seeds, cycling through the classes. Also returns the number of evaluations per image.
 async fn pictures(model: Model, backend: Backend) -> Result<(Vec<f32>, usize), SamplerError> {
     let classes = model.spec.num_classes().unwrap_or(1);
     let labels: Vec<u32> = (0..IMAGES).map(|i| (i % classes) as u32).collect();

@@ -1,7 +1,7 @@
-//! From noise to an image in one evaluation of the network or a few: what happens to `x` after each.
+//! Solvers: the updates of `x` between evaluations of the network, from noise to an image.
 //!
-//! All solvers work on the straight path, with velocities; each of their steps is linear in `x`, the velocity and one image
-//! that is kept.
+//! All solvers work on the straight path, with velocities (PAPER.md §8). Each step is linear in `x`, the velocity and
+//! the memory, a second image that the solver keeps.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use crate::model::prediction::Coefficients;
 use crate::model::{ModelCard, NetworkSpec, Path, Role, TimeGrid};
 use crate::noise::{Noise, image_noise};
 
-/// How a network is sampled.
+/// The method of sampling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Solver {
-    /// Euler steps along the velocity; of a diffusion model, DDIM (arXiv 2010.02502).
+    /// Euler steps along the velocity. For a diffusion model this is DDIM (arXiv 2010.02502).
     Euler,
-    /// Heun's method: the mean of the velocities at both ends of a step. Two evaluations a step, one in the last.
+    /// Heun's method: averages the velocities at both ends of a step. Two evaluations per step, one in the last step.
     Heun,
-    /// DPM-Solver++(2M) (arXiv 2211.01095): second order from the evaluation before; the last step is of first order.
+    /// DPM-Solver++(2M) (arXiv 2211.01095): second order, using the previous evaluation; the last step is first order.
     Dpm,
-    /// A student: jumps to data, with fresh noise between them (Song et al., arXiv 2303.01469, algorithm 1, on
-    /// the straight path).
+    /// Consistency sampling for a student: jumps to data, with fresh noise between jumps (Song et al., arXiv
+    /// 2303.01469, algorithm 1, on the straight path).
     Jumps,
 }
 
-/// A linear combination: `x`, the velocity there and the memory.
+/// A linear combination of `x`, the velocity at `x` and the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Combination {
     /// Factor of `x`.
@@ -36,16 +36,16 @@ pub struct Combination {
     pub memory: f32,
 }
 
-/// One evaluation of the network, and what follows it. The memory is a second image that a solver keeps.
+/// One evaluation of the network, and the update after it. The memory is a second image that a solver keeps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// Time of the evaluation, in [0, 1).
     pub t: f32,
-    /// What `x` becomes, before fresh noise is added.
+    /// The new `x`, before fresh noise is added.
     pub x: Combination,
-    /// What the memory becomes; computed from the same `x`, velocity and memory.
+    /// The new memory, computed from the same old `x`, velocity and memory.
     pub memory: Combination,
-    /// Factor of fresh noise that is added to `x`; 0 in the last step.
+    /// Factor of the fresh noise that is added to `x`; 0 in the last step.
     pub fresh: f32,
 }
 
@@ -58,7 +58,7 @@ impl Solver {
         }
     }
 
-    /// Evaluations that give a good image: one jump, or fifty Euler steps.
+    /// Default number of evaluations: one jump, or fifty Euler steps.
     pub fn usual_steps(self) -> usize {
         match self {
             Self::Jumps => 1,
@@ -66,13 +66,13 @@ impl Solver {
         }
     }
 
-    /// The steps of a sample with at most `count` evaluations, at least 1, at the times of `grid`.
+    /// The steps of a sample at the times of `grid`, with at most `count` evaluations. `count` is at least 1.
     ///
     /// # Errors
     /// As [`TimeGrid::times`].
     pub fn steps(self, path: &Path, grid: TimeGrid, count: usize) -> Result<Vec<Step>, String> {
         let times = match (self, grid) {
-            // The last time of this grid is all but data, where a jump does nothing.
+            // The last time of this grid is so close to data that a jump changes nothing.
             (Self::Jumps, TimeGrid::Rho(_)) => {
                 let mut times = grid.times(path, count + 1)?;
                 times.remove(count);
@@ -119,13 +119,14 @@ fn heun(t: f64, next: f64) -> Vec<Step> {
     vec![first, Step { x: combination(0.0, dt / 2.0, 1.0), ..euler(next, dt) }]
 }
 
-/// With `D = x + (1 - t) v` the predicted data, which the memory keeps, and `h` the step in `ln(t / (1 - t))`:
+/// With the predicted data `D = x + (1 - t) v`, which the memory keeps, and `h` the step in `ln(t / (1 - t))`:
 /// `x' = (1 - t') / (1 - t) x + (t' - (1 - t') t / (1 - t)) (D + h / (2 h_before) (D - D_before))`.
 fn dpm(before: Option<f64>, t: f64, next: f64) -> Step {
     let log_ratio = |t: f64| libm::log(t / (1.0 - t));
     let keep = (1.0 - next) / (1.0 - t);
     let towards = next - keep * t;
-    // The first step knows no other evaluation, or starts at pure noise; in the last, h is infinite.
+    // First order if there is no previous evaluation, if it was at pure noise, or in the last step, where h is
+    // infinite.
     let share = match before {
         Some(before) if next < 1.0 && before > 0.0 => {
             (log_ratio(next) - log_ratio(t)) / (2.0 * (log_ratio(t) - log_ratio(before)))
@@ -141,19 +142,19 @@ fn dpm(before: Option<f64>, t: f64, next: f64) -> Step {
     }
 }
 
-/// The noise and the labels of a series of images.
+/// The initial noise and the labels of a batch of images.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// `[N, C, H, W]`, flat.
     pub noise: Vec<f32>,
-    /// One label an image; empty for a model without classes.
+    /// One label per image; empty for a model without classes.
     pub labels: Vec<u32>,
-    /// Seed of the noise that further jumps mix in; the next image has the next seed.
+    /// Seed of the fresh noise of the first image; each further image has the next seed.
     pub seed: u64,
 }
 
 impl Request {
-    /// Images from the seeds `seed, seed + 1, ...`, and the label that each is to have.
+    /// Images with the seeds `seed, seed + 1, ...` and the given labels.
     pub fn from_seeds(spec: &NetworkSpec, seed: u64, labels: &[u32], count: usize) -> Self {
         let noise =
             (0..count as u64).flat_map(|i| image_noise(seed.wrapping_add(i), spec.image_len())).collect();
@@ -161,8 +162,8 @@ impl Request {
         Self { noise, labels, seed }
     }
 
-    /// Images between two seeds: the noise goes along the great circle from one to the other, so that it stays
-    /// normal, for each weight in [0, 1].
+    /// Images interpolated between two seeds, one for each weight in [0, 1]. The noise is interpolated along the great
+    /// circle, so that it stays normally distributed.
     pub fn between(spec: &NetworkSpec, seeds: [u64; 2], label: Option<u32>, weights: &[f32]) -> Self {
         let [a, b] = seeds.map(|seed| image_noise(seed, spec.image_len()));
         let noise = weights.iter().flat_map(|w| {
@@ -178,39 +179,39 @@ impl Request {
         self.noise.len() / spec.image_len()
     }
 
-    /// The noise that is mixed in after step `step`, counted from 1: each image's own, whatever the batch.
+    /// The fresh noise added after step `step`, counted from 1. It depends on the image's seed, not on the batch.
     pub fn fresh(&self, image: u64, step: usize, len: usize) -> Vec<f32> {
         Noise::new(self.seed.wrapping_add(image), step as u64).normals(len)
     }
 }
 
-/// One step in terms of the network's output, for an executor: `x = x.x x + x.v F + x.memory memory + fresh noise`, and the
-/// memory likewise.
+/// One step in terms of the network's output F, for an executor: `x = x.x x + x.v F + x.memory memory + fresh noise`.
+/// The memory is updated in the same form.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Update {
     pub(super) x: Combination,
     pub(super) memory: Combination,
     pub(super) fresh: f32,
-    /// Factor of the new `x` in the network's next input.
+    /// Scales the new `x` to the network's next input.
     pub(super) c_in: f32,
 }
 
-/// Images that an executor samples together, in the layout of [`Plan::x`].
+/// A batch of images for an executor, in the layout of [`Plan::x`].
 pub(super) struct Work {
-    /// Standard deviation of the noise that sampling starts from, and what follows each evaluation. The first entry makes the
-    /// noise the first `x`.
+    /// The update after each evaluation. The first entry runs before any evaluation: it scales the initial noise to
+    /// the standard deviation at the start of the path.
     pub(super) updates: Vec<Update>,
-    /// The noise at the start, then that of each further step that wants some.
+    /// The initial noise, then the noise of each further step that adds some.
     pub(super) noise: Vec<Vec<f32>>,
-    /// For each step each image's row of conditions.
+    /// For each step, the row of conditions of each image.
     pub(super) rows: Vec<Vec<Row>>,
 }
 
-/// What the kernels read of time and label, for one image.
+/// The values that depend on time and label, for one image.
 pub(super) type Row = Arc<[f32]>;
 
 impl Work {
-    /// Images `images` of a request; there is at least one step.
+    /// Prepares the images `images` of a request. There must be at least one step.
     pub(super) fn new(
         plan: &Plan,
         conditions: &mut Conditions,
@@ -259,19 +260,19 @@ impl Work {
 }
 
 impl Combination {
-    /// The same with `v = a x + b F` put in: `v` is then the factor of F.
+    /// Substitutes `v = a x + b F`: in the result, `v` is the factor of F.
     fn of_output(self, of: &Coefficients) -> Self {
         let v = f64::from(self.v);
         Self { x: (f64::from(self.x) + v * of.a) as f32, v: (v * of.b) as f32, memory: self.memory }
     }
 }
 
-/// The rows of conditions that were asked for last; one step from noise always asks for the same.
+/// A cache of rows of conditions. One-step sampling needs the same few rows in every call.
 #[derive(Default)]
 pub(super) struct Conditions(Vec<((u32, Option<u32>), Row)>);
 
 impl Conditions {
-    /// Rows that are kept.
+    /// Maximum number of cached rows.
     const MOST: usize = 1024;
 
     fn row(&mut self, plan: &Plan, tau: f32, label: Option<u32>) -> Row {
@@ -288,7 +289,7 @@ impl Conditions {
     }
 }
 
-/// `[N, C, H, W]` to the layout of [`Plan::x`], filled up with zeros.
+/// `[N, C, H, W]` to the layout of [`Plan::x`], padded with zeros.
 fn to_blocks(planes: &[f32], plan: &Plan) -> Vec<f32> {
     let places = places(plan);
     let mut blocks = vec![0.0; planes.len() / places.len() * plan.x.len()];

@@ -1,4 +1,4 @@
-//! Every operation on both executors, for shapes that are no multiple of a tile, and for several numbers of threads.
+//! Tests of every operation on both executors, for shapes that are not multiples of a tile, and several thread counts.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use ccm_shaders::Tile;
@@ -13,7 +13,7 @@ use crate::model::{Path, Prediction, UNetSpec};
 use crate::noise::Noise;
 use crate::weights::Precision;
 
-/// A plan under construction, with random weights and every map in a buffer of its own.
+/// A plan under construction, with random weights and a separate buffer for every map.
 struct Sketch {
     plan: Plan,
     noise: Noise,
@@ -56,7 +56,7 @@ impl Sketch {
         Vector::Fixed(place)
     }
 
-    /// A convolution whose weight keeps the scale of its input.
+    /// Appends a convolution whose weight preserves the scale of its input.
     fn conv(&mut self, x: Input, channels: usize, kernel: usize, stride: usize, upsample: bool) -> Conv {
         let in_channels = x.channels();
         let count = kernel * kernel * in_channels * channels;
@@ -74,13 +74,13 @@ impl Sketch {
         op.y()
     }
 
-    /// A 1x1 convolution from the image to a map of `channels` channels.
+    /// Appends a 1x1 convolution from the image to a map of `channels` channels.
     fn widened(&mut self, channels: usize) -> Map {
         let conv = self.conv(self.plan.x.into(), channels, 1, 1, false);
         self.push(Op::Conv(conv))
     }
 
-    /// The plan, whose velocity is a 1x1 convolution of a map of the image's size.
+    /// The finished plan: its velocity is a 1x1 convolution of a map of the image's size.
     fn finish(mut self, map: Map) -> Plan {
         let conv = self.conv(map.into(), BLOCK, 1, 1, false);
         self.plan.output = self.push(Op::Conv(conv));
@@ -108,7 +108,7 @@ fn on_cpu(plan: &Plan, threads: usize) -> Vec<f32> {
     cpu::Executor::new(plan, threads).unwrap().sample(plan, &work(plan))
 }
 
-/// As [`on_cpu`], on a GPU or on an adapter that computes on the CPU; `None` if there is neither.
+/// As [`on_cpu`], on a GPU or a software adapter; `None` if there is neither.
 fn on_gpu(plan: &Plan, precision: Precision, tile: Tile) -> Option<Vec<f32>> {
     match pollster::block_on(gpu::Executor::new(plan, precision, None, true)) {
         Ok(executor) => Some(pollster::block_on(executor.with_tile(tile).sample(plan, &work(plan))).unwrap()),
@@ -140,7 +140,7 @@ fn assert_executors_agree(what: &str, plan: &Plan) {
 #[test]
 fn convolutions_agree() {
     for (kernel, upsample) in [(3, false), (1, false), (3, true), (1, true)] {
-        // An odd map of two inputs with 20 and 12 channels; 44 come out.
+        // An odd-sized map with two inputs of 20 and 12 channels, and 44 output channels.
         let mut sketch = Sketch::new(7, 13);
         let (first, second) = (sketch.widened(20), sketch.widened(12));
         let conv = sketch.conv(Input { first, second: Some(second) }, 44, kernel, 1, upsample);
@@ -223,7 +223,8 @@ fn attention_is_that_of_its_formula() {
     let rows: Vec<Vec<f64>> = (0..15).map(row).collect();
     let mut expected = Vec::new();
     for query in &rows {
-        // The head of three channels is padded to four; here the fourth is not zero, and counts like the others.
+        // The head has three channels, padded to four. In this test the fourth is not zero, so it contributes to the
+        // score.
         let score = |key: &Vec<f64>| (0..4).map(|c| query[c] * key[4 + c]).sum::<f64>() / 3f64.sqrt();
         let weights: Vec<f64> = rows.iter().map(|key| score(key).exp()).collect();
         let total: f64 = weights.iter().sum();
@@ -231,7 +232,7 @@ fn attention_is_that_of_its_formula() {
             rows.iter().zip(&weights).map(|(key, weight)| weight * key[8 + c]).sum::<f64>() / total
         }));
     }
-    // Only the attention: its output is the network's, which one step adds to the image.
+    // A plan of the attention alone. Its output is the network's output, which one step adds to the image.
     let mut alone = plan.clone();
     alone.ops.truncate(2);
     alone.output = y;

@@ -1,28 +1,28 @@
-//! The head of a safetensors file: a length of eight bytes and as much JSON, before the values of all tensors.
-//! Format: <https://huggingface.co/docs/safetensors>.
+//! Parses the header of a safetensors file: the length of the JSON in eight bytes, then the JSON, before the tensors'
+//! values. Format: <https://huggingface.co/docs/safetensors>.
 //!
-//! Files are written by the crate `safetensors`. It would read them too, but what it takes to do so is a twentieth of
-//! what a page downloads, and it cannot say which tensor is at fault.
+//! The crate `safetensors` writes the files. This parser replaces it for reading because it adds less to the
+//! WebAssembly module and names the tensor in its errors.
 
 use super::WeightsError;
 use crate::model::json::Json;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A tensor of a file that has been checked.
+/// A tensor of a file, after all checks.
 pub(super) struct Entry<'a> {
-    /// What its values are: `F32`, `I8` and so on.
+    /// Type of the values: `F32`, `I8` and so on.
     pub(super) kind: String,
     /// Dimensions.
     pub(super) shape: Vec<usize>,
-    /// Its values, little-endian: as many as the product of the dimensions.
+    /// The values, little-endian; their number is the product of the dimensions.
     pub(super) bytes: &'a [u8],
 }
 
-/// Reads the head of a file: its tensors by name, and the text under a key of the metadata.
+/// Parses the header. Returns the tensors by name, and the text under the metadata key.
 ///
 /// # Errors
-/// A file that is cut short, or a head that is no JSON of this kind, or does not describe the file to its last byte;
-/// values of an unknown kind.
+/// If the file is cut short, the header is not valid JSON of this format or does not cover the file to its last byte,
+/// or a type is unknown.
 #[inline]
 pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry<'_>>, String), WeightsError> {
     let malformed = |message: String| Err(WeightsError::Malformed(message));
@@ -81,7 +81,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry<'_>>, String)
     Ok((tensors, head.description))
 }
 
-/// Bytes of a value.
+/// Bytes per value of a type.
 #[inline]
 fn size_of(kind: &str) -> Option<usize> {
     match kind {
@@ -93,7 +93,7 @@ fn size_of(kind: &str) -> Option<usize> {
     }
 }
 
-/// The entry of a tensor.
+/// A tensor's entry in the JSON.
 struct Stored {
     dtype: String,
     shape: Vec<usize>,
@@ -115,7 +115,7 @@ impl Stored {
     }
 }
 
-/// The JSON: an object of tensors, in which one key is none.
+/// The JSON object: an entry for each tensor, and one for the metadata.
 #[derive(Default)]
 struct Head {
     tensors: Vec<(String, Stored)>,

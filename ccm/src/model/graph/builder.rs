@@ -8,14 +8,14 @@ use super::{
     TimestepEmbedding, Value,
 };
 
-/// Appends operations to a graph. A builder for a submodule ([`Builder::at`]) puts the submodule's name before the names of
-/// its parameters.
+/// Appends operations to a graph. A builder for a submodule ([`Builder::at`]) prefixes its parameters' names with the
+/// submodule's name.
 pub struct Builder<'a> {
     graph: &'a RefCell<Graph>,
     prefix: String,
 }
 
-/// Describes a network: calls `network` with a builder, and takes its result as the output.
+/// Builds a graph: calls `network` with a builder; the returned value is the graph's output.
 pub fn build(network: impl FnOnce(&Builder) -> Value) -> Graph {
     let graph = RefCell::new(Graph {
         nodes: Vec::new(),
@@ -40,12 +40,12 @@ impl Builder<'_> {
         self.graph.borrow().shape(value)
     }
 
-    /// Channels of a value.
+    /// Number of channels of a value.
     pub fn channels(&self, value: Value) -> usize {
         self.shape(value).channels()
     }
 
-    /// Marks a map as a feature of the input.
+    /// Marks a map as one of [`Graph::features`].
     pub fn feature(&self, map: Value) {
         self.graph.borrow_mut().features.push(map);
     }
@@ -78,7 +78,7 @@ impl Builder<'_> {
         self.push(Op::Image, Shape::Map(shape))
     }
 
-    /// The embedding of the time.
+    /// The sinusoidal embedding of the time.
     pub fn timestep_embedding(&self, embedding: TimestepEmbedding) -> Value {
         self.push(Op::TimestepEmbedding(embedding), Shape::Vector(embedding.channels))
     }
@@ -89,7 +89,7 @@ impl Builder<'_> {
         self.push(Op::LabelEmbedding(table), Shape::Vector(channels))
     }
 
-    /// `nn.Linear`, of a vector or of every pixel of a map.
+    /// `nn.Linear`, for a vector or for every pixel of a map.
     #[inline(never)]
     pub fn linear(&self, name: &str, x: Value, outputs: usize) -> Value {
         let inputs = self.channels(x);
@@ -101,12 +101,12 @@ impl Builder<'_> {
         }
     }
 
-    /// `nn.Conv2d` with `kernel // 2` rows of zeros around.
+    /// `nn.Conv2d` with zero padding of `kernel // 2`.
     pub fn conv(&self, name: &str, x: Value, outputs: usize, kernel: usize) -> Value {
         self.conv2d(name, x, outputs, kernel, 1, Padding::Around, false)
     }
 
-    /// A convolution that starts at zero.
+    /// As [`Builder::conv`], initialised to zero.
     pub fn zero_conv(&self, name: &str, x: Value, outputs: usize, kernel: usize) -> Value {
         self.conv2d(name, x, outputs, kernel, 1, Padding::Around, true)
     }
@@ -141,7 +141,7 @@ impl Builder<'_> {
         self.push_conv(x, affine, outputs, 1, Padding::Around)
     }
 
-    /// As [`Builder::conv1d`]; it starts at zero.
+    /// As [`Builder::conv1d`], initialised to zero.
     pub fn zero_conv1d(&self, name: &str, x: Value, outputs: usize) -> Value {
         let affine = self.affine(name, &[outputs, self.channels(x), 1], [Init::Zeros; 2]);
         self.push_conv(x, affine, outputs, 1, Padding::Around)
@@ -168,7 +168,7 @@ impl Builder<'_> {
         self.push(Op::Silu(x), self.shape(x))
     }
 
-    /// `a + b`; `b` may be a vector where `a` is a map.
+    /// `a + b`. If `a` is a map, `b` may be a vector.
     pub fn add(&self, a: Value, b: Value) -> Value {
         let op = match (self.shape(a), self.shape(b)) {
             (Shape::Map(_), Shape::Vector(_)) => Op::AddVector(a, b),
@@ -218,12 +218,12 @@ impl Builder<'_> {
         self.push(Op::Attention { qkv, heads }, self.shape(qkv[0]))
     }
 
-    /// Dropout; nothing at all where the probability is 0.
+    /// Dropout; returns `x` if the probability is 0.
     pub fn dropout(&self, x: Value, probability: f64) -> Value {
         if probability == 0.0 { x } else { self.push(Op::Dropout(x, probability), self.shape(x)) }
     }
 
-    /// `x * factor`; `x` itself where the factor is 1.
+    /// `x * factor`; returns `x` if the factor is 1.
     pub fn scale(&self, x: Value, factor: f32) -> Value {
         if factor == 1.0 { x } else { self.push(Op::Scale(x, factor), self.shape(x)) }
     }

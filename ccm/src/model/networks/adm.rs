@@ -1,5 +1,5 @@
-//! ADM's U-Net (Dhariwal and Nichol, arXiv 2105.05233), as guided-diffusion, torchcfm and openai/consistency_models build
-//! it. Parameters have guided-diffusion's names.
+//! ADM's U-Net (Dhariwal and Nichol, arXiv 2105.05233), compatible with guided-diffusion, torchcfm and
+//! openai/consistency_models. Parameters have guided-diffusion's names.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,13 +8,13 @@ use crate::model::graph::{Builder, Graph, Padding, QkvOrder, TimestepEmbedding, 
 use crate::model::json::Json;
 use crate::model::options::Options;
 
-/// Groups of every group norm.
+/// Number of groups of every group norm.
 const NORM_GROUPS: usize = 32;
 
 /// Added to the variance in every group norm.
 const NORM_EPSILON: f32 = 1e-5;
 
-/// The architecture of a U-Net, in torchcfm's and guided-diffusion's own names.
+/// The architecture of a U-Net. Fields have the names of torchcfm and guided-diffusion.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UNetSpec {
@@ -24,37 +24,37 @@ pub struct UNetSpec {
     pub height: usize,
     /// Width of the image in pixels.
     pub width: usize,
-    /// Base width of the network, even; every level must come out at a multiple of 32.
+    /// Base number of channels, even. The channels of every level must be a multiple of 32.
     pub model_channels: usize,
-    /// Residual blocks a level on the way down; one more on the way up.
+    /// Residual blocks per level of the encoder. The decoder has one more per level.
     pub num_res_blocks: usize,
-    /// Width of each level as a multiple of `model_channels`; every further level halves the resolution.
+    /// Channels of each level as a multiple of `model_channels`. Each further level halves the resolution.
     pub channel_mult: Vec<f32>,
-    /// Widths of feature maps, in pixels, at which attention follows every residual block.
+    /// Feature map widths, in pixels, at which attention follows every residual block.
     #[serde(default)]
     pub attention_resolutions: Vec<usize>,
-    /// Attention heads, where `num_head_channels` is not given.
+    /// Number of attention heads; ignored if `num_head_channels` is given.
     #[serde(default = "one")]
     pub num_heads: usize,
-    /// Channels of an attention head; takes precedence over `num_heads`.
+    /// Channels per attention head; overrides `num_heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_head_channels: Option<usize>,
-    /// Attention heads on the way up; `num_heads` where not given.
+    /// Number of attention heads in the decoder; defaults to `num_heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_heads_upsample: Option<usize>,
     /// Condition by scale and shift after the second norm, instead of by addition before it.
     #[serde(default)]
     pub use_scale_shift_norm: bool,
-    /// Resample inside residual blocks instead of with convolutions.
+    /// Change the resolution inside residual blocks, instead of with convolutions.
     #[serde(default)]
     pub resblock_updown: bool,
-    /// Order of the rows of `qkv.weight`: heads inside q, k, v (`true`) or q, k, v inside heads (`false`).
+    /// Order of the rows of `qkv.weight`: `[3, heads, head_channels]` if true, `[heads, 3, head_channels]` if false.
     #[serde(default)]
     pub use_new_attention_order: bool,
-    /// Probability that a feature is dropped in training, in `[0, 1)`.
+    /// Dropout probability in training, in `[0, 1)`.
     #[serde(default)]
     pub dropout: f64,
-    /// Classes of a conditional model.
+    /// Number of classes; `None` for an unconditional model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_classes: Option<usize>,
     /// Side of the patches, 1 to 8 pixels. The first convolution reads the pixels of a patch as channels, and the last
@@ -74,10 +74,10 @@ fn is_one(value: &usize) -> bool {
 }
 
 impl UNetSpec {
-    /// Reads a spec as serde writes it.
+    /// Parses a spec from the JSON that serde writes.
     ///
     /// # Errors
-    /// A field that is missing, of another kind or not known, by name.
+    /// If a field is missing, of another type or unknown (by name).
     pub fn from_json(object: &Json) -> Result<Self, SpecError> {
         let options = Options::new(object);
         let size = |key| options.needed(key, options.count(key));
@@ -109,7 +109,7 @@ impl UNetSpec {
     /// Checks every field against its range and against the others.
     ///
     /// # Errors
-    /// The first field that is out of range.
+    /// If a field is out of range: the first such field.
     pub fn validate(&self) -> Result<(), SpecError> {
         let levels = self.channel_mult.len();
         require(
@@ -211,7 +211,7 @@ impl UNetSpec {
         Ok(())
     }
 
-    /// Channels of the feature maps of a level, counted from 0, the largest maps.
+    /// Channels of the feature maps of a level. Level 0 has the largest maps.
     pub(crate) fn level_channels(&self, level: usize) -> usize {
         (self.channel_mult[level] * self.model_channels as f32) as usize
     }
@@ -229,7 +229,7 @@ impl UNetSpec {
         self.num_head_channels.map_or(num_heads, |width| channels / width)
     }
 
-    /// Channels and heads of every kind of attention layer.
+    /// Channels and heads of all possible attention layers.
     fn attention_layers(&self) -> Vec<(usize, usize)> {
         let last = self.channel_mult.len() - 1;
         let levels = (0..=last).filter(|&level| level == last || self.attends(level));
@@ -241,7 +241,7 @@ impl UNetSpec {
         levels.flat_map(|level| numbers.into_iter().flatten().map(move |heads| layer(level, heads))).collect()
     }
 
-    /// The network.
+    /// Builds the network.
     pub fn graph(&self) -> Graph {
         build(|g| self.network(g))
     }
@@ -257,7 +257,7 @@ impl UNetSpec {
         if let Some(classes) = self.num_classes {
             embed = g.add(embed, g.label_embedding("label_emb", classes, embed_channels));
         }
-        // The first layer of every `emb_layers`.
+        // Every `emb_layers` begins with SiLU; it is computed once.
         let embed = g.silu(embed);
 
         let levels = self.channel_mult.len();
@@ -357,7 +357,7 @@ impl UNetSpec {
     }
 }
 
-/// A change of the resolution inside a residual block.
+/// The change of resolution inside a residual block.
 #[derive(Clone, Copy)]
 enum Resample {
     Down,

@@ -1,6 +1,6 @@
-//! Families of networks: one builder each, and the sizes and options that a builder reads.
+//! Families of networks. Each has a spec and a function that builds its graph.
 //!
-//! A new family is a file here with a spec and its `graph`, and a variant of [`NetworkSpec`].
+//! To add a family, add a file here with a spec and its `graph`, and a variant of [`NetworkSpec`].
 
 pub mod adm;
 pub mod unet2d;
@@ -12,7 +12,7 @@ use std::fmt::{Arguments, Display, Formatter};
 
 use super::graph::{Graph, TensorSpec};
 
-/// The architecture of a network that makes images.
+/// The architecture of a network.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NetworkSpec {
     /// ADM's U-Net.
@@ -21,7 +21,7 @@ pub enum NetworkSpec {
     UNet2D(UNet2DSpec),
 }
 
-/// A spec out of range: the field, and why.
+/// A spec is out of range: the field, and the reason.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct SpecError {
@@ -31,7 +31,7 @@ pub struct SpecError {
     pub reason: String,
 }
 
-/// A number in a message. In a page it has three decimals, because the standard library's digits are 20 kB of code.
+/// A number in a message. WebAssembly prints three decimals, because exact formatting adds 20 kB to the module.
 pub(crate) struct Decimal<T>(pub(crate) T);
 
 impl<T: Display + Copy + Into<f64>> Display for Decimal<T> {
@@ -80,7 +80,7 @@ impl NetworkSpec {
     /// Checks every field against its range and against the others.
     ///
     /// # Errors
-    /// The first field that is out of range.
+    /// If a field is out of range: the first such field.
     pub fn validate(&self) -> Result<(), SpecError> {
         match self {
             Self::Adm(spec) => spec.validate(),
@@ -88,7 +88,7 @@ impl NetworkSpec {
         }
     }
 
-    /// The network of a valid spec.
+    /// Builds the network. The spec must be valid.
     pub fn graph(&self) -> Graph {
         match self {
             Self::Adm(spec) => spec.graph(),
@@ -104,7 +104,7 @@ impl NetworkSpec {
         }
     }
 
-    /// Values of an image.
+    /// Number of values of an image.
     pub fn image_len(&self) -> usize {
         self.image().iter().product()
     }
@@ -117,7 +117,7 @@ impl NetworkSpec {
         }
     }
 
-    /// Classes of a conditional model.
+    /// Number of classes; `None` for an unconditional model.
     pub fn num_classes(&self) -> Option<usize> {
         match self {
             Self::Adm(spec) => spec.num_classes,
@@ -125,7 +125,7 @@ impl NetworkSpec {
         }
     }
 
-    /// Probability that a feature is dropped in training.
+    /// Dropout probability in training.
     pub fn dropout(&self) -> f64 {
         match self {
             Self::Adm(spec) => spec.dropout,
@@ -133,7 +133,7 @@ impl NetworkSpec {
         }
     }
 
-    /// Every tensor of a model file.
+    /// The tensors of a model file, in order.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let parameters = self.graph().parameters.into_iter();
         parameters.map(|parameter| TensorSpec { name: parameter.name, shape: parameter.shape }).collect()

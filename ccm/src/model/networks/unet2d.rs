@@ -1,4 +1,4 @@
-//! diffusers' `UNet2DModel`, for images without text: DDPM, and consistency models in diffusers' format. Parameters and
+//! diffusers' `UNet2DModel`, the U-Net of its DDPM and consistency models; not conditioned on text. Parameters and
 //! options have diffusers' names.
 
 use serde_json::json;
@@ -15,67 +15,67 @@ pub struct UNet2DSpec {
     pub in_channels: usize,
     /// Height and width of the image in pixels.
     pub sample_size: [usize; 2],
-    /// Channels of each level; every further level halves the resolution.
+    /// Channels of each level. Each further level halves the resolution.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks a level on the way down; one more on the way up.
+    /// Residual blocks per level of the encoder. The decoder has one more per level.
     pub layers_per_block: usize,
-    /// The block of each level on the way down.
+    /// The block type of each level of the encoder.
     pub down_block_types: Vec<DownBlock>,
-    /// The block of each level on the way up, the smallest maps first.
+    /// The block type of each level of the decoder, smallest maps first.
     pub up_block_types: Vec<UpBlock>,
-    /// How blocks with attention change the resolution on the way down.
+    /// How encoder blocks with attention change the resolution.
     pub downsample_type: Resample,
-    /// How blocks with attention change the resolution on the way up.
+    /// How decoder blocks with attention change the resolution.
     pub upsample_type: Resample,
     /// Whether there is a middle block.
     pub mid_block: bool,
     /// Whether the middle block has attention.
     pub add_attention: bool,
-    /// The sums of the middle block are divided by this.
+    /// Divisor of the residual sums in the middle block.
     pub mid_block_scale_factor: f32,
-    /// Zeros around the convolutions that halve the resolution: 1 on each side, or 0 for one at the end.
+    /// Zero padding of the convolutions that halve the resolution: 1 for both sides, 0 for the end only.
     pub downsample_padding: usize,
-    /// Channels of an attention head; one head where not given.
+    /// Channels per attention head; a single head if not given.
     pub attention_head_dim: Option<usize>,
-    /// Groups of the group norms.
+    /// Number of groups of the group norms.
     pub norm_num_groups: usize,
-    /// Groups of the norm of the middle block's attention, where they differ.
+    /// Number of groups of the norm before the middle block's attention, if different.
     pub attn_norm_num_groups: Option<usize>,
     /// Added to the variance in group norms.
     pub norm_eps: f32,
     /// How the embedding of time and label conditions a residual block.
     pub resnet_time_scale_shift: TimeScaleShift,
-    /// Cosines before sines in the embedding of the time.
+    /// Cosines before sines in the time embedding.
     pub flip_sin_to_cos: bool,
-    /// Taken off the number of frequencies that the exponents of the embedding are divided by.
+    /// Subtracted from the number of frequencies in the exponents of the time embedding.
     pub freq_shift: f32,
-    /// Channels of the embedding of time and label; four times the first level's where not given.
+    /// Channels of the embedding of time and label; by default four times the channels of the first level.
     pub time_embedding_dim: Option<usize>,
-    /// Classes of a conditional model.
+    /// Number of classes; `None` for an unconditional model.
     pub num_class_embeds: Option<usize>,
-    /// Probability that a feature is dropped in training, in `[0, 1)`.
+    /// Dropout probability in training, in `[0, 1)`.
     pub dropout: f64,
 }
 
-/// A block on the way down.
+/// A block of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownBlock {
     /// Residual blocks, then a strided convolution.
     DownBlock2D,
     /// The same with attention after each residual block.
     AttnDownBlock2D,
-    /// Residual blocks, the last of which pools.
+    /// Residual blocks; the last one pools.
     ResnetDownsampleBlock2D,
 }
 
-/// A block on the way up.
+/// A block of the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpBlock {
     /// Residual blocks, then upsampling and a convolution.
     UpBlock2D,
     /// The same with attention after each residual block.
     AttnUpBlock2D,
-    /// Residual blocks, the last of which upsamples.
+    /// Residual blocks; the last one upsamples.
     ResnetUpsampleBlock2D,
 }
 
@@ -88,7 +88,7 @@ const UP_BLOCKS: [UpBlock; 3] = [UpBlock::UpBlock2D, UpBlock::AttnUpBlock2D, UpB
 /// Names of [`UP_BLOCKS`].
 const UP_NAMES: [&str; 3] = ["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"];
 
-/// A change of the resolution.
+/// How a block changes the resolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resample {
     /// By a convolution.
@@ -100,13 +100,13 @@ pub enum Resample {
 /// How the embedding of time and label conditions a residual block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeScaleShift {
-    /// It is added before the second norm.
+    /// Adds it before the second norm.
     Default,
-    /// It scales and shifts the second norm's output.
+    /// Scales and shifts the second norm's output.
     ScaleShift,
 }
 
-/// A change of the resolution inside a residual block.
+/// The change of resolution inside a residual block.
 #[derive(Clone, Copy)]
 enum Direction {
     Down,
@@ -114,14 +114,14 @@ enum Direction {
 }
 
 impl UNet2DSpec {
-    /// Reads diffusers' `config.json`. Absent options have diffusers' defaults.
+    /// Parses diffusers' `config.json`. Absent options have diffusers' defaults.
     ///
     /// # Errors
-    /// An option that is not supported, by name.
+    /// If an option is not supported (by name).
     pub fn from_config(config: &Json) -> Result<Self, SpecError> {
         let options = Options::new(config);
         let refuse = |key, expected: &str| options.refuse(key, expected);
-        // What this program has one way of doing.
+        // Options that are supported with one value only.
         for (key, supported) in [
             ("time_embedding_type", &["positional"][..]),
             ("act_fn", &["silu", "swish"]),
@@ -138,7 +138,7 @@ impl UNet2DSpec {
         if options.count("out_channels").unwrap_or(3) != in_channels {
             refuse("out_channels", "as many as in_channels");
         }
-        // Of learned embeddings of the time alone.
+        // Used by diffusers only for learned time embeddings; read here so that it is not reported as unsupported.
         options.get("num_train_timesteps");
         let resample = |key| match options.text(key) {
             None | Some("conv") => Resample::Conv,
@@ -159,7 +159,7 @@ impl UNet2DSpec {
         if options.get("sample_size").is_none() || sample_size.is_none() {
             refuse("sample_size", "a size in pixels");
         }
-        // Absent means 8, null one head; likewise below.
+        // An absent key means the default, null means none.
         let or = |key, usual: Option<usize>| if options.has(key) { options.count(key) } else { usual };
         let norm_num_groups = or("norm_num_groups", Some(32));
         let spec = Self {
@@ -200,7 +200,7 @@ impl UNet2DSpec {
         Ok(spec)
     }
 
-    /// The network as a `config.json` of diffusers, from which [`UNet2DSpec::from_config`] reads the same spec.
+    /// Converts to diffusers' `config.json`, which [`UNet2DSpec::from_config`] reads back.
     pub fn to_config(&self) -> serde_json::Value {
         fn names<T: PartialEq>(known: &[T], names: &[&'static str], kinds: &[T]) -> Vec<&'static str> {
             let place = |kind: &T| known.iter().position(|known| known == kind);
@@ -208,7 +208,7 @@ impl UNet2DSpec {
         }
         let resample = |kind| if kind == Resample::Conv { "conv" } else { "resnet" };
         let [height, width] = self.sample_size;
-        // `f32` through its own digits.
+        // Keeps the shortest decimal form of an `f32`.
         let digits = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
         json!({
             "_class_name": "UNet2DModel",
@@ -246,7 +246,7 @@ impl UNet2DSpec {
     /// Checks every field against its range and against the others.
     ///
     /// # Errors
-    /// The first field that is out of range.
+    /// If a field is out of range: the first such field.
     pub fn validate(&self) -> Result<(), SpecError> {
         let levels = self.block_out_channels.len();
         require(
@@ -351,7 +351,7 @@ impl UNet2DSpec {
         )
     }
 
-    /// The network.
+    /// Builds the network.
     pub fn graph(&self) -> Graph {
         build(|g| self.network(g))
     }
@@ -370,7 +370,7 @@ impl UNet2DSpec {
         if let Some(classes) = self.num_class_embeds {
             embed = g.add(embed, g.label_embedding("class_embedding", classes, embed_channels));
         }
-        // The first operation on it in every residual block.
+        // Every residual block applies SiLU to the embedding first; it is computed once.
         let embed = g.silu(embed);
 
         let mut h = g.conv("conv_in", g.image([self.in_channels, height, width]), channels[0], 3);

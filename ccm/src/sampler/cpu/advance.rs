@@ -1,11 +1,11 @@
-//! The step of a solver, as `shaders/src/advance.wgsl`.
+//! The solver's update. GPU version: `shaders/src/advance.wgsl`.
 
 use crate::sampler::schedule::{Combination, Update};
 
-/// Advances some values of an image and of its memory.
+/// Updates a range of an image and of the solver's memory.
 ///
 /// # Panics
-/// If the slices differ in length, or if a step that adds fresh noise has none.
+/// If the slices differ in length, or if a step adds noise and there is none.
 pub(super) fn advance(
     update: &Update,
     image: &mut [f32],
@@ -18,7 +18,7 @@ pub(super) fn advance(
         "values of the output and the memory"
     );
     assert!(noise.is_some() || update.fresh == 0.0, "a step that adds fresh noise has none");
-    // A value that is not used may be anything, and is not multiplied by 0.
+    // An unused value may be NaN or infinite, so it is not multiplied by 0.
     let term = |factor: f32, value: f32| if factor == 0.0 { 0.0 } else { factor * value };
     let combine = |of: Combination, image: f32, output: f32, memory: f32| {
         term(of.x, image) + term(of.v, output) + term(of.memory, memory)

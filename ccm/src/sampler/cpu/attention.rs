@@ -1,7 +1,7 @@
-//! `y = softmax(q^T k / sqrt(head_channels)) v` in every head, as `shaders/src/attention.wgsl`.
+//! `y = softmax(q^T k / sqrt(head_channels)) v` for every head. GPU version: `shaders/src/attention.wgsl`.
 //!
-//! Members share heads, and where there are too few of them, the queries of a head. Scores are computed for a few queries
-//! and all keys at a time, so that they stay in the cache.
+//! Threads share the heads; with few heads they also share the queries of a head. Scores are computed for a few
+//! queries and all keys at a time, so that they stay in the cache.
 
 use std::cell::RefCell;
 
@@ -29,7 +29,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// This member's share of the attention of one image.
+/// Computes this member's share of the attention of one image.
 pub(super) fn attention(op: &Attention, qkv: &[f32], y: Shared, member: &Member) {
     let positions = op.y.pixels();
     let parts = member.count.div_ceil(op.heads);
@@ -60,7 +60,7 @@ impl WithSimd for Head<'_> {
     }
 }
 
-/// A matrix of `rows` by `columns` as panels of `width` columns; the last is padded with zeros.
+/// Packs a matrix of `rows` by `columns` into panels of `width` columns; the last panel is padded with zeros.
 #[inline(always)]
 fn pack(panels: &mut Vec<f32>, [rows, columns, width]: [usize; 3], value: impl Fn(usize, usize) -> f32) {
     panels.clear();
@@ -106,7 +106,7 @@ impl Head<'_> {
             let queries = self.queries.end - first;
             for (m, total) in totals.iter().enumerate().take(queries) {
                 let place = (first + m) * self.op.y.channels + self.head * depth;
-                // SAFETY: these queries of this head are this member's own.
+                // SAFETY: only this member writes these queries of this head.
                 let y = unsafe { self.y.write(place, depth) };
                 let sums = &scratch.sums[m * sum_len..][..depth];
                 y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / total);
@@ -115,7 +115,7 @@ impl Head<'_> {
     }
 }
 
-/// Rows of `depth` values by panels: `out` is `[MAX_ROWS, pitch]`.
+/// Multiplies rows of `depth` values by panels into `out`, `[MAX_ROWS, pitch]`.
 #[inline(always)]
 fn product<S: Simd, const N: usize>(
     simd: S,
@@ -128,7 +128,7 @@ fn product<S: Simd, const N: usize>(
     let width = N * S::F32_LANES;
     for (panel, values) in panels.chunks_exact(depth * width).enumerate() {
         let part = Part { rows, depth, panel: values };
-        // SAFETY: the callers take every row as a slice of this depth.
+        // SAFETY: the callers slice every row to this depth.
         let sums = unsafe { multiply(simd, part, [[simd.splat_f32s(0.0); N]; MAX_ROWS]) };
         for (m, sums) in sums.iter().enumerate() {
             let out = &mut out[m * pitch + panel * width..][..width];

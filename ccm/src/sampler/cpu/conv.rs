@@ -1,8 +1,8 @@
-//! `y = conv(x) + bias + residual`, as `shaders/src/conv.wgsl`.
+//! `y = conv(x) + bias + residual`. GPU version: `shaders/src/conv.wgsl`.
 //!
-//! A convolution is a matrix product whose left rows are pixels, read through pointers: for every output pixel and tap
-//! there is a pointer to the pixel that it reads, or to zeros outside the map (indirect convolution: Dukhan, arXiv
-//! 1907.02129). Nothing is copied or padded; stride, upsampling and a second input only change the pointers.
+//! Indirect convolution (Dukhan, arXiv 1907.02129): a matrix product whose left rows are read through pointers. For
+//! every output pixel and tap, a pointer leads to the input pixel, or to zeros outside the map. Nothing is copied or
+//! padded; stride, upsampling and a second input only change the pointers.
 
 use pulp::{Simd, WithSimd};
 
@@ -21,15 +21,15 @@ pub(super) struct PackedWeight {
 struct Panel {
     /// The first output channel.
     channel: usize,
-    /// Vectors of output channels.
+    /// Number of vectors of output channels.
     vectors: usize,
-    /// Its position in the values.
+    /// Position in the packed values.
     start: usize,
-    /// Values of each input channel of each tap.
+    /// Number of values for each input channel of each tap.
     width: usize,
 }
 
-/// Vectors of the widest panel, and values of a vector, on this machine.
+/// Vectors of the widest panel, and values in a vector, on this machine.
 fn panel_shape() -> (usize, usize) {
     struct Shape;
     impl WithSimd for Shape {
@@ -50,7 +50,7 @@ impl PackedWeight {
         let mut channel = 0;
         while channel < weight.out_channels {
             let left = (weight.out_channels - channel).div_ceil(lanes);
-            // 4, 2 or 1: kernels are compiled for these widths.
+            // 4, 2 or 1: the kernels are compiled for these widths.
             let vectors = widest.min(1 << left.ilog2());
             let width = vectors * lanes;
             panels.push(Panel { channel, vectors, start: values.len(), width });
@@ -65,31 +65,29 @@ impl PackedWeight {
         Self { panels, values }
     }
 
-    /// Values held.
+    /// Number of packed values.
     pub(super) fn len(&self) -> usize {
         self.values.len()
     }
 }
 
-/// What a convolution reads and writes, for one image.
+/// Inputs and output of a convolution, for one image.
 pub(super) struct Operands<'a> {
     /// One or two maps.
     pub(super) x: [&'a [f32]; 2],
-    /// Its weight.
     pub(super) weight: &'a PackedWeight,
     /// `[out_channels]`.
     pub(super) bias: &'a [f32],
-    /// A map like `y`, or of half its size.
+    /// Added to the output: a map of the size of `y`, or of half that size.
     pub(super) residual: Option<&'a [f32]>,
-    /// The output.
     pub(super) y: Shared<'a>,
-    /// Zeros, as many as either input has channels.
+    /// Zeros, at least as many as either input has channels.
     pub(super) zeros: &'a [f32],
 }
 
-/// This member's share of the convolution.
+/// Computes this member's share of the convolution.
 pub(super) fn conv(op: &Conv, operands: &Operands, member: &Member) {
-    // Members share panels, so that each reads its own weights. Where there are too few panels, they share pixels too.
+    // Members share panels, so that each reads its own weights. With too few panels, they share pixels too.
     let panels = operands.weight.panels.len();
     let (mut groups, mut rest) = (panels, member.count);
     while rest > 0 {
@@ -131,7 +129,7 @@ impl WithSimd for Strip<'_> {
 impl Strip<'_> {
     #[inline(always)]
     fn run<S: Simd, const N: usize>(self, simd: S) {
-        /// Values of a panel that stay in the second-level cache while they are used for all pixels.
+        /// Number of values of a panel that stay in the second-level cache while they are used for all pixels.
         const CACHED: usize = 128 * 1024;
         let taps = self.op.kernel * self.op.kernel;
         let pass = (CACHED / (self.op.x.channels() * self.panel.width)).clamp(1, taps);
@@ -153,7 +151,8 @@ impl Strip<'_> {
         }
     }
 
-    /// Adds some taps of `M` pixels: the first taps to bias and residual, later ones to what the output holds.
+    /// Adds some taps of `M` pixels: the first taps to bias and residual, later ones to the partial sums in the
+    /// output.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(
         &self,
@@ -167,7 +166,7 @@ impl Strip<'_> {
         let width = self.panel.width.min(y.channels - channel);
         let position: [(usize, usize); M] =
             std::array::from_fn(|m| ((pixel + m) / y.width, (pixel + m) % y.width));
-        // SAFETY: these pixels and channels are this member's own.
+        // SAFETY: only this member writes these pixels and channels.
         let output = |m: usize| unsafe { self.operands.y.write((pixel + m) * y.channels + channel, width) };
 
         let mut sums = [[simd.splat_f32s(0.0); N]; M];
@@ -202,7 +201,7 @@ impl Strip<'_> {
         let panel = &weight.values[self.panel.start..];
         for tap in taps {
             let source: [Option<usize>; M] = std::array::from_fn(|m| {
-                // A negative row or column wraps to a large number, which is outside.
+                // A negative row or column wraps to a large number, which is out of range.
                 let row = (position[m].0 * stride + tap / kernel).wrapping_sub(border);
                 let column = (position[m].1 * stride + tap % kernel).wrapping_sub(border);
                 let inside = row < height && column < width_in;
@@ -218,7 +217,7 @@ impl Strip<'_> {
                     None => zeros[..map.channels].as_ptr(),
                 });
                 let panel = &panel[(tap * channels + before) * self.panel.width..];
-                // SAFETY: every row is a whole pixel of its map, or zeros.
+                // SAFETY: every row is a whole pixel of its map, or the zeros.
                 sums = unsafe { multiply(simd, Part { rows, depth: map.channels, panel }, sums) };
                 before += map.channels;
             }

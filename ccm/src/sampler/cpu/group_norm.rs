@@ -1,17 +1,17 @@
-//! `y = act(gain * (x - mean) / deviation + offset)`, as `shaders/src/group_norm.wgsl`.
+//! `y = act(gain * (x - mean) / deviation + offset)`. GPU version: `shaders/src/group_norm.wgsl`.
 //!
-//! Members share groups. Each reads the map three times, pixel by pixel: for the mean of every channel, for the mean
-//! squared distance from it, and to write the result. Those of a group's channels are combined (Chan, Golub and LeVeque,
-//! 1979), which never subtracts two large sums.
+//! Threads share the groups. Each reads the map three times, pixel by pixel: for the mean of every channel, for the
+//! mean squared distance from it, and to write the result. The statistics of a group's channels are combined (Chan,
+//! Golub and LeVeque, 1979), which avoids the cancellation of subtracting two large sums.
 
 use super::arch::Arch;
 use super::shared::{Member, Shared};
 use crate::sampler::plan::GroupNorm;
 use crate::simd::exp;
 
-/// This member's share of the norm of one image.
+/// Computes this member's share of the norm of one image.
 ///
-/// `x` are one or two maps; `gain` and `offset` hold one number a channel.
+/// `x` is one or two maps; `gain` and `offset` hold one number per channel.
 pub(super) fn group_norm(
     op: &GroupNorm,
     x: [&[f32]; 2],
@@ -72,7 +72,7 @@ pub(super) fn group_norm(
             for part in &parts {
                 let (slope, shift) = (&slope[part.own..][..part.len], &shift[part.own..][..part.len]);
                 for (pixel, x) in part.rows().enumerate() {
-                    // SAFETY: these channels are this member's own.
+                    // SAFETY: only this member writes these channels.
                     let y = unsafe { y.write(pixel * channels + own.start + part.own, part.len) };
                     let affine = x.iter().zip(slope).zip(shift).map(|((x, slope), shift)| x * slope + shift);
                     if op.silu {
@@ -101,7 +101,7 @@ impl Part<'_> {
         self.values.chunks_exact(self.channels).map(|pixel| &pixel[self.first..][..self.len])
     }
 
-    /// Mean of each channel, and mean squared distance from it.
+    /// Computes the mean of each channel, and the mean squared distance from it.
     #[inline(always)]
     fn moments(&self, mean: &mut [f32], square: &mut [f32]) {
         let scale = 1.0 / (self.values.len() / self.channels) as f32;

@@ -1,7 +1,7 @@
-//! Runs a [`Plan`] on the CPU; one file for each kernel, with the name of its shader.
+//! Runs a [`Plan`] on the CPU. Each kernel is one file with the name of its shader.
 //!
-//! The threads of a team compute a plan together: each computes its share of every operation, and all wait at a barrier
-//! between one operation and the next. With enough images, each thread is a team of its own and computes whole images.
+//! The threads of a team compute a plan together: each computes its share of every operation, and all wait at a
+//! barrier between two operations. With enough images, each thread is a team of its own and computes whole images.
 
 mod advance;
 mod arch;
@@ -25,11 +25,11 @@ pub(super) struct Executor {
     threads: usize,
     #[cfg(not(target_arch = "wasm32"))]
     pool: rayon::ThreadPool,
-    /// The buffers of the plan, for each team of threads.
+    /// The buffers of the plan, one set for each team of threads.
     buffers: Vec<Vec<Vec<f32>>>,
 }
 
-/// What a team of threads shares.
+/// State that the threads of a team share.
 struct Arena<'a> {
     buffers: Vec<Shared<'a>>,
     vectors: &'a [f32],
@@ -40,7 +40,7 @@ impl Arena<'_> {
     /// # Safety
     /// No thread writes the map's buffer while the slice is in use.
     unsafe fn read(&self, map: Map) -> &[f32] {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.buffers[map.buffer].read(map.len()) }
     }
 
@@ -53,7 +53,7 @@ impl Arena<'_> {
 }
 
 impl Executor {
-    /// Packs the weights for this machine. `threads` is at least 1.
+    /// Packs the weights for this machine and starts `threads` threads, at least 1.
     #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn new(plan: &Plan, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
@@ -77,7 +77,7 @@ impl Executor {
         }
     }
 
-    /// Threads that share the work.
+    /// Number of threads that share the work.
     pub(super) fn threads(&self) -> usize {
         self.threads
     }
@@ -120,12 +120,12 @@ impl Executor {
                     if number > 0 {
                         evaluate(plan, weights, arena, &work.rows[number - 1][i], &member);
                     }
-                    // SAFETY: members advance their own shares. There are barriers before and after the evaluation,
+                    // SAFETY: each member updates its own share. There are barriers before and after the evaluation,
                     // which reads only the arena.
                     let x = unsafe { output.write(i * image + own.start, own.len()) };
                     // SAFETY: as above.
                     let kept = unsafe { memory.write(i * image + own.start, own.len()) };
-                    // SAFETY: as above. Before the first evaluation the values are not used.
+                    // SAFETY: as above. Before the first evaluation the update ignores these values.
                     let of_network = &unsafe { arena.read(plan.output) }[own.clone()];
                     let fresh = work.noise.get(number).map(|noise| &noise[i * image..][own.clone()]);
                     advance::advance(update, x, kept, of_network, fresh);
@@ -146,13 +146,13 @@ impl Executor {
     }
 }
 
-/// As many zeros as the largest number of channels of any input.
+/// Zeros, as many as the widest input of the plan has channels.
 fn zeros(plan: &Plan) -> Vec<f32> {
     let inputs = plan.ops.iter().flat_map(Op::inputs);
     vec![0.0; inputs.map(|map| map.channels).fold(0, usize::max)]
 }
 
-/// The buffers, resized for the plan.
+/// The buffers, resized to the plan.
 fn fitted<'a>(buffers: &'a mut Vec<Vec<f32>>, plan: &Plan) -> &'a mut [Vec<f32>] {
     buffers.resize(plan.buffers.len(), Vec::new());
     for (buffer, len) in buffers.iter_mut().zip(&plan.buffers) {
@@ -164,8 +164,8 @@ fn fitted<'a>(buffers: &'a mut Vec<Vec<f32>>, plan: &Plan) -> &'a mut [Vec<f32>]
 /// Computes this member's share of every operation of the plan, for one image.
 fn evaluate(plan: &Plan, weights: &[PackedWeight], arena: &Arena, row: &[f32], member: &Member) {
     for op in &plan.ops {
-        // SAFETY: `sample` has checked that no operation reads a buffer that it writes, and between operations all
-        // members wait.
+        // SAFETY: `sample` checks that no operation reads a buffer that it writes, and all members wait between
+        // operations.
         let read = |map: Map| unsafe { arena.read(map) };
         let y = arena.buffers[op.y().buffer];
         match op {

@@ -1,36 +1,36 @@
-//! The matrix product in registers of convolution and attention: rows of the left matrix by a panel of the right.
+//! The matrix product inside convolution and attention: `M` rows of the left matrix times one panel of the right.
 //!
-//! `M` rows, each anywhere in memory, times `N` vectors of columns. The sums stay in registers while values of the rows
-//! are broadcast. `M` and `N` are chosen for the number of registers.
+//! The rows may be anywhere in memory; a panel is `N` vectors wide. The sums stay in registers while values of the
+//! rows are broadcast. `M` and `N` are chosen for the number of registers.
 
 use pulp::Simd;
 
-/// Rows of the largest tile. Wasm engines reserve one of 16 registers, and multiply and add with two instructions.
+/// Rows of the largest tile. Wasm engines reserve one of 16 registers and have no fused multiply-add.
 pub(super) const MAX_ROWS: usize = if cfg!(target_arch = "wasm32") { 4 } else { 6 };
 
-/// Rows of the tile for the pixels that the largest tiles leave; the rest is computed row by row. Nearly all maps have a
-/// multiple of 4 pixels.
+/// Rows of the tile for the pixels that the largest tiles leave over; any rest is computed row by row. Nearly all maps
+/// have a multiple of 4 pixels.
 pub(super) const TAIL_ROWS: usize = if MAX_ROWS == 4 { 1 } else { 4 };
 
 /// Vectors of columns of the widest tile whose sums fit in registers.
 #[inline(always)]
 pub(super) fn panel_vectors<S: Simd>() -> usize {
-    // pulp counts 32 registers for wasm, but wasm engines have 16 on most machines.
+    // pulp assumes 32 registers for wasm, but on most machines wasm engines have 16.
     if S::REGISTER_COUNT >= 32 && !cfg!(target_arch = "wasm32") { 4 } else { 2 }
 }
 
-/// A part of the sum: rows of the left matrix, each `depth` values long, and the panel that they are multiplied by.
+/// A part of the sum: rows of the left matrix, each `depth` values long, and the panel to multiply them by.
 #[derive(Clone, Copy)]
 pub(super) struct Part<'a, const M: usize> {
     /// Start of each row.
     pub(super) rows: [*const f32; M],
-    /// Values in each row.
+    /// Number of values in each row.
     pub(super) depth: usize,
     /// `[depth, N]` vectors.
     pub(super) panel: &'a [f32],
 }
 
-/// The sums of a tile with the products of `part` added.
+/// Adds the products of `part` to the sums of a tile.
 ///
 /// The sums are passed by value: if they were borrowed, the compiler would store every sum at every step.
 ///

@@ -1,10 +1,10 @@
-//! What the threads of a team share: buffers, of which each thread writes its own part, and the barrier between two
-//! operations.
+//! State that the threads of a team share: buffers, of which each thread writes its own part, and the barrier between
+//! two operations.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// A buffer that several threads write at once, each its own values.
+/// A buffer that several threads write at the same time, each at its own positions.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<'a> {
     start: *mut f32,
@@ -23,45 +23,45 @@ impl<'a> Shared<'a> {
         Self { start: values.as_mut_ptr(), len: values.len(), of: PhantomData }
     }
 
-    /// The first `len` values, to be read.
+    /// The first `len` values, for reading.
     ///
     /// # Safety
-    /// No thread writes any of them while the slice is in use.
+    /// No thread writes any of these values while the slice is in use.
     pub(super) unsafe fn read(self, len: usize) -> &'a [f32] {
         assert!(len <= self.len);
-        // SAFETY: within the buffer; the caller promises that no thread writes it.
+        // SAFETY: within the buffer; the caller guarantees that no thread writes it.
         unsafe { std::slice::from_raw_parts(self.start, len) }
     }
 
-    /// The values `place..place + len`, to be written.
+    /// The values `place..place + len`, for writing.
     ///
     /// # Safety
-    /// No other thread, and no other slice of this one, has any of them in use.
+    /// No other thread or slice uses any of these values while the slice is in use.
     pub(super) unsafe fn write(self, place: usize, len: usize) -> &'a mut [f32] {
         assert!(place <= self.len && len <= self.len - place);
-        // SAFETY: within the buffer; the caller promises that nothing else uses it.
+        // SAFETY: within the buffer; the caller guarantees that nothing else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(place), len) }
     }
 }
 
-/// One of the threads that compute a plan together.
+/// One thread of a team.
 #[derive(Clone, Copy)]
 pub(super) struct Member<'a> {
-    /// Its number.
+    /// Index in the team, from 0.
     pub(super) index: usize,
-    /// How many there are.
+    /// Number of members of the team.
     pub(super) count: usize,
     /// The barrier of the team.
     pub(super) barrier: &'a Barrier,
 }
 
 impl Member<'_> {
-    /// This member's share of `0..items`, in one piece.
+    /// This member's contiguous share of `0..items`.
     pub(super) fn share(&self, items: usize) -> std::ops::Range<usize> {
         items * self.index / self.count..items * (self.index + 1) / self.count
     }
 
-    /// Waits until all members wait.
+    /// Waits until all members of the team wait.
     pub(super) fn wait(&self) {
         if self.count > 1 {
             self.barrier.wait(self.count);
@@ -69,7 +69,7 @@ impl Member<'_> {
     }
 }
 
-/// A barrier that spins: an operation takes microseconds, and a sleeping thread needs tens of them to wake.
+/// A spinning barrier: an operation takes microseconds, and waking a sleeping thread takes tens of them.
 #[derive(Default)]
 pub(super) struct Barrier {
     arrived: AtomicUsize,
@@ -77,7 +77,7 @@ pub(super) struct Barrier {
     broken: AtomicBool,
 }
 
-/// Held by a member while it works. If the member panics, the barrier breaks, and the others do not wait for ever.
+/// Held by a member while it works. If the member panics, the barrier breaks, so that the others do not wait forever.
 pub(super) struct Presence<'a>(pub(super) &'a Barrier);
 
 impl Drop for Presence<'_> {
@@ -90,7 +90,7 @@ impl Drop for Presence<'_> {
 
 impl Barrier {
     fn wait(&self, count: usize) {
-        /// Spins before a thread yields, which it must where there are fewer cores than threads.
+        /// Spins before a thread yields. It must yield if there are fewer cores than threads.
         const SPINS: usize = 2_000;
         let round = self.round.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {

@@ -21,7 +21,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Opens the first real GPU of an API, or, if `software` is set and there is none, a software adapter.
+    /// Opens the first hardware GPU of an API or, if there is none and `software` is set, a software adapter.
     pub(super) async fn open(api: Option<Api>, software: bool) -> Result<Self, SamplerError> {
         let backends = backends(api);
         let descriptor = InstanceDescriptor { backends, ..InstanceDescriptor::new_without_display_handle() };
@@ -60,7 +60,7 @@ impl Device {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Whether it computes in half precision.
+    /// Whether the device supports half precision in shaders.
     pub(super) fn has_f16(&self) -> bool {
         self.device.features().contains(wgpu::Features::SHADER_F16)
     }
@@ -115,7 +115,8 @@ async fn adapters(instance: &Instance, _: Backends) -> Vec<Adapter> {
     instance.request_adapter(&options).await.into_iter().collect()
 }
 
-/// Whether an adapter computes on the CPU. Some drivers that do report another device type, so the name counts too.
+/// Whether an adapter computes on the CPU. Some software drivers report another device type, so the name is checked
+/// too.
 pub fn is_software(info: &AdapterInfo) -> bool {
     let name = info.name.to_ascii_lowercase();
     let software = ["llvmpipe", "lavapipe", "swiftshader", "softpipe", "basic render"];

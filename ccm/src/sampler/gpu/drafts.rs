@@ -1,4 +1,4 @@
-//! From the operations of a plan to dispatches: which kernel, with which uniform, buffers and workgroups.
+//! Turns the operations of a plan into dispatches: kernel, uniform, buffers and workgroups.
 
 use ccm_shaders::uniform::Uniform;
 use ccm_shaders::{
@@ -12,11 +12,11 @@ use super::prepared::{line, uniform_bytes};
 use super::weights::StoredWeight;
 use crate::sampler::plan::{Attention, BLOCK, Conv, GroupNorm, Map, Op, Plan, Pool, Vector};
 
-/// What does not depend on the number of images.
+/// Objects that do not depend on the number of images.
 pub(super) struct Fixed {
     pub(super) real: Real,
     pub(super) kind: Weights,
-    /// The tile of every convolution. `None`: chosen for each by its size and the adapter.
+    /// The tile of every convolution. `None` chooses one for each by its size and the adapter.
     pub(super) tile: Option<Tile>,
     pub(super) weights: Vec<StoredWeight>,
     pub(super) vectors: Buffer,
@@ -36,7 +36,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// What the dispatches of a plan are made from.
+/// Inputs for making the dispatches of a plan.
 pub(super) struct Build<'a> {
     pub(super) plan: &'a Plan,
     pub(super) fixed: &'a Fixed,
@@ -47,12 +47,12 @@ pub(super) struct Build<'a> {
     pub(super) images: usize,
 }
 
-/// Blocks of four channels of a pixel of a map.
+/// Number of blocks of four channels in a pixel of a map.
 fn blocks(map: Map) -> u32 {
     (map.channels / BLOCK) as u32
 }
 
-/// A position in channels as one in blocks.
+/// Converts a position in channels to a position in blocks.
 fn in_blocks(position: u32) -> u32 {
     let block = BLOCK as u32;
     assert!(position.is_multiple_of(block), "a bias that does not start at a block");
@@ -74,7 +74,7 @@ impl<'a> Build<'a> {
         &self.maps[map.buffer]
     }
 
-    /// The buffer of a vector, its position there, and the distance from one image's vector to the next, in channels.
+    /// The buffer of a vector, the position in it, and the distance between the vectors of two images, in channels.
     fn vector(&self, vector: Vector) -> (&'a Buffer, u32, u32) {
         match vector {
             Vector::Fixed(place) => (&self.fixed.vectors, place as u32, 0),
@@ -183,7 +183,7 @@ impl<'a> Build<'a> {
     }
 
     fn tile(&self, pixels: u32, blocks: u32) -> Tile {
-        /// Workgroups that occupy a GPU of medium size.
+        /// Number of workgroups that occupy a GPU of medium size.
         const BUSY: u32 = 96;
         let wide = pixels.div_ceil(Tile::Wide.pixels()) * blocks.div_ceil(Tile::Wide.blocks());
         match self.fixed.tile {

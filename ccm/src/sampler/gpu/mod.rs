@@ -1,7 +1,7 @@
-//! Runs a [`Plan`] on a GPU with wgpu: on Vulkan, Metal, DX12, or in a browser on WebGPU.
+//! Runs a [`Plan`] on a GPU with wgpu: Vulkan, Metal or DX12 natively, WebGPU in a browser.
 //!
 //! Buffers, bind groups and pipelines are created once for a number of images. An evaluation is one command buffer and
-//! one submission; nothing is read back between the noise and the picture.
+//! one submission. Nothing is read back before the final image.
 
 pub(crate) mod device;
 mod drafts;
@@ -28,14 +28,14 @@ pub(super) struct Executor {
     device: Device,
     fixed: Fixed,
     pipelines: Pipelines,
-    /// For the number of images that was sampled last.
+    /// Prepared for the number of images of the last call.
     prepared: Option<Prepared>,
     most_images: usize,
-    /// Draws on a surface of this format.
+    /// The pipeline that draws on a surface of this format.
     picture: Option<(TextureFormat, RenderPipeline)>,
 }
 
-/// A canvas or a window to draw pictures on.
+/// A canvas or a window to draw images on.
 pub struct Surface {
     surface: wgpu::Surface<'static>,
     size: [u32; 2],
@@ -57,7 +57,8 @@ impl Executor {
             Precision::F16 => Weights::F16,
             Precision::Q8 => Weights::Q8,
         };
-        // A model in single precision is computed in single precision; a rounded one in half precision where possible.
+        // Single-precision models are computed in single precision; rounded models in half precision where the GPU
+        // supports it.
         let real = if precision != Precision::F32 && device.has_f16() { Real::F16 } else { Real::F32 };
         let weights = plan.weights.iter().map(|weight| weight.values.len() as u64 * kind_bytes(kind));
         let largest_weight = weights.fold(0, u64::max);
@@ -85,7 +86,7 @@ impl Executor {
         })
     }
 
-    /// Uses the same tile for every convolution, whatever its size and the adapter.
+    /// Uses the same tile for every convolution.
     #[cfg(test)]
     pub(super) fn with_tile(mut self, tile: Tile) -> Self {
         self.fixed.tile = Some(tile);
@@ -102,7 +103,7 @@ impl Executor {
         self.device.software
     }
 
-    /// Whether the device is lost; then only a new executor can sample.
+    /// Whether the device is lost. A lost device cannot sample again; make a new executor.
     pub(super) fn is_lost(&self) -> bool {
         self.device.is_lost()
     }
@@ -112,12 +113,12 @@ impl Executor {
         self.device.device.destroy();
     }
 
-    /// Number format of feature maps and of products.
+    /// Number format of feature maps and products.
     pub(super) fn real(&self) -> Real {
         self.fixed.real
     }
 
-    /// Images that the adapter can hold at once.
+    /// Number of images that the adapter can hold at once.
     pub(super) fn most_images(&self) -> usize {
         self.most_images
     }
@@ -145,7 +146,8 @@ impl Executor {
             // The receiver is gone if the caller has dropped this future.
             let _ = send.send(result);
         });
-        // In a browser this does nothing, and the event loop runs the callback. Natively a fault reaches the callback.
+        // In a browser this does nothing, and the event loop runs the callback. Natively the callback receives any
+        // error.
         let _ = gpu.poll(wgpu::PollType::wait_indefinitely());
         let mapped = receive.await;
         self.device.check()?;
@@ -155,7 +157,7 @@ impl Executor {
         Ok(bytemuck::pod_collect_to_vec(&view))
     }
 
-    /// Submits the evaluations of `work`. Returns the buffer of the images, which stay on the device.
+    /// Submits the evaluations of `work`. Returns the buffer of the images, which are not read back.
     fn run(&mut self, plan: &Plan, work: &Work) -> Result<Buffer, SamplerError> {
         self.device.check()?;
         let images = work.images();
@@ -187,7 +189,7 @@ impl Executor {
                 count: (images * plan.x.len() / BLOCK) as u32,
             };
             queue.write_buffer(&prepared.step, 0, &uniform_bytes(&step));
-            // The first update makes the noise the first image, before any evaluation.
+            // The first update scales the noise to the first `x`. It runs before any evaluation.
             let evaluate = if number == 0 { &[][..] } else { &prepared.evaluate };
             if number > 0 {
                 let rows: Vec<f32> =
@@ -207,7 +209,7 @@ impl Executor {
         Ok(Surface { surface, size: [0; 2] })
     }
 
-    /// Samples `work` and draws its first image over the whole surface, whose size becomes that of the image.
+    /// Samples `work` and draws its first image over the whole surface. Resizes the surface to the image.
     pub(super) fn draw(
         &mut self,
         plan: &Plan,
@@ -324,7 +326,7 @@ fn picture_pipeline(gpu: &wgpu::Device, format: TextureFormat) -> RenderPipeline
     })
 }
 
-/// Bytes of a weight.
+/// Bytes per weight.
 fn kind_bytes(kind: Weights) -> u64 {
     match kind {
         Weights::F32 => 4,
@@ -338,8 +340,8 @@ fn largest_map(plan: &Plan, real: Real) -> u64 {
     plan.buffers.iter().map(|&values| values as u64 / 4 * block_bytes(real)).fold(0, u64::max)
 }
 
-/// Images that go through the network at once: each buffer is within the adapter's limit, all buffers together within
-/// a limit that fits a small GPU, and each dispatch within WebGPU's limit.
+/// Number of images per pass through the network. Each buffer must be within the adapter's limit, all buffers together
+/// within a limit that fits a small GPU, and each dispatch within WebGPU's limit.
 fn most_images(plan: &Plan, real: Real, most_bytes: u64) -> usize {
     const MOST_BYTES: u64 = 1 << 30;
     let together = plan.values_per_image() as u64 / 4 * block_bytes(real);

@@ -1,16 +1,16 @@
-//! Compute pipelines: each kernel is compiled once, and dispatches are encoded into passes.
+//! Compute pipelines: each kernel is compiled once. Also encodes dispatches into passes.
 
 use ccm_shaders::{Kernel, Real};
 use wgpu::{CommandEncoder, ComputePipeline};
 
 use super::prepared::Dispatch;
 
-/// The pipelines that have been created. There are a dozen at most, so a list is as good as a map.
+/// The created pipelines. There are at most a dozen, so a list is fast enough.
 #[derive(Default)]
 pub(super) struct Pipelines(Vec<(Kernel, ComputePipeline)>);
 
 impl Pipelines {
-    /// The pipeline of a kernel that has been created.
+    /// The pipeline of a kernel that has already been created.
     #[expect(
         clippy::expect_used,
         reason = "`Prepared::new` creates the pipelines of all its dispatches first"
@@ -63,8 +63,8 @@ fn create_pipeline(gpu: &wgpu::Device, kernel: Kernel, real: Real) -> ComputePip
     let source = wgpu::ShaderSource::Wgsl(kernel.source(real).into());
     let name = Some(kernel.entry_point());
     let descriptor = wgpu::ShaderModuleDescriptor { label: name, source };
-    // SAFETY: the kernels are this project's own. They compare every index with the sizes in their uniform, which come
-    // from a checked plan, and their loops end. Natively, wgpu's own checks would keep drivers from unrolling loops.
+    // SAFETY: these are this project's own kernels. They compare every index with the sizes in their uniform, which
+    // come from a checked plan, and their loops end. wgpu's own checks would keep native drivers from unrolling loops.
     let module =
         unsafe { gpu.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
     let descriptor = wgpu::ComputePipelineDescriptor {

@@ -1,4 +1,4 @@
-//! A plan for a number of images: buffers, bind groups and dispatches, created once and used for every sample.
+//! A plan prepared for a number of images: buffers, bind groups and dispatches, reused by every sample.
 
 use ccm_shaders::uniform::Uniform;
 use ccm_shaders::{Kernel, LINE, Real, buffers, uniform};
@@ -10,20 +10,20 @@ use super::drafts::{Build, Draft, Fixed};
 use super::pipelines::Pipelines;
 use crate::sampler::plan::{BLOCK, Op, Plan};
 
-/// Distance between the uniforms of two dispatches in bytes, which every adapter allows.
+/// Distance between the uniforms of two dispatches, in bytes; every adapter supports it.
 const UNIFORM_PITCH: u64 = 256;
 
-/// Workgroups of a dispatch in one dimension, which every adapter allows.
+/// Largest number of workgroups of a dispatch in one dimension that every adapter supports.
 pub(super) const MOST_WORKGROUPS: u32 = 65_535;
 
-/// Everything for a number of images.
+/// Buffers and dispatches for a number of images.
 pub(super) struct Prepared {
     pub(super) images: usize,
     /// The images in the layout of [`Plan::x`], in single precision.
     pub(super) image: Buffer,
     /// Noise for the next step, of the same size.
     pub(super) noise: Buffer,
-    /// Each image's row of conditions.
+    /// The row of conditions of each image.
     pub(super) rows: Buffer,
     /// Uniform of `advance`: [`uniform::Step`].
     pub(super) step: Buffer,
@@ -42,7 +42,7 @@ pub(super) struct Dispatch {
     pub(super) workgroups: [u32; 3],
 }
 
-/// Bytes of four values of a feature map.
+/// Bytes of one block: four values of a feature map.
 pub(super) fn block_bytes(real: Real) -> u64 {
     match real {
         Real::F32 => 16,
@@ -142,7 +142,7 @@ impl Prepared {
     }
 }
 
-/// Binds a uniform as binding 0, and the buffers from 1 on.
+/// Binds a uniform at binding 0 and the buffers from binding 1 on.
 pub(super) fn bind(
     gpu: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,
@@ -156,7 +156,7 @@ pub(super) fn bind(
     gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
 }
 
-/// Workgroups of [`LINE`] invocations for `count` invocations: in two dimensions where one is not enough.
+/// Workgroups of [`LINE`] invocations that cover `count` invocations, in two dimensions if one is too small.
 pub(super) fn line(count: u32) -> [u32; 3] {
     let workgroups = count.div_ceil(LINE);
     [workgroups.min(MOST_WORKGROUPS), workgroups.div_ceil(MOST_WORKGROUPS), 1]

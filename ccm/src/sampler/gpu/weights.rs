@@ -1,4 +1,4 @@
-//! Weights of convolutions on the GPU: in single or half precision, or as bytes with scales.
+//! Convolution weights on the GPU: in single or half precision, or as bytes with scales.
 
 use ccm_shaders::Weights;
 use half::f16;
@@ -10,7 +10,7 @@ use crate::sampler::plan::ConvWeight;
 /// One weight.
 pub(super) struct StoredWeight {
     pub(super) values: Buffer,
-    /// For weights in bytes: for each output channel the value of the byte 127.
+    /// Weights in bytes only: for each output channel, the value of byte 127.
     pub(super) scales: Option<Buffer>,
     pub(super) bytes: u64,
 }
@@ -37,8 +37,8 @@ impl StoredWeight {
     }
 }
 
-/// Signed bytes, and for each output channel its largest magnitude, which is the value of the byte 127. Values that were
-/// made from such bytes give the same bytes again.
+/// Rounds to signed bytes. The scale of an output channel is its largest magnitude, the value of byte 127. Values that
+/// are already rounded this way give the same bytes again.
 fn to_bytes(weight: &ConvWeight) -> (Vec<u8>, Vec<f32>) {
     let mut scales = vec![0f32; weight.out_channels];
     for row in weight.values.chunks_exact(weight.out_channels) {

@@ -1,20 +1,20 @@
-//! Which buffer each feature map of a plan lives in.
+//! Assigns a buffer to each feature map of a plan.
 
 use super::{Map, Op, Plan};
 
-/// A buffer while maps are assigned to it.
+/// A buffer during the assignment.
 struct Buffer {
-    /// Values of one image.
+    /// Number of values per image.
     size: usize,
-    /// The last operation that uses the map in it.
+    /// Index of the last operation that uses the current map of the buffer.
     busy_until: usize,
 }
 
 impl Plan {
-    /// Gives every map, which is in a buffer of its own so far, the smallest buffer that is free as long as the map is
-    /// in use.
+    /// Lets maps share buffers. Each map, which has its own buffer before the call, gets the smallest buffer that is
+    /// free while the map is in use.
     ///
-    /// `sizes` are the values of one image of each map.
+    /// `sizes` holds the number of values per image of each map.
     ///
     /// # Panics
     /// If an operation reads a map that no operation before it writes, or writes a map that it reads, or if no operation
@@ -27,7 +27,7 @@ impl Plan {
                 last_use[map.buffer] = time;
             }
         }
-        // The input and the output are used after the last operation.
+        // The input and the output must survive the last operation.
         last_use[self.x.buffer] = usize::MAX;
         last_use[self.output.buffer] = usize::MAX;
 
@@ -63,8 +63,8 @@ impl Plan {
     }
 }
 
-/// A buffer that is free before operation `time` and holds `size` values: the smallest that is large enough, otherwise
-/// the largest, which grows, otherwise a new one.
+/// Finds a free buffer for `size` values before operation `time`: the smallest one that is large enough, otherwise the
+/// largest, which grows, otherwise a new one.
 fn place(buffers: &mut Vec<Buffer>, size: usize, time: usize) -> usize {
     let free = (0..buffers.len()).filter(|&i| buffers[i].busy_until < time);
     let large_enough = free.clone().filter(|&i| buffers[i].size >= size).min_by_key(|&i| buffers[i].size);
@@ -97,7 +97,7 @@ mod tests {
     use crate::sampler::plan::lower::tests::{specs, unshared};
     use crate::sampler::plan::{BLOCK, Pool};
 
-    /// Which map each operation finds in the buffers that it reads, if maps are named by the plan before.
+    /// Tracks the map in each shared buffer and compares it with the map that the operation read before sharing.
     #[test]
     fn every_operation_reads_the_maps_that_it_read_before_buffers_were_shared() {
         for spec in specs() {
@@ -128,7 +128,7 @@ mod tests {
         }
     }
 
-    /// A plan of pooling operations: reads map `pair[0]` and writes map `pair[1]` for each pair.
+    /// A plan of pooling operations. Each pair is the map that an operation reads and the map that it writes.
     fn pools(pairs: &[[usize; 2]], output: usize) -> Plan {
         let (mut plan, _) = unshared(&specs()[0]);
         let map = |buffer| Map { buffer, height: 2, width: 2, channels: BLOCK };

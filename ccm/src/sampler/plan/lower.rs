@@ -1,10 +1,10 @@
-//! From a graph and weights to a [`Plan`]: the order of the operations, what is fused, and the layout of the weights.
+//! Compiles a graph and weights to a [`Plan`]: orders and fuses operations, and lays out the weights.
 //!
-//! Vectors, which depend on time and label alone, go to the [`Conditioner`]. Of maps, these are never made in memory:
-//! concatenations, which two-input operations read; upsampled maps, which a convolution or a residual reads; and the output of
-//! a convolution that is only added to another map.
+//! Vectors, which depend on time and label alone, go to the [`Conditioner`]. Three kinds of map are never stored:
+//! concatenations, which two-input operations read as two maps; upsampled maps, which are upsampled while a
+//! convolution reads them; and the output of a convolution that is only added to another map.
 //!
-//! Functions here and in [`crate::model::graph`] are not inlined, because a page downloads every copy.
+//! Functions here and in [`crate::model::graph`] are not inlined, to keep the WebAssembly module small.
 
 use super::{Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector};
 use crate::model::Path;
@@ -16,14 +16,14 @@ impl Plan {
     /// Compiles a model.
     ///
     /// # Panics
-    /// If the tensors of the model are not those of its spec. [`Model::new`] makes no such model.
+    /// If the tensors do not match the spec. [`Model::new`] rejects such models.
     pub fn new(model: Model) -> Self {
         let (mut plan, sizes) = Self::unshared(model);
         plan.share_buffers(&sizes);
         plan
     }
 
-    /// The plan in which every map has a buffer of its own, and the values of one image of each.
+    /// The plan in which every map has its own buffer, and the number of values per image of each map.
     fn unshared(model: Model) -> (Self, Vec<usize>) {
         let Model { spec, prediction, tensors, .. } = model;
         let graph = spec.graph();
@@ -59,7 +59,7 @@ impl Plan {
     }
 }
 
-/// For each value that is read exactly once the operation that reads it.
+/// The operation that reads each value, for values that are read exactly once.
 fn readers(graph: &Graph) -> Vec<Option<graph::Op>> {
     let uses = graph.uses();
     let mut readers = vec![None; uses.len()];
@@ -73,18 +73,18 @@ fn readers(graph: &Graph) -> Vec<Option<graph::Op>> {
     readers
 }
 
-/// Where the channels of a value are in a map.
+/// The positions of a value's channels in a map.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Order {
-    /// In their order, with zeros at the end.
+    /// In order, padded with zeros at the end.
     Plain,
-    /// As `[parts, heads, head_channels]` with each head padded to whole blocks; with `heads_first` from `[heads, parts,
-    /// head_channels]`.
+    /// `[parts, heads, head_channels]`, with each head padded to whole blocks. With `heads_first`, the value's own
+    /// order is `[heads, parts, head_channels]`.
     Heads { parts: usize, heads: usize, head_channels: usize, heads_first: bool },
 }
 
 impl Order {
-    /// The channel of the map for each of `count` channels of the value.
+    /// The map channel of each of the value's `count` channels.
     #[inline(never)]
     fn places(self, count: usize) -> Vec<usize> {
         match self {
@@ -104,7 +104,7 @@ impl Order {
     }
 }
 
-/// What a value of the graph is in the plan.
+/// The plan's representation of a value of the graph.
 #[derive(Debug, Clone, Copy)]
 enum Lowered {
     /// A map.
@@ -113,14 +113,14 @@ enum Lowered {
     Pair(Map, Map),
     /// A map that is upsampled by 2 when it is read.
     Upsampled(Map),
-    /// A convolution that is emitted by the one operation that reads it.
+    /// A convolution that is emitted when its only reader is lowered.
     Deferred(graph::Conv),
 }
 
 struct Lowering<'a> {
     graph: &'a Graph,
     readers: Vec<Option<graph::Op>>,
-    /// The tensors that no operation has taken yet.
+    /// The tensors that no operation has used yet.
     tensors: Vec<Option<HostTensor>>,
     lowered: Vec<Option<Lowered>>,
     ops: Vec<Op>,
@@ -181,7 +181,7 @@ impl Lowering<'_> {
         self.lowered[node.output.index()] = Some(lowered);
     }
 
-    /// A node whose output is a vector.
+    /// Adds a node whose output is a vector to the conditioner.
     fn vector_node(&mut self, node: &Node) {
         let parameters = match node.op {
             graph::Op::LabelEmbedding(table) => vec![table],
@@ -204,7 +204,7 @@ impl Lowering<'_> {
         self.lowered[value.index()].unwrap_or_else(|| panic!("a value is read before it is computed"))
     }
 
-    /// The map of a value with its channels in order, made if there is none.
+    /// The map of a value with its channels in order. Emits operations if there is no such map yet.
     #[inline(never)]
     fn map(&mut self, value: Value) -> Map {
         let channels = self.graph.shape(value).channels();
@@ -226,7 +226,7 @@ impl Lowering<'_> {
         self.map(value)
     }
 
-    /// The map or maps that an operation with two inputs reads for a value, and the order of their channels.
+    /// The one or two maps to read for a value, and the order of their channels.
     #[inline(never)]
     fn input(&mut self, value: Value) -> (Input, Order) {
         match self.lowered(value) {
@@ -259,7 +259,7 @@ impl Lowering<'_> {
         }
     }
 
-    /// The order in which the output of a convolution is wanted: that of the attention that reads it.
+    /// The channel order of a convolution's output: the order that its reader needs, if that is attention.
     fn rows_of(&self, op: &graph::Conv) -> Order {
         let output =
             self.graph.nodes.iter().find(|node| node.op == graph::Op::Conv(*op)).map(|node| node.output);
@@ -289,7 +289,7 @@ impl Lowering<'_> {
         Lowered::Map(y, Order::Plain)
     }
 
-    /// A sum; the convolution that comes last takes the other map as its residual.
+    /// A sum. If one operand is a deferred convolution, the other becomes its residual.
     fn add(&mut self, a: Value, b: Value) -> Lowered {
         let (conv, other) = match (self.lowered(a), self.lowered(b)) {
             (_, Lowered::Deferred(conv)) => (Some(conv), a),
@@ -310,7 +310,7 @@ impl Lowering<'_> {
         }
     }
 
-    /// Attention over a packed map; `shape` is that of its output.
+    /// Attention over a packed map. `shape` is the shape of its output.
     fn attention(&mut self, qkv: Value, heads: usize, shape: [usize; 3], heads_first: bool) -> Lowered {
         let head_channels = shape[0] / heads;
         let order = Order::Heads { parts: 3, heads, head_channels, heads_first };
@@ -321,7 +321,7 @@ impl Lowering<'_> {
         self.emit_attention(qkv, heads, head_channels)
     }
 
-    /// Attention over three convolutions of one map, which become one.
+    /// Attention over three convolutions of one map, which are merged into one convolution.
     fn separate_attention(&mut self, qkv: [Value; 3], heads: usize, shape: [usize; 3]) -> Lowered {
         let head_channels = shape[0] / heads;
         let convs = qkv.map(|value| match self.lowered(value) {
@@ -351,7 +351,7 @@ impl Lowering<'_> {
         Lowered::Map(y, order)
     }
 
-    /// A 1x1 convolution that multiplies by a factor and brings channels into order.
+    /// A 1x1 convolution that multiplies by a factor and puts the channels in order.
     #[inline(never)]
     fn scaled(
         &mut self,
@@ -395,7 +395,7 @@ impl Lowering<'_> {
         Vector::Fixed(place)
     }
 
-    /// A new map of `[channels, height, width]`, with its channels padded to whole blocks.
+    /// A new map `[channels, height, width]`, with its channels padded to whole blocks.
     #[inline(never)]
     fn new_map(&mut self, [channels, height, width]: [usize; 3]) -> Map {
         let channels = channels.next_multiple_of(BLOCK);
@@ -405,7 +405,7 @@ impl Lowering<'_> {
     }
 }
 
-/// Values at the places of an order.
+/// Scatters values to the positions of an order.
 fn placed(values: &[f32], order: Order) -> Vec<f32> {
     let places = order.places(values.len());
     let mut placed = vec![0.0; width(&places)];
@@ -415,12 +415,12 @@ fn placed(values: &[f32], order: Order) -> Vec<f32> {
     placed
 }
 
-/// Channels of a map that has these places.
+/// Number of channels of a map with these channel positions.
 fn width(places: &[usize]) -> usize {
     places.iter().max().map_or(0, |&last| (last + 1).next_multiple_of(BLOCK))
 }
 
-/// Weights `[outputs, inputs, ...]`, one below the other, as a [`ConvWeight`].
+/// Packs weights `[outputs, inputs, ...]`, stacked along the outputs, into a [`ConvWeight`].
 fn packed(weights: &[HostTensor], rows: Order, columns: Order) -> ConvWeight {
     let shape = &weights[0].shape;
     let (inputs, taps) = (shape[1], shape[2..].iter().product::<usize>());
@@ -440,7 +440,7 @@ fn packed(weights: &[HostTensor], rows: Order, columns: Order) -> ConvWeight {
     ConvWeight { kernel, in_channels, out_channels, values: placed }
 }
 
-/// `factor` times the channels of a map in the given order.
+/// A 1x1 weight that multiplies the channels of a map by `factor`, in the given order.
 fn identity(channels: usize, factor: f32, order: Order) -> ConvWeight {
     let mut values = vec![0.0; channels * channels];
     values.iter_mut().step_by(channels + 1).for_each(|value| *value = factor);
@@ -455,7 +455,7 @@ pub(super) mod tests {
     use crate::model::{ModelCard, NetworkSpec, Prediction, UNetSpec};
     use crate::weights::Precision;
 
-    /// Networks that between them have every kind of layer.
+    /// Specs that together contain every kind of layer.
     pub(in crate::sampler::plan) fn specs() -> Vec<NetworkSpec> {
         let spec = |json: &str| NetworkSpec::from(serde_json::from_str::<UNetSpec>(json).unwrap());
         vec![
@@ -482,7 +482,7 @@ pub(super) mod tests {
         Model { spec: spec.clone(), prediction, card, precision, tensors: tensors.collect() }
     }
 
-    /// A plan of zeros in which every map has a buffer of its own, and the values of one image of each.
+    /// A plan of zero weights in which every map has its own buffer, and the number of values per image of each map.
     pub(in crate::sampler::plan) fn unshared(spec: &NetworkSpec) -> (Plan, Vec<usize>) {
         Plan::unshared(zeros(spec))
     }
