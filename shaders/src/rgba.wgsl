@@ -6,7 +6,7 @@ struct Picture {
     // 1 (grey) or 3 (RGB).
     channels: u32,
     // Side of the patches of pixels, which are stored as channels.
-    patch: u32,
+    side: u32,
     // Blocks of a patch.
     blocks: u32,
 }
@@ -24,13 +24,13 @@ fn corner(@builtin(vertex_index) index: u32) -> @builtin(position) vec4<f32> {
 fn colour(@builtin(position) position: vec4<f32>) -> @location(0) vec4<f32> {
     let column = min(u32(position.x), picture.width - 1u);
     let row = min(u32(position.y), picture.height - 1u);
-    let side = picture.patch;
-    let patch = row / side * (picture.width / side) + column / side;
+    let side = picture.side;
+    let cell = row / side * (picture.width / side) + column / side;
     let pixel = row % side * side + column % side;
     var value: vec4<f32>;
     for (var channel = 0u; channel < picture.channels; channel++) {
         let place = channel * side * side + pixel;
-        value[channel] = clamp(image[patch * picture.blocks + place / 4u][place % 4u] * 0.5 + 0.5, 0.0, 1.0);
+        value[channel] = clamp(image[cell * picture.blocks + place / 4u][place % 4u] * 0.5 + 0.5, 0.0, 1.0);
     }
     if picture.channels == 1u {
         return vec4<f32>(value.xxx, 1.0);

@@ -158,7 +158,7 @@ uniforms! {
         /// 1 (grey) or 3 (RGB).
         channels: u32,
         /// Side of the patches of pixels.
-        patch: u32,
+        side: u32,
         /// Blocks of a patch.
         blocks: u32,
     }

@@ -248,7 +248,7 @@ impl Executor {
             height,
             width,
             channels,
-            patch: plan.spec.patch_size() as u32,
+            side: plan.spec.patch_size() as u32,
             blocks: (plan.x.channels / BLOCK) as u32,
         };
         let uniform = gpu.create_buffer_init(&BufferInitDescriptor {
