@@ -12,9 +12,10 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use ccm::data::{Dataset, ImageShape, Split, shapes};
 use ccm::import::{Checkpoint, spec_from_json};
+use ccm::method::adversary::Adversary;
 use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::{Curriculum, Mode, Scope, StepSolver};
-use ccm::method::discriminator::{Adversary, Discriminator};
+use ccm::method::discriminator::{AdversarialLoss, Discriminator};
 use ccm::method::distance::Distance;
 use ccm::method::lpips::Trunk;
 use ccm::metrics::file::open;
@@ -231,8 +232,14 @@ pub fn small_distillation<'a>(
 pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
     let spec = distillation.teacher.spec().clone();
     let encoder = Arc::new(Denoiser::frozen(&lively_model(&spec), device));
-    distillation.adversary =
-        Some(Adversary { encoder, weight: 1.0, from: 0, warmup_steps: 0, learning_rate: 1e-3 });
+    distillation.adversary = Some(Adversary {
+        encoder,
+        loss: AdversarialLoss::Hinge,
+        weight: 1.0,
+        from: 0,
+        warmup_steps: 0,
+        learning_rate: 1e-3,
+    });
     let untrained = Discriminator::new(&spec, 5, device);
     distillation.state.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
 }

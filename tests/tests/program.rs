@@ -209,14 +209,44 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
         "adversarial_weight=1",
         "adversarial_from_kimg=0.048",
         "adversarial_warmup_kimg=0.072",
+        "finish.kimg=0.24",
+        "finish.batch=8",
+        "finish.micro_batch=3",
     ];
     let settings = settings.map(|setting| ["--set", setting]).concat();
     succeed(&mut slow(&whole, &settings));
     kill_after(&mut slow(&stopped, &settings), &stopped, StageKind::Teacher, 8);
     let resumed = [&settings[..], &["--resume"]].concat();
     kill_after(&mut slow(&stopped, &resumed), &stopped, StageKind::Distill, 8);
+    kill_after(&mut slow(&stopped, &resumed), &stopped, StageKind::Finish, 8);
     succeed(&mut slow(&stopped, &resumed));
     assert_same_models(&whole, &stopped);
+    assert_run_is_complete(&stopped);
+    // The networks of the curriculum are still there.
+    succeed(distill().args(["kdc", "--device", "cpu"]).arg(&stopped));
+}
+
+#[test]
+fn a_given_student_is_fine_tuned_but_for_its_fixed_weights() {
+    let folder = tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    succeed(&mut slow(&file("run"), &[]));
+    let model = |path: &str| file(path).to_str().unwrap().to_owned();
+    let (teacher, student) = (model("run/teacher.safetensors"), model("run/student.safetensors"));
+    let given = ["--teacher", &teacher, "--student", &student];
+    fail(&mut slow(&file("none"), &given), &["finish.kimg", "distill.model"]);
+    let settings = ["finish.kimg=0.08", "finish.batch=8", "finish.fixed=convolutions"];
+    let settings = settings.map(|setting| ["--set", setting]).concat();
+    succeed(&mut slow(&file("finished"), &[&given[..], &settings].concat()));
+
+    let read = |path: &str| Model::from_bytes(&fs::read(file(path)).unwrap()).unwrap();
+    let (before, after) = (read("run/student.safetensors"), read("finished/student.safetensors"));
+    assert_eq!(after.card.images, before.card.images + 80);
+    for ((before, after), spec) in before.tensors.iter().zip(&after.tensors).zip(before.spec.tensors()) {
+        let fixed = spec.shape.len() == 4 && spec.shape[2] == 3;
+        assert_eq!(before == after, fixed, "{}", spec.name);
+    }
+    assert!(!file("finished/kdc.json").exists() && file("finished/report.html").exists());
 }
 
 #[test]

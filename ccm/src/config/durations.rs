@@ -9,7 +9,7 @@
 //! Decays are rounded to a multiple of 1e-6, so that a half-life with few digits gives a round decay: with a batch of
 //! 32, the half-life 4.425 gives 0.995. The half-life 0 gives the decay 0, which means no averaging.
 
-use super::{DistillConfig, RunConfig, TeacherConfig};
+use super::{DistillConfig, FinishConfig, RunConfig, TeacherConfig};
 
 /// Images per unit of duration.
 const KIMG: f64 = 1000.0;
@@ -98,6 +98,23 @@ impl DistillConfig {
     /// Decay per step of the target network, an average of the student's weights.
     pub fn target_decay(&self) -> f64 {
         decay(self.target_halflife_kimg, self.batch)
+    }
+
+    /// Decay per step of the average of the student's weights that is sampled and saved.
+    pub fn sample_decay(&self) -> f64 {
+        decay(self.sample_halflife_kimg, self.batch)
+    }
+}
+
+impl FinishConfig {
+    /// Optimiser steps, at least 1; 0 if the stage is omitted.
+    pub fn steps(&self) -> u64 {
+        if self.kimg > 0.0 { at_least_one_step(self.kimg, self.batch) } else { 0 }
+    }
+
+    /// Optimiser steps of the learning-rate warm-up.
+    pub fn warmup_steps(&self) -> u64 {
+        steps(self.warmup_kimg, self.batch)
     }
 
     /// Decay per step of the average of the student's weights that is sampled and saved.

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 23] = [
+pub(super) const OPTIONAL: [&str; 25] = [
     "data.count",
     "data.source",
     "distill.lpips_heads",
     "distill.lpips_trunk",
     "distill.micro_batch",
+    "distill.model",
+    "finish.micro_batch",
     "network.num_classes",
     "network.num_head_channels",
     "network.num_heads_upsample",
@@ -85,6 +87,11 @@ pub(super) type Entries = BTreeMap<String, Value>;
 /// Whether the setting is optional.
 pub(super) fn is_optional(key: &str) -> bool {
     OPTIONAL.contains(&key)
+}
+
+/// Whether the setting is in the section `finish`, which configurations of earlier versions do not have.
+pub(super) fn is_of_finish(key: &str) -> bool {
+    key.starts_with("finish.")
 }
 
 /// Parses a TOML document. The error names the line.

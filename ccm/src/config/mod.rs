@@ -21,7 +21,7 @@ use crate::method::coupling::Coupling;
 use crate::method::curriculum::{Mode, Scope, StepSolver};
 use crate::method::distance::DistanceKind;
 use crate::method::lpips::Trunk;
-use crate::model::{NetworkSpec, UNetSpec};
+use crate::model::{NetworkSpec, TensorSpec, UNetSpec};
 use keys::Known;
 use std::path::Path;
 
@@ -55,6 +55,10 @@ pub struct Config {
     pub teacher: TeacherConfig,
     /// Consistency distillation with a curriculum (PAPER.md §5).
     pub distill: DistillConfig,
+    /// Adversarial fine-tuning after distillation (PAPER.md §10). Configurations of earlier versions do not have this
+    /// section, and their runs do not have this stage.
+    #[serde(default)]
+    pub finish: FinishConfig,
 }
 
 /// Seed, threads and intervals of outputs.
@@ -139,6 +143,10 @@ pub struct TeacherConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DistillConfig {
+    /// Model file of a distilled student. If present, the run does not distil; it only fine-tunes this student
+    /// (`finish`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Length of the training in thousands of images, above 0; at least one optimiser step.
     pub kimg: f64,
     /// Images per optimiser step, `1..=65536`.
@@ -196,6 +204,78 @@ pub struct DistillConfig {
     pub sample_halflife_kimg: f64,
     /// How noise and images are paired.
     pub coupling: Coupling,
+}
+
+/// Adversarial fine-tuning of the student after distillation (PAPER.md §10): no distance, no teacher steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinishConfig {
+    /// Length of the training in thousands of images, 0 or more. 0 omits the stage.
+    pub kimg: f64,
+    /// Images per optimiser step, `1..=65536`.
+    pub batch: usize,
+    /// Largest number of images per backward pass, at least 1; gradients accumulate over the batch. By default, the
+    /// whole batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// Learning rate of Adam after the warm-up, above 0.
+    pub learning_rate: f64,
+    /// Length of the learning-rate warm-up from 0, in thousands of images, 0 or more.
+    pub warmup_kimg: f64,
+    /// Share of the optimiser steps in `[0, 1]`. Over these last steps, both learning rates fall to 0 along half a
+    /// cosine.
+    #[serde(default)]
+    pub cooldown: f64,
+    /// Largest norm of the gradient of all parameters, above 0. A larger gradient is scaled down to it.
+    pub gradient_clip: f64,
+    /// Weights of the student that do not change.
+    pub fixed: FixedWeights,
+    /// Learning rate of the discriminator's Adam, above 0.
+    pub discriminator_learning_rate: f64,
+    /// Weight of the discriminator's gradient penalty on real images (R1), 0 or more.
+    pub r1_weight: f64,
+    /// Half-life of the average of the student's weights that is sampled and saved, in thousands of images, 0 or more.
+    /// 0 disables averaging.
+    pub sample_halflife_kimg: f64,
+}
+
+impl Default for FinishConfig {
+    /// No fine-tuning.
+    fn default() -> Self {
+        Self {
+            kimg: 0.0,
+            batch: 32,
+            micro_batch: None,
+            learning_rate: 1e-4,
+            warmup_kimg: 0.0,
+            cooldown: 0.0,
+            gradient_clip: 1.0,
+            fixed: FixedWeights::None,
+            discriminator_learning_rate: 1e-4,
+            r1_weight: 1e-4,
+            sample_halflife_kimg: 10.0,
+        }
+    }
+}
+
+/// Weights that do not change in adversarial fine-tuning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FixedWeights {
+    /// All weights are trained.
+    None,
+    /// The kernels of all convolutions larger than 1x1 are fixed: about 85 % of a U-Net's weights (arXiv 2405.20750).
+    Convolutions,
+}
+
+impl FixedWeights {
+    /// Whether the tensor is fixed.
+    pub fn contains(self, tensor: &TensorSpec) -> bool {
+        match self {
+            Self::None => false,
+            Self::Convolutions => matches!(tensor.shape[..], [_, _, height, width] if height * width > 1),
+        }
+    }
 }
 
 /// The files with the weights of LPIPS.
@@ -256,7 +336,9 @@ impl Config {
         for (key, value) in &entries {
             known.check(known.find(key)?, value)?;
         }
-        match known.keys.iter().find(|key| !keys::is_optional(key) && !entries.contains_key(*key)) {
+        let older = !entries.keys().any(|key| keys::is_of_finish(key));
+        let may_miss = |key: &str| keys::is_optional(key) || (older && keys::is_of_finish(key));
+        match known.keys.iter().find(|key| !may_miss(key) && !entries.contains_key(*key)) {
             Some(key) => Err(ConfigError::MissingKey { key: key.clone() }),
             None => keys::assemble(entries),
         }

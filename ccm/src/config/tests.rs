@@ -83,6 +83,14 @@ fn a_configuration_survives_its_own_toml_byte_for_byte() {
 }
 
 #[test]
+fn a_configuration_from_before_fine_tuning_has_none() {
+    let text = shapes().to_toml().unwrap();
+    let older = Config::from_toml(text.split("[finish]").next().unwrap()).unwrap();
+    assert_eq!(older.finish.steps(), 0);
+    assert_eq!(Config { finish: shapes().finish, ..older }, shapes());
+}
+
+#[test]
 fn the_largest_seed_of_toml_survives_and_a_larger_one_is_refused() {
     let mut config = shapes();
     config.run.seed = i64::MAX as u64;
@@ -100,7 +108,7 @@ fn the_largest_seed_of_toml_survives_and_a_larger_one_is_refused() {
 fn the_known_keys_are_all_the_fields_there_are() {
     let text = shapes().to_toml().unwrap();
     let mut fields = BTreeSet::new();
-    for section in ["run", "data", "network", "path", "teacher", "distill"] {
+    for section in ["run", "data", "network", "path", "teacher", "distill", "finish"] {
         let stray = text.replace(&format!("[{section}]\n"), &format!("[{section}]\n_ = 0\n"));
         let error = toml::from_str::<Config>(&stray).unwrap_err();
         let names = error.message().split_once("expected one of ").unwrap().1.split(", ");

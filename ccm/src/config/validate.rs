@@ -1,7 +1,7 @@
 //! Checks the ranges of a configuration's settings before a run starts.
 
 use super::durations::{LONGEST_KIMG, decay};
-use super::{Config, ConfigError, DataConfig, DistillConfig, RunConfig, SHAPES, TeacherConfig};
+use super::{Config, ConfigError, DataConfig, DistillConfig, FinishConfig, RunConfig, SHAPES, TeacherConfig};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
@@ -30,7 +30,14 @@ impl Config {
         }
         self.path.validate()?;
         self.teacher.validate()?;
-        self.distill.validate()
+        self.distill.validate()?;
+        self.finish.validate()?;
+        if self.distill.model.is_some() && self.finish.kimg == 0.0 {
+            let expected =
+                "thousands of images above 0, as distill.model is given and there is nothing else to do";
+            return Err(wrong("finish.kimg", expected, 0));
+        }
+        Ok(())
     }
 }
 
@@ -109,6 +116,23 @@ impl DistillConfig {
         positive("distill.discriminator_learning_rate", self.discriminator_learning_rate)?;
         halflife("distill.target_halflife_kimg", self.target_halflife_kimg, self.batch)?;
         halflife("distill.sample_halflife_kimg", self.sample_halflife_kimg, self.batch)
+    }
+}
+
+impl FinishConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        duration_or_none("finish.kimg", self.kimg)?;
+        within("finish.batch", self.batch, BATCH)?;
+        some_images("finish.micro_batch", self.micro_batch)?;
+        positive("finish.learning_rate", self.learning_rate)?;
+        duration_or_none("finish.warmup_kimg", self.warmup_kimg)?;
+        share("finish.cooldown", self.cooldown)?;
+        positive("finish.gradient_clip", self.gradient_clip)?;
+        positive("finish.discriminator_learning_rate", self.discriminator_learning_rate)?;
+        if !(self.r1_weight >= 0.0 && self.r1_weight.is_finite()) {
+            return Err(wrong("finish.r1_weight", "a finite number, 0 or more", self.r1_weight));
+        }
+        halflife("finish.sample_halflife_kimg", self.sample_halflife_kimg, self.batch)
     }
 }
 

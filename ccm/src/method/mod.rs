@@ -8,8 +8,9 @@
 //! | [`kdc`] | knowledge discrepancy of the curriculum | PAPER.md §4 |
 //! | [`curriculum`] | the target of each image | PAPER.md §5 |
 //! | [`distance`], [`lpips`] | the student's loss | PAPER.md §6 |
-//! | [`discriminator`] | the adversarial loss | PAPER.md §6 |
+//! | [`adversary`], [`discriminator`] | the adversarial loss | PAPER.md §6, §10 |
 
+pub mod adversary;
 pub mod batch;
 pub mod coupling;
 pub mod curriculum;

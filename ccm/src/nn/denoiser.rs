@@ -10,7 +10,7 @@ use super::host::{per_image, to_host};
 use super::network::Network;
 use crate::model::graph::Init;
 use crate::model::prediction::Coefficients;
-use crate::model::{ModelCard, NetworkSpec, Path, Prediction};
+use crate::model::{ModelCard, NetworkSpec, Path, Prediction, TensorSpec};
 use crate::noise::Noise;
 use crate::weights::{HostTensor, Model, Precision};
 
@@ -52,6 +52,12 @@ impl Denoiser {
     /// flows to its input.
     pub fn checkpointed(self) -> Self {
         Self { network: self.network.checkpointed(), ..self }
+    }
+
+    /// The same denoiser, in training, with some weights fixed: their gradients are zero and are not computed.
+    pub fn with_fixed_weights(self, fixed: impl Fn(&TensorSpec) -> bool) -> Self {
+        let fixed: Vec<bool> = self.spec.tensors().iter().map(fixed).collect();
+        Self { network: self.network.with_fixed(&fixed), ..self }
     }
 
     /// Adds the size of every later batch to `sizes`. Clones do the same.

@@ -308,6 +308,16 @@ impl Network {
         Self { parameters, tape, ..self.clone() }
     }
 
+    /// The same network, whose parameters `fixed` get no gradients: one entry for each parameter, in their order.
+    pub(crate) fn with_fixed(&self, fixed: &[bool]) -> Self {
+        let fix = |(parameter, &fixed): (&Tensor<1>, _)| match fixed {
+            true => parameter.clone().inner().autodiff(),
+            false => parameter.clone(),
+        };
+        let parameters = self.parameters.iter().zip(fixed).map(fix).collect();
+        Self { parameters, ..self.clone() }
+    }
+
     /// The same network without gradients, and therefore without dropout.
     pub(crate) fn without_gradients(&self) -> Self {
         Self { parameters: self.parameters(), dropout: false, tape: None, ..self.clone() }

@@ -14,12 +14,14 @@ use crate::nn::host::labels_tensor;
 use crate::noise::Noise;
 
 /// A stage of training. Each stage has its own random streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StageKind {
-    /// Flow matching.
+    /// Training of the teacher.
     Teacher,
     /// Distillation.
     Distill,
+    /// Adversarial fine-tuning.
+    Finish,
 }
 
 impl StageKind {
@@ -28,13 +30,19 @@ impl StageKind {
         match self {
             Self::Teacher => "teacher",
             Self::Distill => "distill",
+            Self::Finish => "finish",
         }
+    }
+
+    /// The stage with this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Teacher, Self::Distill, Self::Finish].into_iter().find(|kind| kind.name() == name)
     }
 
     /// Number of weight averages that the stage keeps: the sampled average and, in distillation, the target network.
     pub(crate) fn averages(self) -> usize {
         match self {
-            Self::Teacher => 1,
+            Self::Teacher | Self::Finish => 1,
             Self::Distill => 2,
         }
     }

@@ -1,7 +1,8 @@
 //! Checkpoints: the complete state of a training stage, one safetensors file per checkpoint.
 //!
 //! Random numbers and the position in the data are functions of the step (see [`super::batches`]), so a checkpoint
-//! stores only the step number for both. A run keeps its last two checkpoints.
+//! stores only the step number for both. A run keeps its last two checkpoints, and the last one of distillation, whose
+//! networks the KDC is measured with.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -95,17 +96,16 @@ struct Opponent {
 pub fn list(folder: &Path) -> Vec<Checkpoint> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found: Vec<Checkpoint> = entries.filter_map(|entry| parse(&entry.path())).collect();
-    found.sort_by_key(|checkpoint| (checkpoint.stage as u8, checkpoint.step));
+    found.sort_by_key(|checkpoint| (checkpoint.stage, checkpoint.step));
     found
 }
 
 fn parse(path: &Path) -> Option<Checkpoint> {
     let (stage, step) = path.file_name()?.to_str()?.strip_suffix(".safetensors")?.split_once('-')?;
-    let stage = [StageKind::Teacher, StageKind::Distill].into_iter().find(|kind| kind.name() == stage)?;
-    Some(Checkpoint { path: path.to_owned(), stage, step: step.parse().ok()? })
+    Some(Checkpoint { path: path.to_owned(), stage: StageKind::named(stage)?, step: step.parse().ok()? })
 }
 
-/// Writes a checkpoint and removes all but the last two.
+/// Writes a checkpoint and removes those that a run does not keep.
 ///
 /// # Errors
 /// Weights, averages or moments that are not finite, a folder that cannot be written, or a full disk. Older
@@ -151,7 +151,9 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
     // A checkpoint of a later step is one that could not be read on resume.
     let is_later = |found: &Checkpoint| found.stage == stage && found.step > state.step;
     let (later, mut old): (Vec<_>, Vec<_>) = list(folder).into_iter().partition(is_later);
+    let distilled = old.iter().rfind(|found| found.stage == StageKind::Distill).cloned();
     old.truncate(old.len().saturating_sub(KEPT));
+    old.retain(|found| Some(found) != distilled.as_ref());
     for found in later.into_iter().chain(old) {
         fs::remove_file(&found.path).map_err(DiskError::of(&found.path))?;
     }

@@ -6,9 +6,10 @@ use burn::tensor::Tensor;
 
 use super::batches::Batches;
 use super::state::{Stage, StepReport, TrainState, Workers};
+use crate::method::adversary::Adversary;
 use crate::method::batch::Batch;
 use crate::method::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start};
-use crate::method::discriminator::{Adversary, DiscriminatorGradients};
+use crate::method::discriminator::DiscriminatorGradients;
 use crate::method::distance::Distance;
 use crate::method::flow::{jump, path};
 use crate::nn::denoiser::Denoiser;

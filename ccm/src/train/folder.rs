@@ -18,7 +18,9 @@ pub mod files {
     pub const SAMPLES: &str = "samples";
     /// The trained teacher.
     pub const TEACHER: &str = "teacher.safetensors";
-    /// The distilled student.
+    /// The distilled student, if it is fine-tuned afterwards.
+    pub const DISTILLED: &str = "distilled.safetensors";
+    /// The student: distilled, and fine-tuned if the configuration says so.
     pub const STUDENT: &str = "student.safetensors";
     /// The report.
     pub const REPORT: &str = "report.html";
@@ -61,8 +63,9 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunErro
 fn still_needed(config: &Config, folder: &Path) -> u64 {
     /// Sample grids, metrics and the report.
     const REST: u64 = 32 << 20;
-    // Weights (1), averages (3) and moments (2) in two checkpoints and a third during the write, and two model files.
-    let copies = 3 * (1 + 3 + 2) + 2;
+    // Weights (1), averages (3) and moments (2) in three checkpoints and a fourth during the write, and three model
+    // files.
+    let copies = 4 * (1 + 3 + 2) + 3;
     let all = copies * 4 * config.spec().parameters() as u64 + REST;
     all.saturating_sub(disk::size(folder))
 }

@@ -16,20 +16,25 @@ use crate::weights::Model;
 pub struct Given {
     /// The teacher (`teacher.model`).
     pub teacher: Option<Model>,
+    /// The distilled student (`distill.model`).
+    pub student: Option<Model>,
     /// The weights of LPIPS, one for each trunk that a distance uses.
     pub lpips: Vec<LpipsWeights>,
 }
 
 impl Given {
-    /// Reads the teacher, and the weights of the distance.
+    /// Reads the teacher, the student and the weights of the distance.
     ///
     /// # Errors
-    /// A teacher that cannot be read; weights of LPIPS that cannot be used.
+    /// A model that cannot be read; weights of LPIPS that cannot be used.
     pub fn read(config: &Config) -> Result<Self, RunError> {
-        let teacher = config.teacher.model.as_ref();
-        let teacher = teacher.map(|path| disk::read_model(Path::new(path))).transpose()?;
-        let mut given = Self { teacher, lpips: Vec::new() };
-        given.read_distance(&config.distill)?;
+        let model =
+            |path: &Option<String>| path.as_ref().map(|path| disk::read_model(Path::new(path))).transpose();
+        let (teacher, student) = (model(&config.teacher.model)?, model(&config.distill.model)?);
+        let mut given = Self { teacher, student, lpips: Vec::new() };
+        if given.student.is_none() {
+            given.read_distance(&config.distill)?;
+        }
         Ok(given)
     }
 

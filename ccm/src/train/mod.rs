@@ -1,13 +1,14 @@
 //! Training: the state of a network in training, its stages, checkpoints, and runs from images to a report.
 //!
-//! [`distill`], with [`crate::method`], implements PAPER.md §5; [`teacher`] implements §2. [`state`] holds the training
-//! step that both stages share, [`batches`] provides the images, and [`run`] executes the stages in order.
+//! [`teacher`] implements PAPER.md §2, [`distill`], with [`crate::method`], §5, and [`finish`] §10. [`state`] holds the
+//! training step that all stages share, [`batches`] provides the images, and [`run`] executes the stages in order.
 
 pub mod batches;
 pub mod checkpoint;
 pub mod claims;
 pub mod distill;
 pub mod error;
+pub mod finish;
 pub mod folder;
 pub mod given;
 pub mod kdc_curve;

@@ -11,6 +11,7 @@ use super::batches::{Ahead, Batches, StageKind};
 use super::checkpoint::{self, CheckpointError};
 use super::distill::{self, Distillation};
 use super::error::RunError;
+use super::finish::Finish;
 use super::folder::{self, files};
 use super::given::{Given, read_teacher};
 use super::kdc_curve::{Networks, curves};
@@ -22,9 +23,10 @@ use super::teacher::Teacher;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::disk;
+use crate::method::adversary::Adversary;
 use crate::method::coupling::Coupling;
 use crate::method::curriculum::Curriculum;
-use crate::method::discriminator::{Adversary, Discriminator};
+use crate::method::discriminator::{AdversarialLoss, Discriminator};
 use crate::method::distance::{Distance, DistanceKind};
 use crate::method::lpips::Lpips;
 use crate::model::{ModelCard, NetworkSpec, Prediction, Role};
@@ -105,8 +107,22 @@ pub fn suit(config: &mut Config, given: &Given, data: &Dataset) -> Result<(), Ru
             Some(_) => {}
         }
     }
-    for (key, batch) in [("teacher.batch", config.teacher.batch), ("distill.batch", config.distill.batch)] {
-        if batch > data.len() {
+    if let Some(student) = &given.student {
+        let teacher = given.spec(config);
+        if student.spec != teacher {
+            let expected = "a student with the teacher's network";
+            return Err(RunError::Unsuitable(format!(
+                "distill.model: expected {expected}, found another network"
+            )));
+        }
+    }
+    let batches = [
+        ("teacher.batch", config.teacher.batch, true),
+        ("distill.batch", config.distill.batch, true),
+        ("finish.batch", config.finish.batch, config.finish.steps() > 0),
+    ];
+    for (key, batch, used) in batches {
+        if used && batch > data.len() {
             return Err(RunError::Unsuitable(format!(
                 "{key}: expected at most the data's {} images, found {batch}",
                 data.len()
@@ -136,11 +152,20 @@ impl Run {
             Some(teacher) => teacher,
             None => return Ok(Outcome::Interrupted),
         };
-        if self.distill(&teacher, watch)? == Outcome::Interrupted {
+        let distilled = match self.distill(&teacher, watch)? {
+            Some(student) => student,
+            None => return Ok(Outcome::Interrupted),
+        };
+        if self.finish(&teacher, &distilled, watch)? == Outcome::Interrupted {
             return Ok(Outcome::Interrupted);
         }
-        let curves = self.curves(&teacher, &mut |text| watch.note(text))?;
-        disk::write(&self.path(files::KDC), curves.to_json().as_bytes())?;
+        let curves = match self.given.student {
+            None => Some(self.curves(&teacher, &mut |text| watch.note(text))?),
+            Some(_) => None,
+        };
+        if let Some(curves) = &curves {
+            disk::write(&self.path(files::KDC), curves.to_json().as_bytes())?;
+        }
         let sources = Sources {
             config: &self.config,
             folder: &self.folder,
@@ -149,7 +174,7 @@ impl Run {
             classes: self.data.classes(),
             command: &self.command,
         };
-        summary::write(&sources, &teacher, Some(curves))?;
+        summary::write(&sources, &teacher, curves)?;
         watch.note(&format!("report: {}", self.path(files::REPORT).display()));
         Ok(Outcome::Finished)
     }
@@ -203,13 +228,16 @@ impl Run {
             return Ok(Some(read_teacher(&self.config, &path)?));
         }
         let config = &self.config.teacher;
-        let state = match self.resumed(StageKind::Teacher, &mut |text| watch.note(text))? {
-            Some(state) => state,
-            None => {
-                let model = random_model(&self.spec(), &self.prediction(), self.config.run.seed);
-                TrainState::new(&model, &[config.decay()], &self.device)
-            }
-        };
+        let state =
+            match self.resumed(StageKind::Teacher, (&self.spec(), &self.prediction()), &mut |text| {
+                watch.note(text)
+            })? {
+                Some(state) => state,
+                None => {
+                    let model = random_model(&self.spec(), &self.prediction(), self.config.run.seed);
+                    TrainState::new(&model, &[config.decay()], &self.device)
+                }
+            };
         let mut teacher = Teacher {
             batches: self.batches(&self.data, StageKind::Teacher, config.batch, config.coupling),
             schedule: Schedule {
@@ -228,29 +256,84 @@ impl Run {
         if outcome == Outcome::Interrupted {
             return Ok(None);
         }
-        let model = self.finished(Role::Teacher, &teacher, config.batch);
+        let model = self.trained(Role::Teacher, &teacher, config.batch);
         disk::write(&path, &model.to_bytes())?;
         watch.note(&format!("teacher: {}", path.display()));
         Ok(Some(model))
     }
 
-    fn distill(&self, teacher: &Model, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
-        let path = self.path(files::STUDENT);
+    /// The distilled student: the given one, one distilled earlier, or one distilled now; `None` if interrupted.
+    fn distill(&self, teacher: &Model, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
+        if let Some(given) = &self.given.student {
+            return Ok(Some(given.clone()));
+        }
+        let path = self.path(if self.config.finish.steps() > 0 { files::DISTILLED } else { files::STUDENT });
         if path.exists() {
-            return Ok(Outcome::Finished);
+            return Ok(Some(disk::read_model(&path)?));
         }
         let config = &self.config.distill;
-        let state = match self.resumed(StageKind::Distill, &mut |text| watch.note(text))? {
-            Some(state) => state,
-            None => self.fresh_student(teacher),
-        };
+        let state =
+            match self.resumed(StageKind::Distill, (&self.spec(), &self.prediction()), &mut |text| {
+                watch.note(text)
+            })? {
+                Some(state) => state,
+                None => self.fresh_student(teacher),
+            };
         let mut distillation = self.distillation(teacher, state)?;
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
+        if outcome == Outcome::Interrupted {
+            return Ok(None);
+        }
+        let model = self.trained(Role::Student, &distillation, config.batch);
+        disk::write(&path, &model.to_bytes())?;
+        watch.note(&format!("student: {}", path.display()));
+        Ok(Some(model))
+    }
+
+    /// Adversarial fine-tuning, if the configuration has it.
+    fn finish(&self, teacher: &Model, distilled: &Model, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
+        let config = &self.config.finish;
+        let path = self.path(files::STUDENT);
+        if config.steps() == 0 || path.exists() {
+            return Ok(Outcome::Finished);
+        }
+        let networks = (&distilled.spec, &distilled.prediction);
+        let mut state = match self.resumed(StageKind::Finish, networks, &mut |text| watch.note(text))? {
+            Some(state) => state,
+            None => TrainState::new(distilled, &[config.sample_decay()], &self.device),
+        };
+        let seed = self.config.run.seed;
+        state.discriminator.get_or_insert_with(|| Discriminator::new(&teacher.spec, seed, &self.device));
+        state.denoiser = state.denoiser.with_fixed_weights(|tensor| config.fixed.contains(tensor));
+        let mut finish = Finish {
+            batches: self.batches(&self.data, StageKind::Finish, config.batch, Coupling::Independent),
+            schedule: Schedule {
+                learning_rate: config.learning_rate,
+                warmup_steps: config.warmup_steps(),
+                steps: config.steps(),
+                cooldown: config.cooldown,
+                gradient_clip: config.gradient_clip,
+            },
+            workers: self.workers(config.batch, config.micro_batch)?,
+            adversary: Adversary {
+                encoder: Arc::new(Denoiser::frozen(teacher, &self.device)),
+                loss: AdversarialLoss::NonSaturating { r1: config.r1_weight },
+                weight: 1.0,
+                from: 0,
+                warmup_steps: 0,
+                learning_rate: config.discriminator_learning_rate,
+            },
+            state: self.with_checkpointing(state),
+        };
+        let steps = (config.steps(), config.batch);
+        let outcome = self.drive(StageKind::Finish, &mut finish, steps, watch)?;
         if outcome == Outcome::Finished {
-            let model = self.finished(Role::Student, &distillation, config.batch);
+            let mut model = self.trained(Role::Student, &finish, config.batch);
+            model.card.steps += distilled.card.steps;
+            model.card.images += distilled.card.images;
             disk::write(&path, &model.to_bytes())?;
-            watch.note(&format!("student: {}", path.display()));
+            watch.note(&format!("student, fine-tuned: {}", path.display()));
         }
         Ok(outcome)
     }
@@ -281,6 +364,7 @@ impl Run {
         let frozen = Arc::new(Denoiser::frozen(teacher, &self.device));
         let adversary = (config.adversarial_weight > 0.0).then(|| Adversary {
             encoder: Arc::clone(&frozen),
+            loss: AdversarialLoss::Hinge,
             weight: config.adversarial_weight,
             from: config.adversarial_from(),
             warmup_steps: config.adversarial_warmup_steps(),
@@ -346,12 +430,16 @@ impl Run {
         }
     }
 
-    fn resumed(&self, stage: StageKind, note: &mut dyn FnMut(&str)) -> Result<Option<TrainState>, RunError> {
-        let folder = self.path(files::CHECKPOINTS);
-        Ok(checkpoint::resume(&folder, stage, (&self.spec(), &self.prediction()), &self.device, note)?)
+    fn resumed(
+        &self,
+        stage: StageKind,
+        network: (&NetworkSpec, &Prediction),
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Option<TrainState>, RunError> {
+        Ok(checkpoint::resume(&self.path(files::CHECKPOINTS), stage, network, &self.device, note)?)
     }
 
-    pub(super) fn finished(&self, role: Role, stage: &dyn Stage, batch: usize) -> Model {
+    pub(super) fn trained(&self, role: Role, stage: &dyn Stage, batch: usize) -> Model {
         let state = stage.state();
         let ema = stage.sampled();
         // Only the name of the data, since the full path may be private.
@@ -415,7 +503,7 @@ impl Run {
             if report.step.is_multiple_of(every.sample_every(batch)) || report.step == steps {
                 let (solver, evaluations) = match kind {
                     StageKind::Teacher => (Solver::Euler, every.report_steps),
-                    StageKind::Distill => (Solver::Jumps, 1),
+                    StageKind::Distill | StageKind::Finish => (Solver::Jumps, 1),
                 };
                 let request = SampleGrid::new(&self.spec(), every.report_images);
                 let picture =
@@ -444,9 +532,10 @@ impl Run {
     pub fn curves(&self, teacher: &Model, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
         // Eight times the images of a grid: about 50 images in each bin of t.
         let images = 8 * self.config.run.report_images;
-        let state = self.resumed(StageKind::Distill, note)?.ok_or_else(|| {
-            RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
-        })?;
+        let state =
+            self.resumed(StageKind::Distill, (&self.spec(), &self.prediction()), note)?.ok_or_else(|| {
+                RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
+            })?;
         let student = state.denoiser.to_model(ModelCard::default());
         let networks = Networks {
             teacher: &Denoiser::new(teacher, &self.device),

@@ -1,6 +1,6 @@
 //! Collects the results of a run for its report.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -100,24 +100,30 @@ fn grid(run: &Sources, model: &Model, solver: Solver, steps: usize) -> Result<Gr
     Ok(Grid { steps: steps as u32, ms_per_image, png: picture.to_png()? })
 }
 
-/// Up to [`GROWTH`] sample grids of the student, evenly spaced over the distillation.
+/// Up to [`GROWTH`] sample grids of the student, evenly spaced over distillation and fine-tuning.
 fn growth(run: &Sources) -> Result<Vec<Growth>, RunError> {
-    let distill = &run.config.distill;
-    let (every, steps) = (run.config.run.sample_every(distill.batch), distill.steps());
-    let mut taken: Vec<u64> = (1..=steps / every).map(|i| i * every).collect();
-    if taken.last() != Some(&steps) {
-        taken.push(steps);
-    }
-    let shown = (0..GROWTH).map(|i| taken[i * (taken.len() - 1) / (GROWTH - 1)]);
-    let mut pictures: Vec<Growth> = Vec::new();
-    for step in shown {
-        let images = step * distill.batch as u64;
-        let path = run.folder.join(format!("{}/{}-{step:09}.png", files::SAMPLES, StageKind::Distill.name()));
-        if path.exists() && pictures.last().is_none_or(|last| last.images != images) {
-            pictures.push(Growth { images, png: disk::read(&path)? });
+    let (distill, finish) = (&run.config.distill, &run.config.finish);
+    let mut taken: Vec<(u64, PathBuf)> = Vec::new();
+    let mut before = 0;
+    for (stage, steps, batch) in [
+        (StageKind::Distill, distill.steps(), distill.batch),
+        (StageKind::Finish, finish.steps(), finish.batch),
+    ] {
+        let every = run.config.run.sample_every(batch);
+        let last = (steps % every != 0).then_some(steps);
+        for step in (1..=steps / every).map(|i| i * every).chain(last) {
+            let path = run.folder.join(format!("{}/{}-{step:09}.png", files::SAMPLES, stage.name()));
+            if path.exists() {
+                taken.push((before + step * batch as u64, path));
+            }
         }
+        before = taken.last().map_or(0, |(images, _)| *images);
     }
-    Ok(pictures)
+    let Some(last) = taken.len().checked_sub(1) else { return Ok(Vec::new()) };
+    let mut shown: Vec<usize> = (0..GROWTH).map(|i| i * last / (GROWTH - 1)).collect();
+    shown.dedup();
+    let picture = |i: usize| Ok(Growth { images: taken[i].0, png: disk::read(&taken[i].1)? });
+    shown.into_iter().map(picture).collect()
 }
 
 fn tiles<'a, I: Iterator<Item = &'a Line>>(
@@ -125,7 +131,11 @@ fn tiles<'a, I: Iterator<Item = &'a Line>>(
     of: impl Fn(StageKind) -> I,
 ) -> Vec<(String, String)> {
     let mut tiles = vec![("parameters".to_owned(), format!("{:.2} M", run.spec.parameters() as f64 / 1e6))];
-    for (stage, who) in [(StageKind::Teacher, "teacher"), (StageKind::Distill, "student")] {
+    for (stage, who) in [
+        (StageKind::Teacher, "teacher"),
+        (StageKind::Distill, "student"),
+        (StageKind::Finish, "fine-tuned student"),
+    ] {
         let (mut images, mut seconds, mut last) = (0, 0.0, 0);
         for line in of(stage) {
             seconds += (line.images - last) as f64 / line.images_per_second;

@@ -53,7 +53,7 @@ impl Run {
             self.stretch(&mut distillation, steps.ceil() as u64);
         }
         Ok(Trial {
-            student: self.finished(Role::Student, &distillation, self.config.distill.batch),
+            student: self.trained(Role::Student, &distillation, self.config.distill.batch),
             steps: distillation.state().step,
             evaluations: spent,
         })

@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Model file of a teacher to distil instead of training one. The run uses its network and path
     #[arg(long, value_name = "MODEL")]
     teacher: Option<PathBuf>,
+    /// Model file of a student to fine-tune (finish.kimg) instead of distilling one
+    #[arg(long, value_name = "MODEL")]
+    student: Option<PathBuf>,
     /// Folder of the run [default: runs/PRESET, with a number appended if it exists]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -125,16 +128,17 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
             Config::preset(preset).map_err(|error| format!("--preset: {error}"))?
         }
     };
-    if let Some(data) = &arguments.data {
-        let data =
-            data.to_str().ok_or_else(|| format!("--data: {}: expected a name in UTF-8", data.display()))?;
-        config.data.source = Some(data.to_owned());
-    }
-    if let Some(teacher) = &arguments.teacher {
-        let name = teacher.to_str();
-        let name =
-            name.ok_or_else(|| format!("--teacher: {}: expected a name in UTF-8", teacher.display()))?;
-        config.teacher.model = Some(name.to_owned());
+    let paths = [
+        ("--data", &arguments.data, &mut config.data.source),
+        ("--teacher", &arguments.teacher, &mut config.teacher.model),
+        ("--student", &arguments.student, &mut config.distill.model),
+    ];
+    for (flag, path, setting) in paths {
+        if let Some(path) = path {
+            let name = path.to_str();
+            let name = name.ok_or_else(|| format!("{flag}: {}: expected a name in UTF-8", path.display()))?;
+            *setting = Some(name.to_owned());
+        }
     }
     let mut config = config.with_overrides(&arguments.set).map_err(|error| format!("--set: {error}"))?;
     if arguments.resume && arguments.preset.is_some() {

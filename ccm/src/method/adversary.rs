@@ -1,0 +1,342 @@
+//! The adversarial loss of PAPER.md §6 and §10: a discriminator on the teacher's features.
+//!
+//! The published discriminator uses features of networks trained on ImageNet. This one uses the teacher's encoder, frozen,
+//! which every run has. The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1). The features of a
+//! diffusion model separate real from generated images (Sauer et al., arXiv 2403.12015; Yin et al., arXiv 2405.14867), and
+//! the noise replaces augmentation.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::batch::Batch;
+use super::discriminator::{AdversarialLoss, Discriminator, DiscriminatorGradients, SHIFT};
+use super::flow::path;
+use crate::nn::denoiser::Denoiser;
+use crate::nn::host::per_image;
+use crate::nn::optimizer::Schedule;
+use crate::noise::Noise;
+
+/// Start of the range of times of the encoder's inputs, `[EARLIEST, 1)`.
+const EARLIEST: f64 = 0.5;
+
+/// The adversarial loss and its settings.
+pub struct Adversary {
+    /// The feature extractor: the teacher, [`Denoiser::frozen`].
+    pub encoder: Arc<Denoiser>,
+    /// The losses of student and discriminator.
+    pub loss: AdversarialLoss,
+    /// Weight of the student's loss. Beside a distance, it is the norm of its gradient with respect to the student's
+    /// images, relative to the distance's gradient.
+    pub weight: f64,
+    /// The student's step at which the adversarial loss starts.
+    pub from: u64,
+    /// Discriminator steps over which the weight grows linearly from zero.
+    pub warmup_steps: u64,
+    /// Learning rate of the discriminator.
+    pub learning_rate: f64,
+}
+
+impl Adversary {
+    /// The discriminator's schedule: the student's, with its own learning rate and without a warm-up.
+    pub fn schedule(&self, student: &Schedule) -> Schedule {
+        Schedule { learning_rate: self.learning_rate, warmup_steps: 0, ..*student }
+    }
+
+    /// The weight after `steps` discriminator steps.
+    fn weight_after(&self, steps: u64) -> f64 {
+        self.weight * ((steps + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0)
+    }
+
+    /// Adds the adversarial loss to the distance, for one micro-batch. Returns the student's loss, `[1]`, and the
+    /// discriminator's loss and gradients.
+    ///
+    /// `estimate` is the student's images, `[B, C, H, W]`, `part` the micro-batch, `rows` its rows in the whole batch, and
+    /// `distance` the distance of images from their targets.
+    ///
+    /// The value of the student's loss is the distance. Its gradient with respect to `estimate` is
+    /// `g_distance + weight * balance * g_adversarial`. [`Discriminator::balance`] is the ratio of the norms of the two
+    /// gradients, over the whole batch of the last step. The published code takes this ratio with respect to the weights
+    /// of the last layer; with respect to the images it needs no second backward pass through the student.
+    pub fn join(
+        &self,
+        discriminator: &Discriminator,
+        estimate: Tensor<4>,
+        part: &Batch,
+        rows: Range<usize>,
+        distance: impl FnOnce(Tensor<4>) -> Tensor<1>,
+    ) -> (Tensor<1>, DiscriminatorGradients) {
+        let images = estimate.clone().inner().autodiff().require_grad();
+        let value = distance(images.clone());
+        let of_distance = gradient(&images, &value);
+        let Opposition { gradient: of_adversary, of_discriminator, .. } =
+            self.oppose(discriminator, &images, part, rows);
+
+        let square = |gradient: &Tensor<4>| (gradient.clone() * gradient.clone()).sum();
+        let lengths = Tensor::cat(vec![square(&of_distance), square(&of_adversary)], 0);
+        let weight = self.weight_after(discriminator.step) as f32 * discriminator.balance;
+        let loss = with_gradient(value.inner(), estimate, of_distance + of_adversary * weight);
+        (loss, DiscriminatorGradients { lengths: Some(lengths), ..of_discriminator })
+    }
+
+    /// The adversarial loss alone, for one micro-batch (PAPER.md §10). The arguments and the results are those of
+    /// [`Adversary::join`].
+    pub fn alone(
+        &self,
+        discriminator: &Discriminator,
+        estimate: Tensor<4>,
+        part: &Batch,
+        rows: Range<usize>,
+    ) -> (Tensor<1>, DiscriminatorGradients) {
+        let images = estimate.clone().inner().autodiff().require_grad();
+        let Opposition { value, gradient, of_discriminator } =
+            self.oppose(discriminator, &images, part, rows);
+        let weight = self.weight_after(discriminator.step) as f32;
+        (with_gradient(value, estimate, gradient * weight), of_discriminator)
+    }
+
+    fn oppose(
+        &self,
+        discriminator: &Discriminator,
+        images: &Tensor<4>,
+        part: &Batch,
+        rows: Range<usize>,
+    ) -> Opposition {
+        let views = Views::draw(part, rows, self.loss.r1() > 0.0);
+        let real_images = part.x1.clone().autodiff();
+        let real = self.features(&real_images, &views.of_real, &views.t, part);
+        let shifted = views
+            .shift
+            .map(|shift| self.features(&(real_images + shift * SHIFT), &views.of_real, &views.t, part));
+        let fake = self.features(images, &views.of_fake, &views.t, part);
+        let value = discriminator.student_loss(self.loss, &fake);
+        let gradient = gradient(images, &value);
+        let (loss, gradients) = discriminator.loss(self.loss, &real, shifted.as_deref(), &fake);
+        let of_discriminator = DiscriminatorGradients { images: part.len(), loss, gradients, lengths: None };
+        Opposition { value: value.inner(), gradient, of_discriminator }
+    }
+
+    /// The encoder's features of the noised images, at times `t`.
+    fn features(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &[f32], part: &Batch) -> Vec<Tensor<4>> {
+        let time = per_image(t, &images.device());
+        self.encoder.encode(path(noise, images, &time), t, part.label.clone())
+    }
+}
+
+/// The adversarial loss of one micro-batch.
+struct Opposition {
+    /// The student's loss, `[1]`.
+    value: Tensor<1>,
+    /// Its gradient with respect to the student's images.
+    gradient: Tensor<4>,
+    /// The discriminator's loss and gradients.
+    of_discriminator: DiscriminatorGradients,
+}
+
+/// Times and noise for the encoder's inputs, for one micro-batch.
+struct Views {
+    t: Vec<f32>,
+    of_real: Tensor<4>,
+    of_fake: Tensor<4>,
+    /// The direction of the gradient penalty, if there is one.
+    shift: Option<Tensor<4>>,
+}
+
+impl Views {
+    /// Draws separately for each row, so that the numbers do not depend on the size of the micro-batches.
+    fn draw(part: &Batch, rows: Range<usize>, penalty: bool) -> Self {
+        let device = part.x1.device();
+        let shape = part.x1.shape();
+        let len = shape.num_elements() / part.len();
+        let (mut t, mut of_real, mut of_fake, mut shift) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for row in rows {
+            let mut noise = Noise::new(part.seed, row as u64);
+            t.push((EARLIEST + (1.0 - EARLIEST) * noise.uniform()) as f32);
+            of_real.extend(noise.normals(len));
+            of_fake.extend(noise.normals(len));
+            if penalty {
+                shift.extend(noise.normals(len));
+            }
+        }
+        let tensor =
+            |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape.clone()), &device).autodiff();
+        Self { t, of_real: tensor(of_real), of_fake: tensor(of_fake), shift: penalty.then(|| tensor(shift)) }
+    }
+}
+
+/// Gradient of a loss with respect to the images.
+fn gradient(images: &Tensor<4>, loss: &Tensor<1>) -> Tensor<4> {
+    images.grad(&loss.backward()).unwrap_or_else(|| images.clone().inner().zeros_like())
+}
+
+/// A loss, `[1]`, with this value and this gradient with respect to `estimate`.
+fn with_gradient(value: Tensor<1>, estimate: Tensor<4>, gradient: Tensor<4>) -> Tensor<1> {
+    let along = (estimate * gradient.autodiff()).sum();
+    let rest = value - along.clone().inner();
+    along + rest.autodiff()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::model::{NetworkSpec, Prediction};
+    use crate::nn::denoiser::random_model;
+    use crate::nn::host::{labels_tensor, to_host};
+
+    const IMAGES: usize = 4;
+
+    fn spec() -> NetworkSpec {
+        let mut spec = Config::preset("shapes").unwrap().network;
+        (spec.height, spec.width, spec.num_classes) = (8, 8, Some(3));
+        (spec.channel_mult, spec.attention_resolutions) = (vec![1.0, 2.0], vec![4]);
+        spec.into()
+    }
+
+    /// Images `[IMAGES, 3, 8, 8]`.
+    fn images(stream: u64) -> Tensor<4> {
+        let values = Noise::new(1, stream).normals(IMAGES * spec().image_len());
+        Tensor::from_data(TensorData::new(values, [IMAGES, 3, 8, 8]), &Device::flex())
+    }
+
+    fn batch() -> Batch {
+        let label = Some(labels_tensor(&[0, 1, 2, 0], &Device::flex()));
+        Batch { x0: images(0), x1: images(1), uniform: vec![0.5; IMAGES], label, seed: 7 }
+    }
+
+    fn adversary(weight: f64) -> Adversary {
+        let encoder =
+            Arc::new(Denoiser::frozen(&random_model(&spec(), &Prediction::Velocity, 3), &Device::flex()));
+        Adversary {
+            encoder,
+            loss: AdversarialLoss::Hinge,
+            weight,
+            from: 0,
+            warmup_steps: 0,
+            learning_rate: 0.01,
+        }
+    }
+
+    fn schedule(learning_rate: f64) -> Schedule {
+        Schedule { learning_rate, warmup_steps: 0, steps: 100, cooldown: 0.0, gradient_clip: 1e9 }
+    }
+
+    fn number(tensor: Tensor<1>) -> f64 {
+        to_host(tensor).into_iter().map(f64::from).sum()
+    }
+
+    fn dot(a: &Tensor<4>, b: &Tensor<4>) -> f64 {
+        number((a.clone() * b.clone()).sum())
+    }
+
+    #[test]
+    fn the_gradient_in_the_images_is_that_of_the_logits() {
+        let (adversary, batch, estimate) = (adversary(1.0), batch(), images(3));
+        let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let loss = |images: &Tensor<4>| {
+            let views = Views::draw(&batch, 0..IMAGES, false);
+            discriminator
+                .student_loss(adversary.loss, &adversary.features(images, &views.of_fake, &views.t, &batch))
+        };
+        let tracked = estimate.clone().autodiff().require_grad();
+        let of_logits = gradient(&tracked, &loss(&tracked));
+        for direction in [images(4), images(5)] {
+            let step = 1e-2;
+            let at =
+                |step: f32| number(loss(&(estimate.clone() + direction.clone() * step).autodiff()).inner());
+            let expected = (at(step) - at(-step)) / (2.0 * f64::from(step));
+            let found = dot(&of_logits, &direction);
+            assert!((found - expected).abs() < 0.01 * expected.abs(), "{found}, not {expected}");
+        }
+    }
+
+    /// The gradient of the student's loss with respect to its images, the loss, and the discriminator's gradients.
+    fn joined(weight: f64, discriminator: &Discriminator) -> (Tensor<4>, f64, DiscriminatorGradients) {
+        let target = images(6).autodiff();
+        let estimate = images(3).autodiff().require_grad();
+        let distance = |images: Tensor<4>| ((images - target.clone()) * 0.01).abs().mean();
+        let (loss, part) =
+            adversary(weight).join(discriminator, estimate.clone(), &batch(), 0..IMAGES, distance);
+        assert!((number(loss.clone().inner()) - number(distance(estimate.clone()).inner())).abs() < 1e-7);
+        (gradient(&estimate, &loss), number(loss.inner()), part)
+    }
+
+    #[test]
+    fn both_gradients_are_equally_long() {
+        let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let (distance, value, part) = joined(1.0, &discriminator);
+        discriminator.learn(&schedule(0.0), vec![part]);
+        let (both, same_value, _) = joined(0.5, &discriminator);
+        assert_eq!(value, same_value);
+        let length = |gradient: &Tensor<4>| dot(gradient, gradient).sqrt();
+        let ratio = length(&(both - distance.clone())) / length(&distance);
+        assert!((ratio - 0.5).abs() < 1e-3, "{ratio}");
+    }
+
+    #[test]
+    fn the_penalty_is_the_squared_slope_of_the_logits() {
+        let (adversary, batch) = (adversary(1.0), batch());
+        let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let views = Views::draw(&batch, 0..IMAGES, true);
+        let shift = views.shift.clone().unwrap();
+        let features = |images: &Tensor<4>| adversary.features(images, &views.of_real, &views.t, &batch);
+        let real = batch.x1.clone().autodiff().require_grad();
+        // The negative mean logit of all images.
+        let mean = discriminator.student_loss(AdversarialLoss::Hinge, &features(&real));
+        let of_each = gradient(&real, &mean) * -(IMAGES as f32);
+        let slope = (of_each * shift.clone().inner()).flatten::<2>(1, 3).sum_dim(1);
+        let expected = number((slope.clone() * slope).mean());
+
+        let (maps, shifted) = (features(&real), features(&(real.clone() + shift * SHIFT)));
+        let loss = |r1| {
+            let loss = AdversarialLoss::NonSaturating { r1 };
+            number(discriminator.loss(loss, &maps, Some(&shifted), &maps).0)
+        };
+        let found = loss(2e4) - loss(0.0);
+        assert!((found / (1e4 * expected) - 1.0).abs() < 0.05, "{found}, not 1e4 {expected}");
+    }
+
+    #[test]
+    fn alone_it_has_the_gradient_of_the_student_loss() {
+        let adversary = Adversary { loss: AdversarialLoss::NonSaturating { r1: 1.0 }, ..adversary(1.0) };
+        let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let estimate = images(3).autodiff().require_grad();
+        let (loss, part) = adversary.alone(&discriminator, estimate.clone(), &batch(), 0..IMAGES);
+        assert!(part.lengths.is_none());
+        let found = gradient(&estimate, &loss);
+
+        let views = Views::draw(&batch(), 0..IMAGES, true);
+        let images = estimate.clone().inner().autodiff().require_grad();
+        let maps = adversary.features(&images, &views.of_fake, &views.t, &batch());
+        let direct = discriminator.student_loss(adversary.loss, &maps);
+        assert!((number(loss.inner()) - number(direct.clone().inner())).abs() < 1e-6);
+        let expected = gradient(&images, &direct);
+        let difference = found - expected.clone();
+        assert!(dot(&difference, &difference) < 1e-10 * dot(&expected, &expected));
+    }
+
+    #[test]
+    fn the_weight_grows_to_what_is_asked_for() {
+        let at_once = adversary(3.0);
+        assert_eq!([0, 5].map(|steps| at_once.weight_after(steps)), [3.0, 3.0]);
+        let slowly = Adversary { warmup_steps: 30, ..at_once };
+        assert_eq!([0, 14, 29, 100].map(|steps| slowly.weight_after(steps)), [0.1, 1.5, 3.0, 3.0]);
+    }
+
+    #[test]
+    fn it_learns_to_tell_real_from_generated() {
+        let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let losses: Vec<f64> = (0..60)
+            .map(|_| {
+                let part = joined(1.0, &discriminator).2;
+                discriminator.learn(&schedule(0.01), vec![part])
+            })
+            .collect();
+        assert_eq!(discriminator.step, 60);
+        assert!((losses[0] - 2.0).abs() < 0.5 && losses[59] < 0.5, "{losses:?}");
+    }
+}

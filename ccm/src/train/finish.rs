@@ -1,0 +1,78 @@
+//! Fine-tunes a distilled student with the adversarial loss alone (PAPER.md §10).
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
+use super::batches::Batches;
+use super::state::{Stage, StepReport, TrainState, Workers};
+use crate::method::adversary::Adversary;
+use crate::method::batch::Batch;
+use crate::method::flow::jump;
+use crate::nn::denoiser::Denoiser;
+use crate::nn::ema::Ema;
+use crate::nn::host::per_image;
+use crate::nn::optimizer::Schedule;
+
+/// A student in adversarial fine-tuning. It has one weight average, which is sampled.
+pub struct Finish<'a> {
+    /// The source of batches.
+    pub batches: Batches<'a>,
+    /// The optimiser's hyperparameters and learning-rate schedule.
+    pub schedule: Schedule,
+    /// The threads that share a batch.
+    pub workers: Workers,
+    /// The adversarial loss.
+    pub adversary: Adversary,
+    /// The student, with the discriminator.
+    pub state: TrainState,
+}
+
+/// The one-step images of a student, from unit noise `x0`, `[B, C, H, W]`: a jump from the path's first time.
+fn generate(student: &Denoiser, Batch { x0, label, .. }: &Batch) -> Tensor<4> {
+    let path = student.path();
+    let first = path.first_time();
+    let t = vec![first as f32; x0.dims()[0]];
+    let x = (x0.clone() * path.start_scale(first) as f32).autodiff();
+    let v = student.velocity(x.clone(), &t, label.clone());
+    jump(x, &per_image(&t, &x0.device()).autodiff(), v)
+}
+
+impl Stage for Finish<'_> {
+    /// # Panics
+    /// If the state has no discriminator.
+    #[expect(clippy::expect_used, reason = "a run gives the state a discriminator")]
+    fn step(&mut self) -> StepReport {
+        let Self { batches, schedule, workers, adversary, state } = self;
+        let batch = batches.batch(state.step);
+        let mut discriminator = state.discriminator.take().expect("a state with a discriminator");
+        let loss = |student: &Denoiser, part: Batch, rows: Range<usize>| {
+            adversary.alone(&discriminator, generate(student, &part), &part, rows)
+        };
+        let next = state.step + 1;
+        let learn = || state.learn(schedule, &batch, workers, loss);
+        let (loss, gradient_norm, gradients) = batches.while_preparing(next, learn);
+        let discriminator_loss = discriminator.learn(&adversary.schedule(schedule), gradients);
+        state.discriminator = Some(discriminator);
+        let step = state.step;
+        StepReport {
+            step,
+            images: step * batch.len() as u64,
+            // The student, and the passes through the teacher's encoder.
+            evaluations: 2 * batch.len() as u64,
+            loss,
+            gradient_norm,
+            kdc: None,
+            teacher_steps: None,
+            discriminator_loss: Some(discriminator_loss),
+        }
+    }
+
+    fn state(&self) -> &TrainState {
+        &self.state
+    }
+
+    fn sampled(&self) -> &Ema {
+        &self.state.emas[0]
+    }
+}
