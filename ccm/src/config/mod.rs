@@ -28,13 +28,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 /// Names of the presets, smallest first.
-pub const PRESETS: [&str; 5] = ["shapes", "mnist", "cifar10-small", "cifar10", "imagenet64"];
+pub const PRESETS: [&str; 6] = ["shapes", "mnist", "cifar10-small", "avatars", "cifar10", "imagenet64"];
 
 /// The presets as TOML, in the order of [`PRESETS`].
-const PRESET_TEXTS: [&str; 5] = [
+const PRESET_TEXTS: [&str; 6] = [
     include_str!("../../presets/shapes.toml"),
     include_str!("../../presets/mnist.toml"),
     include_str!("../../presets/cifar10-small.toml"),
+    include_str!("../../presets/avatars.toml"),
     include_str!("../../presets/cifar10.toml"),
     include_str!("../../presets/imagenet64.toml"),
 ];

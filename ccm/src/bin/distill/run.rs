@@ -14,8 +14,8 @@ use crate::progress::Progress;
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
-    /// Preset configuration: shapes, mnist, cifar10-small, cifar10 or imagenet64 [default: shapes; with --resume, the
-    /// configuration of the run]
+    /// Preset configuration: shapes, mnist, cifar10-small, avatars, cifar10 or imagenet64 [default: shapes; with
+    /// --resume, the configuration of the run]
     #[arg(long)]
     preset: Option<String>,
     /// Images: MNIST's IDX files, CIFAR-10's binary batches, or a folder, .zip, .tar or .tgz of images. The class of an
