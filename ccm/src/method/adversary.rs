@@ -291,7 +291,8 @@ mod tests {
         let slope = (of_each * shift.clone().inner()).flatten::<2>(1, 3).sum_dim(1);
         let expected = number((slope.clone() * slope).mean());
 
-        let (maps, shifted) = (features(&real), features(&(real.clone() + shift * SHIFT)));
+        let real = batch.x1.clone().autodiff();
+        let (maps, shifted) = (features(&real), features(&(real + shift * SHIFT)));
         let loss = |r1| {
             let loss = AdversarialLoss::NonSaturating { r1 };
             number(discriminator.loss(loss, &maps, Some(&shifted), &maps).0)
