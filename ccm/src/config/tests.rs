@@ -233,7 +233,10 @@ fn an_unknown_key_is_told_the_nearest_of_all_keys() {
 
 #[test]
 fn a_leaf_in_two_sections_is_told_both() {
-    assert_eq!(refused("kimg=9"), "`kimg`: expected its section too, one of `distill.kimg`, `finish.kimg`, `teacher.kimg`");
+    assert_eq!(
+        refused("kimg=9"),
+        "`kimg`: expected its section too, one of `distill.kimg`, `finish.kimg`, `teacher.kimg`"
+    );
 }
 
 #[test]
