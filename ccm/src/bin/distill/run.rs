@@ -59,12 +59,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let Opened { device, name, threads } = device::open(arguments.device)?;
     let (data, held_out) = load_data(&config, &given)?;
     suit(&mut config, &given, &data)?;
+    let on_cpu = threads.is_some();
+    let threads = share(&mut config, threads, arguments.resume);
+    let shared = if on_cpu { format!(", {threads} threads") } else { String::new() };
     println!(
-        "network: {:.2} M parameters; device: {name}; run: {}",
+        "network: {:.2} M parameters; device: {name}{shared}; run: {}",
         given.spec(&config).parameters() as f64 / 1e6,
         folder.display()
     );
-    let threads = share(&mut config, threads, arguments.resume);
     let command =
         std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
     let run = Run { config, folder, device, threads, given, data, held_out, command };
