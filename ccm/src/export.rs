@@ -144,8 +144,8 @@ fn scheduler(prediction: &Prediction) -> Option<(&'static str, Value)> {
 
 /// A script that samples the model without a scheduler. It contains the coefficients of every step.
 fn script(model: &Model, steps: usize) -> Result<String, ExportError> {
-    let path = Path::new(&model.prediction);
-    let steps = Solver::of(&model.card).steps(&path, path.grid(), steps).map_err(ExportError::Steps)?;
+    let (path, solver) = (Path::new(&model.prediction), Solver::of(&model.card));
+    let steps = solver.steps(&path, solver.grid(&path), steps).map_err(ExportError::Steps)?;
     let mut rows = String::new();
     for step in &steps {
         let of = path.coefficients(f64::from(step.t));
@@ -257,7 +257,7 @@ fn head_channels(spec: &UNetSpec) -> Result<usize, ExportError> {
     }
     let refuse = |option, reason: &str| Err(ExportError::Network { option, reason: reason.into() });
     if spec.num_heads_upsample.is_some_and(|heads| heads != spec.num_heads) {
-        return refuse("num_heads_upsample", "diffusers has one number of heads on the way down and up");
+        return refuse("num_heads_upsample", "expected num_heads, as diffusers has one setting for both");
     }
     let last = spec.channel_mult.len() - 1;
     let attends = |level: usize| level == last || attends(spec, level);
@@ -270,7 +270,7 @@ fn head_channels(spec: &UNetSpec) -> Result<usize, ExportError> {
         [width] => Ok(width),
         _ => refuse(
             "num_heads",
-            "diffusers has heads of one width; attention layers of several widths have not",
+            "diffusers needs the same number of channels per head in every attention layer",
         ),
     }
 }

@@ -130,7 +130,7 @@ fn resuming_without_a_run_or_with_another_configuration_is_an_error() {
     fail(&mut run(&folder, &changed), &["--resume", "distill.threshold: 60", "55"]);
     fail(&mut run(&folder, &["--set", "data.count=64"]), &["--resume", "run"]);
     // These errors are reported before any image is read; the images do not exist either.
-    fail(&mut mnist(&folder, &folder.path().join("nowhere")), &["holds a run already"]);
+    fail(&mut mnist(&folder, &folder.path().join("nowhere")), &["a run is there already"]);
     fail(mnist(&folder, &folder.path().join("nowhere")).arg("--resume"), &["configuration differs"]);
     let teacher = ["--set", "teacher.model=nobody.safetensors", "--preset", "mnist", "--data", "nowhere"];
     let mut command = distill();

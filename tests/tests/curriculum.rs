@@ -56,7 +56,8 @@ fn networks_get_batches_of_few_sizes_and_the_results_are_the_same() {
     assert!(relative_error(&to_host(padded.target), &to_host(plain.target)) < 1e-6);
     let (many, few) = (many.lock().unwrap().len(), few.lock().unwrap().clone());
     println!("{many} sizes before, {few:?} now");
-    assert!(few.len() <= 8 && BATCH_SIZES < 8, "{few:?}");
+    // A run adds at most four: the teacher's micro-batch, an uneven last one of each stage, and grids of samples.
+    assert!(few.len() <= BATCH_SIZES && BATCH_SIZES + 4 <= 8, "{few:?}");
     assert!(many > 8, "{many} sizes without padding: the test shows nothing");
 }
 

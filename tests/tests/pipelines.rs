@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use ccm::import::{Checkpoint, description, diffusers};
+use ccm::method::flow::jump;
 use ccm::model::{ModelCard, Role, TensorSpec};
 use ccm::nn::denoiser::Denoiser;
-use ccm::nn::host::{labels_tensor, to_host};
+use ccm::nn::host::{labels_tensor, per_image, to_host};
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Backend, Sampler};
 use ccm::train::samples::sample;
@@ -141,13 +142,26 @@ fn velocities_agree_with_the_library() {
     let pipelines = pipelines();
     for (name, folder) in &pipelines.folders {
         let io = reference(folder);
-        let Some(velocity) = io.get("velocity") else { continue };
-        let denoiser = Denoiser::new(&read(folder, Role::Teacher), &device);
-        let x = &io["straight_x"];
+        let (x, t) = (&io["straight_x"], &io["straight_t"].values);
         let x = Tensor::<4>::from_data(TensorData::new(x.values.clone(), x.shape.clone()), &device);
         let label: Option<Tensor<1, Int>> = io.get("label").map(|_| labels_tensor(&labels(&io), &device));
-        let found = to_host(denoiser.velocity(x, &io["straight_t"].values, label));
-        assert_close(&format!("{name}, velocity"), &found, velocity);
+        let velocity = |role| {
+            let denoiser = Denoiser::new(&read(folder, role), &device);
+            denoiser.velocity(x.clone(), t, label.clone())
+        };
+        // The predicted image, of which a jump of the straight path is another form.
+        let denoised = |role| to_host(jump(x.clone(), &per_image(t, &device), velocity(role)));
+        let mut compared = 0;
+        let mut compare = |tensor: &str, found: &dyn Fn() -> Vec<f32>| {
+            if let Some(expected) = io.get(tensor) {
+                assert_close(&format!("{name}, {tensor}"), &found(), expected);
+                compared += 1;
+            }
+        };
+        compare("velocity", &|| to_host(velocity(Role::Teacher)));
+        compare("denoised", &|| denoised(Role::Teacher));
+        compare("denoised_boundary", &|| denoised(Role::Student));
+        assert!(compared > 0, "{name}: no reference of the velocity");
     }
 }
 
@@ -370,12 +384,33 @@ fn options_that_are_not_supported_are_named() {
         assert!(!out.exists(), "{key}");
         fs::write(&path, text).unwrap();
     }
+    // The networks of latent pipelines do not work on pixels.
+    let index =
+        r#"{ "unet": ["diffusers", "UNet2DModel"], "vqvae": ["diffusers", "VQModel"], "_class_name": "X" }"#;
+    fs::write(folder.join("model_index.json"), index).unwrap();
+    fail(distill().arg("import").arg(&folder).arg("--out").arg(&out), &["model_index.json", "vqvae"]);
+    fs::remove_file(folder.join("model_index.json")).unwrap();
     fail(
         distill().arg("import").arg(&folder).args(["--preset", "mnist", "--out"]).arg(&out),
         &["--preset", "v"],
     );
     let empty = tempdir().unwrap();
     fail(distill().arg("import").arg(empty.path()).arg("--out").arg(&out), &["model_index.json", "neither"]);
+}
+
+/// A scheduler's spacing may leave out the last step of its schedule, where a student begins.
+#[test]
+fn a_student_starts_at_the_first_time_whatever_the_spacing() {
+    use ccm::model::prediction::{Schedule, Spacing};
+    use ccm::model::{Path, Prediction};
+    for spacing in [Spacing::Trailing, Spacing::Leading(1), Spacing::Linspace] {
+        let path = Path::new(&Prediction::Noise(Schedule { spacing, ..Schedule::default() }));
+        for count in [1, 3] {
+            let steps = Solver::Jumps.steps(&path, Solver::Jumps.grid(&path), count).unwrap();
+            assert_eq!((steps.len(), steps[0].t), (count, path.first_time() as f32), "{spacing:?}");
+        }
+        assert!(Solver::Euler.grid(&path) == path.grid());
+    }
 }
 
 /// `dx/dt = v` has a solution in closed form if the data are normal: a solver's error falls with its order, which the last

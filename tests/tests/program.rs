@@ -235,13 +235,17 @@ fn a_given_student_is_fine_tuned_but_for_its_fixed_weights() {
     let (teacher, student) = (model("run/teacher.safetensors"), model("run/student.safetensors"));
     let given = ["--teacher", &teacher, "--student", &student];
     fail(&mut slow(&file("none"), &given), &["finish.kimg", "distill.model"]);
-    let settings = ["finish.kimg=0.08", "finish.batch=8", "finish.fixed=convolutions"];
+    let no_teacher = ["--student", &student, "--set", "finish.kimg=1"];
+    fail(&mut slow(&file("none"), &no_teacher), &["distill.model", "teacher.model"]);
+    let teacher_twice = ["--teacher", &teacher, "--student", &teacher, "--set", "finish.kimg=1"];
+    fail(&mut slow(&file("none"), &teacher_twice), &["distill.model", "a student", "a teacher"]);
+    let settings = ["finish.kimg=0.32", "finish.batch=32", "finish.fixed=convolutions"];
     let settings = settings.map(|setting| ["--set", setting]).concat();
     succeed(&mut slow(&file("finished"), &[&given[..], &settings].concat()));
 
     let read = |path: &str| Model::from_bytes(&fs::read(file(path)).unwrap()).unwrap();
     let (before, after) = (read("run/student.safetensors"), read("finished/student.safetensors"));
-    assert_eq!(after.card.images, before.card.images + 80);
+    assert_eq!(after.card.images, before.card.images + 320);
     for ((before, after), spec) in before.tensors.iter().zip(&after.tensors).zip(before.spec.tensors()) {
         let fixed = spec.shape.len() == 4 && spec.shape[2] == 3;
         assert_eq!(before == after, fixed, "{}", spec.name);

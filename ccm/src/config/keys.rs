@@ -90,7 +90,7 @@ pub(super) fn is_optional(key: &str) -> bool {
 }
 
 /// Whether the setting is in the section `finish`, which configurations of earlier versions do not have.
-pub(super) fn is_of_finish(key: &str) -> bool {
+pub(super) fn is_finish_key(key: &str) -> bool {
     key.starts_with("finish.")
 }
 

@@ -337,8 +337,8 @@ impl Config {
         for (key, value) in &entries {
             known.check(known.find(key)?, value)?;
         }
-        let older = !entries.keys().any(|key| keys::is_of_finish(key));
-        let may_miss = |key: &str| keys::is_optional(key) || (older && keys::is_of_finish(key));
+        let older = !entries.keys().any(|key| keys::is_finish_key(key));
+        let may_miss = |key: &str| keys::is_optional(key) || (older && keys::is_finish_key(key));
         match known.keys.iter().find(|key| !may_miss(key) && !entries.contains_key(*key)) {
             Some(key) => Err(ConfigError::MissingKey { key: key.clone() }),
             None => keys::assemble(entries),
@@ -360,18 +360,20 @@ impl Config {
     }
 
     /// The settings that differ, one line each, such as `distill.threshold: 60 before, 65 now`: `self` is before,
-    /// `other` is now. An absent optional setting is `none`. Empty if the configurations are equal.
+    /// `other` is now. An absent optional setting is `none`. Settings of a stage that both omit do not count. Empty if the
+    /// configurations are equal.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let (before, now) = match (keys::entries_of(self), keys::entries_of(other)) {
             (Ok(before), Ok(now)) => (before, now),
             (Err(error), _) | (_, Err(error)) => return vec![error.to_string()],
         };
         let added = now.keys().filter(|key| !before.contains_key(*key));
-        let mut keys: Vec<_> = before.keys().chain(added).collect();
-        keys.sort();
+        let mut all: Vec<_> = before.keys().chain(added).collect();
+        all.sort();
         let shown = |value| Option::map_or(value, "none".to_owned(), keys::shown);
-        keys.into_iter()
-            .filter(|key| before.get(*key) != now.get(*key))
+        let fine_tuned = self.finish.steps() > 0 || other.finish.steps() > 0;
+        all.into_iter()
+            .filter(|key| before.get(*key) != now.get(*key) && (fine_tuned || !keys::is_finish_key(key)))
             .map(|key| format!("{key}: {} before, {} now", shown(before.get(key)), shown(now.get(key))))
             .collect()
     }

@@ -167,6 +167,11 @@ impl PathConfig {
         if self.betas.is_some() && (self.schedule.is_some() || self.schedule_steps.is_some()) {
             return Err(wrong("betas", "none beside path.schedule or path.schedule_steps".into(), "a table"));
         }
+        let ends = self.beta_start.is_some() || self.beta_end.is_some();
+        if ends && (self.betas.is_some() || self.schedule == Some(ScheduleName::Cosine)) {
+            let key = if self.beta_start.is_some() { "beta_start" } else { "beta_end" };
+            return Err(wrong(key, "none, as path.schedule is `cosine` or a table".into(), "a value"));
+        }
         if let Some(deviation) = self.log_sigma_deviation
             && !(deviation > 0.0 && deviation.is_finite())
         {

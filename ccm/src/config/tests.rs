@@ -87,7 +87,12 @@ fn a_configuration_from_before_fine_tuning_has_none() {
     let text = shapes().to_toml().unwrap();
     let older = Config::from_toml(text.split("[finish]").next().unwrap()).unwrap();
     assert_eq!(older.finish.steps(), 0);
-    assert_eq!(Config { finish: shapes().finish, ..older }, shapes());
+    assert_eq!(Config { finish: shapes().finish, ..older.clone() }, shapes());
+    // Such a run can be resumed with its preset.
+    assert_ne!(older.finish, shapes().finish);
+    assert!(older.differences(&shapes()).is_empty());
+    let finished = changed("finish.kimg=1").unwrap();
+    assert_eq!(older.differences(&finished)[0], "finish.cooldown: 0.0 before, 0.5 now");
 }
 
 #[test]

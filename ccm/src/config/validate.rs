@@ -32,6 +32,9 @@ impl Config {
         self.teacher.validate()?;
         self.distill.validate()?;
         self.finish.validate()?;
+        if self.distill.model.is_some() && self.teacher.model.is_none() {
+            return Err(wrong("distill.model", "none, as teacher.model is not given", "a model"));
+        }
         if self.distill.model.is_some() && self.finish.kimg == 0.0 {
             let expected =
                 "thousands of images above 0, as distill.model is given and there is nothing else to do";
@@ -104,13 +107,7 @@ impl DistillConfig {
         }
         self.lpips_files()?;
         positive("distill.time_alpha", self.time_alpha)?;
-        if !(self.adversarial_weight >= 0.0 && self.adversarial_weight.is_finite()) {
-            return Err(wrong(
-                "distill.adversarial_weight",
-                "a finite number, 0 or more",
-                self.adversarial_weight,
-            ));
-        }
+        zero_or_more("distill.adversarial_weight", self.adversarial_weight)?;
         duration_or_none("distill.adversarial_from_kimg", self.adversarial_from_kimg)?;
         duration_or_none("distill.adversarial_warmup_kimg", self.adversarial_warmup_kimg)?;
         positive("distill.discriminator_learning_rate", self.discriminator_learning_rate)?;
@@ -129,9 +126,7 @@ impl FinishConfig {
         share("finish.cooldown", self.cooldown)?;
         positive("finish.gradient_clip", self.gradient_clip)?;
         positive("finish.discriminator_learning_rate", self.discriminator_learning_rate)?;
-        if !(self.r1_weight >= 0.0 && self.r1_weight.is_finite()) {
-            return Err(wrong("finish.r1_weight", "a finite number, 0 or more", self.r1_weight));
-        }
+        zero_or_more("finish.r1_weight", self.r1_weight)?;
         halflife("finish.sample_halflife_kimg", self.sample_halflife_kimg, self.batch)
     }
 }
@@ -181,6 +176,14 @@ fn some_images(key: &str, micro_batch: Option<usize>) -> Result<(), ConfigError>
 
 fn positive(key: &str, value: f64) -> Result<(), ConfigError> {
     if value > 0.0 && value.is_finite() { Ok(()) } else { Err(wrong(key, "a finite number above 0", value)) }
+}
+
+fn zero_or_more(key: &str, value: f64) -> Result<(), ConfigError> {
+    if value >= 0.0 && value.is_finite() {
+        Ok(())
+    } else {
+        Err(wrong(key, "a finite number, 0 or more", value))
+    }
 }
 
 fn share(key: &str, value: f64) -> Result<(), ConfigError> {

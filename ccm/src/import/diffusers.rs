@@ -43,6 +43,10 @@ pub fn read(folder: &Path, role: Option<Role>) -> Result<Pipeline, ImportError> 
     if folder.join("transformer").is_dir() {
         return Err(unsupported(&folder.join("transformer/config.json"), "a transformer"));
     }
+    let index = folder.join("model_index.json");
+    if index.exists() {
+        check_components(&index)?;
+    }
     let unet = part("unet");
     let spec = read_spec(&unet.join("config.json"))?;
 
@@ -79,6 +83,22 @@ pub fn read_spec(path: &Path) -> Result<NetworkSpec, ImportError> {
     let spec: NetworkSpec = network(path)?.into();
     spec.validate().map_err(|error| ImportError::Spec(format!("{}: {error}", path.display())))?;
     Ok(spec)
+}
+
+/// Checks that a pipeline has no other parts than a network and a scheduler: with an autoencoder, the network's images
+/// would not be pixels.
+fn check_components(index: &Path) -> Result<(), ImportError> {
+    let config = parsed(index)?;
+    let is_part =
+        |value: &Json| matches!(value, Json::List(names) if names.iter().any(|name| name.text().is_some()));
+    let parts = config.entries().into_iter().flatten().filter(|(_, value)| is_part(value));
+    match parts.map(|(name, _)| name).find(|name| !["unet", "scheduler"].contains(&name.as_str())) {
+        Some(other) => {
+            let expected = "a pipeline of pixels with a unet and a scheduler only";
+            Err(ImportError::Spec(format!("{}: expected {expected}, found {other}", index.display())))
+        }
+        None => Ok(()),
+    }
 }
 
 fn unsupported(path: &Path, found: &str) -> ImportError {
@@ -140,6 +160,17 @@ fn scheduler(path: &Path) -> Result<Scheduler, ImportError> {
         }))
     };
     let mut notes = Vec::new();
+    for key in ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting"] {
+        if flag(key) == Some(true) {
+            notes.push(format!("{}: {key} is not applied; --times selects other times", path.display()));
+        }
+    }
+    if text("sigma_schedule").is_some_and(|name| name != "karras") || number("shift_terminal", 0.0)? != 0.0 {
+        notes.push(format!(
+            "{}: sigma_schedule and shift_terminal are not applied; --times selects other times",
+            path.display()
+        ));
+    }
     let (prediction, role) = match class {
         "CMStochasticIterativeScheduler" => (edm(true, 250.0)?, Role::Student),
         "EDMEulerScheduler" | "EDMDPMSolverMultistepScheduler" => {
@@ -148,9 +179,10 @@ fn scheduler(path: &Path) -> Result<Scheduler, ImportError> {
                 other => return Err(fault(format!("prediction_type: expected epsilon, found {other}"))),
             }
         }
-        "FlowMatchEulerDiscreteScheduler" => {
-            (Prediction::NoiseMinusData { shift: number("shift", 1.0)? }, Role::Teacher)
-        }
+        "FlowMatchEulerDiscreteScheduler" => match number("num_train_timesteps", 1000.0)? {
+            1000.0 => (Prediction::NoiseMinusData { shift: number("shift", 1.0)? }, Role::Teacher),
+            other => return Err(fault(format!("num_train_timesteps: expected 1000, found {other}"))),
+        },
         "DDPMScheduler"
         | "DDIMScheduler"
         | "PNDMScheduler"
@@ -187,8 +219,10 @@ fn scheduler(path: &Path) -> Result<Scheduler, ImportError> {
                 }
             };
             let zero_terminal_snr = flag("rescale_betas_zero_snr").unwrap_or(false);
-            for key in ["clip_sample", "thresholding"] {
-                if flag(key) == Some(true) {
+            // diffusers' default of these classes.
+            let clips = ["DDPMScheduler", "DDIMScheduler"].contains(&class);
+            for (key, usual) in [("clip_sample", clips), ("thresholding", false)] {
+                if flag(key).unwrap_or(usual) {
                     notes.push(format!("{}: {key} is not applied in sampling", path.display()));
                 }
             }

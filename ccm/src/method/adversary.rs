@@ -70,18 +70,18 @@ impl Adversary {
         let images = estimate.clone().inner().autodiff().require_grad();
         let value = distance(images.clone());
         let of_distance = gradient(&images, &value);
-        let Opposition { gradient: of_adversary, of_discriminator, .. } =
-            self.oppose(discriminator, &images, part, rows);
+        let AdversarialTerms { gradient: of_adversary, of_discriminator, .. } =
+            self.terms(discriminator, &images, part, rows);
 
         let square = |gradient: &Tensor<4>| (gradient.clone() * gradient.clone()).sum();
-        let lengths = Tensor::cat(vec![square(&of_distance), square(&of_adversary)], 0);
+        let squared_norms = Tensor::cat(vec![square(&of_distance), square(&of_adversary)], 0);
         let weight = self.weight_after(discriminator.step) as f32 * discriminator.balance;
         let loss = with_gradient(value.inner(), estimate, of_distance + of_adversary * weight);
-        (loss, DiscriminatorGradients { lengths: Some(lengths), ..of_discriminator })
+        (loss, DiscriminatorGradients { squared_norms: Some(squared_norms), ..of_discriminator })
     }
 
-    /// The adversarial loss alone, for one micro-batch (PAPER.md §10). The arguments and the results are those of
-    /// [`Adversary::join`].
+    /// The adversarial loss alone, for one micro-batch (PAPER.md §10). Arguments and results are those of
+    /// [`Adversary::join`], without a distance: the value of the student's loss is the adversarial loss.
     pub fn alone(
         &self,
         discriminator: &Discriminator,
@@ -90,19 +90,19 @@ impl Adversary {
         rows: Range<usize>,
     ) -> (Tensor<1>, DiscriminatorGradients) {
         let images = estimate.clone().inner().autodiff().require_grad();
-        let Opposition { value, gradient, of_discriminator } =
-            self.oppose(discriminator, &images, part, rows);
+        let AdversarialTerms { value, gradient, of_discriminator } =
+            self.terms(discriminator, &images, part, rows);
         let weight = self.weight_after(discriminator.step) as f32;
         (with_gradient(value, estimate, gradient * weight), of_discriminator)
     }
 
-    fn oppose(
+    fn terms(
         &self,
         discriminator: &Discriminator,
         images: &Tensor<4>,
         part: &Batch,
         rows: Range<usize>,
-    ) -> Opposition {
+    ) -> AdversarialTerms {
         let views = Views::draw(part, rows, self.loss.r1() > 0.0);
         let real_images = part.x1.clone().autodiff();
         let real = self.features(&real_images, &views.of_real, &views.t, part);
@@ -113,8 +113,9 @@ impl Adversary {
         let value = discriminator.student_loss(self.loss, &fake);
         let gradient = gradient(images, &value);
         let (loss, gradients) = discriminator.loss(self.loss, &real, shifted.as_deref(), &fake);
-        let of_discriminator = DiscriminatorGradients { images: part.len(), loss, gradients, lengths: None };
-        Opposition { value: value.inner(), gradient, of_discriminator }
+        let of_discriminator =
+            DiscriminatorGradients { images: part.len(), loss, gradients, squared_norms: None };
+        AdversarialTerms { value: value.inner(), gradient, of_discriminator }
     }
 
     /// The encoder's features of the noised images, at times `t`.
@@ -125,7 +126,7 @@ impl Adversary {
 }
 
 /// The adversarial loss of one micro-batch.
-struct Opposition {
+struct AdversarialTerms {
     /// The student's loss, `[1]`.
     value: Tensor<1>,
     /// Its gradient with respect to the student's images.
@@ -307,7 +308,7 @@ mod tests {
         let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
         let estimate = images(3).autodiff().require_grad();
         let (loss, part) = adversary.alone(&discriminator, estimate.clone(), &batch(), 0..IMAGES);
-        assert!(part.lengths.is_none());
+        assert!(part.squared_norms.is_none());
         let found = gradient(&estimate, &loss);
 
         let views = Views::draw(&batch(), 0..IMAGES, true);

@@ -65,7 +65,7 @@ pub struct Curriculum {
 }
 
 /// Number of batch sizes that the teacher and the target network run on with [`Curriculum::pad_to`].
-pub const BATCH_SIZES: usize = 7;
+pub const BATCH_SIZES: usize = 4;
 
 /// The student's estimates for a batch, and the points that they are computed from.
 #[derive(Debug, Clone)]

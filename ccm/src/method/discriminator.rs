@@ -242,10 +242,10 @@ impl Discriminator {
     pub fn learn(&mut self, schedule: &Schedule, parts: Vec<DiscriminatorGradients>) -> f64 {
         let images = parts.iter().map(|part| part.images).sum::<usize>() as f32;
         let weigh =
-            |DiscriminatorGradients { images: of_part, loss, lengths, gradients }: DiscriminatorGradients| {
+            |DiscriminatorGradients { images: of_part, loss, squared_norms, gradients }: DiscriminatorGradients| {
                 let share = of_part as f32 / images;
-                let lengths = lengths.map(|lengths| lengths * (share * share));
-                let figures = Tensor::cat(std::iter::once(loss * share).chain(lengths).collect(), 0);
+                let squared_norms = squared_norms.map(|squared_norms| squared_norms * (share * share));
+                let figures = Tensor::cat(std::iter::once(loss * share).chain(squared_norms).collect(), 0);
                 (figures, gradients.into_iter().map(|gradient| gradient * share).collect::<Vec<_>>())
             };
         let sum = parts.into_iter().map(weigh).reduce(|(figures, sum), (others, gradients)| {
@@ -273,5 +273,5 @@ pub struct DiscriminatorGradients {
     pub(super) gradients: Vec<Tensor<1>>,
     /// Squared norms, `[2]`, of the distance's and the adversarial loss's gradient with respect to the student's images;
     /// `None` if there is no distance.
-    pub(super) lengths: Option<Tensor<1>>,
+    pub(super) squared_norms: Option<Tensor<1>>,
 }

@@ -60,6 +60,11 @@ impl Denoiser {
         Self { network: self.network.with_fixed(&fixed), ..self }
     }
 
+    /// Which parameters are fixed in training, in the order of [`Denoiser::parameters`].
+    pub fn fixed_weights(&self) -> Vec<bool> {
+        self.network.fixed()
+    }
+
     /// Adds the size of every later batch to `sizes`. Clones do the same.
     pub fn record_sizes(&mut self, sizes: &BatchSizes) {
         self.sizes = Some(Arc::clone(sizes));

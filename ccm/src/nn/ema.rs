@@ -12,11 +12,15 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Updates the average with the student's weights.
+    /// Updates the average with the student's weights. Fixed weights stay as they are, to the last bit.
     pub fn update(&mut self, student: &Denoiser) {
         let decay = self.decay as f32;
         let pairs = self.denoiser.parameters().into_iter().zip(student.parameters());
-        let averages = pairs.map(|(average, weight)| average * decay + weight * (1.0 - decay)).collect();
+        let averages = pairs.zip(student.fixed_weights()).map(|((average, weight), fixed)| match fixed {
+            true => average,
+            false => average * decay + weight * (1.0 - decay),
+        });
+        let averages = averages.collect();
         self.denoiser = self.denoiser.with_parameters(averages);
     }
 }

@@ -318,6 +318,13 @@ impl Network {
         Self { parameters, ..self.clone() }
     }
 
+    /// Which parameters get no gradients although the device records them.
+    pub(crate) fn fixed(&self) -> Vec<bool> {
+        let is_fixed =
+            |parameter: &Tensor<1>| parameter.device().is_autodiff() && !parameter.is_require_grad();
+        self.parameters.iter().map(is_fixed).collect()
+    }
+
     /// The same network without gradients, and therefore without dropout.
     pub(crate) fn without_gradients(&self) -> Self {
         Self { parameters: self.parameters(), dropout: false, tape: None, ..self.clone() }

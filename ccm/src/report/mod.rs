@@ -35,6 +35,8 @@ pub struct Report {
     pub teacher: Vec<TeacherPoint>,
     /// Log of the distillation, one point per logged step.
     pub distill: Vec<DistillPoint>,
+    /// Log of the adversarial fine-tuning, one point per logged step; empty without this stage.
+    pub finish: Vec<FinishPoint>,
     /// KDC and teacher steps against `t`; `None` until they are measured.
     pub curriculum: Option<Curves>,
 }
@@ -70,6 +72,17 @@ pub struct Growth {
     pub images: u64,
     /// An encoded PNG file.
     pub png: Vec<u8>,
+}
+
+/// One logged step of the adversarial fine-tuning (PAPER.md §10).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FinishPoint {
+    /// Images trained on so far.
+    pub images: u64,
+    /// Loss of the student.
+    pub loss: f64,
+    /// Loss of the discriminator.
+    pub discriminator: f64,
 }
 
 /// One logged step of the teacher's training (PAPER.md §2).

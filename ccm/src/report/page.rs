@@ -133,12 +133,18 @@ fn training(report: &Report) -> Result<String, ReportError> {
     let kdc = distill.iter().map(|p| (p.images, p.kdc));
     let steps = distill.iter().map(|p| (p.images, p.teacher_steps));
     let mut charts = over_training("Teacher: loss", teacher, Scale::Log, None)?;
-    if distill.is_empty() {
+    if distill.is_empty() && report.finish.is_empty() {
         charts += &chart_figure("Distillation", Drawing { svg: None, left_out: 0 });
-    } else {
+    } else if !distill.is_empty() {
         charts += &over_training("Distillation: loss", loss, Scale::Log, None)?;
         charts += &over_training("Distillation: mean KDC", kdc, Scale::Linear, threshold)?;
         charts += &over_training("Distillation: mean teacher steps", steps, Scale::Linear, None)?;
+    }
+    if !report.finish.is_empty() {
+        let loss = report.finish.iter().map(|p| (p.images, p.loss));
+        let discriminator = report.finish.iter().map(|p| (p.images, p.discriminator));
+        charts += &over_training("Fine-tuning: loss", loss, Scale::Linear, None)?;
+        charts += &over_training("Fine-tuning: discriminator's loss", discriminator, Scale::Linear, None)?;
     }
     let dashed = if threshold.is_some() { " Dashed: the curriculum's threshold T." } else { "" };
     Ok(format!(

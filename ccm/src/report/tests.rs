@@ -38,6 +38,9 @@ fn run(count: u64) -> Report {
         },
         growth: vec![Growth { images: 20_000, png: pixel() }],
         teacher: (0..count).map(|i| TeacherPoint { images: i * 128, loss: loss(i) }).collect(),
+        finish: (0..count)
+            .map(|i| FinishPoint { images: i * 128, loss: loss(i), discriminator: 1.39 })
+            .collect(),
         distill: (0..count)
             .map(|i| DistillPoint { images: i * 128, loss: loss(i), kdc: 66.0 + loss(i), teacher_steps: 3.0 })
             .collect(),
@@ -61,6 +64,7 @@ fn a_finished_run_shows_every_section_in_order() {
         "Distillation: loss",
         "Distillation: mean KDC",
         "Distillation: mean teacher steps",
+        "Fine-tuning: discriminator",
         "T = 65",
         "KDC against time",
         "Teacher steps against time",

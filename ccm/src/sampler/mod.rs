@@ -139,7 +139,8 @@ impl Sampler {
             // The CPU's weights are packed by now. A lost GPU needs them again.
             plan.weights = Vec::new();
         }
-        let (solver, grid) = (Solver::of(&card), plan.path.grid());
+        let solver = Solver::of(&card);
+        let grid = solver.grid(&plan.path);
         let conditions = Conditions::default();
         Ok(Self { plan, card, precision, backend, executor, conditions, solver, grid })
     }
@@ -208,6 +209,14 @@ impl Sampler {
     /// Replaces the model's own solver and time grid.
     pub fn with_solver(self, solver: Solver, grid: TimeGrid) -> Self {
         Self { solver, grid, ..self }
+    }
+
+    /// Evaluations per image of a sample with at most `count`: Heun's method takes an odd number.
+    ///
+    /// # Errors
+    /// If the model does not support the time grid, or its schedule has fewer steps.
+    pub fn evaluations(&self, count: usize) -> Result<usize, String> {
+        Ok(self.solver.steps(&self.plan.path, self.grid, count)?.len())
     }
 
     /// The steps of a sample with at most `count` evaluations.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::plan::Plan;
-use crate::model::prediction::Coefficients;
+use crate::model::prediction::{Coefficients, Spacing};
 use crate::model::{ModelCard, NetworkSpec, Path, Role, TimeGrid};
 use crate::noise::{Noise, image_noise};
 
@@ -63,6 +63,15 @@ impl Solver {
         match self {
             Self::Jumps => 1,
             Self::Euler | Self::Heun | Self::Dpm => 50,
+        }
+    }
+
+    /// The default time grid for a model on this path: the model's own. Jumps of a model with a schedule start at its
+    /// last step, where a student is trained to start, even if its teacher leaves that step out.
+    pub fn grid(self, path: &Path) -> TimeGrid {
+        match (self, path.grid()) {
+            (Self::Jumps, TimeGrid::Steps(_)) => TimeGrid::Steps(Spacing::Trailing),
+            (_, grid) => grid,
         }
     }
 

@@ -306,6 +306,23 @@ mod tests {
     }
 
     #[test]
+    fn the_last_two_checkpoints_and_the_last_one_of_distillation_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = |stage, step| {
+            save(folder.path(), stage, &state(step)).unwrap();
+            let found = list(folder.path());
+            found.iter().map(|found| (found.stage, found.step)).collect::<Vec<_>>()
+        };
+        use StageKind::{Distill, Finish, Teacher};
+        assert_eq!(kept(Teacher, 4), [(Teacher, 4)]);
+        assert_eq!(kept(Distill, 2), [(Teacher, 4), (Distill, 2)]);
+        assert_eq!(kept(Distill, 4), [(Distill, 2), (Distill, 4)]);
+        assert_eq!(kept(Finish, 1), [(Distill, 4), (Finish, 1)]);
+        assert_eq!(kept(Finish, 2), [(Distill, 4), (Finish, 1), (Finish, 2)]);
+        assert_eq!(kept(Finish, 3), [(Distill, 4), (Finish, 2), (Finish, 3)]);
+    }
+
+    #[test]
     fn a_damaged_checkpoint_is_passed_over_and_does_not_outlive_a_good_one() {
         let folder = tempfile::tempdir().unwrap();
         let spec = state(0).denoiser.spec().clone();

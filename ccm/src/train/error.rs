@@ -48,7 +48,7 @@ pub enum RunError {
     #[error("threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
     /// The folder contains a run already.
-    #[error("{0}: holds a run already; `--resume` goes on with it, another `--out` starts a new one")]
+    #[error("{0}: a run is there already; `--resume` continues it, another `--out` starts a new one")]
     Exists(PathBuf),
     /// The folder contains no run.
     #[error("{0}: no run there (no config.toml)")]

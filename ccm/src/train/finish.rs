@@ -58,7 +58,7 @@ impl Stage for Finish<'_> {
         StepReport {
             step,
             images: step * batch.len() as u64,
-            // The student, and the passes through the teacher's encoder.
+            // The student, and two passes through the teacher's encoder. The pass for the gradient penalty does not count.
             evaluations: 2 * batch.len() as u64,
             loss,
             gradient_norm,

@@ -63,9 +63,9 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunErro
 fn still_needed(config: &Config, folder: &Path) -> u64 {
     /// Sample grids, metrics and the report.
     const REST: u64 = 32 << 20;
-    // Weights (1), averages (3) and moments (2) in three checkpoints and a fourth during the write, and three model
+    // Weights (1), averages (2) and moments (2) in three checkpoints and a fourth during the write, and three model
     // files.
-    let copies = 4 * (1 + 3 + 2) + 3;
+    let copies = 4 * (1 + 2 + 2) + 3;
     let all = copies * 4 * config.spec().parameters() as u64 + REST;
     all.saturating_sub(disk::size(folder))
 }

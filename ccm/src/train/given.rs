@@ -8,7 +8,7 @@ use crate::config::{Config, DistillConfig, LpipsFiles};
 use crate::disk;
 use crate::import::{Checkpoint, ImportError};
 use crate::method::lpips::LpipsWeights;
-use crate::model::NetworkSpec;
+use crate::model::{NetworkSpec, Prediction};
 use crate::weights::Model;
 
 /// The contents of the files other than images that a configuration names, read and checked.
@@ -41,6 +41,12 @@ impl Given {
     /// The architecture of teacher and student: that of the given teacher, otherwise the configuration's.
     pub fn spec(&self, config: &Config) -> NetworkSpec {
         self.teacher.as_ref().map_or_else(|| config.spec(), |teacher| teacher.spec.clone())
+    }
+
+    /// What the network predicts: that of the given teacher, otherwise the configuration's.
+    pub fn prediction(&self, config: &Config) -> Prediction {
+        let teacher = self.teacher.as_ref();
+        teacher.map_or_else(|| config.path.prediction(), |teacher| teacher.prediction.clone())
     }
 
     /// Reads the weights of a distance, unless they have been read already.

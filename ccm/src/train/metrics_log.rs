@@ -13,7 +13,7 @@ use crate::disk::{self, DiskError};
 /// One line: means over the steps since the previous line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// `teacher` or `distill`.
+    /// Name of the stage: `teacher`, `distill` or `finish`.
     pub stage: String,
     /// Steps taken in the stage.
     pub step: u64,
@@ -29,7 +29,8 @@ pub struct Line {
     /// Mean number of teacher steps per image; only in distillation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_steps: Option<f64>,
-    /// Mean loss of the discriminator; only with an adversarial loss. At chance 2 in distillation, 1.39 in fine-tuning.
+    /// Mean loss of the discriminator; only with an adversarial loss. At chance 2 in distillation, and 1.39
+    /// and the gradient penalty in fine-tuning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_loss: Option<f64>,
     /// Training speed in images per second.

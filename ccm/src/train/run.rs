@@ -25,11 +25,11 @@ use crate::data::Dataset;
 use crate::disk;
 use crate::method::adversary::Adversary;
 use crate::method::coupling::Coupling;
-use crate::method::curriculum::Curriculum;
+use crate::method::curriculum::{Curriculum, Scope};
 use crate::method::discriminator::{AdversarialLoss, Discriminator};
 use crate::method::distance::{Distance, DistanceKind};
 use crate::method::lpips::Lpips;
-use crate::model::{ModelCard, NetworkSpec, Prediction, Role};
+use crate::model::{ModelCard, NetworkSpec, Path as ModelPath, Prediction, Role};
 use crate::nn::denoiser::{Denoiser, random_model};
 use crate::nn::optimizer::Schedule;
 use crate::report::Curves;
@@ -108,17 +108,28 @@ pub fn suit(config: &mut Config, given: &Given, data: &Dataset) -> Result<(), Ru
         }
     }
     if let Some(student) = &given.student {
-        let teacher = given.spec(config);
-        if student.spec != teacher {
-            let expected = "a student with the teacher's network";
-            return Err(RunError::Unsuitable(format!(
-                "distill.model: expected {expected}, found another network"
-            )));
+        let unlike = |expected: &str, found: &str| {
+            Err(RunError::Unsuitable(format!("distill.model: expected {expected}, found {found}")))
+        };
+        if student.card.role != Role::Student {
+            return unlike("a student", &format!("a {}", student.card.role.name()));
+        }
+        if student.spec != given.spec(config) {
+            return unlike("the network of teacher.model", "another network");
+        }
+        if !student.card.classes.is_empty() && student.card.classes != data.classes() {
+            return unlike("the classes of the data", &student.card.classes.join(", "));
         }
     }
+    let prediction = given.prediction(config);
+    let path = ModelPath::new(&prediction);
+    let solver = Solver::Euler;
+    solver
+        .steps(&path, solver.grid(&path), config.run.report_steps)
+        .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
     let batches = [
-        ("teacher.batch", config.teacher.batch, true),
-        ("distill.batch", config.distill.batch, true),
+        ("teacher.batch", config.teacher.batch, given.teacher.is_none()),
+        ("distill.batch", config.distill.batch, given.student.is_none()),
         ("finish.batch", config.finish.batch, config.finish.steps() > 0),
     ];
     for (key, batch, used) in batches {
@@ -186,8 +197,7 @@ impl Run {
 
     /// What the network predicts: that of the given teacher, otherwise the configuration's.
     pub fn prediction(&self) -> Prediction {
-        let teacher = self.given.teacher.as_ref();
-        teacher.map_or_else(|| self.config.path.prediction(), |teacher| teacher.prediction.clone())
+        self.given.prediction(&self.config)
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -426,7 +436,16 @@ impl Run {
             step_size: config.step_size as f32,
             solver: config.solver,
             // Padding avoids compilation for new batch sizes on a GPU. The CPU compiles nothing.
-            pad_to: self.is_gpu().then(|| config.micro_batch.unwrap_or(config.batch)),
+            pad_to: self.is_gpu().then(|| self.images_at_once()),
+        }
+    }
+
+    /// Largest number of images whose targets are computed together.
+    fn images_at_once(&self) -> usize {
+        let config = &self.config.distill;
+        match config.scope {
+            Scope::Image => config.micro_batch.unwrap_or(config.batch),
+            Scope::Batch => config.batch,
         }
     }
 
@@ -542,7 +561,7 @@ impl Run {
             target: &state.emas[distill::TARGET].denoiser,
             student: &Denoiser::new(&student, &self.device),
         };
-        let size = self.config.distill.batch.min(self.held_out.len());
+        let size = self.images_at_once().min(self.held_out.len());
         let batches = self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
         Ok(curves(&networks, &batches, &self.curriculum(), images.min(self.held_out.len())))
     }

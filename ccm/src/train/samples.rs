@@ -50,7 +50,7 @@ pub fn sample(
 ) -> Result<Vec<f32>, String> {
     let spec = denoiser.spec();
     let ([channels, height, width], image) = (spec.image(), spec.image_len());
-    let steps = solver.steps(denoiser.path(), denoiser.path().grid(), steps)?;
+    let steps = solver.steps(denoiser.path(), solver.grid(denoiser.path()), steps)?;
     let start = denoiser.path().start_scale(f64::from(steps[0].t)) as f32;
     let mut images = Vec::with_capacity(request.noise.len());
     for (part, noise) in request.noise.chunks(image * batch).enumerate() {

@@ -46,7 +46,8 @@ pub struct StepReport {
     pub kdc: Option<f64>,
     /// Mean number of teacher steps per image of the batch; only in distillation.
     pub teacher_steps: Option<f64>,
-    /// Mean loss of the discriminator; only with an adversarial loss. At chance 2 in distillation, 1.39 in fine-tuning.
+    /// Mean loss of the discriminator; only with an adversarial loss. At chance 2 in distillation, and 1.39
+    /// and the gradient penalty in fine-tuning.
     pub discriminator_loss: Option<f64>,
 }
 

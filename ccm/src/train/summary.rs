@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::disk;
 use crate::model::NetworkSpec;
 use crate::nn::denoiser::Denoiser;
-use crate::report::{Curves, DistillPoint, Grid, Growth, Pictures, Report, TeacherPoint};
+use crate::report::{Curves, DistillPoint, FinishPoint, Grid, Growth, Pictures, Report, TeacherPoint};
 use crate::sampler::schedule::Solver;
 use crate::weights::Model;
 
@@ -52,12 +52,21 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
     let report = Report {
         title: run.config.run.name.clone(),
         summary: format!(
-            "A one-step image generator for {}x{} images of {}, distilled from a {} teacher with the \
-             Curriculum Consistency Model.",
+            "A one-step image generator for {}x{} images of {}, {} a {} teacher{}.",
             width,
             height,
             run.config.data.source.as_deref().unwrap_or("the data"),
+            if run.config.distill.model.is_some() {
+                "fine-tuned from a given student of"
+            } else {
+                "distilled from"
+            },
             teacher.prediction.kind(),
+            match (&run.config.distill.model, run.config.finish.steps()) {
+                (Some(_), _) => "",
+                (None, 0) => " with the Curriculum Consistency Model",
+                (None, _) => " with the Curriculum Consistency Model, and fine-tuned against a discriminator",
+            },
         ),
         command: run.command.to_owned(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -82,6 +91,13 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
                 loss: line.loss,
                 kdc: line.kdc.unwrap_or(f64::NAN),
                 teacher_steps: line.teacher_steps.unwrap_or(f64::NAN),
+            })
+            .collect(),
+        finish: of(StageKind::Finish)
+            .map(|line| FinishPoint {
+                images: line.images,
+                loss: line.loss,
+                discriminator: line.discriminator_loss.unwrap_or(f64::NAN),
             })
             .collect(),
         curriculum: curves,
@@ -134,7 +150,7 @@ fn tiles<'a, I: Iterator<Item = &'a Line>>(
     for (stage, who) in [
         (StageKind::Teacher, "teacher"),
         (StageKind::Distill, "student"),
-        (StageKind::Finish, "fine-tuned student"),
+        (StageKind::Finish, "student in fine-tuning"),
     ] {
         let (mut images, mut seconds, mut last) = (0, 0.0, 0);
         for line in of(stage) {

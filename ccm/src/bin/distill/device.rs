@@ -52,7 +52,7 @@ pub(crate) fn open(choice: Choice) -> Result<Opened, Failure> {
 
 fn cpu() -> Opened {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Opened { device: Device::flex(), name: "CPU".into(), threads: Some(threads) }
+    Opened { device: Device::flex(), name: format!("CPU, {threads} threads"), threads: Some(threads) }
 }
 
 fn adapters(backends: Backends) -> Vec<AdapterInfo> {

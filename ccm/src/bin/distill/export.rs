@@ -1,7 +1,7 @@
 //! `distill export`: converts a model file to another precision, or to a folder for diffusers.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ccm::disk::{self, read_model};
 use ccm::export;
@@ -95,12 +95,9 @@ fn folder(arguments: &Arguments, model: &Model) -> Result<(), Failure> {
     let steps = arguments.steps.unwrap_or(Solver::of(&model.card).usual_steps());
     let files =
         export::diffusers(model, steps).map_err(|error| format!("{}: {error}", arguments.model.display()))?;
-    let mut name = out.as_os_str().to_owned();
-    name.push(".part");
-    let part = Path::new(&name);
-    if part.exists() {
-        fs::remove_dir_all(part).map_err(fault)?;
-    }
+    let name =
+        out.file_name().ok_or_else(|| format!("--out: {}: expected the name of a folder", out.display()))?;
+    let part = out.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
     for (file, bytes) in &files {
         let path = part.join(file);
         path.parent().map_or(Ok(()), fs::create_dir_all).map_err(fault)?;
@@ -109,7 +106,7 @@ fn folder(arguments: &Arguments, model: &Model) -> Result<(), Failure> {
     if out.exists() {
         fs::remove_dir(out).map_err(fault)?;
     }
-    fs::rename(part, out).map_err(fault)?;
+    fs::rename(&part, out).map_err(fault)?;
     let names: Vec<&str> = files.iter().map(|(file, _)| *file).collect();
     println!("{}: {}", out.display(), names.join(", "));
     Ok(())

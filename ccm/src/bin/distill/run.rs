@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     /// Model file of a teacher to distil instead of training one. The run uses its network and path
     #[arg(long, value_name = "MODEL")]
     teacher: Option<PathBuf>,
-    /// Model file of a student to fine-tune (finish.kimg) instead of distilling one
+    /// Model file of a student to fine-tune (finish.kimg) instead of distilling one; with --teacher
     #[arg(long, value_name = "MODEL")]
     student: Option<PathBuf>,
     /// Folder of the run [default: runs/PRESET, with a number appended if it exists]
@@ -61,9 +61,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     suit(&mut config, &given, &data)?;
     let on_cpu = threads.is_some();
     let threads = share(&mut config, threads, arguments.resume);
-    let shared = if on_cpu { format!(", {threads} threads") } else { String::new() };
+    let name = if on_cpu { format!("CPU, {threads} threads") } else { name };
     println!(
-        "network: {:.2} M parameters; device: {name}{shared}; run: {}",
+        "network: {:.2} M parameters; device: {name}; run: {}",
         given.spec(&config).parameters() as f64 / 1e6,
         folder.display()
     );

@@ -24,13 +24,14 @@ pub(crate) struct Arguments {
     /// Number of images to generate
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// Network evaluations per image [default: 1 for a student, 50 for a teacher]
+    /// Network evaluations per image, at most [default: 1 for a student, 50 for a teacher]
     #[arg(long)]
     steps: Option<usize>,
     /// Solver for a teacher: euler (DDIM for a diffusion model), heun, or dpm (DPM-Solver++ 2M)
     #[arg(long, value_parser = solver)]
     solver: Option<Solver>,
-    /// Times of the evaluations: uniform, trailing, leading, linspace, rho[=7] or shifted[=3] [default: the model's]
+    /// Times of the evaluations: uniform, trailing, leading, linspace, rho[=7] or shifted[=3] [default: the model's own;
+    /// `leading` keeps the model's offset]
     #[arg(long, value_parser = grid_of_times, value_name = "GRID")]
     times: Option<TimeGrid>,
     /// Class of the images, by number or name [default: cycle through the classes]
@@ -125,9 +126,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.solver.is_some() && sampler.card().role == Role::Student {
         return Err(format!("--solver: {} is a student, which jumps", arguments.model.display()).into());
     }
-    let (solver, times) =
-        (arguments.solver.unwrap_or(sampler.solver()), arguments.times.unwrap_or(sampler.times()));
+    let times = match (arguments.times, sampler.times()) {
+        (Some(TimeGrid::Steps(Spacing::Leading(_))), own @ TimeGrid::Steps(Spacing::Leading(_))) => own,
+        (given, own) => given.unwrap_or(own),
+    };
+    let solver = arguments.solver.unwrap_or(sampler.solver());
     let mut sampler = sampler.with_solver(solver, times);
+    sampler.evaluations(1).map_err(|error| format!("--times: {error}"))?;
+    let evaluations = sampler.evaluations(steps).map_err(|error| format!("--steps: {error}"))?;
     let begin = Instant::now();
     let images = pollster::block_on(sampler.sample(&request, steps)).map_err(at_fault)?;
     let seconds = begin.elapsed().as_secs_f64();
@@ -156,7 +162,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         "{}: {}, {} each, {:.1} ms an image on {} ({})",
         arguments.out.display(),
         counted(count, "image"),
-        counted(steps, "evaluation"),
+        counted(evaluations, "evaluation"),
         seconds * 1e3 / count.max(1) as f64,
         info.adapter,
         info.backend
