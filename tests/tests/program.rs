@@ -239,7 +239,9 @@ fn a_given_student_is_fine_tuned_but_for_its_fixed_weights() {
     fail(&mut slow(&file("none"), &no_teacher), &["distill.model", "teacher.model"]);
     let teacher_twice = ["--teacher", &teacher, "--student", &teacher, "--set", "finish.kimg=1"];
     fail(&mut slow(&file("none"), &teacher_twice), &["distill.model", "a student", "a teacher"]);
-    let settings = ["finish.kimg=0.32", "finish.batch=32", "finish.fixed=convolutions"];
+    let settings = ["kimg=0.32", "batch=32", "fixed=convolutions", "sample_halflife_kimg=0.1"];
+    let settings = settings.map(|setting| format!("finish.{setting}"));
+    let settings = settings.each_ref().map(String::as_str);
     let settings = settings.map(|setting| ["--set", setting]).concat();
     succeed(&mut slow(&file("finished"), &[&given[..], &settings].concat()));
 

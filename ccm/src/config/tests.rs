@@ -92,7 +92,7 @@ fn a_configuration_from_before_fine_tuning_has_none() {
     assert_ne!(older.finish, shapes().finish);
     assert!(older.differences(&shapes()).is_empty());
     let finished = changed("finish.kimg=1").unwrap();
-    assert_eq!(older.differences(&finished)[0], "finish.cooldown: 0.0 before, 0.5 now");
+    assert_eq!(older.differences(&finished)[0], "finish.cooldown: 0 before, 0.5 now");
 }
 
 #[test]

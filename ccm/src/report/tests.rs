@@ -78,7 +78,7 @@ fn a_finished_run_shows_every_section_in_order() {
             rest.split_once(part).unwrap_or_else(|| panic!("{part:?} is missing or out of order"));
         rest = after;
     }
-    assert_eq!(html.matches("<svg").count(), 6);
+    assert_eq!(html.matches("<svg").count(), 8);
     assert_eq!(html.matches(PIXEL).count(), 3);
     assert!(!html.contains("no data yet"));
 }
@@ -127,7 +127,8 @@ fn an_empty_report_renders() {
 #[test]
 fn a_report_with_only_a_teacher_renders() {
     let pictures = Pictures { student: None, ..run(0).pictures };
-    let report = Report { pictures, growth: vec![], distill: vec![], curriculum: None, ..run(100) };
+    let report =
+        Report { pictures, growth: vec![], distill: vec![], finish: vec![], curriculum: None, ..run(100) };
     let html = report.to_html().unwrap();
     assert_eq!(html.matches("<svg").count(), 1);
     assert!(html.contains("Teacher, 50 steps") && !html.contains("Student, "));
@@ -154,7 +155,7 @@ fn values_that_are_not_finite_are_left_out_and_counted() {
 #[test]
 fn a_single_logged_step_is_drawn_as_a_dot() {
     let html = run(1).to_html().unwrap();
-    assert_eq!(html.matches("<svg").count(), 6);
+    assert_eq!(html.matches("<svg").count(), 8);
     assert!(html.matches("<circle").count() >= 4);
 }
 
