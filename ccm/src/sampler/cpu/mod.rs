@@ -99,7 +99,7 @@ impl Executor {
         let teams = self.threads / members;
         self.buffers.resize(teams, Vec::new());
         let mut images = vec![0.0; work.images() * image];
-        let mut memory = images.clone();
+        let mut memory = vec![0.0; images.len()];
         let [output, memory] = [&mut images, &mut memory].map(|values| Shared::new(values));
         let barriers: Vec<Barrier> = (0..teams).map(|_| Barrier::default()).collect();
         let arenas = self.buffers.iter_mut().map(|buffers| Arena {
