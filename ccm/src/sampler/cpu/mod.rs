@@ -99,7 +99,8 @@ impl Executor {
         let teams = self.threads / members;
         self.buffers.resize(teams, Vec::new());
         let mut images = vec![0.0; work.images() * image];
-        let mut memory = vec![0.0; images.len()];
+        // A team finishes an image before it begins the next one.
+        let mut memory = vec![0.0; teams * image];
         let [output, memory] = [&mut images, &mut memory].map(|values| Shared::new(values));
         let barriers: Vec<Barrier> = (0..teams).map(|_| Barrier::default()).collect();
         let arenas = self.buffers.iter_mut().map(|buffers| Arena {
@@ -124,7 +125,7 @@ impl Executor {
                     // which reads only the arena.
                     let x = unsafe { output.write(i * image + own.start, own.len()) };
                     // SAFETY: as above.
-                    let kept = unsafe { memory.write(i * image + own.start, own.len()) };
+                    let kept = unsafe { memory.write(team * image + own.start, own.len()) };
                     // SAFETY: as above. Before the first evaluation the update ignores these values.
                     let of_network = &unsafe { arena.read(plan.output) }[own.clone()];
                     let fresh = work.noise.get(number).map(|noise| &noise[i * image..][own.clone()]);
