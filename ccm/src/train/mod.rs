@@ -15,6 +15,7 @@ pub mod kdc_curve;
 pub mod metrics_log;
 pub mod run;
 pub mod samples;
+mod stages;
 pub mod state;
 pub mod summary;
 pub mod teacher;
