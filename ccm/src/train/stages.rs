@@ -19,6 +19,7 @@ use crate::method::discriminator::{AdversarialLoss, Discriminator};
 use crate::method::distance::{Distance, DistanceKind};
 use crate::method::lpips::Lpips;
 use crate::model::Role;
+use crate::model::graph::{Graph, Op, Shape};
 use crate::nn::denoiser::{Denoiser, random_model};
 use crate::nn::optimizer::Schedule;
 use crate::weights::Model;
@@ -218,7 +219,8 @@ impl Run {
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
         // All threads share dropout's generator, so with two threads its numbers would depend on timing.
         let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
-        Ok(Workers::new(threads, batch, micro_batch.unwrap_or(batch))?)
+        let most = if self.is_gpu() { most_on_gpu(&self.spec().graph()) } else { usize::MAX };
+        Ok(Workers::new(threads, batch, micro_batch.unwrap_or(batch).min(most))?)
     }
 
     fn with_checkpointing(&self, mut state: TrainState) -> TrainState {
@@ -248,5 +250,28 @@ impl Run {
             Scope::Image => config.micro_batch.unwrap_or(config.batch),
             Scope::Batch => config.batch,
         }
+    }
+}
+
+/// Most images in a part of a batch on a GPU: a matrix product of Burn starts a workgroup for 8 positions of the feature
+/// maps, and a GPU starts at most 65 535 in each direction.
+fn most_on_gpu(graph: &Graph) -> usize {
+    let positions = graph.nodes.iter().filter_map(|node| match (node.op, graph.shape(node.output)) {
+        (Op::Conv(_), Shape::Map([_, height, width])) => Some(height * width),
+        _ => None,
+    });
+    (8 * 65_535 / positions.max().unwrap_or(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn parts_of_a_batch_fit_a_gpu() {
+        let most = |preset: &str| most_on_gpu(&Config::preset(preset).unwrap().network.graph());
+        // 32x32 positions, also with 64x64 pixels in patches of 2x2.
+        assert_eq!([most("cifar10"), most("avatars"), most("imagenet64")], [511, 511, 127]);
     }
 }

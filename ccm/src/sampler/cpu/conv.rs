@@ -162,36 +162,27 @@ impl Strip<'_> {
     ) {
         let Conv { x, kernel, stride, border, upsample, y, .. } = *self.op;
         let Operands { weight, bias, residual, zeros, .. } = *self.operands;
-        let (channel, lanes) = (self.panel.channel, S::F32_LANES);
+        let channel = self.panel.channel;
         let width = self.panel.width.min(y.channels - channel);
         let position: [(usize, usize); M] =
             std::array::from_fn(|m| ((pixel + m) / y.width, (pixel + m) % y.width));
         // SAFETY: only this member writes these pixels and channels.
         let output = |m: usize| unsafe { self.operands.y.write((pixel + m) * y.channels + channel, width) };
 
-        let mut sums = [[simd.splat_f32s(0.0); N]; M];
-        for (m, sums) in sums.iter_mut().enumerate() {
-            let mut start = [0.0; 64];
-            let start = &mut start[..N * lanes];
+        let mut sums: [[S::f32s; N]; M] = std::array::from_fn(|m| {
             if taps.start > 0 {
-                start[..width].copy_from_slice(output(m));
-            } else {
-                start[..width].copy_from_slice(&bias[channel..channel + width]);
-                if let (Some(map), Some(read)) = (residual, self.op.residual) {
-                    let (row, column) = position[m];
-                    let place = match read.upsample {
-                        true => row / 2 * (y.width / 2) + column / 2,
-                        false => pixel + m,
-                    };
-                    let map = &map[place * y.channels + channel..];
-                    start.iter_mut().zip(&map[..width]).for_each(|(sum, value)| *sum += value);
-                }
+                return load(simd, output(m));
             }
-            for (sum, start) in sums.iter_mut().zip(start.chunks_exact(lanes)) {
-                // SAFETY: the chunk is as long as a vector.
-                *sum = unsafe { start.as_ptr().cast::<S::f32s>().read_unaligned() };
-            }
-        }
+            let bias = load(simd, &bias[channel..channel + width]);
+            let (Some(map), Some(read)) = (residual, self.op.residual) else { return bias };
+            let (row, column) = position[m];
+            let place = match read.upsample {
+                true => row / 2 * (y.width / 2) + column / 2,
+                false => pixel + m,
+            };
+            let residual: [_; N] = load(simd, &map[place * y.channels + channel..][..width]);
+            std::array::from_fn(|n| simd.add_f32s(bias[n], residual[n]))
+        });
 
         let (height, width_in) = match upsample {
             true => (2 * x.first.height, 2 * x.first.width),
@@ -223,14 +214,31 @@ impl Strip<'_> {
             }
         }
 
-        for (m, sums) in sums.iter().enumerate() {
-            let mut end = [0.0; 64];
-            let end = &mut end[..N * lanes];
-            for (end, sum) in end.chunks_exact_mut(lanes).zip(sums) {
-                // SAFETY: the chunk is as long as a vector.
-                unsafe { end.as_mut_ptr().cast::<S::f32s>().write_unaligned(*sum) };
-            }
-            output(m).copy_from_slice(&end[..width]);
+        for (m, sums) in sums.into_iter().enumerate() {
+            store::<S, N>(sums, output(m));
         }
+    }
+}
+
+/// Up to `N` vectors of values, followed by zeros.
+#[inline(always)]
+fn load<S: Simd, const N: usize>(simd: S, values: &[f32]) -> [S::f32s; N] {
+    let mut vectors = [simd.splat_f32s(0.0); N];
+    let whole: &mut [f32] = bytemuck::cast_slice_mut(&mut vectors);
+    match values.len() == whole.len() {
+        // Of a known length, so that it compiles to vector loads.
+        true => whole.copy_from_slice(values),
+        false => whole[..values.len()].copy_from_slice(values),
+    }
+    vectors
+}
+
+/// Stores the first `values.len()` values of the vectors.
+#[inline(always)]
+fn store<S: Simd, const N: usize>(vectors: [S::f32s; N], values: &mut [f32]) {
+    let whole: &[f32] = bytemuck::cast_slice(&vectors);
+    match values.len() == whole.len() {
+        true => values.copy_from_slice(whole),
+        false => values.copy_from_slice(&whole[..values.len()]),
     }
 }
