@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::browser::{Browser, WebGpu};
 use crate::lively_model;
 
-/// A shipped class-conditional model of 16x16 shapes, eight classes.
+/// A shipped class-conditional model of 32x32 creatures, eight classes.
 pub const SHAPES: &str = "/web/models/shapes/student.safetensors";
 
 /// The folder of the package with its WebAssembly, which is built once per test process.

@@ -7,14 +7,14 @@ export class CcmImage extends HTMLElement {
   /** The `info` of the sampler; null before the model is loaded. */
   readonly info: Info | null;
   /** Draws with this seed, or with a random one. Resolves when the image is drawn or has failed. */
-  generate(options?: { seed?: number | bigint }): Promise<void>;
+  generate(options?: { seed?: number | bigint | string }): Promise<void>;
 }
 
 /** Attributes of `<ccm-image>`, as JSX has them. */
 export interface CcmImageAttributes {
   /** Address of the model. */
   model?: string | undefined;
-  /** Seed of the image; default 0. */
+  /** Seed of the image: a whole number below 2^64, or any text, which is hashed (`seedFrom`). Default 0. */
   seed?: number | bigint | string | undefined;
   /** Number or name of a class. */
   label?: number | string | undefined;

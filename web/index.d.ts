@@ -116,6 +116,12 @@ export interface Info {
   data: string;
 }
 
+/**
+ * The seed of a text, such as a name: the first eight bytes of the SHA-256 of its UTF-8 form, as a big-endian number.
+ * Fails with a `RequestError` on pages that are neither from https nor from localhost.
+ */
+export function seedFrom(text: string): Promise<bigint>;
+
 /** A loaded model. Calls run one after the other. */
 export class Sampler {
   private constructor();

@@ -21,7 +21,7 @@ const MODEL: &str = "web/models/shapes/student.safetensors";
 const PACKED: &str = "./ccm-web-0.1.0.tgz";
 
 /// Packages that npm installs for the tests. Major versions are pinned, because options change with them.
-const INSTALLED: [&str; 13] = [
+const INSTALLED: [&str; 14] = [
     "webpack@5",
     "esbuild@0",
     "next@16",
@@ -35,6 +35,7 @@ const INSTALLED: [&str; 13] = [
     "@types/node@20",
     "publint@0.3",
     "@arethetypeswrong/cli@0.18",
+    "axe-core@4",
 ];
 
 /// Timeout for the start of the Next.js server.
@@ -116,7 +117,7 @@ fn run(name: &str, arguments: &[&str], folder: &Path) -> String {
 fn assert_page_works(url: &str) -> Browser {
     let mut browser = Browser::start(WebGpu::Absent);
     browser.open(url);
-    browser.wait_for("window.drawn === 16 && window.pictures !== undefined");
+    browser.wait_for("window.drawn === 32 && window.pictures !== undefined");
     let expected = native(&shapes(), 7, 3, 1);
     for picture in [0, 1] {
         assert_same_picture(&browser.eval(&format!("pictures[{picture}]")), &expected);
@@ -213,7 +214,7 @@ fn node_samples_from_paths_urls_and_bytes() {
     let pictures = found["pictures"].as_object().unwrap();
     assert_eq!(pictures.len(), 7);
     for (source, picture) in pictures {
-        let shape = json!([16, 16, "srgb", "Uint8ClampedArray"]);
+        let shape = json!([32, 32, "srgb", "Uint8ClampedArray"]);
         assert_eq!(picture.as_array().unwrap()[..4], shape.as_array().unwrap()[..], "{source}");
         assert_same_picture(&picture[4], &expected);
     }
@@ -240,6 +241,7 @@ fn node_samples_from_paths_urls_and_bytes() {
         "RequestError",
         "Sampler",
         "WorkerSampler",
+        "seedFrom",
     ];
     assert_eq!(found["exports"], json!(exports));
 }
@@ -316,5 +318,27 @@ fn the_package_holds_both_licences() {
     for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
         let packed = fs::read(installed().join("node_modules/ccm-web").join(licence)).unwrap();
         assert_eq!(packed, fs::read(root().join(licence)).unwrap(), "{licence}");
+    }
+}
+
+#[test]
+fn the_demo_page_has_no_accessibility_violation() {
+    let axe = fs::read_to_string(installed().join("node_modules/axe-core/axe.min.js")).unwrap();
+    package();
+    let server = Server::start(0, &[("/", &root())]).unwrap();
+    for (width, scheme) in [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")] {
+        let mut browser = Browser::start(WebGpu::Absent);
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        browser.call("Emulation.setEmulatedMedia", json!({ "features": features }));
+        let screen = json!({ "width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500 });
+        browser.call("Emulation.setDeviceMetricsOverride", screen);
+        browser.open(&format!("{}/?still", server.url()));
+        browser.wait_for("document.documentElement.dataset.state === 'ready'");
+        browser.eval(&format!("{axe}; 0"));
+        let found = browser.eval(
+            "axe.run().then(({ violations }) =>
+                violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(', ')}`))",
+        );
+        assert_eq!(found, json!([]), "{scheme}, {width} pixels wide");
     }
 }

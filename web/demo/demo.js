@@ -1,36 +1,42 @@
-// The demo page: a large image, a gallery, a comparison of student and teacher, and the visitor's own model.
+// The demo page: the picture of a typed name, a gallery, a morph between two names, a race of student and teacher, and
+// the visitor's own model.
 
 import { AbortedError, NoWebGpuError, NoWorkerError } from "../pkg/errors.js";
 import { WorkerSampler } from "../pkg/remote.js";
-import { MODELS } from "./models.js";
+import { seedFrom } from "../pkg/seed.js";
+import { MODELS, NAMES, own } from "./models.js";
 
 const TILES = 24;
-/** Duration of the animation from one seed to the next, in ms. */
-const PERIOD = 1600;
-/** The animation starts by itself only if an image takes at most this time, in ms. */
-const FAST = 40;
+/** Duration of a morph from one name to the other, in ms. */
+const PERIOD = 2400;
+/** The morph starts by itself only if a picture takes at most this time, in ms. */
+const FAST = 120;
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
+/** Whether nothing starts by itself. */
+const still = query.has("still");
 
 /** The models in use and the current request. */
 const state = {
-  models: MODELS[0],
+  entry: MODELS[0],
   backend: query.get("backend") ?? "auto",
   student: null,
   teacher: null,
   stage: null,
+  blend: null,
   label: undefined,
-  seed: 7,
-  first: 7,
-  animating: false,
+  time: Infinity,
+  playing: false,
+  raced: false,
   loading: new AbortController(),
   gallery: new AbortController(),
 };
 
 const milliseconds = (time) => `${time < 10 ? time.toFixed(1) : Math.round(time)} ms`;
 const frame = () => new Promise(requestAnimationFrame);
+const nameOf = (field) => $(field).value.trim() || $(field).defaultValue;
 
 function newCanvas() {
   const canvas = document.createElement("canvas");
@@ -50,44 +56,65 @@ function showError(error) {
   $("problem").hidden = false;
 }
 
+/** A function that runs `task` once for all calls made while it runs: the last state counts, and none is left out. */
+function latest(task) {
+  let [running, again] = [null, false];
+  return () => {
+    again = true;
+    running ??= (async () => {
+      try {
+        while (again) {
+          again = false;
+          await task();
+        }
+      } finally {
+        running = null;
+      }
+    })();
+    return running;
+  };
+}
+
 // loading
 
-async function load(models) {
+async function load(entry) {
   state.loading.abort();
   state.gallery.abort();
-  stopAnimation();
+  stopMorph();
   const loading = (state.loading = new AbortController());
   const { signal } = loading;
   $("problem").hidden = true;
-  $("note").textContent = models.note;
-  $("note").hidden = !models.note;
   document.documentElement.dataset.state = "loading";
   setReady(false);
   setStatus("Loading the model", "");
   try {
-    const student = await open(models.student, signal, ({ loaded, total }) => {
+    const student = await open(entry.student, signal, ({ loaded, total }) => {
       $("progress").hidden = loaded === total;
       if (total) $("progress").value = loaded / total;
     });
     state.student?.free();
     state.teacher?.then((teacher) => teacher !== state.student && teacher.free(), () => {});
-    Object.assign(state, { models, student, teacher: null, stage: newCanvas(), label: undefined });
+    Object.assign(state, { entry, student, teacher: null, stage: newCanvas(), blend: newCanvas(), label: undefined, raced: false });
     $("stage").replaceChildren(state.stage);
-    $("student").replaceChildren();
-    $("teacher").replaceChildren();
+    $("blend").replaceChildren(state.blend);
+    for (const id of ["student", "teacher"]) $(id).replaceChildren();
+    for (const id of ["student-clock", "teacher-clock"]) $(id).textContent = "–";
     $("verdict").textContent = "\u00a0";
-    $("student-clock").textContent = $("teacher-clock").textContent = "–";
-    listClasses(student.info);
+    $("title").textContent = entry.title;
+    $("credits").innerHTML = entry.credits;
+    document.documentElement.dataset.size = student.info.width < 48 ? "small" : "large";
+    listClasses(student.info, entry.legend);
     nameLanes();
-    // The first image includes the start of the engine; the second one is timed.
+    // The first picture includes the start of the engine; the second one is timed.
     await paint();
     performance.mark("first-picture");
-    const time = await paint();
+    await paint();
     describe(student.info);
     setReady(true);
     document.documentElement.dataset.state = "ready";
     await fillGallery();
-    if (!calm.matches && time < FAST && !query.has("still") && !signal.aborted) startAnimation();
+    await blend();
+    if (!signal.aborted) watchSections();
   } catch (error) {
     if (signal.aborted) return;
     document.documentElement.dataset.state = "failed";
@@ -123,7 +150,7 @@ async function open(model, signal, onProgress) {
 }
 
 function setReady(ready) {
-  for (const id of ["play", "again", "more", "start"]) $(id).disabled = !ready;
+  for (const id of ["name", "again", "save", "copy", "play", "weight", "start"]) $(id).disabled = !ready;
 }
 
 function setStatus(text, dot) {
@@ -138,22 +165,23 @@ function describe(info) {
   setStatus(`${place}, ${adapter}. ${size}, ${info.width} x ${info.height} pixels`, info.software ? "slow" : "on");
   let hint = "";
   if (info.software) hint = "The browser emulates this GPU on the CPU, which is slow. “CPU” is faster.";
-  else if (info.backend === "cpu" && !navigator.gpu) hint = "This browser has no WebGPU, so images are computed on the CPU.";
-  else if (info.backend === "cpu" && state.backend === "auto") hint = "No GPU was found, so images are computed on the CPU.";
+  else if (info.backend === "cpu" && !navigator.gpu) hint = "This browser has no WebGPU, so pictures are computed on the CPU.";
+  else if (info.backend === "cpu" && state.backend === "auto") hint = "No GPU was found, so pictures are computed on the CPU.";
   $("hint").textContent = hint;
   $("hint").hidden = !hint;
 }
 
-function listClasses({ numClasses, classes }) {
+function listClasses({ numClasses, classes }, legend) {
   const set = $("classes");
   set.hidden = !numClasses;
+  set.querySelector("legend").textContent = legend;
   set.querySelectorAll("label, select").forEach((old) => old.remove());
   if (!numClasses) return;
   const names = Array.from({ length: numClasses }, (_, i) => classes[i] ?? String(i));
   state.label = 0;
   if (numClasses > 30) {
     const select = document.createElement("select");
-    select.setAttribute("aria-label", "Class");
+    select.setAttribute("aria-label", legend);
     names.forEach((name, i) => select.add(new Option(name, i)));
     select.onchange = () => choose(Number(select.value));
     set.append(select);
@@ -163,7 +191,7 @@ function listClasses({ numClasses, classes }) {
     const label = document.createElement("label");
     const input = Object.assign(document.createElement("input"), { type: "radio", name: "class", value: i, checked: i === 0 });
     const text = document.createElement("span");
-    text.textContent = name.replaceAll("_", " ");
+    text.textContent = name.replace(/([a-z])([A-Z])/g, "$1 $2").replaceAll("_", " ").toLowerCase();
     input.onchange = () => choose(i);
     label.append(input, text);
     set.append(label);
@@ -172,60 +200,63 @@ function listClasses({ numClasses, classes }) {
 
 function choose(label) {
   state.label = label;
-  if (!state.animating) paint().catch(showError);
+  state.raced = false;
+  repaint();
+  if (!state.playing) reblend();
   fillGallery();
 }
 
-// the large image
+// the picture of a name
 
-/** Draws the chosen seed. Returns the time it took, in ms. */
+/** Draws the picture of the typed name. */
 async function paint() {
+  const { student, stage, label } = state;
+  const name = nameOf("name");
+  const seed = await seedFrom(name);
   const start = performance.now();
-  await state.student.draw(state.stage, { seed: state.seed, label: state.label });
-  const time = performance.now() - start;
-  $("stage").setAttribute("aria-label", `generated image, seed ${state.seed}`);
-  $("stage-clock").textContent = `seed ${state.seed} · ${milliseconds(time)}`;
-  return time;
+  await student.draw(stage, { seed, label });
+  state.time = performance.now() - start;
+  $("stage").setAttribute("aria-label", `generated picture of ${name}`);
+  $("stage-clock").textContent = milliseconds(state.time);
+  $("html").textContent = htmlOf(name);
+  for (const tile of document.querySelectorAll(".tile")) tile.setAttribute("aria-pressed", tile.dataset.name === name);
 }
 
-function stopAnimation() {
-  state.animating = false;
-  $("play").textContent = "Animate";
-  $("play").setAttribute("aria-pressed", "false");
+const repaintOnce = latest(paint);
+const repaint = () => state.student && repaintOnce().catch(showError);
+
+function select(name) {
+  $("name").value = name;
+  state.raced = false;
+  repaint();
 }
 
-async function startAnimation() {
-  if (state.animating) return;
-  state.animating = true;
-  $("play").textContent = "Stop";
-  $("play").setAttribute("aria-pressed", "true");
-  const { student } = state;
-  let [from, to] = [state.seed, state.seed + 1];
-  let [at, shown, since, spent] = [0, 0, performance.now(), 0];
-  let last = since;
-  try {
-    while (state.animating && state.student === student) {
-      const start = performance.now();
-      // After a pause (a hidden tab) the animation continues from its last position.
-      at += Math.min(start - last, 100) / PERIOD;
-      last = start;
-      if (at >= 1) [from, to, at] = [to, to + 1, at % 1];
-      await student.interpolate(state.stage, from, to, at, { label: state.label });
-      spent += performance.now() - start;
-      shown += 1;
-      if (start - since > 500) {
-        const rate = Math.round((1000 * shown) / (start - since));
-        $("stage-clock").textContent = `${rate} frames/s · ${milliseconds(spent / shown)}`;
-        [shown, since, spent] = [0, start, 0];
-      }
-      await frame();
-    }
-  } catch (error) {
-    if (state.student === student) {
-      stopAnimation();
-      showError(error);
-    }
-  }
+/** The HTML that shows the picture of a name in any page. */
+function htmlOf(name) {
+  const quoted = (text) => text.replaceAll("&", "&amp;").replaceAll('"', "&quot;").replaceAll("<", "&lt;");
+  const absolute = (address) => new URL(address, document.baseURI).href;
+  const model = state.entry.student instanceof Blob ? state.entry.name : absolute(state.entry.student);
+  const { numClasses, classes } = state.student.info;
+  const label = numClasses ? ` label="${quoted(classes[state.label] ?? String(state.label))}"` : "";
+  const script = `<script type="module" src="${absolute("web/pkg/element.js")}"></script>`;
+  return `${script}<ccm-image model="${quoted(model)}" seed="${quoted(name)}"${label}></ccm-image>`;
+}
+
+async function save() {
+  const name = nameOf("name");
+  const [image] = await state.student.sample({ seed: await seedFrom(name), label: state.label });
+  const canvas = document.createElement("canvas");
+  show(image, canvas);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${name}.png` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+async function copy() {
+  await navigator.clipboard.writeText(htmlOf(nameOf("name")));
+  $("copy").textContent = "Copied";
+  setTimeout(() => ($("copy").textContent = "Copy HTML"), 1500);
 }
 
 // the gallery
@@ -233,11 +264,10 @@ async function startAnimation() {
 async function fillGallery() {
   state.gallery.abort();
   const { signal } = (state.gallery = new AbortController());
-  const { student, label, first } = state;
-  const tiles = tilesFrom(first);
+  const { student, label } = state;
   try {
-    for (const [i, tile] of tiles.entries()) {
-      const [image] = await student.sample({ seed: first + i, label, signal });
+    for (const tile of tiles()) {
+      const [image] = await student.sample({ seed: await seedFrom(tile.dataset.name), label, signal });
       if (signal.aborted) return;
       show(image, tile.firstChild);
     }
@@ -246,31 +276,72 @@ async function fillGallery() {
   }
 }
 
-function tilesFrom(first) {
+/** The buttons of the gallery, one for each of the first names. */
+function tiles() {
   const grid = $("grid");
-  while (grid.childElementCount < TILES) {
+  for (const name of NAMES.slice(grid.childElementCount, TILES)) {
     const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile" });
-    tile.append(newCanvas());
-    tile.onclick = () => select(Number(tile.dataset.seed));
-    grid.append(tile);
+    tile.dataset.name = name;
+    tile.append(newCanvas(), Object.assign(document.createElement("span"), { textContent: name }));
+    tile.onclick = () => select(name);
+    const item = document.createElement("li");
+    item.append(tile);
+    grid.append(item);
   }
-  [...grid.children].forEach((tile, i) => {
-    tile.dataset.seed = first + i;
-    tile.setAttribute("aria-label", `seed ${first + i}`);
-  });
-  mark();
-  return [...grid.children];
+  return [...grid.querySelectorAll(".tile")];
 }
 
-function mark() {
-  for (const tile of $("grid").children) tile.setAttribute("aria-pressed", tile.dataset.seed === String(state.seed));
+// from one name to another
+
+/** Draws the picture between the two names. Returns the time it took, in ms. */
+async function blend() {
+  const { student, label, blend: canvas } = state;
+  const [from, to] = await Promise.all([seedFrom(nameOf("from")), seedFrom(nameOf("to"))]);
+  const start = performance.now();
+  await student.interpolate(canvas, from, to, Number($("weight").value), { label });
+  return performance.now() - start;
 }
 
-function select(seed) {
-  state.seed = seed;
-  stopAnimation();
-  mark();
-  paint().catch(showError);
+const blendOnce = latest(blend);
+const reblend = () => state.student && blendOnce().catch(showError);
+
+function stopMorph() {
+  state.playing = false;
+  $("play").textContent = "Play";
+  $("play").setAttribute("aria-pressed", "false");
+}
+
+async function playMorph() {
+  if (state.playing) return;
+  state.playing = true;
+  $("play").textContent = "Stop";
+  $("play").setAttribute("aria-pressed", "true");
+  const { student } = state;
+  let [at, shown, spent] = [Math.acos(1 - 2 * $("weight").value) / Math.PI, 0, 0];
+  let last = performance.now();
+  let since = last;
+  try {
+    while (state.playing && state.student === student) {
+      const now = performance.now();
+      // After a pause (a hidden tab) the morph continues from its last position.
+      at = (at + Math.min(now - last, 100) / PERIOD) % 2;
+      last = now;
+      $("weight").value = (1 - Math.cos(Math.PI * at)) / 2;
+      spent += await blend();
+      shown += 1;
+      if (now - since > 500) {
+        const rate = Math.round((1000 * shown) / (now - since));
+        $("blend-clock").textContent = `${rate} frames/s · ${milliseconds(spent / shown)}`;
+        [shown, since, spent] = [0, now, 0];
+      }
+      await frame();
+    }
+  } catch (error) {
+    if (state.student === student) {
+      stopMorph();
+      showError(error);
+    }
+  }
 }
 
 // student and teacher
@@ -278,23 +349,24 @@ function select(seed) {
 function nameLanes() {
   const steps = Number($("steps").value);
   const [left, right] = document.querySelectorAll(".lanes b");
-  left.textContent = state.models.teacher ? "Student" : "This model";
-  right.textContent = state.models.teacher ? "Teacher" : "The same";
+  left.textContent = state.entry.teacher ? "Student" : "This model";
+  right.textContent = state.entry.teacher ? "Teacher" : "The same";
   $("steps-said").textContent = steps;
   $("teacher-steps").textContent = steps === 1 ? "1 step" : `${steps} steps`;
 }
 
 async function race() {
-  const animated = state.animating;
-  stopAnimation();
+  state.raced = true;
+  const played = state.playing;
+  stopMorph();
   setReady(false);
   const steps = Number($("steps").value);
   $("verdict").textContent = "\u00a0";
-  const { student, models } = state;
+  const { student, entry } = state;
   try {
-    state.teacher ??= models.teacher ? open(models.teacher, state.loading.signal) : Promise.resolve(student);
+    state.teacher ??= entry.teacher ? open(entry.teacher, state.loading.signal) : Promise.resolve(student);
     const teacher = await state.teacher;
-    const request = { seed: state.seed, label: state.label };
+    const request = { seed: await seedFrom(nameOf("name")), label: state.label };
     // One untimed call, so that neither time includes the start of an engine.
     await teacher.sample(request);
     const quick = await lane(student, $("student"), $("student-clock"), { ...request, steps: 1 });
@@ -306,11 +378,11 @@ async function race() {
     if (state.student === student) showError(error);
   } finally {
     if (state.student === student) setReady(true);
-    if (animated && state.student === student) startAnimation();
+    if (played && state.student === student) playMorph();
   }
 }
 
-/** Samples and shows one image, with a running clock. Returns the time it took, in ms. */
+/** Samples and shows one picture, with a running clock. Returns the time it took, in ms. */
 async function lane(sampler, place, clock, request) {
   const start = performance.now();
   let running = true;
@@ -334,38 +406,66 @@ async function lane(sampler, place, clock, request) {
   }
 }
 
+// what starts by itself, once a visitor sees it
+
+const seen = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const ready = isIntersecting && document.documentElement.dataset.state === "ready";
+      if (target.id === "blend") {
+        if (ready && !calm.matches && state.time < FAST) playMorph();
+        else if (!isIntersecting) stopMorph();
+      } else if (ready && !state.raced) race();
+    }
+  },
+  { threshold: 0.6 },
+);
+
+function watchSections() {
+  if (still) return;
+  for (const target of [$("blend"), document.querySelector(".lanes")]) {
+    seen.unobserve(target);
+    seen.observe(target);
+  }
+}
+
 // controls
 
 function takeFile(file) {
   if (!file) return;
-  const entry = { name: file.name, note: "", student: file, teacher: null };
+  const entry = own(file);
   $("model").add(new Option(file.name, MODELS.push(entry) - 1, false, true));
-  $("model-field").hidden = false;
   document.querySelector("#drop span").textContent = file.name;
   load(entry);
   scrollTo({ top: 0 });
 }
 
 MODELS.forEach(({ name }, i) => $("model").add(new Option(name, i)));
-$("model-field").hidden = MODELS.length < 2;
 $("backend").value = state.backend;
-$("model").onchange = ({ target }) => load(MODELS[target.value]);
+$("model").onchange = ({ target }) => {
+  load(MODELS[target.value]);
+  scrollTo({ top: 0 });
+};
 $("backend").onchange = ({ target }) => {
   state.backend = target.value;
-  load(state.models);
+  load(state.entry);
 };
-$("play").onclick = () => (state.animating ? stopAnimation() : startAnimation());
-$("again").onclick = () => select(Math.floor(Math.random() * 1e6));
-$("more").onclick = () => {
-  state.first += TILES;
-  $("seed").value = state.first;
-  fillGallery();
+$("name").oninput = () => {
+  state.raced = false;
+  repaint();
 };
-$("seed").onchange = ({ target }) => {
-  if (!target.reportValidity()) return;
-  state.first = Number(target.value || 0);
-  if (state.student) fillGallery();
+$("again").onclick = () => {
+  const others = NAMES.filter((name) => name !== nameOf("name"));
+  select(others[Math.floor(Math.random() * others.length)]);
 };
+$("save").onclick = () => save().catch(showError);
+$("copy").onclick = () => copy().catch(showError);
+for (const id of ["from", "to"]) $(id).oninput = () => state.playing || reblend();
+$("weight").oninput = () => {
+  stopMorph();
+  reblend();
+};
+$("play").onclick = () => (state.playing ? stopMorph() : playMorph());
 $("steps").oninput = nameLanes;
 $("start").onclick = race;
 $("file").onchange = ({ target }) => {

@@ -1,8 +1,10 @@
-// `<ccm-image model="student.safetensors" seed="7" label="3" steps="1" backend="auto">`: an element that samples an
-// image and shows it. Importing this file defines the element; on a server it does nothing.
+// `<ccm-image model="student.safetensors" seed="Ada" label="3" steps="1" backend="auto">`: an element that samples an
+// image and shows it. A seed that is not a whole number is hashed. Importing this file defines the element; on a server
+// it does nothing.
 
 import { RequestError } from "./errors.js";
 import { Sampler } from "./sampler.js";
+import { seedFrom } from "./seed.js";
 import { resolve } from "./settings.js";
 
 const STYLE =
@@ -40,6 +42,9 @@ function whole(value, name) {
   if (!/^\d+$/.test(value.trim())) throw new RequestError(`${name}: expected a whole number, found ${value}`);
   return BigInt(value);
 }
+
+/** A whole number below 2^64 is a seed itself; any other text is hashed. */
+const seedOf = (text) => (/^\d+$/.test(text) && BigInt(text) < 2n ** 64n ? BigInt(text) : seedFrom(text));
 
 /** The element `<ccm-image>`. */
 export class CcmImage extends (globalThis.HTMLElement ?? Object) {
@@ -145,11 +150,12 @@ export class CcmImage extends (globalThis.HTMLElement ?? Object) {
       this.#entry = take(key, model, backend);
     }
     const sampler = await this.#entry.sampler;
+    const seed = await seedOf(this.getAttribute("seed") ?? "0");
     if (turn !== this.#turn) return false;
     this.info = sampler.info;
     this.#setShape();
     await sampler.draw(this.#canvas, {
-      seed: whole(this.getAttribute("seed") ?? "0", "seed"),
+      seed,
       label: this.getAttribute("label"),
       steps: Number(whole(this.getAttribute("steps") ?? "1", "steps")),
     });

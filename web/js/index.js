@@ -13,3 +13,4 @@ export {
 } from "./errors.js";
 export { WorkerSampler } from "./remote.js";
 export { Sampler } from "./sampler.js";
+export { seedFrom } from "./seed.js";

@@ -138,10 +138,10 @@ mod tests {
     #[test]
     fn each_preset_has_round_numbers_of_steps_and_round_decays() {
         let presets: [(&str, OfTeacher, OfStudent); 6] = [
-            ("shapes", (2000, 100, 0.995), (500, 30, 0, 0, 0.9, 0.99)),
+            ("shapes", (900, 100, 0.99), (400, 30, 0, 60, 0.9, 0.98)),
             ("mnist", (3000, 200, 0.998), (5000, 50, 0, 5000, 0.9, 0.995)),
             ("cifar10-small", (3600, 200, 0.998), (1500, 50, 0, 1500, 0.9, 0.995)),
-            ("avatars", (4000, 200, 0.998), (3000, 50, 0, 3000, 0.9, 0.995)),
+            ("avatars", (2000, 100, 0.996_004), (3000, 50, 0, 3000, 0.9, 0.995)),
             ("cifar10", (400_000, 5000, 0.9999), (300_000, 5000, 100_000, 0, 0.9, 0.9999)),
             ("imagenet64", (400_000, 5000, 0.9999), (300_000, 5000, 100_000, 0, 0.9, 0.9999)),
         ];
@@ -166,7 +166,7 @@ mod tests {
             ("shapes", [200, 250, 10]),
             ("mnist", [500, 500, 10]),
             ("cifar10-small", [500, 500, 10]),
-            ("avatars", [250, 125, 10]),
+            ("avatars", [500, 250, 10]),
             ("cifar10", [5000, 5000, 100]),
             ("imagenet64", [10_000, 10_000, 100]),
         ] {
@@ -178,11 +178,11 @@ mod tests {
 
     #[test]
     fn a_larger_batch_takes_fewer_steps_and_a_smaller_decay() {
-        let mut teacher = Config::preset("shapes").unwrap().teacher;
+        let mut teacher = Config::preset("mnist").unwrap().teacher;
         teacher.batch *= 2;
-        assert_eq!((teacher.steps(), teacher.warmup_steps()), (1000, 50));
-        // 0.995^2, rounded to a multiple of 1e-6.
-        assert_eq!(teacher.decay(), 0.990_025);
+        assert_eq!((teacher.steps(), teacher.warmup_steps()), (1500, 100));
+        // 0.998^2, rounded to a multiple of 1e-6.
+        assert_eq!(teacher.decay(), 0.996_004);
     }
 
     #[test]

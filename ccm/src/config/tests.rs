@@ -263,7 +263,7 @@ fn a_setting_in_steps_or_a_decay_is_told_its_new_key_and_the_conversion() {
          -0.000693147 * batch / ln(decay), or 0 for a decay of 0"
     );
     // The `config.toml` of a run by an earlier version.
-    let text = shapes().to_toml().unwrap().replace("sample_halflife_kimg = 2.207", "sample_ema = 0.99");
+    let text = shapes().to_toml().unwrap().replace("sample_halflife_kimg = 1.09791", "sample_ema = 0.98");
     let message = Config::from_toml(&text).unwrap_err().to_string();
     assert!(
         message.starts_with("`distill.sample_ema`: replaced by `distill.sample_halflife_kimg`: "),

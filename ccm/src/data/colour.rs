@@ -1,6 +1,6 @@
-//! Colours of the generated shapes: conversion from OKLCH, a perceptually uniform colour space, to sRGB, and gradients.
+//! Colours of the generated creatures: conversion from OKLCH, a perceptually uniform colour space, to sRGB, and gradients.
 
-use super::outline::Point;
+use super::body::Point;
 
 /// An sRGB colour, each channel in [0, 1].
 pub(super) type Colour = [f32; 3];

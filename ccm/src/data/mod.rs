@@ -14,6 +14,7 @@
 //! The class of an image is the first folder in which paths differ, as in torchvision's `ImageFolder`.
 
 mod archive;
+mod body;
 mod cifar;
 mod classes;
 mod colour;
@@ -24,7 +25,6 @@ mod error;
 mod files;
 mod idx;
 mod not_read;
-mod outline;
 mod shapes;
 
 use std::fmt;

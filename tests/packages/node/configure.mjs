@@ -8,5 +8,5 @@ const [model, wasm] = process.argv.slice(2);
 Sampler.configure({ wasm: "nowhere.wasm" });
 const missing = await Sampler.load(model).then(() => "none", (error) => `${error.name} ${error.code}`);
 Sampler.configure({ wasm: process.argv[4] === "bytes" ? await readFile(wasm) : wasm });
-const [image] = await (await Sampler.load(model)).sample({ seed: 7, label: "heart" });
+const [image] = await (await Sampler.load(model)).sample({ seed: 7, label: "ghost" });
 console.log(JSON.stringify([missing, [...image.data]]));

@@ -26,7 +26,7 @@ for (const [name, source] of Object.entries(sources)) {
   const onProgress = ({ loaded, total }) => (progress[0] = [loaded, total]);
   const sampler = await ccm.Sampler.load(source, { onProgress });
   // The calls before `free` finish.
-  const sampled = sampler.sample({ seed: 6, label: "heart", count: 2 });
+  const sampled = sampler.sample({ seed: 6, label: "ghost", count: 2 });
   sampler.free();
   const [, { data, width, height, colorSpace }] = await sampled;
   pictures[name] = [width, height, colorSpace, data.constructor.name, [...data]];

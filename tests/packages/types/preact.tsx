@@ -7,7 +7,7 @@ import { useRef } from "preact/hooks";
 export function App() {
   const ref = useRef<CcmImage>(null);
   const draw = () => ref.current?.generate({ seed: 3 });
-  return <ccm-image ref={ref} class="x" model="m" seed={7n} label="heart" steps={1} backend="cpu" onClick={draw} />;
+  return <ccm-image ref={ref} class="x" model="m" seed={7n} label="ghost" steps={1} backend="cpu" onClick={draw} />;
 }
 // @ts-expect-error: there is no such backend.
 export const unknown = <ccm-image backend="abacus" />;

@@ -8,7 +8,7 @@ import { useRef } from "react";
 export function App() {
   const ref = useRef<CcmImage>(null);
   const draw = () => ref.current?.generate({ seed: 3 });
-  return <ccm-image ref={ref} model="m" seed={7n} label="heart" steps={1} backend="cpu" style={{ width: 3 }} onClick={draw} />;
+  return <ccm-image ref={ref} model="m" seed={7n} label="ghost" steps={1} backend="cpu" style={{ width: 3 }} onClick={draw} />;
 }
 // @ts-expect-error: there is no such backend.
 export const unknown = <ccm-image backend="abacus" />;

@@ -23,7 +23,7 @@ const SAMPLE: &str = "(async () => {
     const url = new URL('/web/models/shapes/student.safetensors', location).href;
     const image = async (sampler) => {
         try {
-            const [image] = await (await sampler.load(url)).sample({ seed: 7, label: 'heart' });
+            const [image] = await (await sampler.load(url)).sample({ seed: 7, label: 'ghost' });
             return [...image.data];
         } catch (error) {
             return `${error.name} ${error.code}`;
@@ -32,7 +32,7 @@ const SAMPLE: &str = "(async () => {
     const element = document.createElement('ccm-image');
     element.setAttribute('model', url);
     element.setAttribute('seed', '7');
-    element.setAttribute('label', 'heart');
+    element.setAttribute('label', 'ghost');
     const drawn = new Promise((resolve) => {
         element.onload = () => resolve(pixels(element.shadowRoot.querySelector('canvas')));
         element.onerror = ({ error }) => resolve(`${error.name} ${error.code}`);

@@ -10,6 +10,7 @@ use ccm::sampler::image::grid;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Api, Backend, Sampler};
 use ccm::weights::{HostTensor, StoredTensor, TensorFile, serialize};
+use sha2::{Digest, Sha256};
 
 use crate::Failure;
 use crate::device::Choice;
@@ -21,6 +22,9 @@ pub(crate) struct Arguments {
     /// Seed of the first image; each image has the next seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Seed from a text, such as a name, as in a web page: the first eight bytes of its SHA-256
+    #[arg(long, value_name = "TEXT", conflicts_with = "seed")]
+    seed_from: Option<String>,
     /// Number of images to generate
     #[arg(long, default_value_t = 1)]
     count: usize,
@@ -38,7 +42,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     label: Option<String>,
     /// Read the noise from tensor `x`, and labels from tensor `label`, of a safetensors file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "count", "label"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seed_from", "count", "label"])]
     noise: Option<PathBuf>,
     /// Output: an image grid (.png), or the tensors `images`, `label` (if the model has classes) and `seed` (unless the
     /// noise comes from a file) (.safetensors)
@@ -112,11 +116,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             return Err(format!("{flag}: expected 1 to {most}, found {value}").into());
         }
     }
+    let seed = arguments.seed_from.as_deref().map_or(arguments.seed, seed_from);
     let request = match &arguments.noise {
         Some(file) => read_noise(file, spec)?,
         None => {
             let labels = labels(&arguments, spec, &model.card.classes)?;
-            Request::from_seeds(spec, arguments.seed, &labels, arguments.count)
+            Request::from_seeds(spec, seed, &labels, arguments.count)
         }
     };
     let spec = spec.clone();
@@ -148,7 +153,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             tensors.push(StoredTensor::i64("label", &labels));
         }
         if arguments.noise.is_none() {
-            let seeds: Vec<u64> = (0..count as u64).map(|i| arguments.seed.wrapping_add(i)).collect();
+            let seeds: Vec<u64> = (0..count as u64).map(|i| seed.wrapping_add(i)).collect();
             tensors.push(StoredTensor::u64("seed", &seeds));
         }
         serialize(&tensors, "")
@@ -173,6 +178,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 /// Formats a count, such as `1 image` or `2 images`.
 fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+/// The seed of a text, as `seedFrom` of the npm package: the first eight bytes of the SHA-256 of its UTF-8 form, as a
+/// big-endian number.
+fn seed_from(text: &str) -> u64 {
+    let hash: [u8; 32] = Sha256::digest(text.as_bytes()).into();
+    hash[..8].iter().fold(0, |seed, &byte| seed << 8 | u64::from(byte))
 }
 
 fn labels(arguments: &Arguments, spec: &NetworkSpec, classes: &[String]) -> Result<Vec<u32>, Failure> {
@@ -229,4 +241,16 @@ fn read_noise(path: &Path, spec: &NetworkSpec) -> Result<Request, Failure> {
         }
     };
     Ok(Request { noise: x.values, labels, seed: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seed_from;
+
+    #[test]
+    fn a_seed_is_the_start_of_the_sha_256_of_a_text() {
+        // FIPS 180-4: the hashes of "abc" and of the empty text.
+        assert_eq!(seed_from("abc"), 0xba78_16bf_8f01_cfea);
+        assert_eq!(seed_from(""), 0xe3b0_c442_98fc_1c14);
+    }
 }

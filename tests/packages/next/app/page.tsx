@@ -8,7 +8,7 @@ export const dynamic = "force-dynamic";
 
 export default async function Page() {
   const sampler = await Sampler.load("public/student.safetensors");
-  const [image] = await sampler.sample({ seed: 7, label: "heart" });
+  const [image] = await sampler.sample({ seed: 7, label: "ghost" });
   sampler.free();
   return (
     <main data-pixels={image!.data.join()}>

@@ -14,10 +14,10 @@ export default function Picture() {
     image?.addEventListener("load", () => Object.assign(window, { drawn: image.info?.width }));
     const samplers = [Sampler.load(url), WorkerSampler.load(url)];
     const pixels = samplers.map(async (sampler) => {
-      const [image] = await (await sampler).sample({ seed: 7, label: "heart" });
+      const [image] = await (await sampler).sample({ seed: 7, label: "ghost" });
       return [...image!.data];
     });
     Promise.all(pixels).then((pictures) => Object.assign(window, { pictures }));
   }, []);
-  return <ccm-image ref={element} model={url} seed={7} label="heart" />;
+  return <ccm-image ref={element} model={url} seed={7} label="ghost" />;
 }
