@@ -219,8 +219,13 @@ impl Run {
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
         // All threads share dropout's generator, so with two threads its numbers would depend on timing.
         let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
+        Ok(Workers::new(threads, batch, self.part(batch, micro_batch))?)
+    }
+
+    /// Largest number of images in a part of a batch.
+    fn part(&self, batch: usize, micro_batch: Option<usize>) -> usize {
         let most = if self.is_gpu() { most_on_gpu(&self.spec().graph()) } else { usize::MAX };
-        Ok(Workers::new(threads, batch, micro_batch.unwrap_or(batch).min(most))?)
+        micro_batch.unwrap_or(batch).min(most)
     }
 
     fn with_checkpointing(&self, mut state: TrainState) -> TrainState {
@@ -247,7 +252,7 @@ impl Run {
     pub(super) fn images_at_once(&self) -> usize {
         let config = &self.config.distill;
         match config.scope {
-            Scope::Image => config.micro_batch.unwrap_or(config.batch),
+            Scope::Image => self.part(config.batch, config.micro_batch),
             Scope::Batch => config.batch,
         }
     }
