@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::model::networks::unet2d::{DownBlock, Resample, TimeScaleShift, UNet2DSpec, UpBlock};
+use crate::model::networks::blocks::TimeScaleShift;
+use crate::model::networks::unet2d::{DownBlock, Resample, UNet2DSpec, UpBlock};
 use crate::model::prediction::{Betas, Edm, Schedule, Spacing};
 use crate::model::{NetworkSpec, Path, Prediction, UNetSpec};
 use crate::sampler::schedule::Solver;

@@ -14,6 +14,7 @@
 //! | [`model`], [`noise`] | description of a model: network graphs, predictions; seeded noise | nothing |
 //! | [`weights`] | tensors and model files in memory | `model` |
 //! | [`sampler`] | sampling: plans, GPU and CPU executors | `model`, `weights`, `noise` |
+//! | `pipeline` | text-to-image pipelines: tokenizers, text encoders, autoencoders around a sampler | `model`, `weights`, `sampler` |
 //! | [`nn`] | networks on Burn tensors, kernels, the optimiser | `model`, `weights`, `noise` |
 //! | [`method`] | the paper's method: flow, KDC, curriculum, distances, adversarial loss | `nn` and its dependencies |
 //! | [`data`] | image data sets | `model`, `noise` |
@@ -22,7 +23,8 @@
 //! | [`config`], [`report`] | configuration and HTML report of a run | `model`, `method` |
 //! | [`train`] | training state, stages, checkpoints, runs | everything |
 //!
-//! The feature `train` adds everything that needs Burn. The feature `program` adds the dependencies of the command line
+//! The feature `text` adds networks that read a text, with their text encoders and autoencoders; the feature `train`
+//! everything that needs Burn. The feature `program` adds the dependencies of the command line
 //! `distill`. Without them, the crate is only the sampler. `tests/tests/rooms.rs` checks the last column.
 //!
 //! # Example
@@ -92,6 +94,8 @@ pub mod model;
 #[cfg(feature = "train")]
 pub mod nn;
 pub mod noise;
+#[cfg(feature = "text")]
+pub mod pipeline;
 #[cfg(feature = "train")]
 pub mod report;
 pub mod sampler;

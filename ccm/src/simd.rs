@@ -24,6 +24,27 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
+/// The error function with an absolute error of at most 5e-7, without branches (Abramowitz and Stegun, 7.1.26).
+#[cfg(feature = "text")]
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let size = x.abs();
+    let t = 1.0 / (1.0 + 0.327_591_1 * size);
+    let p = 1.061_405_4;
+    let p = p * t - 1.453_152;
+    let p = p * t + 1.421_413_8;
+    let p = p * t - 0.284_496_72;
+    let p = p * t + 0.254_829_6;
+    (1.0 - p * t * exp(-size * size)).copysign(x)
+}
+
+/// The hyperbolic tangent, without branches.
+#[cfg(feature = "text")]
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,9 +15,7 @@ use serde_json::Value;
 use crate::model::json::Json;
 use crate::model::{ModelCard, NetworkSpec, Prediction, SpecError, UNet2DSpec, UNetSpec};
 
-mod header;
-
-use header::Entry;
+pub(crate) mod header;
 
 /// Why a tensor or model file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -125,11 +123,11 @@ impl TensorFile {
     /// If the file is cut short, the header does not match the file, or values are not numbers.
     #[inline]
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
-        let (entries, description) = header::read(bytes)?;
+        let (entries, description, values) = header::read(bytes)?;
         let mut tensors = BTreeMap::new();
-        for (name, entry) in entries {
-            let tensor = host_tensor(&name, entry)?;
-            tensors.insert(name, tensor);
+        for (name, header::Entry { kind, shape, range }) in entries {
+            let values = to_f32(&name, &kind, &values[range])?;
+            tensors.insert(name, HostTensor { shape, values });
         }
         Ok(Self { tensors, description })
     }
@@ -152,13 +150,16 @@ impl TensorFile {
     }
 }
 
+/// Converts the values of a tensor, stored as `kind`.
+///
+/// # Errors
+/// If they are not numbers.
 #[inline]
-fn host_tensor(name: &str, entry: Entry) -> Result<HostTensor, WeightsError> {
-    let Entry { kind, shape, bytes } = entry;
+pub(crate) fn to_f32(name: &str, kind: &str, bytes: &[u8]) -> Result<Vec<f32>, WeightsError> {
     fn read<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
     }
-    let values = match kind.as_str() {
+    Ok(match kind {
         "F32" => read(bytes, f32::from_le_bytes),
         "F16" => read(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
         "BF16" => read(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
@@ -168,9 +169,8 @@ fn host_tensor(name: &str, entry: Entry) -> Result<HostTensor, WeightsError> {
         "I32" => read(bytes, |b| i32::from_le_bytes(b) as f32),
         "U8" => read(bytes, |[b]: [u8; 1]| f32::from(b)),
         "I8" => read(bytes, |b| f32::from(i8::from_le_bytes(b))),
-        _ => return Err(WeightsError::Kind { name: name.to_owned(), found: kind }),
-    };
-    Ok(HostTensor { shape, values })
+        _ => return Err(WeightsError::Kind { name: name.to_owned(), found: kind.to_owned() }),
+    })
 }
 
 /// A tensor as stored in a file.
@@ -285,15 +285,18 @@ pub struct Model {
     pub tensors: Vec<HostTensor>,
 }
 
-/// The JSON description in a model file. It has exactly one of `spec` and `unet2d`.
+/// The JSON description in a model file. It has exactly one of `spec`, `unet2d` and `network`.
 #[derive(Serialize)]
 struct Description<'a> {
     /// ADM's U-Net.
     #[serde(skip_serializing_if = "Option::is_none")]
-    spec: Option<&'a UNetSpec>,
+    spec: Option<Value>,
     /// diffusers' `config.json` of a `UNet2DModel`.
     #[serde(skip_serializing_if = "Option::is_none")]
     unet2d: Option<Value>,
+    /// diffusers' `config.json` of any other denoiser.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<Value>,
     /// See [`Prediction::from_json`]; absent if the network predicts the velocity.
     #[serde(skip_serializing_if = "Option::is_none")]
     prediction: Option<Value>,
@@ -345,10 +348,13 @@ impl Model {
         }
         let no_model = |reason: &str| WeightsError::NoModel(reason.to_owned());
         let description = Json::parse(&file.description).map_err(|error| no_model(&error.to_string()))?;
-        let spec = match (description.get("spec"), description.get("unet2d")) {
-            (Some(spec), None) => UNetSpec::from_json(spec)?.into(),
-            (None, Some(config)) => UNet2DSpec::from_config(config)?.into(),
-            _ => return Err(no_model("expected one network, `spec` or `unet2d`")),
+        let network = ["spec", "unet2d", "network"].map(|key| description.get(key));
+        let spec = match network {
+            [Some(spec), None, None] => UNetSpec::from_json(spec)?.into(),
+            [None, Some(config), None] => UNet2DSpec::from_config(config)?.into(),
+            #[cfg(feature = "text")]
+            [None, None, Some(config)] => NetworkSpec::from_config(config)?,
+            _ => return Err(no_model("expected one network, `spec`, `unet2d` or `network`")),
         };
         let prediction = description.get("prediction");
         let prediction = prediction.map_or(Ok(Prediction::Velocity), Prediction::from_json)?;
@@ -372,13 +378,16 @@ impl Model {
         let Self { spec, prediction, card, precision, tensors } = self;
         let names = spec.tensors();
         assert_eq!(tensors.len(), names.len(), "tensors of the network");
-        let description = Description {
-            spec: if let NetworkSpec::Adm(spec) = spec { Some(spec) } else { None },
-            unet2d: if let NetworkSpec::UNet2D(spec) = spec { Some(spec.to_config()) } else { None },
-            prediction: (*prediction != Prediction::Velocity).then(|| prediction.to_json()),
-            card,
-            precision: *precision,
+        #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
+        let network = Some(spec.to_json().expect("a description has string keys only"));
+        let (spec, unet2d, network) = match spec {
+            NetworkSpec::Adm(_) => (network, None, None),
+            NetworkSpec::UNet2D(_) => (None, network, None),
+            #[cfg(feature = "text")]
+            _ => (None, None, network),
         };
+        let prediction = (*prediction != Prediction::Velocity).then(|| prediction.to_json());
+        let description = Description { spec, unet2d, network, prediction, card, precision: *precision };
         let stored =
             names.into_iter().zip(tensors).flat_map(|(spec, tensor)| store(spec.name, tensor, *precision));
         #[expect(clippy::expect_used, reason = "numbers and text become JSON")]

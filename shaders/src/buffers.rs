@@ -126,9 +126,51 @@ buffers! {
 
     /// Buffers of [`crate::Kernel::Attention`] and [`crate::Kernel::AttentionDirect`].
     pub struct Attention {
-        /// Queries, keys and values: `[image, position, 3, head, block]`.
-        qkv: Read Real4,
+        /// Queries: `[image, position, block]`.
+        q: Read Real4,
+        /// Keys.
+        k: Read Real4,
+        /// Values.
+        v: Read Real4,
+        /// For each head, the bias of every distance; any vector if there is none.
+        bias: Read F32,
         /// The output: `[image, position, head, block]`.
+        y: ReadWrite Real4,
+    }
+
+    /// Buffers of `Kernel::LayerNorm`.
+    pub struct LayerNorm {
+        /// The input.
+        x: Read Real4,
+        /// Gain of each channel.
+        gain: Read F32x4,
+        /// Offset of each channel.
+        offset: Read F32x4,
+        /// The output.
+        y: ReadWrite Real4,
+    }
+
+    /// Buffers of `Kernel::Pointwise`.
+    pub struct Pointwise {
+        /// The input.
+        x: Read Real4,
+        /// The factor, if it is a map.
+        factor_map: Read Real4,
+        /// The factor, if it is one number per channel.
+        factor_vector: Read F32x4,
+        /// The term, if it is a map.
+        term_map: Read Real4,
+        /// The term, if all images share it.
+        term_shared: Read F32x4,
+        /// The output.
+        y: ReadWrite Real4,
+    }
+
+    /// Buffers of `Kernel::Copy`.
+    pub struct Copy {
+        /// The input.
+        x: Read Real4,
+        /// The output.
         y: ReadWrite Real4,
     }
 

@@ -101,6 +101,21 @@ impl Kernel {
             Self::Pool => {
                 Interface::new::<uniform::Pool>(entry, [LINE, 1, 1], buffers::Pool::BINDINGS).with(&line)
             }
+            #[cfg(feature = "text")]
+            Self::LayerNorm => {
+                let size = [crate::LAYER_NORM_ROW, 1, 1];
+                Interface::new::<uniform::LayerNorm>(entry, size, buffers::LayerNorm::BINDINGS)
+                    .with(&[("ROW", U32(crate::LAYER_NORM_ROW))])
+            }
+            #[cfg(feature = "text")]
+            Self::Pointwise => {
+                Interface::new::<uniform::Pointwise>(entry, [LINE, 1, 1], buffers::Pointwise::BINDINGS)
+                    .with(&line)
+            }
+            #[cfg(feature = "text")]
+            Self::Copy => {
+                Interface::new::<uniform::Copy>(entry, [LINE, 1, 1], buffers::Copy::BINDINGS).with(&line)
+            }
             Self::Advance => {
                 Interface::new::<uniform::Step>(entry, [LINE, 1, 1], buffers::Advance::BINDINGS).with(&line)
             }

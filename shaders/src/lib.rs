@@ -85,6 +85,15 @@ pub enum Kernel {
     AttentionDirect,
     /// `pool.wgsl`; [`uniform::Pool`] and [`buffers::Pool`].
     Pool,
+    /// `layer_norm.wgsl`; [`uniform::LayerNorm`] and [`buffers::LayerNorm`].
+    #[cfg(feature = "text")]
+    LayerNorm,
+    /// `pointwise.wgsl`; [`uniform::Pointwise`] and [`buffers::Pointwise`].
+    #[cfg(feature = "text")]
+    Pointwise,
+    /// `copy.wgsl`; [`uniform::Copy`] and [`buffers::Copy`].
+    #[cfg(feature = "text")]
+    Copy,
     /// `advance.wgsl`; [`uniform::Step`] and [`buffers::Advance`].
     Advance,
 }
@@ -103,8 +112,10 @@ pub const ATTENTION_QUERIES: u32 = 16;
 pub const ATTENTION_WIDTH: u32 = 16;
 /// Blocks of four channels that an invocation of [`Kernel::AttentionDirect`] writes.
 pub const ATTENTION_DIRECT_WIDTH: u32 = 4;
-/// Invocations of a workgroup of [`Kernel::Pool`] and [`Kernel::Advance`].
+/// Invocations of a workgroup of [`Kernel::Pool`], `Kernel::Pointwise`, `Kernel::Copy` and [`Kernel::Advance`].
 pub const LINE: u32 = 64;
+/// Invocations of a workgroup of `Kernel::LayerNorm`, which handles one head at one position.
+pub const LAYER_NORM_ROW: u32 = 64;
 
 impl Kernel {
     /// Name of the entry point.
@@ -117,6 +128,12 @@ impl Kernel {
             Self::Attention => "attend",
             Self::AttentionDirect => "direct",
             Self::Pool => "pool",
+            #[cfg(feature = "text")]
+            Self::LayerNorm => "layer_norm",
+            #[cfg(feature = "text")]
+            Self::Pointwise => "apply",
+            #[cfg(feature = "text")]
+            Self::Copy => "copy",
             Self::Advance => "advance",
         }
     }
@@ -143,6 +160,12 @@ impl Kernel {
             Self::Moments | Self::Normalize => wgsl!("group_norm.wgsl"),
             Self::Attention | Self::AttentionDirect => wgsl!("attention.wgsl"),
             Self::Pool => wgsl!("pool.wgsl"),
+            #[cfg(feature = "text")]
+            Self::LayerNorm => wgsl!("layer_norm.wgsl"),
+            #[cfg(feature = "text")]
+            Self::Pointwise => wgsl!("pointwise.wgsl"),
+            #[cfg(feature = "text")]
+            Self::Copy => wgsl!("copy.wgsl"),
             Self::Advance => wgsl!("advance.wgsl"),
         });
         source

@@ -33,6 +33,12 @@ fn kernels() -> Vec<Kernel> {
         Kernel::Attention,
         Kernel::AttentionDirect,
         Kernel::Pool,
+        #[cfg(feature = "text")]
+        Kernel::LayerNorm,
+        #[cfg(feature = "text")]
+        Kernel::Pointwise,
+        #[cfg(feature = "text")]
+        Kernel::Copy,
         Kernel::Advance,
     ];
     convolutions.chain(others).collect()

@@ -105,14 +105,102 @@ uniforms! {
 
     /// Uniform of `attention.wgsl`.
     pub struct Attention {
-        /// Pixels of one image.
-        positions: u32,
+        /// Positions of queries.
+        queries: u32,
+        /// Positions of keys and values.
+        keys: u32,
         /// Heads.
         heads: u32,
         /// Blocks of four channels of a head.
         blocks: u32,
-        /// `1 / sqrt(head_channels)`.
+        /// Blocks of a position in the map of queries.
+        q_pitch: u32,
+        /// The first block of the queries.
+        q_first: u32,
+        /// Blocks of a position in the map of keys.
+        k_pitch: u32,
+        /// The first block of the keys.
+        k_first: u32,
+        /// Blocks of a position in the map of values.
+        v_pitch: u32,
+        /// The first block of the values.
+        v_first: u32,
+        /// 1 if a bias is added to the scores, otherwise 0.
+        biased: u32,
+        /// Position of the first head's biases.
+        bias_start: u32,
+        /// Distance to the biases of the next head; 0 if all heads share them.
+        bias_pitch: u32,
+        /// Factor of the scores.
         scale: f32,
+    }
+
+    /// Uniform of `layer_norm.wgsl`.
+    pub struct LayerNorm {
+        /// Positions of one image.
+        positions: u32,
+        /// Equal parts of the channels, each with its own norm.
+        heads: u32,
+        /// Blocks of four channels of a head.
+        blocks: u32,
+        /// Position of the gain, in blocks.
+        gain_start: u32,
+        /// Distance from one image's gain to the next, in blocks; 0 if all images share it.
+        gain_pitch: u32,
+        /// Position of the offset, in blocks.
+        offset_start: u32,
+        /// Distance from one image's offset to the next, in blocks; 0 if all images share it.
+        offset_pitch: u32,
+        /// 1 if the mean is subtracted, otherwise 0.
+        centred: u32,
+        /// Heads of all positions of all images together.
+        count: u32,
+        /// Added to the variance.
+        epsilon: f32,
+    }
+
+    /// Uniform of `pointwise.wgsl`.
+    pub struct Pointwise {
+        /// Positions of one image.
+        positions: u32,
+        /// Blocks of four channels of a position of `y`.
+        blocks: u32,
+        /// Blocks of a position of `x`.
+        x_pitch: u32,
+        /// The first block of `x` to read.
+        x_first: u32,
+        /// 0: none. 1: SiLU. 2: GELU. 3: its approximation. 4: quick GELU. 5: ReLU. 6: hyperbolic tangent.
+        activation: u32,
+        /// 0: no factor. 1: a map. 2: one number per channel.
+        factor: u32,
+        /// Blocks of a position of the factor's map, or the distance from one image's numbers to the next, in blocks.
+        factor_pitch: u32,
+        /// The first block of the factor to read.
+        factor_first: u32,
+        /// 0: no term. 1: a map. 2: a map that all images share.
+        term: u32,
+        /// The first block of the shared map.
+        term_first: u32,
+        /// Blocks of `y` in all images together.
+        count: u32,
+    }
+
+    /// Uniform of `copy.wgsl`.
+    pub struct Copy {
+        /// Positions of one image in `x`.
+        x_positions: u32,
+        /// Positions of one image in `y`.
+        y_positions: u32,
+        /// The first position to read.
+        read_first: u32,
+        /// The first position to write.
+        write_first: u32,
+        /// Number of positions.
+        positions: u32,
+        /// Blocks of four channels of a position.
+        blocks: u32,
+        /// Blocks that are copied in all images together.
+        count: u32,
     }
 
     /// Uniform of `pool.wgsl`.

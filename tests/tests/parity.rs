@@ -41,7 +41,7 @@ fn velocities_and_samples_agree_with_pytorch() {
         let v = unet.velocity(x.clone(), &io["t"].values, label);
         assert_close(&format!("{name}, v"), v, &io["velocity"]);
         let labels = io.get("label").map_or(Vec::new(), |it| it.values.iter().map(|l| *l as u32).collect());
-        let request = Request { noise: io["x"].values.clone(), labels, seed: 0 };
+        let request = Request { noise: io["x"].values.clone(), labels, ..Request::default() };
         for (solver, steps, tensor) in [(Solver::Jumps, 1, "one_step"), (Solver::Euler, 4, "euler_4")] {
             let found = sample(&unet, solver, &request, steps, 64, &device).unwrap();
             let found = Tensor::from_data(TensorData::new(found, x.dims()), &device);

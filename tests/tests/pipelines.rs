@@ -170,7 +170,8 @@ fn samples_agree_with_the_library() {
     let pipelines = pipelines();
     for (name, folder) in &pipelines.folders {
         let io = reference(folder);
-        let request = Request { noise: io["noise"].values.clone(), labels: labels(&io), seed: 0 };
+        let request =
+            Request { noise: io["noise"].values.clone(), labels: labels(&io), ..Request::default() };
         for (tensor, steps, role) in samples(&io) {
             let model = read(folder, role);
             let denoiser = Denoiser::new(&model, &Device::flex());
@@ -202,7 +203,8 @@ fn dpm_solver_agrees_with_the_library() {
     let mut compared = 0;
     for (name, folder, expected) in with {
         let io = reference(folder);
-        let request = Request { noise: io["noise"].values.clone(), labels: labels(&io), seed: 0 };
+        let request =
+            Request { noise: io["noise"].values.clone(), labels: labels(&io), ..Request::default() };
         for backend in [Backend::Cpu, Backend::Gpu { api: None, software: true }] {
             let sampler = match block_on(Sampler::new(read(folder, Role::Teacher), backend)) {
                 Ok(sampler) => sampler,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Every top-level module (room), and the rooms that it may use.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("noise", &[]),
     ("simd", &[]),
     ("model", &[]),
@@ -17,7 +17,8 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("method", &["model", "nn", "noise", "weights"]),
     ("disk", &["model", "weights"]),
     ("export", &["model", "sampler", "weights"]),
-    ("import", &["disk", "model", "weights"]),
+    ("pipeline", &["model", "sampler", "weights"]),
+    ("import", &["disk", "model", "pipeline", "weights"]),
     ("data", &["model", "noise"]),
     ("config", &["method", "model"]),
     ("report", &[]),

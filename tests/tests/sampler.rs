@@ -32,7 +32,7 @@ fn samples_agree_with_pytorch() {
         let io = tensors(&format!("{name}_io.safetensors"));
         let integers = |label: &HostTensor| label.values.iter().map(|value| *value as u32).collect();
         let labels = io.get("label").map(integers).unwrap_or_default();
-        let request = Request { noise: io["x"].values.clone(), labels, seed: 0 };
+        let request = Request { noise: io["x"].values.clone(), labels, ..Request::default() };
         for mut sampler in samplers(&model(&format!("{name}.pt"), &spec, None)) {
             for (tensor, steps) in [("one_step", 1), ("euler_4", 4)] {
                 let found = block_on(sampler.sample(&request, steps)).unwrap();

@@ -2,6 +2,7 @@
 
 use super::durations::{LONGEST_KIMG, decay};
 use super::{Config, ConfigError, DataConfig, DistillConfig, FinishConfig, RunConfig, SHAPES, TeacherConfig};
+use crate::model::networks::Family as _;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 

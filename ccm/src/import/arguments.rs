@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::ImportError;
+use crate::model::networks::Family as _;
 use crate::model::{NetworkSpec, UNetSpec};
 
 /// Arguments of torchcfm's `UNetModelWrapper`, under its names and with its defaults.

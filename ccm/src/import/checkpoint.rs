@@ -1,17 +1,19 @@
-//! Opens a file of tensors: PyTorch's formats, whose tensors are read on demand, or safetensors.
+//! Opens a file of tensors, PyTorch's formats or safetensors. Tensors are read on demand.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn_store::pytorch::PytorchReader;
 use burn_store::pytorch_reader::{DType, Tensor};
 
 use super::ImportError;
 use super::format::{Format, HEAD, format};
-use crate::disk::{self, DiskError};
-use crate::weights::{HostTensor, TensorFile};
+use crate::disk::DiskError;
+use crate::weights::header::{Entry, read_head, too_long};
+use crate::weights::{HostTensor, WeightsError, to_f32};
 
 /// Limit on the total size of a checkpoint's tensors, in multiples of the file size. Tied weights are stored only
 /// once.
@@ -30,17 +32,63 @@ pub struct Checkpoint {
 pub(super) enum Stored {
     /// A tensor of a PyTorch checkpoint, not read yet.
     PyTorch(Box<Tensor>),
-    /// A tensor of a safetensors file.
-    Read(HostTensor),
+    /// A tensor of a safetensors file, not read yet.
+    Safetensors {
+        /// Type, dimensions and place.
+        entry: Entry,
+        /// The file.
+        file: Arc<Mutex<File>>,
+        /// Where the values of all tensors begin in the file.
+        start: u64,
+    },
 }
 
 impl Stored {
     pub(super) fn shape(&self) -> &[usize] {
         match self {
             Self::PyTorch(tensor) => tensor.shape(),
-            Self::Read(tensor) => &tensor.shape,
+            Self::Safetensors { entry, .. } => &entry.shape,
         }
     }
+
+    /// Reads the tensor.
+    fn read(&self, name: &str) -> Result<HostTensor, String> {
+        match self {
+            Self::PyTorch(tensor) => host_tensor(tensor),
+            Self::Safetensors { entry: Entry { kind, shape, range }, file, start } => {
+                let mut bytes = vec![0; range.len()];
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                let read = file
+                    .seek(SeekFrom::Start(start + range.start as u64))
+                    .and_then(|_| file.read_exact(&mut bytes));
+                read.map_err(|error| error.to_string())?;
+                drop(file);
+                let values = to_f32(name, kind, &bytes).map_err(|error| error.to_string())?;
+                Ok(HostTensor { shape: shape.clone(), values })
+            }
+        }
+    }
+}
+
+/// Reads the header of a safetensors file of `bytes` bytes.
+fn safetensors(
+    mut file: File,
+    bytes: u64,
+) -> Result<(BTreeMap<String, Stored>, String), Result<WeightsError, std::io::Error>> {
+    let mut length = [0; 8];
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut length)).map_err(Err)?;
+    let length = u64::from_le_bytes(length);
+    let rest = bytes.saturating_sub(8);
+    if length > rest {
+        return Err(Ok(WeightsError::Malformed(too_long(length, rest as usize))));
+    }
+    let mut head = vec![0; length as usize];
+    file.read_exact(&mut head).map_err(Err)?;
+    let (entries, description) = read_head(&head, (rest - length) as usize).map_err(Ok)?;
+    let file = Arc::new(Mutex::new(file));
+    let start = 8 + length;
+    let stored = |entry| Stored::Safetensors { entry, file: Arc::clone(&file), start };
+    Ok((entries.into_iter().map(|(name, entry)| (name, stored(entry))).collect(), description))
 }
 
 impl Checkpoint {
@@ -54,7 +102,7 @@ impl Checkpoint {
         let file = File::open(path).map_err(unreadable)?;
         let bytes = file.metadata().map_err(unreadable)?.len();
         let mut head = Vec::new();
-        file.take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
+        (&file).take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
         let format =
             format(&head, bytes).map_err(|found| ImportError::Format { path: path.into(), found })?;
         let (tensors, description) = match format {
@@ -69,12 +117,10 @@ impl Checkpoint {
                     String::new(),
                 )
             }
-            Format::Safetensors => {
-                let file = TensorFile::from_bytes(&disk::read(path)?)
-                    .map_err(|source| ImportError::Weights { path: path.into(), source })?;
-                let read = file.tensors.into_iter().map(|(name, tensor)| (name, Stored::Read(tensor)));
-                (read.collect(), file.description)
-            }
+            Format::Safetensors => safetensors(file, bytes).map_err(|error| match error {
+                Ok(source) => ImportError::Weights { path: path.into(), source },
+                Err(source) => ImportError::Disk(DiskError::of(path)(source)),
+            })?,
         };
         Ok(Self { path: path.into(), tensors, description, bytes })
     }
@@ -118,6 +164,16 @@ impl Checkpoint {
         found.and_then(|(_, tensor)| tensor.shape().first().copied())
     }
 
+    /// Reads a tensor, which stays in the checkpoint.
+    ///
+    /// # Errors
+    /// If it is missing or cannot be read.
+    pub(super) fn peek(&self, name: &str) -> Result<HostTensor, ImportError> {
+        let fault = |reason| ImportError::Tensor { path: self.path.clone(), name: name.into(), reason };
+        let stored = self.tensors.get(name).ok_or_else(|| fault("it is missing".into()))?;
+        stored.read(name).map_err(fault)
+    }
+
     /// Removes tensors and reads them.
     ///
     /// # Errors
@@ -141,8 +197,7 @@ impl Checkpoint {
             }
         }
         let read = names.iter().map(|name| match self.tensors.remove(name) {
-            Some(Stored::Read(tensor)) => Ok(tensor),
-            Some(Stored::PyTorch(tensor)) => host_tensor(&tensor).map_err(|reason| fault(name, reason)),
+            Some(stored) => stored.read(name).map_err(|reason| fault(name, reason)),
             None => Err(fault(name, "expected once, found twice or not at all".into())),
         });
         read.collect()

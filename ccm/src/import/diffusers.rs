@@ -52,7 +52,7 @@ pub fn read(folder: &Path, role: Option<Role>) -> Result<Pipeline, ImportError> 
 
     let path = part("scheduler").join("scheduler_config.json");
     let Scheduler { prediction, role: usual, notes } = scheduler(&path)?;
-    let checkpoint = weights(&unet)?;
+    let checkpoint = weights(&unet, STEM)?;
     let source = checkpoint.path.clone();
     let found = checkpoint.renamed(current_name).select(&spec.tensors(), None)?;
     let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
@@ -106,14 +106,14 @@ fn unsupported(path: &Path, found: &str) -> ImportError {
 }
 
 /// Converts a tensor name of old diffusers versions, which named attention differently, to today's name.
-fn current_name(name: &str) -> String {
+pub(super) fn current_name(name: &str) -> String {
     const OLD: [(&str, &str); 4] =
         [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
     OLD.iter().fold(name.to_owned(), |name, (old, new)| name.replace(old, new))
 }
 
 /// Parses the JSON object in a file.
-fn parsed(path: &Path) -> Result<Json, ImportError> {
+pub(super) fn parsed(path: &Path) -> Result<Json, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", path.display()));
     let json = Json::parse(&disk::read_text(path)?).map_err(|error| fault(format!("not JSON: {error}")))?;
     if json.entries().is_none() { Err(fault("expected a JSON object".into())) } else { Ok(json) }
@@ -131,14 +131,14 @@ fn network(path: &Path) -> Result<UNet2DSpec, ImportError> {
 }
 
 /// Properties of the model that its scheduler defines.
-struct Scheduler {
-    prediction: Prediction,
-    role: Role,
-    notes: Vec<String>,
+pub(super) struct Scheduler {
+    pub(super) prediction: Prediction,
+    pub(super) role: Role,
+    pub(super) notes: Vec<String>,
 }
 
 /// Reads a `scheduler_config.json`.
-fn scheduler(path: &Path) -> Result<Scheduler, ImportError> {
+pub(super) fn scheduler(path: &Path) -> Result<Scheduler, ImportError> {
     let fault = |what: String| ImportError::Spec(format!("{}: {what}", path.display()));
     let config = parsed(path)?;
     let number = |key: &str, default: f64| match config.get(key) {
@@ -250,16 +250,17 @@ fn scheduler(path: &Path) -> Result<Scheduler, ImportError> {
     Ok(Scheduler { prediction, role, notes })
 }
 
-/// Opens the weights in a network's folder: shards, one file, or a half-precision variant; safetensors before PyTorch's.
-fn weights(folder: &Path) -> Result<Checkpoint, ImportError> {
+/// Opens the weights in a folder, whose names begin with `stem`: shards, one file, or a half-precision variant;
+/// safetensors before PyTorch's.
+pub(super) fn weights(folder: &Path, stem: &str) -> Result<Checkpoint, ImportError> {
     for (end, variant_end) in [("safetensors", "fp16.safetensors"), ("bin", "fp16.bin")] {
-        for index in [format!("{STEM}.{end}.index.json"), format!("{STEM}.{end}.index.fp16.json")] {
+        for index in [format!("{stem}.{end}.index.json"), format!("{stem}.{end}.index.fp16.json")] {
             let index = folder.join(index);
             if index.exists() {
                 return sharded(folder, &index);
             }
         }
-        for name in [format!("{STEM}.{end}"), format!("{STEM}.{variant_end}")] {
+        for name in [format!("{stem}.{end}"), format!("{stem}.{variant_end}")] {
             let file = folder.join(name);
             if file.exists() {
                 return Checkpoint::open(&file);
@@ -267,7 +268,7 @@ fn weights(folder: &Path) -> Result<Checkpoint, ImportError> {
         }
     }
     Err(ImportError::Spec(format!(
-        "{}: expected {STEM}.safetensors or .bin, found neither",
+        "{}: expected {stem}.safetensors or .bin, found neither",
         folder.display()
     )))
 }

@@ -10,6 +10,8 @@ pub mod description;
 pub mod diffusers;
 mod format;
 mod select;
+mod single_file;
+pub mod text_to_image;
 
 use std::path::PathBuf;
 

@@ -4,8 +4,8 @@
 //! graph: `nn` on Burn tensors, with gradients, and `sampler` as a plan for its kernels. Neither has code for a
 //! particular family.
 //!
-//! A value is a feature map `[B, C, H, W]` or a vector `[B, C]`; [`Shape`] omits the batch. Every value is the output
-//! of one [`Node`]. Nodes are listed in execution order.
+//! A value is a feature map `[B, C, H, W]` or a vector `[B, C]`; [`Shape`] omits the batch. A sequence of tokens is a map
+//! of height 1. Every value is the output of one [`Node`]. Nodes are listed in execution order.
 
 mod builder;
 
@@ -52,6 +52,19 @@ impl Shape {
         }
     }
 
+    /// Number of positions (pixels or tokens) of a map; 1 for a vector.
+    pub fn positions(self) -> usize {
+        self.size().iter().product()
+    }
+
+    /// The same with another number of channels.
+    fn with_channels(self, channels: usize) -> Self {
+        match self {
+            Self::Map([_, height, width]) => Self::Map([channels, height, width]),
+            Self::Vector(_) => Self::Vector(channels),
+        }
+    }
+
     /// Height and width of a map; 1 and 1 for a vector.
     fn size(self) -> [usize; 2] {
         match self {
@@ -75,6 +88,12 @@ pub enum Init {
     Zeros,
     /// One.
     Ones,
+    /// Sines and cosines of positions in the middle of a square grid: diffusers' `get_2d_sincos_pos_embed`. The shape is
+    /// `[1, side * side, channels]`.
+    Sincos {
+        /// Side of the part of the grid whose positions are whole numbers.
+        base_size: usize,
+    },
 }
 
 /// A named parameter.
@@ -103,11 +122,28 @@ pub struct Affine {
     /// The weight.
     pub weight: Param,
     /// The bias, `[outputs]`.
-    pub bias: Param,
+    pub bias: Option<Param>,
 }
 
-/// Sinusoidal embedding of the time: cosines and sines of `time * max_period^(-i / (half - freq_shift))` for `i` below
-/// `half = channels / 2`.
+/// A function of single values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)`.
+    Silu,
+    /// `x Phi(x)`, with the distribution function `Phi` of the standard normal distribution (arXiv 1606.08415).
+    Gelu,
+    /// The approximation of [`Activation::Gelu`] with the hyperbolic tangent.
+    GeluTanh,
+    /// `x sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// The hyperbolic tangent.
+    Tanh,
+}
+
+/// Sinusoidal embedding of a number, such as the time: cosines and sines of `number * max_period^(-i / (half -
+/// freq_shift))` for `i` below `half = channels / 2`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TimestepEmbedding {
     /// Number of channels, even.
@@ -146,26 +182,87 @@ pub enum QkvOrder {
     PartsFirst,
 }
 
+/// See [`Op::Guidance`]: that of latent consistency models (arXiv 2310.04378).
+pub const GUIDANCE_FACTOR: f32 = 1000.0;
+
+/// What is added to the scores of attention before the softmax.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionBias {
+    /// Nothing.
+    None,
+    /// Minus infinity for keys after the query.
+    Causal,
+    /// A learned number for each head and distance between key and query.
+    Relative(RelativeBias),
+}
+
+/// T5's relative position bias (arXiv 1910.10683, section 2.1), for attention in both directions. Distances share
+/// buckets: one each up to a quarter of the number of buckets, then in steps that grow with the logarithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelativeBias {
+    /// `[buckets, heads]`.
+    pub table: Param,
+    /// Number of buckets, for both directions together.
+    pub buckets: usize,
+    /// The distance from which on all share the last bucket.
+    pub max_distance: usize,
+}
+
+impl RelativeBias {
+    /// The bucket of the distance `key - query`.
+    pub fn bucket(&self, distance: isize) -> usize {
+        let half = self.buckets / 2;
+        let exact = half / 2;
+        let first = if distance > 0 { half } else { 0 };
+        let distance = distance.unsigned_abs();
+        if distance < exact {
+            return first + distance;
+        }
+        let log = |ratio: f64| libm::log(ratio);
+        let share = log(distance as f64 / exact as f64) / log(self.max_distance as f64 / exact as f64);
+        first + (exact + (share * (half - exact) as f64) as usize).min(half - 1)
+    }
+}
+
 /// An operation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {
     /// The network's input, a map.
     Image,
-    /// The embedding of the time, a vector.
-    TimestepEmbedding(TimestepEmbedding),
+    /// Embeddings of the text's tokens, a map.
+    Text,
+    /// The embedding of the text as a whole, a vector.
+    Pooled,
+    /// The network's own time, a vector of one number.
+    Time,
+    /// The original size of the picture, its crop and its target size, height first: a vector of six numbers (arXiv
+    /// 2307.01952, section 2.2).
+    Sizes,
+    /// The guidance scale less 1, times [`GUIDANCE_FACTOR`]: a vector of one number.
+    Guidance,
     /// The label's row of a table `[classes, channels]`, a vector.
     LabelEmbedding(Param),
+    /// The rows of a table `[vocabulary, channels]` of the input's token ids, a map.
+    TokenEmbedding(Param),
+    /// A learned or fixed map that is the same for all images.
+    PositionEmbedding(PositionEmbedding),
+    /// The embeddings of the numbers of a vector, one after another.
+    Sinusoids(Value, TimestepEmbedding),
     /// `W x + b` of a vector.
     Linear(Value, Affine),
-    /// `x sigmoid(x)`.
-    Silu(Value),
+    /// A function of every value.
+    Activate(Value, Activation),
     /// The sum of two values of the same shape.
     Add(Value, Value),
-    /// A map plus a vector, which is added at every pixel.
+    /// A map plus a vector, which is added at every position.
     AddVector(Value, Value),
-    /// One of several equal parts of a vector's channels.
+    /// The product of two maps of the same shape.
+    Multiply(Value, Value),
+    /// A map times a vector, at every position.
+    MultiplyVector(Value, Value),
+    /// One of several equal parts of the channels.
     Chunk {
-        /// The vector.
+        /// The vector or map.
         x: Value,
         /// Number of parts.
         parts: usize,
@@ -176,6 +273,8 @@ pub enum Op {
     Conv(Conv),
     /// Group norm of a map.
     GroupNorm(GroupNorm),
+    /// Norm over the channels of each position of a map.
+    LayerNorm(LayerNorm),
     /// `x (1 + scale) + shift`; `scale` and `shift` are vectors.
     Modulate {
         /// The map.
@@ -185,12 +284,28 @@ pub enum Op {
         /// The vector that is added.
         shift: Value,
     },
-    /// Concatenation of the channels of two maps of the same size.
+    /// Concatenation of the channels of two maps of the same size, or of two vectors.
     Concat(Value, Value),
+    /// Concatenation of the positions of two maps of the same number of channels. The result has height 1.
+    Join(Value, Value),
+    /// Consecutive positions of a map, arranged as another map.
+    Part {
+        /// The map.
+        x: Value,
+        /// The first position.
+        first: usize,
+    },
     /// Nearest-neighbour upsampling by 2.
     Upsample(Value),
     /// 2x2 average pooling.
     AveragePool(Value),
+    /// Reorders channels from `[side, side, channels]` to `[channels, side, side]`.
+    PatchChannels {
+        /// The map.
+        x: Value,
+        /// Side of the patches of pixels that the channels hold.
+        side: usize,
+    },
     /// `softmax(q^T k / sqrt(head_channels)) v` for every head, over all positions, with q, k and v in one map.
     QkvAttention {
         /// Queries, keys and values: three times the channels of the output.
@@ -200,17 +315,64 @@ pub enum Op {
         /// Order of the channels of `qkv`.
         order: QkvOrder,
     },
-    /// As [`Op::QkvAttention`], with q, k and v in separate maps.
-    Attention {
-        /// Queries, keys and values; channels `[heads, head_channels]` each.
-        qkv: [Value; 3],
-        /// Number of heads.
-        heads: usize,
-    },
+    /// As [`Op::QkvAttention`], with q, k and v in separate maps; keys and values may have other positions than queries.
+    Attention(Attention),
     /// Sets values to zero with the given probability, in training only.
     Dropout(Value, f64),
-    /// `x * factor`.
-    Scale(Value, f32),
+    /// `x * factor + offset`.
+    Scale {
+        /// The map.
+        x: Value,
+        /// Multiplies it.
+        factor: f32,
+        /// Is added to it.
+        offset: f32,
+    },
+}
+
+/// See [`Op::PositionEmbedding`]: the rows `(top + y) * side + left + x` of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PositionEmbedding {
+    /// `[rows, channels]` or `[1, rows, channels]`.
+    pub table: Param,
+    /// Rows of the table for one row of the map.
+    pub side: usize,
+    /// Rows of the map that the table has above the first.
+    pub top: usize,
+    /// Columns of the map that the table has before the first.
+    pub left: usize,
+}
+
+/// See [`Op::Attention`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// Queries, keys and values; channels `[heads, head_channels]` each.
+    pub qkv: [Value; 3],
+    /// Number of heads.
+    pub heads: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Added to the scaled scores.
+    pub bias: AttentionBias,
+}
+
+/// See [`Op::LayerNorm`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerNorm {
+    /// The input.
+    pub x: Value,
+    /// Gain, `[channels / heads]`; 1 if there is none.
+    pub gain: Option<Param>,
+    /// Offset, `[channels / heads]`; 0 if there is none.
+    pub offset: Option<Param>,
+    /// Number of equal parts of the channels, each with its own norm.
+    pub heads: usize,
+    /// Whether the mean is subtracted; `false` is RMS norm (arXiv 1910.07467).
+    pub centred: bool,
+    /// Added to the variance or mean square.
+    pub epsilon: f32,
+    /// Scale and shift of an [`Op::Modulate`] that follows. [`Graph::fused`] sets it.
+    pub modulation: Option<[Value; 2]>,
 }
 
 /// See [`Op::Conv`].
@@ -218,9 +380,11 @@ pub enum Op {
 pub struct Conv {
     /// The input.
     pub x: Value,
-    /// Weight `[outputs, inputs, kernel, kernel]`; a 1x1 kernel may also be `[outputs, inputs, 1]` or `[outputs,
-    /// inputs]`.
+    /// Weight `[outputs, inputs, kernel, kernel]`; that of a 1x1 kernel may have any shape whose first dimension is
+    /// `outputs`.
     pub affine: Affine,
+    /// Side of the kernel: 1 or 3.
+    pub kernel: usize,
     /// Stride: 1, or 2 with a 3x3 kernel.
     pub stride: usize,
     /// Zero padding of a 3x3 convolution; [`Padding::Around`] if the stride is 1.
@@ -234,8 +398,10 @@ pub struct Conv {
 pub struct GroupNorm {
     /// The input.
     pub x: Value,
-    /// Gain and offset, `[channels]` each.
-    pub affine: Affine,
+    /// Gain, `[channels]`.
+    pub gain: Param,
+    /// Offset, `[channels]`.
+    pub offset: Param,
     /// Number of groups of channels, each with its own mean and variance.
     pub groups: usize,
     /// Added to the variance.
@@ -251,20 +417,37 @@ impl Op {
     #[inline(never)]
     pub fn inputs(&self) -> Vec<Value> {
         match *self {
-            Self::Image | Self::TimestepEmbedding(_) | Self::LabelEmbedding(_) => Vec::new(),
-            Self::Linear(x, _)
-            | Self::Silu(x)
+            Self::Image
+            | Self::Text
+            | Self::Pooled
+            | Self::Time
+            | Self::Sizes
+            | Self::Guidance
+            | Self::LabelEmbedding(_)
+            | Self::TokenEmbedding(_)
+            | Self::PositionEmbedding(_) => Vec::new(),
+            Self::Sinusoids(x, _)
+            | Self::Linear(x, _)
+            | Self::Activate(x, _)
             | Self::Chunk { x, .. }
+            | Self::Part { x, .. }
             | Self::Upsample(x)
             | Self::AveragePool(x)
+            | Self::PatchChannels { x, .. }
             | Self::QkvAttention { qkv: x, .. }
             | Self::Dropout(x, _)
-            | Self::Scale(x, _) => vec![x],
-            Self::Add(a, b) | Self::AddVector(a, b) | Self::Concat(a, b) => vec![a, b],
+            | Self::Scale { x, .. } => vec![x],
+            Self::Add(a, b)
+            | Self::AddVector(a, b)
+            | Self::Multiply(a, b)
+            | Self::MultiplyVector(a, b)
+            | Self::Concat(a, b)
+            | Self::Join(a, b) => vec![a, b],
             Self::Modulate { x, scale, shift } => vec![x, scale, shift],
-            Self::Attention { qkv, .. } => qkv.to_vec(),
+            Self::Attention(Attention { qkv, .. }) => qkv.to_vec(),
             Self::Conv(Conv { x, shift, .. }) => [x].into_iter().chain(shift).collect(),
-            Self::GroupNorm(GroupNorm { x, modulation, .. }) => {
+            Self::GroupNorm(GroupNorm { x, modulation, .. })
+            | Self::LayerNorm(LayerNorm { x, modulation, .. }) => {
                 [x].into_iter().chain(modulation.into_iter().flatten()).collect()
             }
         }
@@ -291,6 +474,8 @@ pub struct Graph {
     pub parameters: Vec<Parameter>,
     /// The network's output.
     pub output: Value,
+    /// A second output of text encoders: a map, one of whose positions is the embedding of the text as a whole.
+    pub pooled: Option<Value>,
     /// Feature maps of the input: the last map of each size in the encoder, then the output of the middle block.
     pub features: Vec<Value>,
 }
@@ -301,18 +486,31 @@ impl Graph {
         self.shapes[value.0]
     }
 
+    /// The network's input: the image or the embedded tokens.
+    ///
+    /// # Panics
+    /// If it reads neither.
+    pub fn input(&self) -> Value {
+        let is_input = |node: &&Node| matches!(node.op, Op::Image | Op::TokenEmbedding(_));
+        let node = self.nodes.iter().find(is_input);
+        node.unwrap_or_else(|| panic!("a network reads an image or tokens")).output
+    }
+
     /// A parameter.
     pub fn parameter(&self, param: Param) -> &Parameter {
         &self.parameters[param.0]
     }
 
-    /// Number of reads of each value. The output and the features count as reads.
+    /// Number of reads of each value. The outputs and the features count as reads.
     pub fn uses(&self) -> Vec<usize> {
         let mut uses = vec![0; self.shapes.len()];
-        let read = self.nodes.iter().flat_map(|node| node.op.inputs());
-        for value in read.chain([self.output]).chain(self.features.iter().copied()) {
-            uses[value.0] += 1;
+        let mut read = |value: Value| uses[value.0] += 1;
+        for node in &self.nodes {
+            node.op.inputs().into_iter().for_each(&mut read);
         }
+        read(self.output);
+        self.pooled.into_iter().for_each(&mut read);
+        self.features.iter().copied().for_each(&mut read);
         uses
     }
 
@@ -325,7 +523,7 @@ impl Graph {
             let before =
                 |x: Value| nodes.iter().rposition(|before| before.output == x).filter(|_| uses[x.0] == 1);
             let joined = match node.op {
-                Op::Silu(x) => before(x).and_then(|place| match nodes[place].op {
+                Op::Activate(x, Activation::Silu) => before(x).and_then(|place| match nodes[place].op {
                     Op::GroupNorm(norm) if !norm.silu => {
                         Some((place, Op::GroupNorm(GroupNorm { silu: true, ..norm })))
                     }
@@ -335,6 +533,10 @@ impl Graph {
                     Op::GroupNorm(norm) if !norm.silu && norm.modulation.is_none() => {
                         let modulation = Some([scale, shift]);
                         Some((place, Op::GroupNorm(GroupNorm { modulation, ..norm })))
+                    }
+                    Op::LayerNorm(norm) if norm.modulation.is_none() => {
+                        let modulation = Some([scale, shift]);
+                        Some((place, Op::LayerNorm(LayerNorm { modulation, ..norm })))
                     }
                     _ => None,
                 }),

@@ -30,7 +30,7 @@ impl<'a> Options<'a> {
     #[inline(never)]
     pub fn get(&self, key: &'static str) -> Option<&'a Json> {
         self.read.borrow_mut().push(key);
-        self.object.get(key).filter(|value| **value != Json::Null)
+        self.object.get(key).filter(|value| !matches!(value, Json::Null))
     }
 
     /// Records that the value of an option is not what was expected.
@@ -129,6 +129,51 @@ impl<'a> Options<'a> {
         self.list(key, "a list of texts", Json::text)
     }
 
+    /// Records an error unless an option is absent or one of the supported texts.
+    pub fn one_of(&self, key: &'static str, supported: &[&str]) {
+        if self.text(key).is_some_and(|found| !supported.contains(&found)) {
+            self.refuse(key, supported.first().unwrap_or(&"null"));
+        }
+    }
+
+    /// Records an error unless an option is absent.
+    pub fn only_null(&self, key: &'static str) {
+        if self.get(key).is_some() {
+            self.refuse(key, "null");
+        }
+    }
+
+    /// Records an error unless an option is absent or false.
+    pub fn only_false(&self, key: &'static str) {
+        if self.get(key).is_some_and(|value| !matches!(value, Json::Bool(false))) {
+            self.refuse(key, "false");
+        }
+    }
+
+    /// A whole number that holds for all `levels`, or a list of one for each.
+    pub fn count_or_counts(&self, key: &'static str, levels: usize, usual: usize) -> Vec<usize> {
+        match self.get(key) {
+            None => vec![usual; levels],
+            Some(Json::List(_)) => self.counts(key).unwrap_or_default(),
+            Some(_) => vec![self.count(key).unwrap_or(usual); levels],
+        }
+    }
+
+    /// Height and width: two whole numbers, or one for both.
+    pub fn size(&self, key: &'static str) -> Option<[usize; 2]> {
+        match self.get(key)? {
+            Json::List(_) => {
+                let size = self.counts(key)?;
+                let found = size.as_slice().try_into().ok();
+                if found.is_none() {
+                    self.refuse(key, "height and width");
+                }
+                found
+            }
+            _ => self.count(key).map(|side| [side, side]),
+        }
+    }
+
     /// A list of names; returns the index of each in `known`.
     #[inline(never)]
     pub fn names(&self, key: &'static str, known: &[&str]) -> Option<Vec<usize>> {
@@ -156,7 +201,7 @@ impl<'a> Options<'a> {
         let mut entries = self.object.entries().unwrap_or_default().iter();
         let read = self.read.into_inner();
         let left = entries.find(|(key, value)| {
-            *value != Json::Null && !key.starts_with('_') && !read.contains(&key.as_str())
+            !matches!(value, Json::Null) && !key.starts_with('_') && !read.contains(&key.as_str())
         });
         let left = left
             .map(|(key, _)| SpecError { field: key.clone(), reason: "this option is not supported".into() });

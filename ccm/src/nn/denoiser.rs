@@ -4,17 +4,17 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::host::{per_image, to_host};
-use super::network::Network;
+use super::network::{Conditions, Network};
 use crate::model::graph::Init;
 use crate::model::prediction::Coefficients;
 use crate::model::{ModelCard, NetworkSpec, Path, Prediction, TensorSpec};
 use crate::noise::Noise;
 use crate::weights::{HostTensor, Model, Precision};
 
-/// `v(x, t[, label])`, the velocity of PAPER.md §1.
+/// `v(x, t[, condition])`, the velocity of PAPER.md §1.
 #[derive(Debug, Clone)]
 pub struct Denoiser {
     network: Network,
@@ -80,37 +80,38 @@ impl Denoiser {
         &self.path
     }
 
-    /// `v(x, t[, label])`.
+    /// `v(x, t[, condition])`.
     ///
     /// # Shapes
     /// - `x`, result: `[B, C, H, W]`, on the straight path
     /// - `t`: one time per image, in `[Path::first_time, 1)`
-    /// - `label`: `[B]`, in `0..num_classes`; `None` if and only if the model has no classes
-    pub fn velocity(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Tensor<4> {
+    /// - `condition`: what the network reads; a label in `0..num_classes` if and only if the model has classes
+    pub fn velocity(&self, x: Tensor<4>, t: &[f32], condition: impl Into<Conditions>) -> Tensor<4> {
+        let condition = condition.into();
         if let Some(sizes) = &self.sizes {
             sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(t.len());
         }
         if self.path.is_straight() {
             let time = per_image(t, &x.device());
-            return self.forward(x, time, label);
+            return self.forward(x, time, condition);
         }
         let coefficients = self.coefficients(t);
         let [a, b] = [|c: &Coefficients| c.a, |c: &Coefficients| c.b].map(|of| factor(&x, &coefficients, of));
         let (input, time) = self.input(x.clone(), &coefficients);
-        x * a + self.forward(input, time, label) * b
+        x * a + self.forward(input, time, condition) * b
     }
 
     /// The feature maps of the network's encoder: the last one of each resolution, then the middle block's. The arguments
-    /// are those of [`Denoiser::velocity`], but `t` may be 1, and `label` may be `None` for any model.
-    pub fn encode(&self, x: Tensor<4>, t: &[f32], label: Option<Tensor<1, Int>>) -> Vec<Tensor<4>> {
+    /// are those of [`Denoiser::velocity`], but `t` may be 1, and any model may be given no label.
+    pub fn encode(&self, x: Tensor<4>, t: &[f32], condition: impl Into<Conditions>) -> Vec<Tensor<4>> {
         let (input, time) = self.input(x, &self.coefficients(t));
-        self.network.features(patches(input, self.spec.patch_size()), time, label)
+        self.network.features(patches(input, self.spec.patch_size()), time, condition.into())
     }
 
     /// The network's output for whole images.
-    fn forward(&self, x: Tensor<4>, time: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, time: Tensor<1>, condition: Conditions) -> Tensor<4> {
         let size = self.spec.patch_size();
-        pixels(self.network.forward(patches(x, size), time, label), size)
+        pixels(self.network.forward(patches(x, size), time, condition), size)
     }
 
     fn coefficients(&self, t: &[f32]) -> Vec<Coefficients> {
@@ -205,6 +206,7 @@ pub fn random_model(spec: impl Into<NetworkSpec>, prediction: &Prediction, seed:
             Init::Normal => noise.normals(count),
             Init::Zeros => vec![0.0; count],
             Init::Ones => vec![1.0; count],
+            Init::Sincos { base_size } => sincos_positions(&parameter.shape, base_size),
         };
         HostTensor { shape: parameter.shape, values }
     });
@@ -215,6 +217,26 @@ pub fn random_model(spec: impl Into<NetworkSpec>, prediction: &Prediction, seed:
         precision: Precision::F32,
         tensors: tensors.collect(),
     }
+}
+
+/// diffusers' `get_2d_sincos_pos_embed`: for each position of a square grid, sines and cosines of its column, then of its
+/// row. The positions are scaled so that they are whole numbers in a grid of `base_size` positions a side.
+fn sincos_positions(shape: &[usize], base_size: usize) -> Vec<f32> {
+    let &[_, positions, channels] = shape else {
+        panic!("expected [1, positions, channels], found {shape:?}")
+    };
+    let side = positions.isqrt();
+    let quarter = channels / 4;
+    let mut values = Vec::with_capacity(positions * channels);
+    for place in 0..positions {
+        for coordinate in [place % side, place / side] {
+            let coordinate = coordinate as f64 * base_size as f64 / side as f64;
+            let angle = |i: usize| coordinate * 10_000f64.powf(-(i as f64) / quarter as f64);
+            values.extend((0..quarter).map(|i| angle(i).sin() as f32));
+            values.extend((0..quarter).map(|i| angle(i).cos() as f32));
+        }
+    }
+    values
 }
 
 #[cfg(test)]

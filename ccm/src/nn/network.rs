@@ -5,12 +5,13 @@ mod checkpointing;
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::Arc;
 
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::{gelu, relu, sigmoid, silu, softmax, tanh};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 
 use super::ops::{Norm, conv, group_norm};
 use crate::model::graph::{
-    Affine, Conv, Graph, GroupNorm, Node, Op, Padding, Param, QkvOrder, TimestepEmbedding, Value, last_reads,
+    Activation, Attention, AttentionBias, Conv, GUIDANCE_FACTOR, Graph, GroupNorm, LayerNorm, Node, Op,
+    Padding, Param, PositionEmbedding, QkvOrder, Shape, TimestepEmbedding, Value, last_reads,
 };
 use crate::weights::HostTensor;
 use checkpointing::Tape;
@@ -35,7 +36,7 @@ struct Program {
 
 /// The value of a graph node for a batch.
 #[derive(Debug, Clone)]
-enum Activation {
+enum Output {
     /// `[B, C, H, W]`.
     Map(Tensor<4>),
     /// `[B, C]`.
@@ -49,8 +50,29 @@ struct Inputs {
     x: Tensor<4>,
     /// The network's own time `tau`, `[B]`.
     time: Tensor<1>,
+    /// What the images show.
+    condition: Conditions,
+}
+
+/// What a network is conditioned on besides the time, for a batch.
+#[derive(Debug, Clone, Default)]
+pub struct Conditions {
     /// Labels, `[B]`, for a network with classes. Without labels the label embedding is zero.
-    label: Option<Tensor<1, Int>>,
+    pub label: Option<Tensor<1, Int>>,
+    /// Embeddings of the text's tokens, `[B, C, 1, tokens]`.
+    pub text: Option<Tensor<4>>,
+    /// Embeddings of the texts as a whole, `[B, C]`.
+    pub pooled: Option<Tensor<2>>,
+    /// Original size, crop and target size, `[B, 6]`.
+    pub sizes: Option<Tensor<2>>,
+    /// Guidance scales, `[B, 1]`.
+    pub guidance: Option<Tensor<2>>,
+}
+
+impl From<Option<Tensor<1, Int>>> for Conditions {
+    fn from(label: Option<Tensor<1, Int>>) -> Self {
+        Self { label, ..Self::default() }
+    }
 }
 
 /// The state of a forward pass between two nodes.
@@ -58,7 +80,7 @@ struct Inputs {
 struct Pass {
     inputs: Inputs,
     /// By [`Value::index`]. A value is dropped when its last reader takes it.
-    values: Vec<Option<Activation>>,
+    values: Vec<Option<Output>>,
     /// Dropout masks by the value that they belong to. A mask that is missing is drawn.
     masks: BTreeMap<Value, Tensor<4>>,
 }
@@ -70,7 +92,7 @@ impl Pass {
 
     /// A value that has been computed and not been dropped.
     #[expect(clippy::expect_used, reason = "callers know what has been computed")]
-    fn take(&mut self, value: Value) -> Activation {
+    fn take(&mut self, value: Value) -> Output {
         self.values[value.index()].take().expect("a value that has been computed")
     }
 }
@@ -104,9 +126,9 @@ impl Network {
     /// # Shapes
     /// - `x`, result: `[B, C, H, W]`
     /// - `time`: `[B]`
-    /// - `label`: `[B]`, in `0..num_classes`
-    pub(crate) fn forward(&self, x: Tensor<4>, time: Tensor<1>, label: Option<Tensor<1, Int>>) -> Tensor<4> {
-        let inputs = Inputs { x, time, label };
+    /// - `condition`: what the network reads; labels in `0..num_classes`
+    pub(crate) fn forward(&self, x: Tensor<4>, time: Tensor<1>, condition: Conditions) -> Tensor<4> {
+        let inputs = Inputs { x, time, condition };
         match &self.tape {
             Some(tape) => self.forward_checkpointed(inputs, tape),
             None => {
@@ -120,14 +142,9 @@ impl Network {
     }
 
     /// The maps of [`Graph::features`]. The inputs are those of [`Network::forward`].
-    pub(crate) fn features(
-        &self,
-        x: Tensor<4>,
-        time: Tensor<1>,
-        label: Option<Tensor<1, Int>>,
-    ) -> Vec<Tensor<4>> {
+    pub(crate) fn features(&self, x: Tensor<4>, time: Tensor<1>, condition: Conditions) -> Vec<Tensor<4>> {
         let Graph { nodes, shapes, features, .. } = &self.program.graph;
-        let mut pass = Pass::new(Inputs { x, time, label }, shapes.len());
+        let mut pass = Pass::new(Inputs { x, time, condition }, shapes.len());
         let mut found = Vec::with_capacity(features.len());
         for (index, node) in nodes.iter().enumerate() {
             let value = self.run(index, &mut pass);
@@ -143,7 +160,7 @@ impl Network {
 
     /// Runs one node, and drops the values that it is the last to read. Returns its output.
     #[expect(clippy::expect_used, reason = "a graph's nodes stand in the order in which they run")]
-    fn run<'a>(&self, index: usize, pass: &'a mut Pass) -> &'a Activation {
+    fn run<'a>(&self, index: usize, pass: &'a mut Pass) -> &'a Output {
         let Program { graph, last_reads } = &*self.program;
         let Node { op, output } = &graph.nodes[index];
         let Pass { inputs, values, masks } = pass;
@@ -152,32 +169,54 @@ impl Network {
             let value = if last_reads[index].contains(&value) { place.take() } else { place.clone() };
             value.expect("a value that a node before has computed")
         };
-        let y = self.apply(op, inputs, masks.entry(*output), &mut read);
+        let shape = graph.shape(*output);
+        let y = self.apply(op, shape, inputs, masks.entry(*output), &mut read);
         values[output.index()].insert(y)
     }
 
     fn apply(
         &self,
         op: &Op,
+        shape: Shape,
         inputs: &Inputs,
         mask: Entry<Value, Tensor<4>>,
-        read: &mut dyn FnMut(Value) -> Activation,
-    ) -> Activation {
-        use Activation::{Map, Vector};
+        read: &mut dyn FnMut(Value) -> Output,
+    ) -> Output {
+        use Output::{Map, Vector};
         match *op {
             Op::Image => Map(inputs.x.clone()),
-            Op::TimestepEmbedding(embedding) => Vector(timestep_embedding(&embedding, inputs.time.clone())),
-            Op::LabelEmbedding(table) => Vector(match &inputs.label {
+            Op::Text => Map(given(&inputs.condition.text, "a text")),
+            Op::Pooled => Vector(given(&inputs.condition.pooled, "a text")),
+            Op::Sizes => Vector(given(&inputs.condition.sizes, "sizes")),
+            Op::Guidance => {
+                Vector((given(&inputs.condition.guidance, "a guidance scale") - 1.0) * GUIDANCE_FACTOR)
+            }
+            Op::Time => Vector(inputs.time.clone().unsqueeze_dim(1)),
+            Op::Sinusoids(x, embedding) => Vector(sinusoids(&embedding, read(x).into_vector())),
+            Op::LabelEmbedding(table) => Vector(match &inputs.condition.label {
                 Some(label) => self.parameter::<2>(table).select(0, label.clone()),
                 None => self.no_label(table, &inputs.time),
             }),
+            Op::TokenEmbedding(table) => {
+                // The ids stand in the first channel.
+                let [batch, _, _, tokens] = inputs.x.dims();
+                let rows =
+                    self.parameter::<2>(table).select(0, inputs.x.clone().reshape([batch * tokens]).int());
+                let [_, channels] = rows.dims();
+                Map(rows.reshape([batch, 1, tokens, channels]).permute([0, 3, 1, 2]))
+            }
+            Op::PositionEmbedding(embedding) => Map(self.position_embedding(&embedding, shape)),
             Op::Linear(x, affine) => {
                 let weight = self.parameter::<2>(affine.weight);
-                Vector(read(x).into_vector().matmul(weight.transpose()) + self.bias(affine).unsqueeze())
+                let y = read(x).into_vector().matmul(weight.transpose());
+                Vector(match affine.bias {
+                    Some(bias) => y + self.parameter::<1>(bias).unsqueeze(),
+                    None => y,
+                })
             }
-            Op::Silu(x) => match read(x) {
-                Map(x) => Map(silu(x)),
-                Vector(x) => Vector(silu(x)),
+            Op::Activate(x, activation) => match read(x) {
+                Map(x) => Map(activate(activation, x)),
+                Vector(x) => Vector(activate(activation, x)),
             },
             Op::Add(a, b) => match (read(a), read(b)) {
                 (Map(a), Map(b)) => Map(a + b),
@@ -187,12 +226,22 @@ impl Network {
                 let x = read(x).into_map();
                 Map(x + per_pixel(read(shift).into_vector()))
             }
-            Op::Chunk { x, parts, index } => {
-                let x = read(x).into_vector();
-                let [batch, channels] = x.dims();
-                let part = channels / parts;
-                Vector(x.slice([0..batch, index * part..(index + 1) * part]))
+            Op::Multiply(a, b) => Map(read(a).into_map() * read(b).into_map()),
+            Op::MultiplyVector(x, factor) => {
+                let x = read(x).into_map();
+                Map(x * per_pixel(read(factor).into_vector()))
             }
+            Op::Chunk { x, parts, index } => match read(x) {
+                Map(x) => {
+                    let part = x.dims()[1] / parts;
+                    Map(x.narrow(1, index * part, part))
+                }
+                Vector(x) => {
+                    let [batch, channels] = x.dims();
+                    let part = channels / parts;
+                    Vector(x.slice([0..batch, index * part..(index + 1) * part]))
+                }
+            },
             Op::Conv(conv) => {
                 let x = read(conv.x).into_map();
                 let shift = conv.shift.map(|shift| read(shift).into_vector());
@@ -203,6 +252,11 @@ impl Network {
                 let modulation = norm.modulation.map(|values| values.map(|value| read(value).into_vector()));
                 Map(self.group_norm(&norm, x, modulation))
             }
+            Op::LayerNorm(norm) => {
+                let x = read(norm.x).into_map();
+                let modulation = norm.modulation.map(|values| values.map(|value| read(value).into_vector()));
+                Map(self.layer_norm(&norm, x, modulation))
+            }
             Op::Modulate { x, scale, shift } => {
                 let [x, scale, shift] = [
                     read(x).into_map(),
@@ -211,32 +265,43 @@ impl Network {
                 ];
                 Map(x * (scale + 1.0) + shift)
             }
-            Op::Concat(a, b) => {
-                let a = read(a).into_map();
-                Map(Tensor::cat(vec![a, read(b).into_map()], 1))
+            Op::Concat(a, b) => match (read(a), read(b)) {
+                (Map(a), Map(b)) => Map(Tensor::cat(vec![a, b], 1)),
+                (a, b) => Vector(Tensor::cat(vec![a.into_vector(), b.into_vector()], 1)),
+            },
+            Op::Join(a, b) => {
+                Map(Tensor::cat([a, b].map(|value| in_a_row(read(value).into_map())).to_vec(), 3))
+            }
+            Op::Part { x, first } => {
+                let x = in_a_row(read(x).into_map());
+                let [batch, channels, ..] = x.dims();
+                let Shape::Map([_, height, width]) = shape else { panic!("expected a map, found a vector") };
+                Map(x.narrow(3, first, height * width).reshape([batch, channels, height, width]))
             }
             Op::Upsample(x) => Map(upsample(read(x).into_map())),
             Op::AveragePool(x) => Map(average_pool(read(x).into_map())),
             Op::QkvAttention { qkv, heads, order } => Map(qkv_attention(read(qkv).into_map(), heads, order)),
-            Op::Attention { qkv, heads } => {
-                let [q, k, v] = qkv.map(|value| read(value).into_map());
-                Map(attention(q, k, v, heads))
+            Op::Attention(attention) => {
+                let [q, k, v] = attention.qkv.map(|value| read(value).into_map());
+                Map(self.attention(&attention, q, k, v))
+            }
+            Op::PatchChannels { x, side } => {
+                let x = read(x).into_map();
+                let [batch, channels, height, width] = x.dims();
+                let x = x.reshape([batch, side, side, channels / side / side, height * width]);
+                Map(x.permute([0, 3, 1, 2, 4]).reshape([batch, channels, height, width]))
             }
             Op::Dropout(x, probability) => {
                 let x = read(x).into_map();
                 Map(if self.dropout { dropout(x, probability, mask) } else { x })
             }
-            Op::Scale(x, factor) => Map(read(x).into_map() * factor),
+            Op::Scale { x, factor, offset } => Map(read(x).into_map() * factor + offset),
         }
     }
 
     fn parameter<const D: usize>(&self, param: Param) -> Tensor<D> {
         let shape = &self.program.graph.parameter(param).shape;
         self.parameters[param.index()].clone().reshape(burn::tensor::Shape::from(shape.clone()))
-    }
-
-    fn bias(&self, affine: Affine) -> Tensor<1> {
-        self.parameters[affine.bias.index()].clone()
     }
 
     /// The embedding of a missing label: zeros, `[B, channels]`.
@@ -247,11 +312,15 @@ impl Network {
 
     /// `x`: `[B, C, H, W]`; `shift`: `[B, D]`, added to the bias.
     fn conv(&self, op: &Conv, x: Tensor<4>, shift: Option<Tensor<2>>) -> Tensor<4> {
-        let shape = &self.program.graph.parameter(op.affine.weight).shape;
-        let kernel = shape.get(2).map_or(1, |&kernel| kernel);
-        let weight =
-            self.parameters[op.affine.weight.index()].clone().reshape([shape[0], shape[1], kernel, kernel]);
-        let bias = self.bias(op.affine).unsqueeze();
+        let outputs = self.program.graph.parameter(op.affine.weight).shape[0];
+        let inputs = x.dims()[1];
+        let weight = self.parameters[op.affine.weight.index()].clone();
+        let weight = weight.reshape([outputs, inputs, op.kernel, op.kernel]);
+        let bias = match op.affine.bias {
+            Some(bias) => self.parameter::<1>(bias),
+            None => Tensor::zeros([outputs], &x.device()),
+        };
+        let bias = bias.unsqueeze();
         let bias = shift.map_or(bias.clone(), |shift| shift + bias);
         match op.padding {
             Padding::Around => conv(x, weight, bias, op.stride),
@@ -268,7 +337,7 @@ impl Network {
     /// `x`: `[B, C, H, W]`; `modulation`: scale and shift, `[B, C]` each.
     fn group_norm(&self, op: &GroupNorm, x: Tensor<4>, modulation: Option<[Tensor<2>; 2]>) -> Tensor<4> {
         let [batch, channels, ..] = x.dims();
-        let [gain, offset] = [op.affine.weight, op.affine.bias].map(|param| self.parameter::<1>(param));
+        let [gain, offset] = [op.gain, op.offset].map(|param| self.parameter::<1>(param));
         let (gain, offset) = match modulation {
             None => {
                 let per_image = |value: Tensor<1>| value.unsqueeze::<2>().expand([batch, channels]);
@@ -280,6 +349,69 @@ impl Network {
             }
         };
         group_norm(x, gain, offset, Norm { groups: op.groups, epsilon: op.epsilon, silu: op.silu })
+    }
+
+    /// `x`: `[B, C, H, W]`; `modulation`: scale and shift, `[B, C]` each.
+    fn layer_norm(&self, op: &LayerNorm, x: Tensor<4>, modulation: Option<[Tensor<2>; 2]>) -> Tensor<4> {
+        let [batch, channels, height, width] = x.dims();
+        let of_head = channels / op.heads;
+        let x = x.reshape([batch, op.heads, of_head, height * width]);
+        let x = if op.centred { x.clone() - x.mean_dim(2) } else { x };
+        let deviation = (x.clone().square().mean_dim(2) + op.epsilon).sqrt();
+        let mut y = x / deviation;
+        let of_channel = |param: Param| self.parameter::<1>(param).reshape([1, 1, of_head, 1]);
+        if let Some(gain) = op.gain {
+            y = y * of_channel(gain);
+        }
+        if let Some(offset) = op.offset {
+            y = y + of_channel(offset);
+        }
+        let y = y.reshape([batch, channels, height, width]);
+        match modulation {
+            Some([scale, shift]) => y * (per_pixel(scale) + 1.0) + per_pixel(shift),
+            None => y,
+        }
+    }
+
+    /// The rows of a table that make a map, `[1, C, H, W]`.
+    fn position_embedding(&self, op: &PositionEmbedding, shape: Shape) -> Tensor<4> {
+        let Shape::Map([channels, height, width]) = shape else { panic!("expected a map, found a vector") };
+        let table = self.parameters[op.table.index()].clone();
+        let rows = table.dims()[0] / channels / op.side;
+        let table = table.slice([0..rows * op.side * channels]).reshape([rows, op.side, channels]);
+        let part = table.narrow(0, op.top, height).narrow(1, op.left, width);
+        part.permute([2, 0, 1]).unsqueeze()
+    }
+
+    /// Attention over positions. `q` and the result: `[B, C, H, W]`; `k`, `v`: of any number of positions.
+    fn attention(&self, op: &Attention, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+        let [batch, channels, height, width] = q.dims();
+        let split = |x: Tensor<4>| {
+            let [_, _, height, width] = x.dims();
+            x.reshape([batch, op.heads, channels / op.heads, height * width])
+        };
+        let (q, k, v) = (split(q), split(k), split(v));
+        let bias = self.attention_bias(op, q.dims()[3], k.dims()[3]);
+        heads_attention(q, k, v, f64::from(op.scale), bias).reshape([batch, channels, height, width])
+    }
+
+    /// The bias of every score, `[1, heads or 1, queries, keys]`.
+    fn attention_bias(&self, op: &Attention, queries: usize, keys: usize) -> Option<Tensor<4>> {
+        let pairs = (0..queries).flat_map(|query| (0..keys).map(move |key| key as isize - query as isize));
+        let device = self.parameters.first().map_or_else(Device::default, Tensor::device);
+        match op.bias {
+            AttentionBias::None => None,
+            AttentionBias::Causal => {
+                let scores: Vec<f32> = pairs.map(|distance| if distance > 0 { -1e30 } else { 0.0 }).collect();
+                Some(Tensor::from_data(TensorData::new(scores, [1, 1, queries, keys]), &device))
+            }
+            AttentionBias::Relative(bias) => {
+                let buckets: Vec<i32> = pairs.map(|distance| bias.bucket(distance) as i32).collect();
+                let buckets = TensorData::new(buckets, [queries * keys]);
+                let scores = self.parameter::<2>(bias.table).select(0, Tensor::from_data(buckets, &device));
+                Some(scores.transpose().reshape([1, op.heads, queries, keys]))
+            }
+        }
     }
 
     /// The parameters, flat, without gradients, in the order of [`Graph::parameters`].
@@ -350,7 +482,7 @@ impl Network {
     }
 }
 
-impl Activation {
+impl Output {
     /// # Panics
     /// If it is a vector.
     fn into_map(self) -> Tensor<4> {
@@ -383,14 +515,45 @@ fn per_pixel(vector: Tensor<2>) -> Tensor<4> {
     vector.reshape([batch, channels, 1, 1])
 }
 
-/// Sines and cosines of the time, `[B] -> [B, channels]`.
-fn timestep_embedding(embedding: &TimestepEmbedding, time: Tensor<1>) -> Tensor<2> {
+/// A part of the condition that the network reads.
+///
+/// # Panics
+/// If there is none.
+fn given<T: Clone>(part: &Option<T>, what: &str) -> T {
+    part.clone().unwrap_or_else(|| panic!("this network needs {what}"))
+}
+
+/// `[B, C, H, W]` to `[B, C, 1, H W]`.
+fn in_a_row(x: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, 1, height * width])
+}
+
+fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
+    match activation {
+        Activation::Silu => silu(x),
+        Activation::Gelu => gelu(x),
+        Activation::GeluTanh => {
+            let inner =
+                (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+            x * (tanh(inner) + 1.0) * 0.5
+        }
+        Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
+        Activation::Relu => relu(x),
+        Activation::Tanh => tanh(x),
+    }
+}
+
+/// Sines and cosines of every number of a vector, `[B, N] -> [B, N channels]`.
+fn sinusoids(embedding: &TimestepEmbedding, x: Tensor<2>) -> Tensor<2> {
     let frequencies: Vec<f32> = embedding.log_frequencies().into_iter().map(f32::exp).collect();
     let half = frequencies.len();
-    let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &time.device());
-    let angles = time.unsqueeze_dim::<2>(1) * frequencies;
+    let [batch, numbers] = x.dims();
+    let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &x.device());
+    let angles = x.reshape([batch * numbers, 1]) * frequencies;
     let (cos, sin) = (angles.clone().cos(), angles.sin());
     Tensor::cat(if embedding.cosines_first { vec![cos, sin] } else { vec![sin, cos] }, 1)
+        .reshape([batch, numbers * 2 * half])
 }
 
 /// Self-attention on one map of queries, keys and values, `[B, 3 C, H, W] -> [B, C, H, W]`.
@@ -408,25 +571,22 @@ fn qkv_attention(qkv: Tensor<4>, heads: usize, order: QkvOrder) -> Tensor<4> {
             qkv.narrow(2, index, 1).squeeze_dim::<4>(2)
         }
     };
-    heads_attention(part(0), part(1), part(2)).reshape([batch, channels / 3, height, width])
-}
-
-/// Attention over pixels. `q`, `k`, `v` and the result: `[B, C, H, W]`.
-fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, heads: usize) -> Tensor<4> {
-    let [batch, channels, height, width] = q.dims();
-    let split = |x: Tensor<4>| {
-        let [_, _, height, width] = x.dims();
-        x.reshape([batch, heads, channels / heads, height * width])
-    };
-    heads_attention(split(q), split(k), split(v)).reshape([batch, channels, height, width])
-}
-
-/// Attention per head. `q`, `k`, `v` and the result: `[B, heads, channels of a head, positions]`.
-fn heads_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    let [_, _, of_head, _] = q.dims();
     let scale = (of_head as f64).sqrt().recip();
-    let weight = softmax((q * scale).swap_dims(2, 3).matmul(k), 3);
-    v.matmul(weight.swap_dims(2, 3))
+    heads_attention(part(0), part(1), part(2), scale, None).reshape([batch, channels / 3, height, width])
+}
+
+/// Attention per head. `q`, `k`, `v` and the result: `[B, heads, channels of a head, positions]`; `bias`: one number per
+/// head, query and key.
+fn heads_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    scale: f64,
+    bias: Option<Tensor<4>>,
+) -> Tensor<4> {
+    let scores = (q * scale).swap_dims(2, 3).matmul(k);
+    let scores = bias.map_or(scores.clone(), |bias| scores + bias);
+    v.matmul(softmax(scores, 3).swap_dims(2, 3))
 }
 
 /// Nearest-neighbour upsampling by 2.

@@ -1,18 +1,25 @@
-//! The part of a network that depends only on time and label. Its output is one row of numbers for each image.
+//! The part of a network that depends only on time and condition. Its output is one row of numbers for each image.
 //!
 //! A row is the concatenation of the biases, gains and offsets that the kernels read. A conditioned bias includes the
 //! bias of its convolution; a conditioned gain and offset include those of their norm.
 
 use super::plan::BLOCK;
-use crate::model::graph::{Affine, Node, Op, Param, TimestepEmbedding, Value};
+use crate::model::Condition;
+#[cfg(feature = "text")]
+use crate::model::graph::GUIDANCE_FACTOR;
+use crate::model::graph::{Activation, Node, Op, Param, TimestepEmbedding, Value};
 use crate::weights::HostTensor;
 
 /// `W x + b`. `weight` is `[outputs, inputs]`, `bias` is `[outputs]`.
 #[inline(never)]
-fn linear(weight: &HostTensor, bias: &[f32], x: &[f32]) -> Vec<f32> {
-    assert!(weight.shape == [bias.len(), x.len()], "shape of a linear layer's weight");
-    let rows = weight.values.chunks_exact(x.len());
-    rows.zip(bias).map(|(row, bias)| dot(row, x) + bias).collect()
+fn linear(weight: &HostTensor, bias: Option<&HostTensor>, x: &[f32]) -> Vec<f32> {
+    assert!(weight.shape[1] == x.len(), "shape of a linear layer's weight");
+    let mut y = bias.map_or_else(|| vec![0.0; weight.shape[0]], |bias| bias.values.clone());
+    assert!(weight.shape[0] == y.len(), "shape of a linear layer's bias");
+    for (y, row) in y.iter_mut().zip(weight.values.chunks_exact(x.len())) {
+        *y += dot(row, x);
+    }
+    y
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -43,6 +50,9 @@ enum Projection {
     Shift { vector: Value, bias: Vec<f32> },
     /// `(1 + scale) gain`, then `(1 + scale) offset + shift`, for a norm.
     ScaleAndShift { modulation: [Value; 2], gain: Vec<f32>, offset: Vec<f32> },
+    /// The vector, for a product.
+    #[cfg(feature = "text")]
+    Plain(Value),
 }
 
 /// The operations of a graph whose outputs are vectors, and the projections of those vectors that the kernels read.
@@ -86,6 +96,13 @@ impl Conditioner {
         places
     }
 
+    /// Adds a vector of `channels` values to the row. Returns its position.
+    #[cfg(feature = "text")]
+    pub(super) fn plain(&mut self, vector: Value, channels: usize) -> usize {
+        self.projections.push(Projection::Plain(vector));
+        self.reserve(channels)
+    }
+
     fn reserve(&mut self, len: usize) -> usize {
         let place = self.row_len;
         self.row_len += len.next_multiple_of(BLOCK);
@@ -97,15 +114,15 @@ impl Conditioner {
         self.row_len
     }
 
-    /// The row of an image at the network's own time. A model without classes ignores the label.
+    /// The row of an image at the network's own time. A model ignores what it does not read of the condition.
     ///
     /// # Panics
-    /// If the model has classes and `label` is missing or out of range.
-    pub fn row(&self, time: f32, label: Option<u32>) -> Vec<f32> {
+    /// If the model has classes and the label is missing or out of range, or if it reads a text and there is none.
+    pub fn row(&self, time: f32, condition: &Condition) -> Vec<f32> {
         let count = self.nodes.iter().map(|node| node.output.index() + 1).fold(0, usize::max);
         let mut values = Values(vec![Vec::new(); count]);
         for Node { op, output } in &self.nodes {
-            values.0[output.index()] = self.apply(op, &values, time, label);
+            values.0[output.index()] = self.apply(op, &values, time, condition);
         }
         let mut row = Vec::with_capacity(self.row_len);
         let mut push = |part: &mut dyn Iterator<Item = f32>| {
@@ -114,6 +131,8 @@ impl Conditioner {
         };
         for projection in &self.projections {
             match projection {
+                #[cfg(feature = "text")]
+                Projection::Plain(vector) => push(&mut values.get(*vector).iter().copied()),
                 Projection::Shift { vector, bias } => {
                     let vector = values.get(*vector);
                     assert!(vector.len() == bias.len(), "outputs of a shift");
@@ -139,23 +158,45 @@ impl Conditioner {
         reason = "`Sampler` checks the labels of a request, and a plan adds parameters"
     )]
     #[inline(never)]
-    fn apply(&self, op: &Op, values: &Values, time: f32, label: Option<u32>) -> Vec<f32> {
+    fn apply(&self, op: &Op, values: &Values, time: f32, condition: &Condition) -> Vec<f32> {
         let parameter = |param: Param| {
             let tensor = self.parameters.get(param.index()).and_then(Option::as_ref);
             tensor.expect("a parameter that was added with its operation")
         };
+        #[cfg(feature = "text")]
+        let text = || condition.text.as_ref().expect("a model that reads a text needs one");
         match *op {
-            Op::TimestepEmbedding(embedding) => timestep_embedding(&embedding, time),
+            Op::Time => vec![time],
+            #[cfg(feature = "text")]
+            Op::Pooled => text().pooled.clone(),
+            #[cfg(feature = "text")]
+            Op::Sizes => text().sizes.clone(),
+            #[cfg(feature = "text")]
+            Op::Guidance => {
+                let scale = condition.guidance.expect("a model with guidance needs its scale");
+                vec![GUIDANCE_FACTOR * (scale - 1.0)]
+            }
+            Op::Sinusoids(x, embedding) => {
+                let mut embedded = Vec::new();
+                for &number in values.get(x) {
+                    embedded.extend(sinusoids(&embedding, number));
+                }
+                embedded
+            }
             Op::LabelEmbedding(table) => {
                 let table = parameter(table);
-                let label = label.expect("a model with classes needs a label");
+                let label = condition.label.expect("a model with classes needs a label");
                 let row = table.values.chunks_exact(table.shape[1]).nth(label as usize);
                 row.expect("a label below the number of classes").to_vec()
             }
-            Op::Linear(x, Affine { weight, bias }) => {
-                linear(parameter(weight), &parameter(bias).values, values.get(x))
+            Op::Linear(x, affine) => {
+                linear(parameter(affine.weight), affine.bias.map(parameter), values.get(x))
             }
-            Op::Silu(x) => values.get(x).iter().map(|x| x / (1.0 + libm::expf(-x))).collect(),
+            #[cfg(feature = "text")]
+            Op::Concat(a, b) => [values.get(a), values.get(b)].concat(),
+            Op::Activate(x, Activation::Silu) => {
+                values.get(x).iter().map(|x| x / (1.0 + libm::expf(-x))).collect()
+            }
             Op::Add(a, b) => values.get(a).iter().zip(values.get(b)).map(|(a, b)| a + b).collect(),
             Op::Chunk { x, parts, index } => {
                 let x = values.get(x);
@@ -167,9 +208,9 @@ impl Conditioner {
     }
 }
 
-fn timestep_embedding(embedding: &TimestepEmbedding, time: f32) -> Vec<f32> {
+fn sinusoids(embedding: &TimestepEmbedding, number: f32) -> Vec<f32> {
     let angles: Vec<f64> =
-        embedding.log_frequencies().iter().map(|f| f64::from(time * libm::expf(*f))).collect();
+        embedding.log_frequencies().iter().map(|f| f64::from(number * libm::expf(*f))).collect();
     let cos = angles.iter().map(|&angle| libm::cos(angle) as f32);
     let sin = angles.iter().map(|&angle| libm::sin(angle) as f32);
     if embedding.cosines_first { cos.chain(sin).collect() } else { sin.chain(cos).collect() }
@@ -205,6 +246,10 @@ mod tests {
         conditioner
     }
 
+    fn labelled(label: Option<u32>) -> Condition {
+        Condition { label, ..Condition::default() }
+    }
+
     #[test]
     fn the_label_is_added_to_the_embedding_of_the_time() {
         let silu = |x: f64| x / (1.0 + (-x).exp());
@@ -214,7 +259,7 @@ mod tests {
         let embedding = 0.5 * 4.0 * hidden + 0.25;
         for (label, row) in [[1.0, 2.0, 3.0, 4.0], [-1.0, -2.0, -3.0, -4.0]].iter().enumerate() {
             let expected = 0.25 + row.iter().map(|value| 0.5 * silu(embedding + value)).sum::<f64>();
-            let found = conditioner().row(0.75, Some(label as u32));
+            let found = conditioner().row(0.75, &labelled(Some(label as u32)));
             assert_eq!(found.len(), 4, "padded to a block");
             assert!((f64::from(found[0]) - expected).abs() < 1e-5, "{found:?}, not {expected}");
         }
@@ -223,13 +268,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "a label below the number of classes")]
     fn a_label_outside_the_table_is_not_an_empty_row() {
-        conditioner().row(0.75, Some(2));
+        conditioner().row(0.75, &labelled(Some(2)));
     }
 
     #[test]
     #[should_panic(expected = "needs a label")]
     fn a_missing_label_is_not_an_empty_row() {
-        conditioner().row(0.75, None);
+        conditioner().row(0.75, &Condition::default());
     }
 
     #[test]
@@ -238,6 +283,6 @@ mod tests {
         let mut conditioner = conditioner();
         let vector = conditioner.nodes[0].output;
         conditioner.shift(vector, &[0.0; 2]);
-        conditioner.row(0.75, Some(0));
+        conditioner.row(0.75, &labelled(Some(0)));
     }
 }

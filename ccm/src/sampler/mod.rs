@@ -7,21 +7,25 @@
 
 pub mod condition;
 pub(crate) mod cpu;
+#[cfg(feature = "text")]
+pub mod evaluator;
 pub(crate) mod gpu;
+#[cfg(feature = "text")]
+pub mod guidance;
 pub mod image;
 pub mod plan;
 pub mod rounding;
 pub mod schedule;
-#[cfg(test)]
+#[cfg(all(test, feature = "text"))]
 mod tests;
 
 pub use gpu::Surface;
 pub use gpu::device::is_software;
 use plan::Plan;
-use schedule::{Conditions, Request, Solver, Step, Work, to_planes};
+use schedule::{Conditions, Request, Solver, Step, Work};
 pub use wgpu::SurfaceTarget;
 
-use crate::model::{ModelCard, NetworkSpec, TimeGrid};
+use crate::model::{ModelCard, NetworkSpec, Path, TimeGrid};
 use crate::weights::{Model, Precision, WeightsError};
 
 /// The device that a sampler runs on.
@@ -100,9 +104,17 @@ pub struct Info {
     pub memory: u64,
 }
 
+/// A compiled denoiser.
+struct Denoiser {
+    plan: Plan,
+    spec: NetworkSpec,
+    /// The prediction and its path (PAPER.md §8).
+    path: Path,
+}
+
 /// A loaded model that samples images.
 pub struct Sampler {
-    plan: Plan,
+    denoiser: Denoiser,
     card: ModelCard,
     precision: Precision,
     backend: Backend,
@@ -132,22 +144,23 @@ impl Sampler {
     /// # Errors
     /// If the backend is not available or the model is too large for it.
     pub async fn new(model: Model, backend: Backend) -> Result<Self, SamplerError> {
-        let (card, precision) = (model.card.clone(), model.precision);
-        let mut plan = Plan::new(model);
+        let Model { spec, prediction, card, precision, tensors } = model;
+        let mut plan = Plan::new(spec.graph(), tensors);
         let executor = Executor::new(&plan, precision, backend).await?;
         if matches!(executor, Executor::Cpu(_)) {
             // The CPU's weights are packed by now. A lost GPU needs them again.
             plan.weights = Vec::new();
         }
+        let denoiser = Denoiser { plan, spec, path: Path::new(&prediction) };
         let solver = Solver::of(&card);
-        let grid = solver.grid(&plan.path);
+        let grid = solver.grid(&denoiser.path);
         let conditions = Conditions::default();
-        Ok(Self { plan, card, precision, backend, executor, conditions, solver, grid })
+        Ok(Self { denoiser, card, precision, backend, executor, conditions, solver, grid })
     }
 
     /// The architecture.
     pub fn spec(&self) -> &NetworkSpec {
-        &self.plan.spec
+        &self.denoiser.spec
     }
 
     /// The model card: role, data and training.
@@ -157,12 +170,12 @@ impl Sampler {
 
     /// The compiled network.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        &self.denoiser.plan
     }
 
     /// Properties of the model and its device.
     pub fn info(&self) -> Info {
-        let parameters = self.plan.spec.parameters();
+        let parameters = self.denoiser.spec.parameters();
         match &self.executor {
             Executor::Cpu(executor) => Info {
                 backend: "cpu".into(),
@@ -216,12 +229,12 @@ impl Sampler {
     /// # Errors
     /// If the model does not support the time grid, or its schedule has fewer steps.
     pub fn evaluations(&self, count: usize) -> Result<usize, String> {
-        Ok(self.solver.steps(&self.plan.path, self.grid, count)?.len())
+        Ok(self.solver.steps(&self.denoiser.path, self.grid, count)?.len())
     }
 
     /// The steps of a sample with at most `count` evaluations.
     fn steps(&self, count: usize) -> Result<Vec<Step>, SamplerError> {
-        let steps = self.solver.steps(&self.plan.path, self.grid, count);
+        let steps = self.solver.steps(&self.denoiser.path, self.grid, count);
         steps.map_err(|error| SamplerError::Request(format!("steps: {error}")))
     }
 
@@ -251,7 +264,7 @@ impl Sampler {
         self.check(request, steps)?;
         self.recover().await?;
         let steps = self.steps(steps)?;
-        let images = request.images(&self.plan.spec);
+        let images = request.images(&self.denoiser.spec);
         let most = match &self.executor {
             Executor::Cpu(_) => images,
             Executor::Gpu(executor) => executor.most_images(),
@@ -259,12 +272,13 @@ impl Sampler {
         let mut planes = Vec::with_capacity(request.noise.len());
         for first in (0..images).step_by(most) {
             let part = first..images.min(first + most);
-            let work = Work::new(&self.plan, &mut self.conditions, request, part, &steps);
+            let work = Work::new(&self.denoiser, &mut self.conditions, request, part, &steps);
+            let work = work.map_err(SamplerError::Request)?;
             let blocks = match &mut self.executor {
-                Executor::Cpu(executor) => executor.sample(&self.plan, &work),
-                Executor::Gpu(executor) => executor.sample(&self.plan, &work).await?,
+                Executor::Cpu(executor) => executor.sample(&self.denoiser.plan, &work),
+                Executor::Gpu(executor) => executor.sample(&self.denoiser.plan, &work).await?,
             };
-            planes.extend(to_planes(&blocks, &self.plan));
+            planes.extend(self.denoiser.to_planes(&blocks));
         }
         Ok(planes)
     }
@@ -294,10 +308,11 @@ impl Sampler {
         self.check(request, steps)?;
         self.recover().await?;
         let steps = self.steps(steps)?;
-        let work = Work::new(&self.plan, &mut self.conditions, request, 0..1, &steps);
+        let work = Work::new(&self.denoiser, &mut self.conditions, request, 0..1, &steps);
+        let work = work.map_err(SamplerError::Request)?;
         match &mut self.executor {
             Executor::Cpu(_) => Err(SamplerError::NoGpu("this sampler runs on the CPU".into())),
-            Executor::Gpu(executor) => executor.draw(&self.plan, &work, surface),
+            Executor::Gpu(executor) => executor.draw(&self.denoiser, &work, surface),
         }
     }
 
@@ -307,7 +322,7 @@ impl Sampler {
     /// If the GPU is still not available.
     pub async fn recover(&mut self) -> Result<(), SamplerError> {
         if self.is_lost() {
-            self.executor = Executor::new(&self.plan, self.precision, self.backend).await?;
+            self.executor = Executor::new(&self.denoiser.plan, self.precision, self.backend).await?;
         }
         Ok(())
     }
@@ -315,7 +330,7 @@ impl Sampler {
     fn check(&self, request: &Request, steps: usize) -> Result<(), SamplerError> {
         const MOST_STEPS: usize = 10_000;
         let fail = |text: String| Err(SamplerError::Request(text));
-        let spec = &self.plan.spec;
+        let spec = &self.denoiser.spec;
         if !(1..=MOST_STEPS).contains(&steps) {
             return fail(format!("steps: expected 1 to {MOST_STEPS}, found {steps}"));
         }
@@ -323,6 +338,10 @@ impl Sampler {
         if images == 0 || request.noise.len() != images * spec.image_len() {
             let found = request.noise.len();
             return fail(format!("noise: expected a multiple of {} values, found {found}", spec.image_len()));
+        }
+        #[cfg(feature = "text")]
+        if let Some(shape) = spec.text() {
+            request.check_texts(&shape, images).map_err(SamplerError::Request)?;
         }
         let Some(classes) = spec.num_classes() else { return Ok(()) };
         if request.labels.len() != images {

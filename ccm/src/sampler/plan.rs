@@ -11,10 +11,14 @@ mod buffers;
 mod lower;
 
 use super::condition::Conditioner;
-use crate::model::{NetworkSpec, Path};
+use crate::model::graph::Activation;
+use crate::weights::HostTensor;
 
 /// Channels of a block: the unit in which kernels read and write channels.
 pub const BLOCK: usize = 4;
+
+/// A bias that excludes a key from attention. Minus infinity would make sums of it undefined.
+pub const NO_SCORE: f32 = -1e30;
 
 /// A feature map of every image of a batch: `[height, width, channels]` each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,18 +141,52 @@ pub struct GroupNorm {
     pub y: Map,
 }
 
-/// `y = softmax(q^T k / sqrt(head_channels)) v` for every head.
+/// Channels of a map, from `first` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Channels {
+    /// The map.
+    pub map: Map,
+    /// The first channel, a multiple of [`BLOCK`].
+    pub first: usize,
+}
+
+impl From<Map> for Channels {
+    fn from(map: Map) -> Self {
+        Self { map, first: 0 }
+    }
+}
+
+/// `y = softmax(scale q^T k + bias) v` for every head.
+///
+/// The channels of queries, keys, values and output are `[heads, head_channels]`, with each head padded to a multiple of
+/// [`BLOCK`].
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
-    /// Queries, keys and values. The channels are `[3, heads, head_channels]`, with each head padded to a multiple of
-    /// [`BLOCK`].
-    pub qkv: Map,
+    /// Queries; their positions are those of the output.
+    pub q: Channels,
+    /// Keys.
+    pub k: Channels,
+    /// Values, at the positions of the keys.
+    pub v: Channels,
     /// Number of heads.
     pub heads: usize,
     /// Channels per head, without padding.
     pub head_channels: usize,
-    /// The output. The channels are `[heads, head_channels]`, padded in the same way.
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Added to the scaled scores.
+    pub bias: Option<AttentionBias>,
+    /// The output.
     pub y: Map,
+}
+
+/// A bias of scores that depends on the head and on the distance between key and query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionBias {
+    /// Position in [`Plan::vectors`] of the biases for distances from `1 - queries` to `keys - 1`, for each head.
+    pub start: usize,
+    /// Values from one head to the next; 0 if all heads share their biases.
+    pub pitch: usize,
 }
 
 impl Attention {
@@ -156,6 +194,79 @@ impl Attention {
     pub fn padded_channels(&self) -> usize {
         self.head_channels.next_multiple_of(BLOCK)
     }
+
+    /// Number of keys.
+    pub fn keys(&self) -> usize {
+        self.k.map.pixels()
+    }
+}
+
+/// `y = gain * (x - mean) / deviation + offset`, over the channels of each head at each position. Without the mean, the
+/// deviation is the root mean square (RMS norm).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerNorm {
+    /// The input.
+    pub x: Map,
+    /// Gain.
+    pub gain: Vector,
+    /// Offset.
+    pub offset: Vector,
+    /// Number of equal parts of the channels, each with its own norm.
+    pub heads: usize,
+    /// Whether the mean is subtracted.
+    pub centred: bool,
+    /// Added to the variance or mean square.
+    pub epsilon: f32,
+    /// The output.
+    pub y: Map,
+}
+
+/// `y = activation(x) * factor + term`, value by value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pointwise {
+    /// The input.
+    pub x: Channels,
+    /// A function of the input; the identity if there is none.
+    pub activation: Option<Activation>,
+    /// Multiplies the result.
+    pub factor: Option<Factor>,
+    /// Is added to the result.
+    pub term: Option<Term>,
+    /// The output.
+    pub y: Map,
+}
+
+/// See [`Pointwise::factor`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Factor {
+    /// Channels of a map of the size of the output.
+    Map(Channels),
+    /// One number per channel.
+    Vector(Vector),
+}
+
+/// See [`Pointwise::term`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Term {
+    /// A map of the shape of the output.
+    Map(Map),
+    /// A map that is the same for all images; it starts at this position of [`Plan::vectors`].
+    Fixed(usize),
+}
+
+/// Copies consecutive positions of one map to another map with the same channels. The other positions of `y` are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copy {
+    /// The input.
+    pub x: Map,
+    /// The first position to read.
+    pub from: usize,
+    /// The output.
+    pub y: Map,
+    /// The first position to write.
+    pub to: usize,
+    /// Number of positions.
+    pub count: usize,
 }
 
 /// 2x2 average pooling.
@@ -178,6 +289,15 @@ pub enum Op {
     Attention(Attention),
     /// See [`Pool`].
     Pool(Pool),
+    /// See [`LayerNorm`].
+    #[cfg(feature = "text")]
+    LayerNorm(LayerNorm),
+    /// See [`Pointwise`].
+    #[cfg(feature = "text")]
+    Pointwise(Pointwise),
+    /// See [`Copy`].
+    #[cfg(feature = "text")]
+    Copy(Copy),
 }
 
 impl Op {
@@ -188,6 +308,12 @@ impl Op {
             Self::GroupNorm(op) => op.y,
             Self::Attention(op) => op.y,
             Self::Pool(op) => op.y,
+            #[cfg(feature = "text")]
+            Self::LayerNorm(op) => op.y,
+            #[cfg(feature = "text")]
+            Self::Pointwise(op) => op.y,
+            #[cfg(feature = "text")]
+            Self::Copy(op) => op.y,
         }
     }
 
@@ -196,8 +322,24 @@ impl Op {
         match self {
             Self::Conv(op) => op.x.maps().chain(op.residual.map(|residual| residual.map)).collect(),
             Self::GroupNorm(op) => op.x.maps().collect(),
-            Self::Attention(op) => vec![op.qkv],
+            Self::Attention(op) => vec![op.q.map, op.k.map, op.v.map],
             Self::Pool(op) => vec![op.x],
+            #[cfg(feature = "text")]
+            Self::LayerNorm(op) => vec![op.x],
+            #[cfg(feature = "text")]
+            Self::Pointwise(op) => {
+                let factor = op.factor.and_then(|factor| match factor {
+                    Factor::Map(channels) => Some(channels.map),
+                    Factor::Vector(_) => None,
+                });
+                let term = op.term.and_then(|term| match term {
+                    Term::Map(map) => Some(map),
+                    Term::Fixed(_) => None,
+                });
+                [Some(op.x.map), factor, term].into_iter().flatten().collect()
+            }
+            #[cfg(feature = "text")]
+            Self::Copy(op) => vec![op.x],
         }
     }
 
@@ -211,9 +353,15 @@ impl Op {
     pub fn flops(&self) -> usize {
         match self {
             Self::Conv(op) => 2 * op.y.len() * op.kernel * op.kernel * op.x.channels(),
-            Self::Attention(op) => 4 * op.y.len() * op.y.pixels(),
+            Self::Attention(op) => 4 * op.y.len() * op.keys(),
             Self::GroupNorm(op) => 8 * op.y.len(),
             Self::Pool(op) => 4 * op.y.len(),
+            #[cfg(feature = "text")]
+            Self::LayerNorm(op) => 8 * op.y.len(),
+            #[cfg(feature = "text")]
+            Self::Pointwise(op) => 2 * op.y.len(),
+            #[cfg(feature = "text")]
+            Self::Copy(_) => 0,
         }
     }
 }
@@ -235,22 +383,24 @@ pub struct ConvWeight {
 /// A network compiled for an executor.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The architecture.
-    pub spec: NetworkSpec,
-    /// The prediction and its path (PAPER.md §8).
-    pub path: Path,
     /// The operations, in order.
     pub ops: Vec<Op>,
     /// Size of each buffer, in values per image.
     pub buffers: Vec<usize>,
-    /// The map that holds the network's input before the first operation.
+    /// The map that holds the network's input before the first operation: an image, or embedded tokens.
     pub x: Map,
+    /// The map that holds the embeddings of a text's tokens, for a network that reads them.
+    pub text: Option<Map>,
     /// The map that holds the network's output after the last operation.
     pub output: Map,
+    /// The map that holds the second output of a text encoder.
+    pub pooled: Option<Map>,
     /// Weights of the convolutions.
     pub weights: Vec<ConvWeight>,
-    /// Biases, gains and offsets that do not depend on the image.
+    /// Biases, gains, offsets and position embeddings, which do not depend on the image.
     pub vectors: Vec<f32>,
+    /// The embedding of each token, `[vocabulary, channels]`, of a text encoder. Its rows are the input.
+    pub embedding: Option<HostTensor>,
     /// Computes the vectors that depend on time and label, for each image.
     pub conditioner: Conditioner,
 }

@@ -6,9 +6,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::plan::Plan;
+use super::Denoiser;
+use super::plan::Map;
+#[cfg(feature = "text")]
+use crate::model::Text;
 use crate::model::prediction::{Coefficients, Spacing};
-use crate::model::{ModelCard, NetworkSpec, Path, Role, TimeGrid};
+use crate::model::{Condition, ModelCard, NetworkSpec, Path, Role, TimeGrid};
 use crate::noise::{Noise, image_noise};
 
 /// The method of sampling.
@@ -94,7 +97,11 @@ impl Solver {
         Ok(match self {
             Self::Euler => pairs().map(|(t, next)| euler(t, next - t)).collect(),
             Self::Jumps => pairs().map(|(t, next)| jump(t, next)).collect(),
-            Self::Heun => pairs().flat_map(|(t, next)| heun(t, next)).collect(),
+            Self::Heun => {
+                let mut steps = Vec::new();
+                pairs().for_each(|(t, next)| steps.extend(heun(t, next)));
+                steps
+            }
             Self::Dpm => {
                 let before = std::iter::once(None).chain(times.iter().copied().map(Some));
                 pairs().zip(before).map(|((t, next), before)| dpm(before, t, next)).collect()
@@ -151,13 +158,19 @@ fn dpm(before: Option<f64>, t: f64, next: f64) -> Step {
     }
 }
 
-/// The initial noise and the labels of a batch of images.
-#[derive(Debug, Clone, PartialEq)]
+/// The initial noise and the conditions of a batch of images.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Request {
     /// `[N, C, H, W]`, flat.
     pub noise: Vec<f32>,
     /// One label per image; empty for a model without classes.
     pub labels: Vec<u32>,
+    /// One text per image; empty for a model without text.
+    #[cfg(feature = "text")]
+    pub texts: Vec<Arc<Text>>,
+    /// Guidance, if any.
+    #[cfg(feature = "text")]
+    pub guidance: Option<super::guidance::Guidance>,
     /// Seed of the fresh noise of the first image; each further image has the next seed.
     pub seed: u64,
 }
@@ -165,22 +178,26 @@ pub struct Request {
 impl Request {
     /// Images with the seeds `seed, seed + 1, ...` and the given labels.
     pub fn from_seeds(spec: &NetworkSpec, seed: u64, labels: &[u32], count: usize) -> Self {
-        let noise =
-            (0..count as u64).flat_map(|i| image_noise(seed.wrapping_add(i), spec.image_len())).collect();
+        let mut noise = Vec::new();
+        for i in 0..count as u64 {
+            noise.extend(image_noise(seed.wrapping_add(i), spec.image_len()));
+        }
         let labels = if spec.num_classes().is_some() { labels.to_vec() } else { Vec::new() };
-        Self { noise, labels, seed }
+        Self { noise, labels, seed, ..Self::default() }
     }
 
     /// Images interpolated between two seeds, one for each weight in [0, 1]. The noise is interpolated along the great
     /// circle, so that it stays normally distributed.
     pub fn between(spec: &NetworkSpec, seeds: [u64; 2], label: Option<u32>, weights: &[f32]) -> Self {
         let [a, b] = seeds.map(|seed| image_noise(seed, spec.image_len()));
-        let noise = weights.iter().flat_map(|w| {
+        let mut noise = Vec::new();
+        for w in weights {
             let angle = f64::from(*w) * std::f64::consts::FRAC_PI_2;
             let (sin, cos) = (libm::sin(angle) as f32, libm::cos(angle) as f32);
-            a.iter().zip(&b).map(move |(a, b)| cos * a + sin * b)
-        });
-        Self { noise: noise.collect(), labels: vec![label.unwrap_or(0); weights.len()], seed: seeds[0] }
+            noise.extend(a.iter().zip(&b).map(|(a, b)| cos * a + sin * b));
+        }
+        let labels = vec![label.unwrap_or(0); weights.len()];
+        Self { noise, labels, seed: seeds[0], ..Self::default() }
     }
 
     /// Number of images.
@@ -205,67 +222,113 @@ pub(super) struct Update {
     pub(super) c_in: f32,
 }
 
-/// A batch of images for an executor, in the layout of [`Plan::x`].
+/// A batch of images for an executor, in the layout of [`super::plan::Plan::x`].
 pub(super) struct Work {
     /// The update after each evaluation. The first entry runs before any evaluation: it scales the initial noise to
     /// the standard deviation at the start of the path.
     pub(super) updates: Vec<Update>,
-    /// The initial noise, then the noise of each further step that adds some.
+    /// The initial noise, then the noise that each update adds; empty if it adds none.
     pub(super) noise: Vec<Vec<f32>>,
-    /// For each step, the row of conditions of each image.
-    pub(super) rows: Vec<Vec<Row>>,
+    /// For each evaluation, the conditions of each image.
+    pub(super) inputs: Vec<Vec<Inputs>>,
 }
 
-/// The values that depend on time and label, for one image.
+/// What an evaluation reads besides the image, for one image.
+#[derive(Debug, Clone)]
+pub(super) struct Inputs {
+    /// The values that depend on time and condition.
+    pub(super) row: Row,
+    /// The text, for a network that reads one.
+    #[cfg(feature = "text")]
+    pub(super) text: Option<Arc<Text>>,
+}
+
+/// One evaluation of the network for every image.
+pub(super) struct Evaluation {
+    pub(super) step: Step,
+    /// Number of the step, from 1.
+    pub(super) number: usize,
+    /// Whether the network reads the condition that guidance leads away from.
+    pub(super) is_negative: bool,
+}
+
+/// The values that depend on time and condition, for one image.
 pub(super) type Row = Arc<[f32]>;
 
 impl Work {
     /// Prepares the images `images` of a request. There must be at least one step.
+    ///
+    /// # Errors
+    /// If the steps do not allow the guidance of the request.
     pub(super) fn new(
-        plan: &Plan,
+        denoiser: &Denoiser,
         conditions: &mut Conditions,
         request: &Request,
         images: Range<usize>,
         steps: &[Step],
-    ) -> Self {
-        let len = plan.spec.image_len();
-        let start = &request.noise[images.start * len..images.end * len];
-        let fresh = steps.iter().enumerate().filter(|(_, step)| step.fresh > 0.0).map(|(i, _)| i + 1);
-        let fresh = fresh.map(|step| {
-            let noise = images.clone().flat_map(|image| request.fresh(image as u64, step, len));
-            to_blocks(&noise.collect::<Vec<f32>>(), plan)
-        });
-        let coefficients: Vec<Coefficients> =
-            steps.iter().map(|step| plan.path.coefficients(f64::from(step.t))).collect();
-        let rows = coefficients.iter().map(|of_step| {
-            let label = |image: usize| request.labels.get(image).copied();
-            images.clone().map(|image| conditions.row(plan, of_step.tau as f32, label(image))).collect()
-        });
+    ) -> Result<Self, String> {
+        let len = denoiser.spec.image_len();
+        let evaluations = request.evaluations(steps)?;
+        let coefficients: Vec<Coefficients> = evaluations
+            .iter()
+            .map(|evaluation| denoiser.path.coefficients(f64::from(evaluation.step.t)))
+            .collect();
         let none = Combination::default();
         let first = Update {
             x: none,
             memory: none,
-            fresh: plan.path.start_scale(f64::from(steps[0].t)) as f32,
+            fresh: denoiser.path.start_scale(f64::from(evaluations[0].step.t)) as f32,
             c_in: coefficients[0].c_in as f32,
         };
-        let c_in = coefficients.iter().skip(1).map(|next| next.c_in as f32).chain([1.0]);
-        let after = steps.iter().zip(&coefficients).zip(c_in).map(|((step, of_step), c_in)| Update {
-            x: step.x.of_output(of_step),
-            memory: step.memory.of_output(of_step),
-            fresh: step.fresh,
-            c_in,
-        });
-        Self {
-            updates: std::iter::once(first).chain(after).collect(),
-            noise: std::iter::once(to_blocks(start, plan)).chain(fresh).collect(),
-            rows: rows.collect(),
+        let (mut updates, mut inputs) = (vec![first], Vec::new());
+        let mut noise = vec![denoiser.to_blocks(&request.noise[images.start * len..images.end * len])];
+        for (place, evaluation) in evaluations.iter().enumerate() {
+            let (step, of_step) = (&evaluation.step, &coefficients[place]);
+            let (mut fresh, mut of_images) = (Vec::new(), Vec::new());
+            for image in images.clone() {
+                if step.fresh > 0.0 {
+                    fresh.extend(request.fresh(image as u64, evaluation.number, len));
+                }
+                let condition = request.condition(image, evaluation.is_negative);
+                of_images.push(Inputs {
+                    #[cfg(feature = "text")]
+                    text: condition.text.clone(),
+                    row: conditions.row(denoiser, of_step.tau as f32, condition),
+                });
+            }
+            noise.push(denoiser.to_blocks(&fresh));
+            inputs.push(of_images);
+            updates.push(Update {
+                x: step.x.of_output(of_step),
+                memory: step.memory.of_output(of_step),
+                fresh: step.fresh,
+                c_in: coefficients.get(place + 1).map_or(1.0, |next| next.c_in as f32),
+            });
         }
+        Ok(Self { updates, noise, inputs })
     }
 
     /// Number of images.
     pub(super) fn images(&self) -> usize {
-        self.rows.first().map_or(0, Vec::len)
+        self.inputs.first().map_or(0, Vec::len)
     }
+}
+
+#[cfg(not(feature = "text"))]
+impl Request {
+    fn condition(&self, image: usize, _: bool) -> Condition {
+        Condition { label: self.labels.get(image).copied() }
+    }
+
+    fn evaluations(&self, steps: &[Step]) -> Result<Vec<Evaluation>, String> {
+        Ok(plain_evaluations(steps))
+    }
+}
+
+/// One evaluation for each step.
+pub(super) fn plain_evaluations(steps: &[Step]) -> Vec<Evaluation> {
+    let evaluation = |(place, &step)| Evaluation { step, number: place + 1, is_negative: false };
+    steps.iter().enumerate().map(evaluation).collect()
 }
 
 impl Combination {
@@ -278,51 +341,61 @@ impl Combination {
 
 /// A cache of rows of conditions. One-step sampling needs the same few rows in every call.
 #[derive(Default)]
-pub(super) struct Conditions(Vec<((u32, Option<u32>), Row)>);
+pub(super) struct Conditions(Vec<((u32, Condition), Row)>);
 
 impl Conditions {
     /// Maximum number of cached rows.
     const MOST: usize = 1024;
 
-    fn row(&mut self, plan: &Plan, tau: f32, label: Option<u32>) -> Row {
-        let key = (tau.to_bits(), label);
-        if let Some((_, row)) = self.0.iter().find(|(found, _)| *found == key) {
+    fn row(&mut self, denoiser: &Denoiser, tau: f32, condition: Condition) -> Row {
+        let time = tau.to_bits();
+        let is_key = |found: &(u32, Condition)| found.0 == time && found.1.is_same(&condition);
+        if let Some((_, row)) = self.0.iter().find(|(found, _)| is_key(found)) {
             return Row::clone(row);
         }
         if self.0.len() == Self::MOST {
             self.0.clear();
         }
-        let row = Row::from(plan.conditioner.row(tau, label));
-        self.0.push((key, Row::clone(&row)));
+        let row = Row::from(denoiser.plan.conditioner.row(tau, &condition));
+        self.0.push(((time, condition), Row::clone(&row)));
         row
     }
 }
 
-/// `[N, C, H, W]` to the layout of [`Plan::x`], padded with zeros.
-fn to_blocks(planes: &[f32], plan: &Plan) -> Vec<f32> {
-    let places = places(plan);
-    let mut blocks = vec![0.0; planes.len() / places.len() * plan.x.len()];
-    for (planes, blocks) in planes.chunks_exact(places.len()).zip(blocks.chunks_exact_mut(plan.x.len())) {
-        places.iter().zip(planes).for_each(|(&place, &value)| blocks[place] = value);
+impl Denoiser {
+    /// `[N, C, H, W]` to the layout of [`super::plan::Plan::x`], padded with zeros.
+    fn to_blocks(&self, planes: &[f32]) -> Vec<f32> {
+        let (places, len) = (self.places(), self.plan.x.len());
+        let mut blocks = vec![0.0; planes.len() / places.len() * len];
+        for (planes, blocks) in planes.chunks_exact(places.len()).zip(blocks.chunks_exact_mut(len)) {
+            places.iter().zip(planes).for_each(|(&place, &value)| blocks[place] = value);
+        }
+        blocks
     }
-    blocks
+
+    /// The layout of [`super::plan::Plan::x`] to `[N, C, H, W]`.
+    pub(super) fn to_planes(&self, blocks: &[f32]) -> Vec<f32> {
+        let places = self.places();
+        let images = blocks.chunks_exact(self.plan.x.len());
+        let mut planes = Vec::new();
+        images.for_each(|blocks| planes.extend(places.iter().map(|&place| blocks[place])));
+        planes
+    }
+
+    /// Where [`super::plan::Plan::x`] has the values of an image `[C, H, W]`.
+    fn places(&self) -> Vec<usize> {
+        places(self.spec.image(), self.spec.patch_size(), &self.plan.x)
+    }
 }
 
-/// The layout of [`Plan::x`] to `[N, C, H, W]`.
-pub(super) fn to_planes(blocks: &[f32], plan: &Plan) -> Vec<f32> {
-    let places = places(plan);
-    blocks.chunks_exact(plan.x.len()).flat_map(|blocks| places.iter().map(|&place| blocks[place])).collect()
-}
-
-/// Where [`Plan::x`] has the values of an image `[C, H, W]`.
-fn places(plan: &Plan) -> Vec<usize> {
-    let ([channels, height, width], patch) = (plan.spec.image(), plan.spec.patch_size());
+/// Where a map has the values of an image `[C, H, W]`, whose patches of `patch * patch` pixels are channels of the map.
+pub(super) fn places([channels, height, width]: [usize; 3], patch: usize, map: &Map) -> Vec<usize> {
     let mut places = Vec::with_capacity(channels * height * width);
     for channel in 0..channels {
         for y in 0..height {
             for x in 0..width {
-                let pixel = y / patch * plan.x.width + x / patch;
-                places.push(pixel * plan.x.channels + (channel * patch + y % patch) * patch + x % patch);
+                let pixel = y / patch * map.width + x / patch;
+                places.push(pixel * map.channels + (channel * patch + y % patch) * patch + x % patch);
             }
         }
     }

@@ -1,15 +1,18 @@
 //! Tests of every operation on both executors, for shapes that are not multiples of a tile, and several thread counts.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::sync::{Arc, LazyLock};
+
 use ccm_shaders::Tile;
 
 use super::condition::Conditioner;
 use super::plan::{
-    Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector,
+    Attention, AttentionBias, BLOCK, Channels, Conv, ConvWeight, Copy, Factor, GroupNorm, Input, LayerNorm,
+    Map, NO_SCORE, Op, Plan, Pointwise, Pool, Residual, Term, Vector,
 };
-use super::schedule::{Combination, Update, Work};
+use super::schedule::{Combination, Inputs, Update, Work};
 use super::{cpu, gpu};
-use crate::model::{Path, Prediction, UNetSpec};
+use crate::model::graph::Activation;
 use crate::noise::Noise;
 use crate::weights::Precision;
 
@@ -23,16 +26,12 @@ impl Sketch {
     fn new(height: usize, width: usize) -> Self {
         let mut sketch = Self {
             plan: Plan {
-                spec: serde_json::from_str::<UNetSpec>(
-                    r#"{"in_channels": 3, "height": 32, "width": 32, "model_channels": 32,
-                        "num_res_blocks": 1, "channel_mult": [1]}"#,
-                )
-                .unwrap()
-                .into(),
-                path: Path::new(&Prediction::Velocity),
                 ops: Vec::new(),
                 buffers: Vec::new(),
                 x: Map { buffer: 0, height, width, channels: BLOCK },
+                text: None,
+                pooled: None,
+                embedding: None,
                 output: Map { buffer: 0, height, width, channels: BLOCK },
                 weights: Vec::new(),
                 vectors: Vec::new(),
@@ -90,6 +89,15 @@ impl Sketch {
 
 const IMAGES: usize = 3;
 
+static NO_INPUTS: LazyLock<Inputs> = LazyLock::new(|| Inputs { row: Arc::new([]), text: None });
+
+/// Attention over a map of queries, keys and values.
+fn self_attention(map: Map, heads: usize, head_channels: usize, y: Map) -> Attention {
+    let width = map.channels / 3;
+    let [q, k, v] = [0, 1, 2].map(|part| Channels { map, first: part * width });
+    Attention { q, k, v, heads, head_channels, scale: 1.0 / (head_channels as f32).sqrt(), bias: None, y }
+}
+
 fn work(plan: &Plan) -> Work {
     let none = Combination::default();
     let of = |x, v, memory| Combination { x, v, memory };
@@ -100,7 +108,7 @@ fn work(plan: &Plan) -> Work {
             Update { x: of(0.0, 0.5, 1.0), memory: none, fresh: 0.0, c_in: 1.0 },
         ],
         noise: (0..2).map(|i| Noise::new(3, i).normals(IMAGES * plan.x.len())).collect(),
-        rows: vec![vec![Vec::new().into(); IMAGES]; 2],
+        inputs: vec![vec![NO_INPUTS.clone(); IMAGES]; 2],
     }
 }
 
@@ -193,9 +201,109 @@ fn attentions_agree_whatever_the_width_of_a_head() {
         let padded = head_channels.next_multiple_of(BLOCK) * heads;
         let qkv = sketch.widened(3 * padded);
         let y = sketch.map(5, 7, padded);
-        sketch.push(Op::Attention(Attention { qkv, heads, head_channels, y }));
+        sketch.push(Op::Attention(self_attention(qkv, heads, head_channels, y)));
         assert_executors_agree(&format!("{heads} heads of {head_channels}"), &sketch.finish(y));
     }
+}
+
+#[test]
+fn attentions_over_other_positions_and_with_biases_agree() {
+    // Queries of 35 positions, in the second half of a map; keys and values of 21 in two other maps.
+    for (heads, head_channels, biased) in [(3, 20, false), (2, 64, true), (5, 8, true)] {
+        let mut sketch = Sketch::new(5, 7);
+        let width = heads * head_channels;
+        let queries = sketch.widened(2 * width);
+        let small = sketch.map(3, 7, 2 * width);
+        sketch.push(Op::Copy(Copy { x: queries, from: 3, y: small, to: 0, count: 21 }));
+        let other = sketch.conv(small.into(), width, 1, 1, false);
+        let values = sketch.push(Op::Conv(other));
+        let y = sketch.map(5, 7, width);
+        let pitch = 35 + 21 - 1;
+        let bias = biased.then(|| match sketch.vector((pitch * heads).next_multiple_of(BLOCK)) {
+            Vector::Fixed(start) => AttentionBias { start, pitch },
+            Vector::Conditioned(_) => unreachable!("a fixed bias"),
+        });
+        sketch.push(Op::Attention(Attention {
+            q: Channels { map: queries, first: width },
+            k: Channels { map: small, first: width },
+            v: values.into(),
+            heads,
+            head_channels,
+            scale: 0.3,
+            bias,
+            y,
+        }));
+        assert_executors_agree(
+            &format!("{heads} heads of {head_channels} over other positions"),
+            &sketch.finish(y),
+        );
+    }
+}
+
+#[test]
+fn causal_attention_sees_nothing_after_the_query() {
+    let mut sketch = Sketch::new(1, 21);
+    let qkv = sketch.widened(3 * 8);
+    let y = sketch.map(1, 21, 8);
+    let start = sketch.plan.vectors.len();
+    let biases = (0..41).map(|place| if place > 20 { NO_SCORE } else { 0.0 });
+    sketch.plan.vectors.extend(biases.chain([0.0; 3]));
+    let bias = Some(AttentionBias { start, pitch: 0 });
+    sketch.push(Op::Attention(Attention { bias, ..self_attention(qkv, 2, 4, y) }));
+    let plan = sketch.finish(y);
+    assert_executors_agree("causal attention", &plan);
+    let mut executor = cpu::Executor::new(&plan, 2).unwrap();
+    let mut x = Noise::new(5, 0).normals(plan.x.len());
+    let [before, _] = executor.evaluate(&plan, &x);
+    x[20 * BLOCK..].iter_mut().for_each(|value| *value += 1.0);
+    let [after, _] = executor.evaluate(&plan, &x);
+    assert_eq!(before[..20 * BLOCK], after[..20 * BLOCK], "the last position changes no other");
+    assert_ne!(before[20 * BLOCK..], after[20 * BLOCK..]);
+}
+
+#[test]
+fn layer_norms_agree() {
+    for (channels, heads, centred) in [(20, 1, true), (520, 1, true), (36, 3, false), (512, 8, false)] {
+        let mut sketch = Sketch::new(5, 7);
+        let x = sketch.widened(channels);
+        let (gain, offset) = (sketch.vector(channels), sketch.vector(channels));
+        let y = sketch.map(5, 7, channels);
+        sketch.push(Op::LayerNorm(LayerNorm { x, gain, offset, heads, centred, epsilon: 1e-5, y }));
+        assert_executors_agree(&format!("norm of {channels} channels, {heads} heads"), &sketch.finish(y));
+    }
+}
+
+#[test]
+fn pointwise_operations_agree() {
+    use Activation::{Gelu, GeluTanh, QuickGelu, Relu, Silu, Tanh};
+    for activation in [None, Some(Silu), Some(Gelu), Some(GeluTanh), Some(QuickGelu), Some(Relu), Some(Tanh)]
+    {
+        let mut sketch = Sketch::new(5, 7);
+        let (both, term) = (sketch.widened(40), sketch.widened(20));
+        let x = Channels { map: both, first: 20 };
+        let gated = sketch.map(5, 7, 20);
+        let factor = Some(Factor::Map(Channels { map: both, first: 0 }));
+        let term = Some(Term::Map(term));
+        sketch.push(Op::Pointwise(Pointwise { x, activation, factor, term, y: gated }));
+        let scaled = sketch.map(5, 7, 20);
+        let factor = Some(Factor::Vector(sketch.vector(20)));
+        let Vector::Fixed(start) = sketch.vector(scaled.len()) else { unreachable!("a fixed vector") };
+        let (x, term) = (gated.into(), Some(Term::Fixed(start)));
+        sketch.push(Op::Pointwise(Pointwise { x, activation: None, factor, term, y: scaled }));
+        assert_executors_agree(&format!("{activation:?}"), &sketch.finish(scaled));
+    }
+}
+
+#[test]
+fn copies_keep_the_other_positions() {
+    let mut sketch = Sketch::new(5, 7);
+    let (a, b) = (sketch.widened(20), sketch.widened(20));
+    let y = sketch.map(1, 47, 20);
+    sketch.push(Op::Copy(Copy { x: a, from: 0, y, to: 0, count: 35 }));
+    sketch.push(Op::Copy(Copy { x: b, from: 20, y, to: 35, count: 12 }));
+    let back = sketch.map(5, 7, 20);
+    sketch.push(Op::Copy(Copy { x: y, from: 12, y: back, to: 0, count: 35 }));
+    assert_executors_agree("copies", &sketch.finish(back));
 }
 
 #[test]
@@ -203,7 +311,7 @@ fn attention_is_that_of_its_formula() {
     let mut sketch = Sketch::new(3, 5);
     let qkv = sketch.widened(12);
     let y = sketch.map(3, 5, 4);
-    sketch.push(Op::Attention(Attention { qkv, heads: 1, head_channels: 3, y }));
+    sketch.push(Op::Attention(self_attention(qkv, 1, 3, y)));
     let plan = sketch.finish(y);
     let image = &work(&plan).noise[0][..plan.x.len()];
     let Vector::Fixed(bias) = (match plan.ops[0] {
@@ -240,7 +348,7 @@ fn attention_is_that_of_its_formula() {
     let start = Update { x: none, memory: none, fresh: 1.0, c_in: 1.0 };
     let step = Update { x: Combination { x: 1.0, v: 1.0, memory: 0.0 }, fresh: 0.0, ..start };
     let updates = vec![start, step];
-    let one = Work { updates, noise: vec![image.to_vec()], rows: vec![vec![Vec::new().into()]] };
+    let one = Work { updates, noise: vec![image.to_vec()], inputs: vec![vec![NO_INPUTS.clone()]] };
     let found = cpu::Executor::new(&alone, 2).unwrap().sample(&alone, &one);
     for ((found, x), expected) in found.iter().zip(image).zip(expected) {
         assert!((f64::from(found - x) - expected).abs() < 1e-5, "{} is not {expected}", found - x);

@@ -272,6 +272,7 @@ fn most_on_gpu(graph: &Graph) -> usize {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::model::networks::Family as _;
 
     #[test]
     fn parts_of_a_batch_fit_a_gpu() {

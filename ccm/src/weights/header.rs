@@ -7,36 +7,53 @@
 use super::WeightsError;
 use crate::model::json::Json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// A tensor of a file, after all checks.
-pub(super) struct Entry<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
     /// Type of the values: `F32`, `I8` and so on.
-    pub(super) kind: String,
+    pub(crate) kind: String,
     /// Dimensions.
-    pub(super) shape: Vec<usize>,
-    /// The values, little-endian; their number is the product of the dimensions.
-    pub(super) bytes: &'a [u8],
+    pub(crate) shape: Vec<usize>,
+    /// Where its values are among those of the file, in bytes. Their number is the product of the dimensions.
+    pub(crate) range: Range<usize>,
 }
 
-/// Parses the header. Returns the tensors by name, and the text under the metadata key.
+/// Parses a file. Returns the tensors by name, the text under the metadata key, and the bytes of all values.
 ///
 /// # Errors
-/// If the file is cut short, the header is not valid JSON of this format or does not cover the file to its last byte,
-/// or a type is unknown.
+/// If the file is cut short, or as [`read_head`].
 #[inline]
-pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry<'_>>, String), WeightsError> {
-    let malformed = |message: String| Err(WeightsError::Malformed(message));
+pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry>, String, &[u8]), WeightsError> {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return malformed(format!("expected a header of at least 8 bytes, found {} bytes", bytes.len()));
+        let found = bytes.len();
+        return malformed(format!("expected a header of at least 8 bytes, found {found} bytes"));
     };
     let length = u64::from_le_bytes(*length);
     let Some((head, values)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length))
     else {
-        return malformed(format!(
-            "the header claims {length} bytes, the file holds {} after it",
-            rest.len()
-        ));
+        return malformed(too_long(length, rest.len()));
     };
+    let (tensors, description) = read_head(head, values.len())?;
+    Ok((tensors, description, values))
+}
+
+fn malformed<T>(message: String) -> Result<T, WeightsError> {
+    Err(WeightsError::Malformed(message))
+}
+
+/// The message about a header that claims more than the file holds.
+pub(crate) fn too_long(claimed: u64, rest: usize) -> String {
+    format!("the header claims {claimed} bytes, the file holds {rest} after it")
+}
+
+/// Parses a header of a file with `len` bytes of values. Returns the tensors by name, and the text under the metadata key.
+///
+/// # Errors
+/// If the header is not valid JSON of this format or does not cover the values to the last byte, or a type is unknown.
+#[inline]
+pub(crate) fn read_head(head: &[u8], len: usize) -> Result<(BTreeMap<String, Entry>, String), WeightsError> {
     let head = str::from_utf8(head).map_err(|error| error.to_string());
     let head = head.and_then(Head::read);
     let head = match head {
@@ -44,30 +61,27 @@ pub(super) fn read(bytes: &[u8]) -> Result<(BTreeMap<String, Entry<'_>>, String)
         Err(error) => return malformed(error),
     };
     let claimed = head.tensors.iter().map(|(_, stored)| stored.data_offsets[1]).max().unwrap_or(0);
-    if claimed != values.len() {
-        return malformed(format!(
-            "the header claims {claimed} bytes of tensors, the file holds {}",
-            values.len()
-        ));
+    if claimed != len {
+        return malformed(format!("the header claims {claimed} bytes of tensors, the file holds {len}"));
     }
     let mut places = BTreeSet::new();
     let mut tensors = BTreeMap::new();
     for (name, Stored { dtype: kind, shape, data_offsets: [start, end] }) in head.tensors {
-        let Some(bytes) = values.get(start..end) else {
+        if start > end || end > len {
             return malformed(format!("tensor `{name}` claims bytes {start} to {end}"));
-        };
+        }
         let Some(size) = size_of(&kind) else { return Err(WeightsError::Kind { name, found: kind }) };
         let expected = shape.iter().try_fold(size, |product, &dimension| product.checked_mul(dimension));
-        if expected != Some(bytes.len()) {
+        if expected != Some(end - start) {
             return malformed(format!(
                 "tensor `{name}`: {} bytes are not {shape:?} values of {kind}",
-                bytes.len()
+                end - start
             ));
         }
         if !places.insert((start, end)) && start < end {
             return malformed(format!("tensor `{name}` stands where another does"));
         }
-        if tensors.insert(name.clone(), Entry { kind, shape, bytes }).is_some() {
+        if tensors.insert(name.clone(), Entry { kind, shape, range: start..end }).is_some() {
             return malformed(format!("tensor `{name}` is there twice"));
         }
     }
@@ -206,7 +220,8 @@ mod tests {
                        "a": {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 0]},
                        "b": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}} "#;
         let bytes = file(head, 4);
-        let (tensors, description) = read(&bytes).unwrap();
-        assert_eq!((description.as_str(), tensors["a"].bytes.len(), tensors["b"].bytes.len()), ("x", 0, 4));
+        let (tensors, description, values) = read(&bytes).unwrap();
+        assert_eq!((description.as_str(), values.len()), ("x", 4));
+        assert_eq!((tensors["a"].range.clone(), tensors["b"].range.clone()), (0..0, 0..4));
     }
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use ccm::disk::read_model;
-use ccm::model::NetworkSpec;
 
 use crate::Failure;
 
@@ -41,10 +40,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         None => println!("  classes     none"),
     }
     println!("network");
-    let network = match spec {
-        NetworkSpec::Adm(spec) => serde_json::to_string_pretty(spec)?,
-        NetworkSpec::UNet2D(spec) => serde_json::to_string_pretty(&spec.to_config())?,
-    };
+    let network = serde_json::to_string_pretty(&spec.to_json()?)?;
     println!("{}", indented(&network));
     println!("prediction");
     println!("{}", indented(&serde_json::to_string_pretty(&model.prediction.to_json())?));

@@ -12,6 +12,7 @@ mod kdc;
 mod progress;
 mod run;
 mod sample;
+mod text_to_image;
 
 use std::process::ExitCode;
 
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
     };
     let done = match arguments.command.unwrap_or_else(|| Command::Run(run::Arguments::default())) {
         Command::Run(arguments) => run::run(arguments),
+        Command::Sample(arguments) if arguments.has_text() => text_to_image::run(&arguments),
         Command::Sample(arguments) => sample::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),

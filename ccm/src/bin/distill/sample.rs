@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ccm::disk::{self, read_model};
+use ccm::import::text_to_image;
 use ccm::model::prediction::Spacing;
 use ccm::model::{NetworkSpec, Role, TimeGrid};
 use ccm::sampler::image::grid;
@@ -17,43 +18,59 @@ use crate::device::Choice;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Model file
-    model: PathBuf,
+    /// Model file, the folder of a Stable Diffusion pipeline in diffusers' layout, or a single file with such a pipeline's
+    /// weights (--config)
+    pub(crate) model: PathBuf,
+    /// Configuration and tokenizers of a single file: a folder in diffusers' layout, which needs no weights
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+    /// What a picture shows; may be given several times. For a pipeline with text
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    /// What guidance leads away from [default: the empty text, or the pipeline's zeros]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) negative: Option<String>,
+    /// Guidance scale; 1 is no guidance [default: 5 for a pipeline with text]
+    #[arg(long, value_name = "W")]
+    pub(crate) guidance: Option<f32>,
+    /// Height and width of the pictures of a pipeline with text, in pixels, such as 768x512 [default: the pipeline's own]
+    #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = size)]
+    pub(crate) size: Option<[usize; 2]>,
     /// Seed of the first image; each image has the next seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Seed from a text, such as a name, as in a web page: the first eight bytes of its SHA-256
     #[arg(long, value_name = "TEXT", conflicts_with = "seed")]
     seed_from: Option<String>,
-    /// Number of images to generate
+    /// Number of images to generate, of each prompt if there are any
     #[arg(long, default_value_t = 1)]
-    count: usize,
+    pub(crate) count: usize,
     /// Network evaluations per image, at most [default: 1 for a student, 50 for a teacher]
     #[arg(long)]
-    steps: Option<usize>,
+    pub(crate) steps: Option<usize>,
     /// Solver for a teacher: euler (DDIM for a diffusion model), heun, or dpm (DPM-Solver++ 2M)
     #[arg(long, value_parser = solver)]
-    solver: Option<Solver>,
+    pub(crate) solver: Option<Solver>,
     /// Times of the evaluations: uniform, trailing, leading, linspace, rho[=7] or shifted[=3] [default: the model's own;
     /// `leading` keeps the model's offset]
     #[arg(long, value_parser = grid_of_times, value_name = "GRID")]
-    times: Option<TimeGrid>,
+    pub(crate) times: Option<TimeGrid>,
     /// Class of the images, by number or name [default: cycle through the classes]
     #[arg(long)]
-    label: Option<String>,
-    /// Read the noise from tensor `x`, and labels from tensor `label`, of a safetensors file
+    pub(crate) label: Option<String>,
+    /// Read the noise from tensor `noise` or `x`, and labels from tensor `label`, of a safetensors file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seed_from", "count", "label"])]
-    noise: Option<PathBuf>,
+    pub(crate) noise: Option<PathBuf>,
     /// Output: an image grid (.png), or the tensors `images`, `label` (if the model has classes) and `seed` (unless the
     /// noise comes from a file) (.safetensors)
     #[arg(long, value_name = "FILE.png|FILE.safetensors")]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Images per row of the grid [default: an approximately square grid]
     #[arg(long)]
-    columns: Option<usize>,
+    pub(crate) columns: Option<usize>,
     /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
     #[arg(long, default_value = "auto")]
-    device: Choice,
+    pub(crate) device: Choice,
 }
 
 fn solver(text: &str) -> Result<Solver, String> {
@@ -62,6 +79,14 @@ fn solver(text: &str) -> Result<Solver, String> {
         "heun" => Ok(Solver::Heun),
         "dpm" => Ok(Solver::Dpm),
         other => Err(format!("expected euler, heun or dpm, found `{other}`")),
+    }
+}
+
+fn size(text: &str) -> Result<[usize; 2], String> {
+    let sizes = text.split_once('x').map(|(height, width)| [height.parse().ok(), width.parse().ok()]);
+    match sizes {
+        Some([Some(height), Some(width)]) => Ok([height, width]),
+        _ => Err(format!("expected a height and a width such as 768x512, found `{text}`")),
     }
 }
 
@@ -96,27 +121,57 @@ pub(crate) fn backend(choice: Choice) -> Backend {
     }
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let as_tensor = match arguments.out.extension().and_then(|extension| extension.to_str()) {
-        Some("png") => false,
-        Some("safetensors") => true,
-        _ => {
-            return Err(format!(
-                "--out: {}: expected a name in .png or .safetensors",
-                arguments.out.display()
-            )
-            .into());
+impl Arguments {
+    /// The seed of the first image.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed_from.as_deref().map_or(self.seed, seed_from)
+    }
+
+    /// Whether the model is a pipeline with text.
+    pub(crate) fn has_text(&self) -> bool {
+        self.config.is_some() || text_to_image::is_text_to_image(&self.model)
+    }
+
+    /// Whether the output is a file of tensors, not a picture.
+    pub(crate) fn as_tensor(&self) -> Result<bool, Failure> {
+        match self.out.extension().and_then(|extension| extension.to_str()) {
+            Some("png") => Ok(false),
+            Some("safetensors") => Ok(true),
+            _ => {
+                let out = self.out.display();
+                Err(format!("--out: {out}: expected a name in .png or .safetensors").into())
+            }
         }
-    };
+    }
+
+    /// Checks the numbers of steps and images.
+    pub(crate) fn check_counts(&self, steps: usize) -> Result<(), Failure> {
+        for (flag, value, most) in [("--steps", steps, 10_000), ("--count", self.count, 100_000)] {
+            if !(1..=most).contains(&value) {
+                return Err(format!("{flag}: expected 1 to {most}, found {value}").into());
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let as_tensor = arguments.as_tensor()?;
+    for (flag, given) in [
+        ("--prompt", !arguments.prompt.is_empty()),
+        ("--negative", arguments.negative.is_some()),
+        ("--guidance", arguments.guidance.is_some()),
+        ("--size", arguments.size.is_some()),
+    ] {
+        if given {
+            return Err(format!("{flag}: {} is not a pipeline with text", arguments.model.display()).into());
+        }
+    }
     let model = read_model(&arguments.model)?;
     let spec = &model.spec;
     let steps = arguments.steps.unwrap_or(Solver::of(&model.card).usual_steps());
-    for (flag, value, most) in [("--steps", steps, 10_000), ("--count", arguments.count, 100_000)] {
-        if !(1..=most).contains(&value) {
-            return Err(format!("{flag}: expected 1 to {most}, found {value}").into());
-        }
-    }
-    let seed = arguments.seed_from.as_deref().map_or(arguments.seed, seed_from);
+    arguments.check_counts(steps)?;
+    let seed = arguments.seed();
     let request = match &arguments.noise {
         Some(file) => read_noise(file, spec)?,
         None => {
@@ -176,7 +231,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Formats a count, such as `1 image` or `2 images`.
-fn counted(count: usize, what: &str) -> String {
+pub(crate) fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
@@ -213,14 +268,14 @@ fn labels(arguments: &Arguments, spec: &NetworkSpec, classes: &[String]) -> Resu
 }
 
 /// Noise and labels from a file, checked against the network.
-fn read_noise(path: &Path, spec: &NetworkSpec) -> Result<Request, Failure> {
+pub(crate) fn read_noise(path: &Path, spec: &NetworkSpec) -> Result<Request, Failure> {
     let fail = |what: String| -> Failure { format!("{}: {what}", path.display()).into() };
     let mut file = TensorFile::from_bytes(&disk::read(path)?).map_err(|error| fail(error.to_string()))?;
-    let x = file.take("x").map_err(|error| fail(error.to_string()))?;
+    let x = file.take("noise").or(file.take("x")).map_err(|error| fail(error.to_string()))?;
     let dims = spec.image();
     if x.shape.len() != 4 || x.shape[1..] != dims || x.shape[0] == 0 {
         return Err(fail(format!(
-            "tensor `x`: expected shape [N, {}, {}, {}], found {:?}",
+            "noise: expected shape [N, {}, {}, {}], found {:?}",
             dims[0], dims[1], dims[2], x.shape
         )));
     }
@@ -240,7 +295,7 @@ fn read_noise(path: &Path, spec: &NetworkSpec) -> Result<Request, Failure> {
             label.values.iter().map(|value| *value as u32).collect()
         }
     };
-    Ok(Request { noise: x.values, labels, seed: 0 })
+    Ok(Request { noise: x.values, labels, ..Request::default() })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Decimal, SpecError, require};
+use super::{Decimal, Family, SpecError, require};
 use crate::model::graph::{Builder, Graph, Padding, QkvOrder, TimestepEmbedding, Value, build};
 use crate::model::json::Json;
 use crate::model::options::Options;
@@ -73,44 +73,8 @@ fn is_one(value: &usize) -> bool {
     *value == 1
 }
 
-impl UNetSpec {
-    /// Parses a spec from the JSON that serde writes.
-    ///
-    /// # Errors
-    /// If a field is missing, of another type or unknown (by name).
-    pub fn from_json(object: &Json) -> Result<Self, SpecError> {
-        let options = Options::new(object);
-        let size = |key| options.needed(key, options.count(key));
-        let flag = |key| options.flag(key).unwrap_or(false);
-        let channel_mult = options.numbers("channel_mult");
-        let channel_mult = channel_mult.map(|mult| mult.into_iter().map(|mult| mult as f32).collect());
-        let spec = Self {
-            in_channels: size("in_channels"),
-            height: size("height"),
-            width: size("width"),
-            model_channels: size("model_channels"),
-            num_res_blocks: size("num_res_blocks"),
-            channel_mult: options.needed("channel_mult", channel_mult),
-            attention_resolutions: options.counts("attention_resolutions").unwrap_or_default(),
-            num_heads: options.count("num_heads").unwrap_or(1),
-            num_head_channels: options.count("num_head_channels"),
-            num_heads_upsample: options.count("num_heads_upsample"),
-            use_scale_shift_norm: flag("use_scale_shift_norm"),
-            resblock_updown: flag("resblock_updown"),
-            use_new_attention_order: flag("use_new_attention_order"),
-            dropout: options.number("dropout").unwrap_or(0.0),
-            num_classes: options.count("num_classes"),
-            patch_size: options.count("patch_size").unwrap_or(1),
-        };
-        options.finish()?;
-        Ok(spec)
-    }
-
-    /// Checks every field against its range and against the others.
-    ///
-    /// # Errors
-    /// If a field is out of range: the first such field.
-    pub fn validate(&self) -> Result<(), SpecError> {
+impl Family for UNetSpec {
+    fn validate(&self) -> Result<(), SpecError> {
         let levels = self.channel_mult.len();
         require(
             matches!(self.in_channels, 1 | 3),
@@ -211,6 +175,60 @@ impl UNetSpec {
         Ok(())
     }
 
+    fn graph(&self) -> Graph {
+        build(|g| self.network(g))
+    }
+
+    fn image(&self) -> [usize; 3] {
+        [self.in_channels, self.height, self.width]
+    }
+
+    fn num_classes(&self) -> Option<usize> {
+        self.num_classes
+    }
+
+    fn patch_size(&self) -> usize {
+        self.patch_size
+    }
+
+    fn dropout(&self) -> f64 {
+        self.dropout
+    }
+}
+
+impl UNetSpec {
+    /// Parses a spec from the JSON that serde writes.
+    ///
+    /// # Errors
+    /// If a field is missing, of another type or unknown (by name).
+    pub fn from_json(object: &Json) -> Result<Self, SpecError> {
+        let options = Options::new(object);
+        let size = |key| options.needed(key, options.count(key));
+        let flag = |key| options.flag(key).unwrap_or(false);
+        let channel_mult = options.numbers("channel_mult");
+        let channel_mult = channel_mult.map(|mult| mult.into_iter().map(|mult| mult as f32).collect());
+        let spec = Self {
+            in_channels: size("in_channels"),
+            height: size("height"),
+            width: size("width"),
+            model_channels: size("model_channels"),
+            num_res_blocks: size("num_res_blocks"),
+            channel_mult: options.needed("channel_mult", channel_mult),
+            attention_resolutions: options.counts("attention_resolutions").unwrap_or_default(),
+            num_heads: options.count("num_heads").unwrap_or(1),
+            num_head_channels: options.count("num_head_channels"),
+            num_heads_upsample: options.count("num_heads_upsample"),
+            use_scale_shift_norm: flag("use_scale_shift_norm"),
+            resblock_updown: flag("resblock_updown"),
+            use_new_attention_order: flag("use_new_attention_order"),
+            dropout: options.number("dropout").unwrap_or(0.0),
+            num_classes: options.count("num_classes"),
+            patch_size: options.count("patch_size").unwrap_or(1),
+        };
+        options.finish()?;
+        Ok(spec)
+    }
+
     /// Channels of the feature maps of a level. Level 0 has the largest maps.
     pub(crate) fn level_channels(&self, level: usize) -> usize {
         (self.channel_mult[level] * self.model_channels as f32) as usize
@@ -239,11 +257,6 @@ impl UNetSpec {
             (channels, self.heads(channels, heads))
         };
         levels.flat_map(|level| numbers.into_iter().flatten().map(move |heads| layer(level, heads))).collect()
-    }
-
-    /// Builds the network.
-    pub fn graph(&self) -> Graph {
-        build(|g| self.network(g))
     }
 
     fn network(&self, g: &Builder) -> Value {

@@ -1,16 +1,36 @@
 //! Families of networks. Each has a spec and a function that builds its graph.
 //!
-//! To add a family, add a file here with a spec and its `graph`, and a variant of [`NetworkSpec`].
+//! To add a family of denoisers, add a file here with a spec that is a [`Family`], and a variant of [`NetworkSpec`]. The
+//! feature `text` adds the families of text-to-image pipelines.
 
 pub mod adm;
+#[cfg(feature = "text")]
+pub mod autoencoder;
+pub mod blocks;
+#[cfg(feature = "text")]
+pub mod mmdit;
+#[cfg(feature = "text")]
+pub mod text_encoder;
 pub mod unet2d;
+#[cfg(feature = "text")]
+pub mod unet2d_condition;
 
 pub use adm::UNetSpec;
+#[cfg(feature = "text")]
+pub use autoencoder::AutoencoderSpec;
+#[cfg(feature = "text")]
+pub use mmdit::MmditSpec;
+#[cfg(feature = "text")]
+pub use text_encoder::TextEncoderSpec;
 pub use unet2d::UNet2DSpec;
+#[cfg(feature = "text")]
+pub use unet2d_condition::UNet2DConditionSpec;
 
 use std::fmt::{Arguments, Display, Formatter};
 
 use super::graph::{Graph, TensorSpec};
+#[cfg(feature = "text")]
+use super::json::Json;
 
 /// The architecture of a network.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +39,58 @@ pub enum NetworkSpec {
     Adm(UNetSpec),
     /// diffusers' `UNet2DModel`.
     UNet2D(UNet2DSpec),
+    /// diffusers' `UNet2DConditionModel`.
+    #[cfg(feature = "text")]
+    UNet2DCondition(UNet2DConditionSpec),
+    /// diffusers' `SD3Transformer2DModel`.
+    #[cfg(feature = "text")]
+    Mmdit(MmditSpec),
+}
+
+/// A family of denoisers: what is known of a network from its spec.
+pub trait Family {
+    /// Checks every field against its range and against the others.
+    ///
+    /// # Errors
+    /// If a field is out of range: the first such field.
+    fn validate(&self) -> Result<(), SpecError>;
+
+    /// Builds the network. The spec must be valid.
+    fn graph(&self) -> Graph;
+
+    /// Channels, height and width of an image or of latents.
+    fn image(&self) -> [usize; 3];
+
+    /// Number of classes; `None` for a network that reads no label.
+    fn num_classes(&self) -> Option<usize>;
+
+    /// What the network reads of a text; `None` for a network without text.
+    fn text(&self) -> Option<TextShape> {
+        None
+    }
+
+    /// Side of the patches of pixels that the network reads as channels.
+    fn patch_size(&self) -> usize {
+        1
+    }
+
+    /// Dropout probability in training.
+    fn dropout(&self) -> f64 {
+        0.0
+    }
+}
+
+/// What a network reads of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextShape {
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Channels of a token's embedding.
+    pub channels: usize,
+    /// Channels of the embedding of the whole text; 0 if the network does not read it.
+    pub pooled: usize,
+    /// Whether the network reads the sizes of the picture.
+    pub sizes: bool,
 }
 
 /// A spec is out of range: the field, and the reason.
@@ -76,32 +148,68 @@ impl From<UNet2DSpec> for NetworkSpec {
     }
 }
 
+#[cfg(feature = "text")]
+impl From<UNet2DConditionSpec> for NetworkSpec {
+    fn from(spec: UNet2DConditionSpec) -> Self {
+        Self::UNet2DCondition(spec)
+    }
+}
+
+#[cfg(feature = "text")]
+impl From<MmditSpec> for NetworkSpec {
+    fn from(spec: MmditSpec) -> Self {
+        Self::Mmdit(spec)
+    }
+}
+
 impl NetworkSpec {
-    /// Checks every field against its range and against the others.
+    /// Parses diffusers' `config.json` of a denoiser. Without `_class_name` it is a `UNet2DModel`.
+    ///
+    /// # Errors
+    /// If the class or an option is not supported (by name).
+    #[cfg(feature = "text")]
+    pub fn from_config(config: &Json) -> Result<Self, SpecError> {
+        let class = config.get("_class_name").map_or(Some("UNet2DModel"), Json::text);
+        Ok(match class.unwrap_or_default() {
+            "UNet2DModel" => UNet2DSpec::from_config(config)?.into(),
+            "UNet2DConditionModel" => UNet2DConditionSpec::from_config(config)?.into(),
+            "SD3Transformer2DModel" => MmditSpec::from_config(config)?.into(),
+            other => {
+                let expected = "UNet2DModel, UNet2DConditionModel or SD3Transformer2DModel";
+                let reason = format!("expected {expected}, found {other}");
+                return Err(SpecError { field: "_class_name".into(), reason });
+            }
+        })
+    }
+
+    /// The family.
+    fn family(&self) -> &dyn Family {
+        match self {
+            Self::Adm(spec) => spec,
+            Self::UNet2D(spec) => spec,
+            #[cfg(feature = "text")]
+            Self::UNet2DCondition(spec) => spec,
+            #[cfg(feature = "text")]
+            Self::Mmdit(spec) => spec,
+        }
+    }
+
+    /// See [`Family::validate`].
     ///
     /// # Errors
     /// If a field is out of range: the first such field.
     pub fn validate(&self) -> Result<(), SpecError> {
-        match self {
-            Self::Adm(spec) => spec.validate(),
-            Self::UNet2D(spec) => spec.validate(),
-        }
+        self.family().validate()
     }
 
-    /// Builds the network. The spec must be valid.
+    /// See [`Family::graph`].
     pub fn graph(&self) -> Graph {
-        match self {
-            Self::Adm(spec) => spec.graph(),
-            Self::UNet2D(spec) => spec.graph(),
-        }
+        self.family().graph()
     }
 
-    /// Channels, height and width of an image.
+    /// See [`Family::image`].
     pub fn image(&self) -> [usize; 3] {
-        match self {
-            Self::Adm(spec) => [spec.in_channels, spec.height, spec.width],
-            Self::UNet2D(spec) => [spec.in_channels, spec.sample_size[0], spec.sample_size[1]],
-        }
+        self.family().image()
     }
 
     /// Number of values of an image.
@@ -109,27 +217,38 @@ impl NetworkSpec {
         self.image().iter().product()
     }
 
-    /// Side of the patches of pixels that the network reads as channels.
+    /// See [`Family::text`].
+    pub fn text(&self) -> Option<TextShape> {
+        self.family().text()
+    }
+
+    /// See [`Family::patch_size`].
     pub fn patch_size(&self) -> usize {
-        match self {
-            Self::Adm(spec) => spec.patch_size,
-            Self::UNet2D(_) => 1,
-        }
+        self.family().patch_size()
     }
 
-    /// Number of classes; `None` for an unconditional model.
+    /// See [`Family::num_classes`].
     pub fn num_classes(&self) -> Option<usize> {
-        match self {
-            Self::Adm(spec) => spec.num_classes,
-            Self::UNet2D(spec) => spec.num_class_embeds,
-        }
+        self.family().num_classes()
     }
 
-    /// Dropout probability in training.
+    /// See [`Family::dropout`].
     pub fn dropout(&self) -> f64 {
+        self.family().dropout()
+    }
+
+    /// The spec as JSON: a [`UNetSpec`], or diffusers' `config.json`.
+    ///
+    /// # Errors
+    /// If a number has no JSON, which [`NetworkSpec::validate`] also rejects.
+    pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
         match self {
-            Self::Adm(spec) => spec.dropout,
-            Self::UNet2D(spec) => spec.dropout,
+            Self::Adm(spec) => serde_json::to_value(spec),
+            Self::UNet2D(spec) => Ok(spec.to_config()),
+            #[cfg(feature = "text")]
+            Self::UNet2DCondition(spec) => Ok(spec.to_config()),
+            #[cfg(feature = "text")]
+            Self::Mmdit(spec) => Ok(spec.to_config()),
         }
     }
 

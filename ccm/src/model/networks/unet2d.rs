@@ -3,7 +3,8 @@
 
 use serde_json::json;
 
-use super::{Decimal, SpecError, require};
+use super::blocks::{Direction, Resnet, TimeScaleShift, pixel_attention};
+use super::{Decimal, Family, SpecError, require};
 use crate::model::graph::{Builder, Graph, Padding, TimestepEmbedding, Value, build};
 use crate::model::json::Json;
 use crate::model::options::Options;
@@ -97,20 +98,126 @@ pub enum Resample {
     Resnet,
 }
 
-/// How the embedding of time and label conditions a residual block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TimeScaleShift {
-    /// Adds it before the second norm.
-    Default,
-    /// Scales and shifts the second norm's output.
-    ScaleShift,
-}
+impl Family for UNet2DSpec {
+    fn validate(&self) -> Result<(), SpecError> {
+        let levels = self.block_out_channels.len();
+        require(
+            (1..=8).contains(&levels),
+            "block_out_channels",
+            format_args!("expected 1 to 8 levels, found {levels}"),
+        )?;
+        for (field, found) in
+            [("down_block_types", self.down_block_types.len()), ("up_block_types", self.up_block_types.len())]
+        {
+            require(found == levels, field, format_args!("expected {levels} blocks, found {found}"))?;
+        }
+        require(
+            matches!(self.in_channels, 1 | 3),
+            "in_channels",
+            format_args!("expected 1 (grey) or 3 (RGB), found {}", self.in_channels),
+        )?;
+        let divisor = 1 << (levels - 1);
+        for size in self.sample_size {
+            require(
+                (4..=1024).contains(&size) && size % divisor == 0,
+                "sample_size",
+                format_args!(
+                    "expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels, found {size}"
+                ),
+            )?;
+        }
+        require(
+            (1..=16).contains(&self.layers_per_block),
+            "layers_per_block",
+            format_args!("expected 1 to 16, found {}", self.layers_per_block),
+        )?;
+        require(
+            matches!(self.downsample_padding, 0 | 1),
+            "downsample_padding",
+            format_args!("expected 0 or 1, found {}", self.downsample_padding),
+        )?;
+        let groups = [Some(self.norm_num_groups), self.attn_norm_num_groups];
+        for &channels in &self.block_out_channels {
+            require(
+                (4..=8192).contains(&channels) && channels % 4 == 0,
+                "block_out_channels",
+                format_args!("expected multiples of 4 up to 8192, found {channels}"),
+            )?;
+            for groups in groups.into_iter().flatten() {
+                require(
+                    groups > 0 && channels % groups == 0,
+                    "norm_num_groups",
+                    format_args!("expected a divisor of {channels} channels, found {groups}"),
+                )?;
+            }
+            if let Some(width) = self.attention_head_dim {
+                require(
+                    width > 0 && channels % width == 0,
+                    "attention_head_dim",
+                    format_args!("expected a divisor of {channels} channels, found {width}"),
+                )?;
+            }
+        }
+        require(
+            self.block_out_channels[0].is_multiple_of(2),
+            "block_out_channels",
+            format_args!("expected an even number of channels in the first level"),
+        )?;
+        require(
+            self.mid_block_scale_factor.is_finite() && self.mid_block_scale_factor > 0.0,
+            "mid_block_scale_factor",
+            format_args!("expected a number above 0, found {}", Decimal(self.mid_block_scale_factor)),
+        )?;
+        require(
+            self.norm_eps.is_finite() && self.norm_eps > 0.0,
+            "norm_eps",
+            format_args!("expected a number above 0, found {}", Decimal(self.norm_eps)),
+        )?;
+        let half = self.block_out_channels[0] as f32 / 2.0;
+        require(
+            self.freq_shift >= 0.0 && self.freq_shift < half,
+            "freq_shift",
+            format_args!(
+                "expected 0 up to but not including {}, found {}",
+                Decimal(half),
+                Decimal(self.freq_shift)
+            ),
+        )?;
+        require(
+            (0.0..1.0).contains(&self.dropout),
+            "dropout",
+            format_args!(
+                "expected a probability from 0 up to but not including 1, found {}",
+                Decimal(self.dropout)
+            ),
+        )?;
+        require(
+            self.time_embedding_dim.is_none_or(|dim| (1..=32_768).contains(&dim)),
+            "time_embedding_dim",
+            format_args!("expected 1 to 32768, found {}", self.time_embedding_dim.unwrap_or(0)),
+        )?;
+        require(
+            self.num_class_embeds.is_none_or(|n| (1..=100_000).contains(&n)),
+            "num_class_embeds",
+            format_args!("expected 1 to 100000, found {}", self.num_class_embeds.unwrap_or(0)),
+        )
+    }
 
-/// The change of resolution inside a residual block.
-#[derive(Clone, Copy)]
-enum Direction {
-    Down,
-    Up,
+    fn graph(&self) -> Graph {
+        build(|g| self.network(g))
+    }
+
+    fn image(&self) -> [usize; 3] {
+        [self.in_channels, self.sample_size[0], self.sample_size[1]]
+    }
+
+    fn num_classes(&self) -> Option<usize> {
+        self.num_class_embeds
+    }
+
+    fn dropout(&self) -> f64 {
+        self.dropout
+    }
 }
 
 impl UNet2DSpec {
@@ -243,119 +350,6 @@ impl UNet2DSpec {
         })
     }
 
-    /// Checks every field against its range and against the others.
-    ///
-    /// # Errors
-    /// If a field is out of range: the first such field.
-    pub fn validate(&self) -> Result<(), SpecError> {
-        let levels = self.block_out_channels.len();
-        require(
-            (1..=8).contains(&levels),
-            "block_out_channels",
-            format_args!("expected 1 to 8 levels, found {levels}"),
-        )?;
-        for (field, found) in
-            [("down_block_types", self.down_block_types.len()), ("up_block_types", self.up_block_types.len())]
-        {
-            require(found == levels, field, format_args!("expected {levels} blocks, found {found}"))?;
-        }
-        require(
-            matches!(self.in_channels, 1 | 3),
-            "in_channels",
-            format_args!("expected 1 (grey) or 3 (RGB), found {}", self.in_channels),
-        )?;
-        let divisor = 1 << (levels - 1);
-        for size in self.sample_size {
-            require(
-                (4..=1024).contains(&size) && size % divisor == 0,
-                "sample_size",
-                format_args!(
-                    "expected 4 to 1024 pixels, divisible by {divisor} for {levels} levels, found {size}"
-                ),
-            )?;
-        }
-        require(
-            (1..=16).contains(&self.layers_per_block),
-            "layers_per_block",
-            format_args!("expected 1 to 16, found {}", self.layers_per_block),
-        )?;
-        require(
-            matches!(self.downsample_padding, 0 | 1),
-            "downsample_padding",
-            format_args!("expected 0 or 1, found {}", self.downsample_padding),
-        )?;
-        let groups = [Some(self.norm_num_groups), self.attn_norm_num_groups];
-        for &channels in &self.block_out_channels {
-            require(
-                (4..=8192).contains(&channels) && channels % 4 == 0,
-                "block_out_channels",
-                format_args!("expected multiples of 4 up to 8192, found {channels}"),
-            )?;
-            for groups in groups.into_iter().flatten() {
-                require(
-                    groups > 0 && channels % groups == 0,
-                    "norm_num_groups",
-                    format_args!("expected a divisor of {channels} channels, found {groups}"),
-                )?;
-            }
-            if let Some(width) = self.attention_head_dim {
-                require(
-                    width > 0 && channels % width == 0,
-                    "attention_head_dim",
-                    format_args!("expected a divisor of {channels} channels, found {width}"),
-                )?;
-            }
-        }
-        require(
-            self.block_out_channels[0].is_multiple_of(2),
-            "block_out_channels",
-            format_args!("expected an even number of channels in the first level"),
-        )?;
-        require(
-            self.mid_block_scale_factor.is_finite() && self.mid_block_scale_factor > 0.0,
-            "mid_block_scale_factor",
-            format_args!("expected a number above 0, found {}", Decimal(self.mid_block_scale_factor)),
-        )?;
-        require(
-            self.norm_eps.is_finite() && self.norm_eps > 0.0,
-            "norm_eps",
-            format_args!("expected a number above 0, found {}", Decimal(self.norm_eps)),
-        )?;
-        let half = self.block_out_channels[0] as f32 / 2.0;
-        require(
-            self.freq_shift >= 0.0 && self.freq_shift < half,
-            "freq_shift",
-            format_args!(
-                "expected 0 up to but not including {}, found {}",
-                Decimal(half),
-                Decimal(self.freq_shift)
-            ),
-        )?;
-        require(
-            (0.0..1.0).contains(&self.dropout),
-            "dropout",
-            format_args!(
-                "expected a probability from 0 up to but not including 1, found {}",
-                Decimal(self.dropout)
-            ),
-        )?;
-        require(
-            self.time_embedding_dim.is_none_or(|dim| (1..=32_768).contains(&dim)),
-            "time_embedding_dim",
-            format_args!("expected 1 to 32768, found {}", self.time_embedding_dim.unwrap_or(0)),
-        )?;
-        require(
-            self.num_class_embeds.is_none_or(|n| (1..=100_000).contains(&n)),
-            "num_class_embeds",
-            format_args!("expected 1 to 100000, found {}", self.num_class_embeds.unwrap_or(0)),
-        )
-    }
-
-    /// Builds the network.
-    pub fn graph(&self) -> Graph {
-        build(|g| self.network(g))
-    }
-
     fn network(&self, g: &Builder) -> Value {
         let channels = &self.block_out_channels;
         let [height, width] = self.sample_size;
@@ -446,36 +440,22 @@ impl UNet2DSpec {
         resample: Option<Direction>,
         scale_factor: f32,
     ) -> Value {
-        let resampled = |x| match resample {
-            None => x,
-            Some(Direction::Down) => g.average_pool(x),
-            Some(Direction::Up) => g.upsample(x),
+        let block = Resnet {
+            groups: self.norm_num_groups,
+            epsilon: self.norm_eps,
+            time_scale_shift: self.resnet_time_scale_shift,
+            dropout: self.dropout,
+            scale_factor,
+            resample,
         };
-        let h = resampled(g.silu(self.norm(g, "norm1", x)));
-        let x = resampled(x);
-        let h = g.conv("conv1", h, out_channels, 3);
-        let h = match self.resnet_time_scale_shift {
-            TimeScaleShift::Default => {
-                self.norm(g, "norm2", g.add(h, g.linear("time_emb_proj", embed, out_channels)))
-            }
-            TimeScaleShift::ScaleShift => {
-                let modulation = g.chunk(g.linear("time_emb_proj", embed, 2 * out_channels));
-                g.modulate(self.norm(g, "norm2", h), modulation)
-            }
-        };
-        let h = g.conv("conv2", g.dropout(g.silu(h), self.dropout), out_channels, 3);
-        let x = if g.channels(x) == out_channels { x } else { g.conv("conv_shortcut", x, out_channels, 1) };
-        g.scale(g.add(x, h), 1.0 / scale_factor)
+        block.build(g, x, Some(embed), out_channels)
     }
 
     /// `Attention` over the pixels of a map, with a residual connection.
     fn attention(&self, g: &Builder, x: Value, groups: Option<usize>, scale_factor: f32) -> Value {
-        let channels = g.channels(x);
-        let h = groups.map_or(x, |groups| g.group_norm("group_norm", x, groups, self.norm_eps));
-        let qkv = ["to_q", "to_k", "to_v"].map(|name| g.linear(name, h, channels));
-        let heads = self.attention_head_dim.map_or(1, |width| channels / width);
-        let h = g.linear("to_out.0", g.attention(qkv, heads), channels);
-        g.scale(g.add(x, h), 1.0 / scale_factor)
+        let norm = groups.map(|groups| (groups, self.norm_eps));
+        let heads = self.attention_head_dim.map_or(1, |width| g.channels(x) / width);
+        pixel_attention(g, x, norm, heads, scale_factor)
     }
 
     fn downsample(&self, g: &Builder, x: Value, embed: Value, resample: Resample) -> Value {

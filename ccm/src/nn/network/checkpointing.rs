@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Gradients, Tensor};
 
-use super::{Activation, Inputs, Network, Pass};
+use super::{Inputs, Network, Output, Pass};
 use crate::model::graph::{Segment, Value};
 
 /// The forward passes of a network whose backward pass is due.
@@ -73,7 +73,7 @@ impl Network {
         let records = std::mem::take(&mut *tape.records.lock().unwrap_or_else(PoisonError::into_inner));
         for Record { mut pass, output } in records {
             let Some(gradient) = output.grad_remove(gradients) else { continue };
-            let mut due = BTreeMap::from([(self.program.graph.output, Activation::Map(gradient))]);
+            let mut due = BTreeMap::from([(self.program.graph.output, Output::Map(gradient))]);
             for segment in tape.segments.iter().rev() {
                 self.backward(segment, &mut pass, &mut due, &mut sums);
             }
@@ -87,14 +87,14 @@ impl Network {
         &self,
         segment: &Segment,
         recorded: &mut Pass,
-        due: &mut BTreeMap<Value, Activation>,
+        due: &mut BTreeMap<Value, Output>,
         sums: &mut [Option<Tensor<1>>],
     ) {
         let mut pass = Pass::new(recorded.inputs.clone(), recorded.values.len());
         std::mem::swap(&mut pass.masks, &mut recorded.masks);
         let mut leaves = Vec::with_capacity(segment.inputs.len());
         for &input in &segment.inputs {
-            let leaf = recorded.values[input.index()].clone().map(Activation::into_leaf);
+            let leaf = recorded.values[input.index()].clone().map(Output::into_leaf);
             pass.values[input.index()] = leaf.clone();
             leaves.extend(leaf.map(|leaf| (input, leaf)));
         }
@@ -134,7 +134,7 @@ impl Network {
     }
 }
 
-impl Activation {
+impl Output {
     fn into_leaf(self) -> Self {
         match self {
             Self::Map(x) => Self::Map(x.autodiff().require_grad()),

@@ -1,4 +1,4 @@
-//! `y = softmax(q^T k / sqrt(head_channels)) v` for every head. GPU version: `shaders/src/attention.wgsl`.
+//! `y = softmax(scale q^T k + bias) v` for every head. GPU version: `shaders/src/attention.wgsl`.
 //!
 //! Threads share the heads; with few heads they also share the queries of a head. Scores are computed for a few
 //! queries and all keys at a time, so that they stay in the cache.
@@ -10,7 +10,7 @@ use pulp::{Simd, WithSimd};
 use super::arch::Arch;
 use super::multiply::{MAX_ROWS, Part, multiply, panel_vectors};
 use super::shared::{Member, Shared};
-use crate::sampler::plan::Attention;
+use crate::sampler::plan::{Attention, Channels};
 use crate::simd::exp;
 
 #[derive(Default)]
@@ -29,22 +29,32 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
+/// Maps of queries, keys and values, and the biases of every head.
+#[derive(Clone, Copy)]
+pub(super) struct Operands<'a> {
+    pub(super) q: &'a [f32],
+    pub(super) k: &'a [f32],
+    pub(super) v: &'a [f32],
+    #[cfg(feature = "text")]
+    pub(super) bias: &'a [f32],
+}
+
 /// Computes this member's share of the attention of one image.
-pub(super) fn attention(op: &Attention, qkv: &[f32], y: Shared, member: &Member) {
+pub(super) fn attention(op: &Attention, operands: Operands, y: Shared, member: &Member) {
     let positions = op.y.pixels();
     let parts = member.count.div_ceil(op.heads);
     for item in member.share(op.heads * parts) {
         let (head, part) = (item / parts, item % parts);
         let queries = positions * part / parts..positions * (part + 1) / parts;
         SCRATCH.with_borrow_mut(|scratch| {
-            Arch::new().dispatch(Head { op, qkv, y, head, queries, scratch });
+            Arch::new().dispatch(Head { op, operands, y, head, queries, scratch });
         });
     }
 }
 
 struct Head<'a> {
     op: &'a Attention,
-    qkv: &'a [f32],
+    operands: Operands<'a>,
     y: Shared<'a>,
     head: usize,
     queries: std::ops::Range<usize>,
@@ -77,42 +87,55 @@ impl Head<'_> {
     #[inline(always)]
     fn run<S: Simd, const N: usize>(self, simd: S) {
         let width = N * S::F32_LANES;
-        let (positions, depth, channels) =
-            (self.op.y.pixels(), self.op.padded_channels(), self.op.qkv.channels);
-        let scratch = self.scratch;
-        let of = |kind: usize, position: usize, channel: usize| {
-            self.qkv[position * channels + (kind * self.op.heads + self.head) * depth + channel]
-        };
-        pack(&mut scratch.keys, [depth, positions, width], |channel, position| of(1, position, channel));
-        pack(&mut scratch.values, [positions, depth, width], |position, channel| of(2, position, channel));
+        let Self { op, operands, y, head, queries, scratch } = self;
+        let (positions, depth) = (op.keys(), op.padded_channels());
+        let place = |of: Channels, position: usize| position * of.map.channels + of.first + head * depth;
+        let Operands { q, k, v, .. } = operands;
+        pack(&mut scratch.keys, [depth, positions, width], |channel, position| {
+            k[place(op.k, position) + channel]
+        });
+        pack(&mut scratch.values, [positions, depth, width], |position, channel| {
+            v[place(op.v, position) + channel]
+        });
         let (score_len, sum_len) = (positions.next_multiple_of(width), depth.next_multiple_of(width));
         scratch.scores.resize(MAX_ROWS * score_len, 0.0);
         scratch.sums.resize(MAX_ROWS * sum_len, 0.0);
 
-        let scale = 1.0 / (self.op.head_channels as f32).sqrt();
-        for first in self.queries.clone().step_by(MAX_ROWS) {
+        for first in queries.clone().step_by(MAX_ROWS) {
             // Rows past the last query repeat the last query.
-            let query = |m: usize| (first + m).min(self.queries.end - 1);
-            let rows = std::array::from_fn(|m| {
-                self.qkv[query(m) * channels + self.head * depth..][..depth].as_ptr()
-            });
+            let query = |m: usize| (first + m).min(queries.end - 1);
+            let rows = std::array::from_fn(|m| q[place(op.q, query(m))..][..depth].as_ptr());
             product::<S, N>(simd, rows, depth, &scratch.keys, &mut scratch.scores, score_len);
             let mut totals = [0.0; MAX_ROWS];
+            #[cfg(feature = "text")]
+            for (m, scores) in scratch.scores.chunks_exact_mut(score_len).enumerate() {
+                add_bias(op, operands.bias, head, query(m), &mut scores[..positions]);
+            }
             for (total, scores) in totals.iter_mut().zip(scratch.scores.chunks_exact_mut(score_len)) {
-                *total = soften(&mut scores[..positions], scale);
+                *total = soften(&mut scores[..positions], op.scale);
             }
             let rows = std::array::from_fn(|m| scratch.scores[m * score_len..][..positions].as_ptr());
             product::<S, N>(simd, rows, positions, &scratch.values, &mut scratch.sums, sum_len);
-            let queries = self.queries.end - first;
-            for (m, total) in totals.iter().enumerate().take(queries) {
-                let place = (first + m) * self.op.y.channels + self.head * depth;
+            for (m, total) in totals.iter().enumerate().take(queries.end - first) {
+                let place = (first + m) * op.y.channels + head * depth;
                 // SAFETY: only this member writes these queries of this head.
-                let y = unsafe { self.y.write(place, depth) };
+                let y = unsafe { y.write(place, depth) };
                 let sums = &scratch.sums[m * sum_len..][..depth];
                 y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / total);
             }
         }
     }
+}
+
+/// Adds the biases of a query to its scores, before these are scaled.
+#[cfg(feature = "text")]
+#[inline(always)]
+fn add_bias(op: &Attention, biases: &[f32], head: usize, query: usize, scores: &mut [f32]) {
+    let Some(of_head) = op.bias else { return };
+    // The first bias is that of the first key and the last query.
+    let first = head * of_head.pitch + op.y.pixels() - 1 - query;
+    let biases = biases[first..][..scores.len()].iter().map(|bias| bias / op.scale);
+    scores.iter_mut().zip(biases).for_each(|(score, bias)| *score += bias);
 }
 
 /// Multiplies rows of `depth` values by panels into `out`, `[MAX_ROWS, pitch]`.

@@ -7,14 +7,22 @@ mod advance;
 mod arch;
 mod attention;
 mod conv;
+#[cfg(feature = "text")]
+mod copy;
 mod group_norm;
+#[cfg(feature = "text")]
+mod layer_norm;
 mod multiply;
+#[cfg(feature = "text")]
+mod pointwise;
 mod pool;
 mod shared;
 
 use conv::{Operands, PackedWeight};
 use shared::{Barrier, Member, Presence, Shared};
 
+#[cfg(feature = "text")]
+use super::plan::{Factor, Term};
 use super::plan::{Map, Op, Plan, Vector};
 use super::schedule::Work;
 
@@ -42,6 +50,16 @@ impl Arena<'_> {
     unsafe fn read(&self, map: Map) -> &[f32] {
         // SAFETY: guaranteed by the caller.
         unsafe { self.buffers[map.buffer].read(map.len()) }
+    }
+
+    /// Copies this member's share of values to a map.
+    #[cfg(feature = "text")]
+    fn load(&self, map: Map, values: &[f32], member: &Member) {
+        assert!(values.len() == map.len(), "values of an input");
+        let own = member.share(map.len());
+        // SAFETY: each member writes its own share. The caller waits before any thread reads the map.
+        let input = unsafe { self.buffers[map.buffer].write(own.start, own.len()) };
+        input.copy_from_slice(&values[own]);
     }
 
     fn vector<'a>(&'a self, vector: Vector, row: &'a [f32], len: usize) -> &'a [f32] {
@@ -93,15 +111,82 @@ impl Executor {
     /// # Panics
     /// If an operation of the plan writes a buffer that it reads.
     pub(super) fn sample(&mut self, plan: &Plan, work: &Work) -> Vec<f32> {
-        plan.ops.iter().for_each(Op::assert_writes_no_input);
         let image = plan.x.len();
         let members = if work.images() < self.threads { self.threads } else { 1 };
         let teams = self.threads / members;
-        self.buffers.resize(teams, Vec::new());
         let mut images = vec![0.0; work.images() * image];
         // A team finishes an image before it begins the next one.
         let mut memory = vec![0.0; teams * image];
         let [output, memory] = [&mut images, &mut memory].map(|values| Shared::new(values));
+        self.run(plan, teams, |team, member, weights, arena| {
+            for i in (team..work.images()).step_by(teams) {
+                for (number, update) in work.updates.iter().enumerate() {
+                    let own = member.share(image);
+                    if number > 0 {
+                        let inputs = &work.inputs[number - 1][i];
+                        #[cfg(feature = "text")]
+                        if let (Some(text), Some(map)) = (&inputs.text, plan.text) {
+                            arena.load(map, &text.tokens, member);
+                            member.wait();
+                        }
+                        evaluate(plan, weights, arena, &inputs.row, member);
+                    }
+                    // SAFETY: each member updates its own share. There are barriers before and after the evaluation,
+                    // which reads only the arena.
+                    let x = unsafe { output.write(i * image + own.start, own.len()) };
+                    // SAFETY: as above.
+                    let kept = unsafe { memory.write(team * image + own.start, own.len()) };
+                    // SAFETY: as above. Before the first evaluation the update ignores these values.
+                    let of_network = &unsafe { arena.read(plan.output) }[own.clone()];
+                    let noise = work.noise.get(number).filter(|noise| !noise.is_empty());
+                    let fresh = noise.map(|noise| &noise[i * image..][own.clone()]);
+                    advance::advance(update, x, kept, of_network, fresh);
+                    // SAFETY: as above.
+                    let input = unsafe { arena.buffers[plan.x.buffer].write(own.start, own.len()) };
+                    input.iter_mut().zip(&*x).for_each(|(input, x)| *input = update.c_in * x);
+                    member.wait();
+                }
+            }
+        });
+        images
+    }
+
+    /// Evaluates a network without conditions for one input, in the layout of [`Plan::x`]. Returns its output and its
+    /// second output, which is empty if there is none.
+    ///
+    /// # Panics
+    /// If an operation of the plan writes a buffer that it reads.
+    #[cfg(feature = "text")]
+    pub(super) fn evaluate(&mut self, plan: &Plan, x: &[f32]) -> [Vec<f32>; 2] {
+        let mut outputs =
+            [Some(plan.output), plan.pooled].map(|map| vec![0.0; map.map_or(0, |map| map.len())]);
+        let [output, pooled] = outputs.each_mut().map(|values| Shared::new(values));
+        self.run(plan, 1, |_, member, weights, arena| {
+            arena.load(plan.x, x, member);
+            member.wait();
+            evaluate(plan, weights, arena, &[], member);
+            for (map, output) in [(Some(plan.output), output), (plan.pooled, pooled)] {
+                let Some(map) = map else { continue };
+                let own = member.share(map.len());
+                // SAFETY: each member copies its own share, and all have waited after the last operation.
+                let values = unsafe { output.write(own.start, own.len()) };
+                // SAFETY: as above.
+                values.copy_from_slice(&unsafe { arena.read(map) }[own]);
+            }
+        });
+        outputs
+    }
+
+    /// Runs `work` on every thread, with the number of its team, of `teams` teams.
+    fn run(
+        &mut self,
+        plan: &Plan,
+        teams: usize,
+        work: impl Fn(usize, &Member, &[PackedWeight], &Arena) + Sync,
+    ) {
+        plan.ops.iter().for_each(Op::assert_writes_no_input);
+        let members = self.threads / teams;
+        self.buffers.resize(teams, Vec::new());
         let barriers: Vec<Barrier> = (0..teams).map(|_| Barrier::default()).collect();
         let arenas = self.buffers.iter_mut().map(|buffers| Arena {
             buffers: fitted(buffers, plan).iter_mut().map(|buffer| Shared::new(buffer)).collect(),
@@ -114,36 +199,14 @@ impl Executor {
             let team = thread / members;
             let member = Member { index: thread % members, count: members, barrier: &barriers[team] };
             let _presence = Presence(&barriers[team]);
-            let arena = &arenas[team];
-            for i in (team..work.images()).step_by(teams) {
-                for (number, update) in work.updates.iter().enumerate() {
-                    let own = member.share(image);
-                    if number > 0 {
-                        evaluate(plan, weights, arena, &work.rows[number - 1][i], &member);
-                    }
-                    // SAFETY: each member updates its own share. There are barriers before and after the evaluation,
-                    // which reads only the arena.
-                    let x = unsafe { output.write(i * image + own.start, own.len()) };
-                    // SAFETY: as above.
-                    let kept = unsafe { memory.write(team * image + own.start, own.len()) };
-                    // SAFETY: as above. Before the first evaluation the update ignores these values.
-                    let of_network = &unsafe { arena.read(plan.output) }[own.clone()];
-                    let fresh = work.noise.get(number).map(|noise| &noise[i * image..][own.clone()]);
-                    advance::advance(update, x, kept, of_network, fresh);
-                    // SAFETY: as above.
-                    let input = unsafe { arena.buffers[plan.x.buffer].write(own.start, own.len()) };
-                    input.iter_mut().zip(&*x).for_each(|(input, x)| *input = update.c_in * x);
-                    member.wait();
-                }
-            }
+            work(team, &member, weights, &arenas[team]);
         };
         #[cfg(not(target_arch = "wasm32"))]
         if self.threads > 1 {
             self.pool.broadcast(|context| run(context.index()));
-            return images;
+            return;
         }
         run(0);
-        images
     }
 }
 
@@ -187,8 +250,41 @@ fn evaluate(plan: &Plan, weights: &[PackedWeight], arena: &Arena, row: &[f32], m
                 let offset = arena.vector(op.offset, row, op.y.channels);
                 group_norm::group_norm(op, x, gain, offset, y, member);
             }
-            Op::Attention(op) => attention::attention(op, read(op.qkv), y, member),
+            Op::Attention(op) => {
+                let operands = attention::Operands {
+                    q: read(op.q.map),
+                    k: read(op.k.map),
+                    v: read(op.v.map),
+                    #[cfg(feature = "text")]
+                    bias: op.bias.map_or(&[], |bias| &arena.vectors[bias.start..]),
+                };
+                attention::attention(op, operands, y, member);
+            }
             Op::Pool(op) => pool::pool(op, read(op.x), y, member),
+            #[cfg(feature = "text")]
+            Op::LayerNorm(op) => {
+                let gain = arena.vector(op.gain, row, op.y.channels);
+                let offset = arena.vector(op.offset, row, op.y.channels);
+                layer_norm::layer_norm(op, read(op.x), gain, offset, y, member);
+            }
+            #[cfg(feature = "text")]
+            Op::Pointwise(op) => {
+                let factor = match op.factor {
+                    None => pointwise::Factor::None,
+                    Some(Factor::Map(of)) => pointwise::Factor::Map(read(of.map)),
+                    Some(Factor::Vector(vector)) => {
+                        pointwise::Factor::Vector(arena.vector(vector, row, op.y.channels))
+                    }
+                };
+                let term = match op.term {
+                    None => &[],
+                    Some(Term::Map(map)) => read(map),
+                    Some(Term::Fixed(start)) => &arena.vectors[start..][..op.y.len()],
+                };
+                pointwise::pointwise(op, read(op.x.map), factor, term, y, member);
+            }
+            #[cfg(feature = "text")]
+            Op::Copy(op) => copy::copy(op, read(op.x), y, member),
         }
         member.wait();
     }

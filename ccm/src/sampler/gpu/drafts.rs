@@ -8,9 +8,15 @@ use ccm_shaders::{
 use wgpu::Buffer;
 
 use super::device::Device;
+#[cfg(feature = "text")]
+use super::prepared::folded;
 use super::prepared::{line, uniform_bytes};
 use super::weights::StoredWeight;
-use crate::sampler::plan::{Attention, BLOCK, Conv, GroupNorm, Map, Op, Plan, Pool, Vector};
+#[cfg(feature = "text")]
+use crate::model::graph::Activation;
+use crate::sampler::plan::{Attention, BLOCK, Channels, Conv, GroupNorm, Map, Op, Plan, Pool, Vector};
+#[cfg(feature = "text")]
+use crate::sampler::plan::{Copy, Factor, LayerNorm, Pointwise, Term};
 
 /// Objects that do not depend on the number of images.
 pub(super) struct Fixed {
@@ -20,6 +26,29 @@ pub(super) struct Fixed {
     pub(super) tile: Option<Tile>,
     pub(super) weights: Vec<StoredWeight>,
     pub(super) vectors: Buffer,
+}
+
+impl Fixed {
+    /// The bytes of values of a feature map.
+    #[cfg(feature = "text")]
+    pub(super) fn real_bytes(&self, values: &[f32]) -> Vec<u8> {
+        match self.real {
+            Real::F32 => bytemuck::cast_slice(values).to_vec(),
+            Real::F16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
+        }
+    }
+
+    /// The values of bytes of a feature map.
+    #[cfg(feature = "text")]
+    pub(super) fn from_real_bytes(&self, bytes: &[u8]) -> Vec<f32> {
+        match self.real {
+            Real::F32 => bytemuck::pod_collect_to_vec(bytes),
+            Real::F16 => {
+                let pairs = bytes.as_chunks::<2>().0.iter();
+                pairs.map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect()
+            }
+        }
+    }
 }
 
 /// A dispatch before its buffers are bound.
@@ -53,6 +82,7 @@ fn blocks(map: Map) -> u32 {
 }
 
 /// Converts a position in channels to a position in blocks.
+#[inline(never)]
 fn in_blocks(position: u32) -> u32 {
     let block = BLOCK as u32;
     assert!(position.is_multiple_of(block), "a bias that does not start at a block");
@@ -60,14 +90,25 @@ fn in_blocks(position: u32) -> u32 {
 }
 
 impl<'a> Build<'a> {
-    /// The dispatches of one operation.
-    pub(super) fn drafts(&self, op: &Op) -> Vec<Draft<'a>> {
-        match op {
-            Op::Conv(op) => vec![self.conv(op)],
-            Op::GroupNorm(op) => self.group_norm(op),
-            Op::Attention(op) => vec![self.attention(op)],
-            Op::Pool(op) => vec![self.pool(op)],
-        }
+    /// Appends the dispatches of one operation.
+    pub(super) fn drafts(&self, op: &Op, drafts: &mut Vec<Draft<'a>>) {
+        let draft = match op {
+            Op::Conv(op) => self.conv(op),
+            Op::GroupNorm(op) => {
+                let [moments, normalize] = self.group_norm(op);
+                drafts.push(moments);
+                normalize
+            }
+            Op::Attention(op) => self.attention(op),
+            Op::Pool(op) => self.pool(op),
+            #[cfg(feature = "text")]
+            Op::LayerNorm(op) => self.layer_norm(op),
+            #[cfg(feature = "text")]
+            Op::Pointwise(op) => self.pointwise(op),
+            #[cfg(feature = "text")]
+            Op::Copy(op) => self.copy(op),
+        };
+        drafts.push(draft);
     }
 
     fn map(&self, map: Map) -> &'a Buffer {
@@ -127,7 +168,7 @@ impl<'a> Build<'a> {
         Draft::new(Kernel::Conv(self.fixed.kind, tile), &uniform, buffers.in_order(), workgroups)
     }
 
-    fn group_norm(&self, op: &GroupNorm) -> Vec<Draft<'a>> {
+    fn group_norm(&self, op: &GroupNorm) -> [Draft<'a>; 2] {
         let images = self.images as u32;
         let (gain, gain_start, pitch) = self.vector(op.gain);
         let (offset, offset_start, _) = self.vector(op.offset);
@@ -148,7 +189,7 @@ impl<'a> Build<'a> {
         let moments = buffers::Moments { first, second, statistics };
         let normalize = buffers::Normalize { first, second, statistics, gain, offset, y: self.map(op.y) };
         let columns = blocks(op.y).div_ceil(NORM_BLOCKS);
-        vec![
+        [
             Draft::new(Kernel::Moments, &uniform, moments.in_order(), [columns, images, 1]),
             Draft::new(
                 Kernel::Normalize,
@@ -160,17 +201,33 @@ impl<'a> Build<'a> {
     }
 
     fn attention(&self, op: &Attention) -> Draft<'a> {
-        let (positions, heads) = (op.y.pixels() as u32, op.heads as u32);
+        let (queries, heads) = (op.y.pixels() as u32, op.heads as u32);
         let of_head = (op.padded_channels() / BLOCK) as u32;
-        let scale = 1.0 / (op.head_channels as f32).sqrt();
-        let uniform = uniform::Attention { positions, heads, blocks: of_head, scale };
-        let buffers = buffers::Attention { qkv: self.map(op.qkv), y: self.map(op.y) };
+        let first = |of: Channels| in_blocks(of.first as u32);
+        let uniform = uniform::Attention {
+            queries,
+            keys: op.keys() as u32,
+            heads,
+            blocks: of_head,
+            q_pitch: blocks(op.q.map),
+            q_first: first(op.q),
+            k_pitch: blocks(op.k.map),
+            k_first: first(op.k),
+            v_pitch: blocks(op.v.map),
+            v_first: first(op.v),
+            biased: u32::from(op.bias.is_some()),
+            bias_start: op.bias.map_or(0, |bias| bias.start as u32),
+            bias_pitch: op.bias.map_or(0, |bias| bias.pitch as u32),
+            scale: op.scale,
+        };
+        let [q, k, v] = [op.q, op.k, op.v].map(|of| self.map(of.map));
+        let buffers = buffers::Attention { q, k, v, bias: &self.fixed.vectors, y: self.map(op.y) };
         let (kernel, width) = match self.direct() {
             true => (Kernel::AttentionDirect, ATTENTION_DIRECT_WIDTH),
             false => (Kernel::Attention, ATTENTION_WIDTH),
         };
         let workgroups =
-            [positions.div_ceil(ATTENTION_QUERIES), heads * of_head.div_ceil(width), self.images as u32];
+            [queries.div_ceil(ATTENTION_QUERIES), heads * of_head.div_ceil(width), self.images as u32];
         Draft::new(kernel, &uniform, buffers.in_order(), workgroups)
     }
 
@@ -180,6 +237,93 @@ impl<'a> Build<'a> {
         let uniform = uniform::Pool { height, width, blocks: blocks(op.y), count };
         let buffers = buffers::Pool { x: self.map(op.x), y: self.map(op.y) };
         Draft::new(Kernel::Pool, &uniform, buffers.in_order(), line(count))
+    }
+
+    #[cfg(feature = "text")]
+    fn layer_norm(&self, op: &LayerNorm) -> Draft<'a> {
+        let (gain, gain_start, gain_pitch) = self.vector(op.gain);
+        let (offset, offset_start, offset_pitch) = self.vector(op.offset);
+        let count = (self.images * op.y.pixels() * op.heads) as u32;
+        let uniform = uniform::LayerNorm {
+            positions: op.y.pixels() as u32,
+            heads: op.heads as u32,
+            blocks: blocks(op.y) / op.heads as u32,
+            gain_start: in_blocks(gain_start),
+            gain_pitch: in_blocks(gain_pitch),
+            offset_start: in_blocks(offset_start),
+            offset_pitch: in_blocks(offset_pitch),
+            centred: u32::from(op.centred),
+            count,
+            epsilon: op.epsilon,
+        };
+        let buffers = buffers::LayerNorm { x: self.map(op.x), gain, offset, y: self.map(op.y) };
+        Draft::new(Kernel::LayerNorm, &uniform, buffers.in_order(), folded(count))
+    }
+
+    #[cfg(feature = "text")]
+    fn pointwise(&self, op: &Pointwise) -> Draft<'a> {
+        let x = self.map(op.x.map);
+        // Buffers that are not used are bound to any others of their type.
+        let (mut factor_map, mut factor_vector) = (x, &self.fixed.vectors);
+        let (factor, factor_pitch, factor_first) = match op.factor {
+            None => (0, 0, 0),
+            Some(Factor::Map(of)) => {
+                factor_map = self.map(of.map);
+                (1, blocks(of.map), in_blocks(of.first as u32))
+            }
+            Some(Factor::Vector(vector)) => {
+                let (buffer, start, pitch) = self.vector(vector);
+                factor_vector = buffer;
+                (2, in_blocks(pitch), in_blocks(start))
+            }
+        };
+        let (term, term_first, term_map) = match op.term {
+            None => (0, 0, x),
+            Some(Term::Map(map)) => (1, 0, self.map(map)),
+            Some(Term::Fixed(start)) => (2, in_blocks(start as u32), x),
+        };
+        let count = (self.images * op.y.len() / BLOCK) as u32;
+        let uniform = uniform::Pointwise {
+            positions: op.y.pixels() as u32,
+            blocks: blocks(op.y),
+            x_pitch: blocks(op.x.map),
+            x_first: in_blocks(op.x.first as u32),
+            activation: match op.activation {
+                None => 0,
+                Some(Activation::Silu) => 1,
+                Some(Activation::Gelu) => 2,
+                Some(Activation::GeluTanh) => 3,
+                Some(Activation::QuickGelu) => 4,
+                Some(Activation::Relu) => 5,
+                Some(Activation::Tanh) => 6,
+            },
+            factor,
+            factor_pitch,
+            factor_first,
+            term,
+            term_first,
+            count,
+        };
+        let term_shared = &self.fixed.vectors;
+        let y = self.map(op.y);
+        let buffers = buffers::Pointwise { x, factor_map, factor_vector, term_map, term_shared, y };
+        Draft::new(Kernel::Pointwise, &uniform, buffers.in_order(), line(count))
+    }
+
+    #[cfg(feature = "text")]
+    fn copy(&self, op: &Copy) -> Draft<'a> {
+        let count = (self.images * op.count * op.y.channels / BLOCK) as u32;
+        let uniform = uniform::Copy {
+            x_positions: op.x.pixels() as u32,
+            y_positions: op.y.pixels() as u32,
+            read_first: op.from as u32,
+            write_first: op.to as u32,
+            positions: op.count as u32,
+            blocks: blocks(op.y),
+            count,
+        };
+        let buffers = buffers::Copy { x: self.map(op.x), y: self.map(op.y) };
+        Draft::new(Kernel::Copy, &uniform, buffers.in_order(), line(count))
     }
 
     fn tile(&self, pixels: u32, blocks: u32) -> Tile {

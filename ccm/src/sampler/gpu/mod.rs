@@ -20,7 +20,7 @@ use wgpu::{Buffer, BufferUsages, RenderPipeline, TextureFormat};
 
 use super::plan::{BLOCK, Plan};
 use super::schedule::{Update, Work};
-use super::{Api, SamplerError};
+use super::{Api, Denoiser, SamplerError};
 use crate::weights::Precision;
 
 /// A network on a GPU.
@@ -132,15 +132,42 @@ impl Executor {
     /// Samples the images of `work`, and reads them in the layout of [`Plan::x`].
     pub(super) async fn sample(&mut self, plan: &Plan, work: &Work) -> Result<Vec<f32>, SamplerError> {
         let image = self.run(plan, work)?;
+        let bytes = self.read(&image, image.size()).await?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    /// Evaluates a network without conditions for one input, in the layout of [`Plan::x`]. Returns its output and its
+    /// second output, which is empty if there is none.
+    #[cfg(feature = "text")]
+    pub(super) async fn evaluate(&mut self, plan: &Plan, x: &[f32]) -> Result<[Vec<f32>; 2], SamplerError> {
+        self.device.check()?;
+        self.prepare(plan, 1);
+        let Some(prepared) = &self.prepared else { return Ok([const { Vec::new() }; 2]) };
+        let input = self.fixed.real_bytes(x);
+        self.device.queue.write_buffer(&prepared.maps[plan.x.buffer], 0, &input);
+        let pipelines = &self.pipelines;
+        self.device.submit(|encoder| pipelines.encode(encoder, prepared.evaluate.iter()));
+        self.device.check()?;
+        let mut outputs = [const { Vec::new() }; 2];
+        for (map, output) in [Some(plan.output), plan.pooled].into_iter().zip(&mut outputs) {
+            let (Some(map), Some(prepared)) = (map, &self.prepared) else { continue };
+            let size = (map.len() / BLOCK) as u64 * block_bytes(self.fixed.real);
+            let bytes = self.read(&prepared.maps[map.buffer], size).await?;
+            *output = self.fixed.from_real_bytes(&bytes);
+        }
+        Ok(outputs)
+    }
+
+    /// Reads the first `size` bytes of a buffer.
+    async fn read(&self, buffer: &Buffer, size: u64) -> Result<Vec<u8>, SamplerError> {
         let gpu = &self.device.device;
-        let size = image.size();
         let staging = gpu.create_buffer(&wgpu::BufferDescriptor {
             label: Some("staging"),
             size,
             usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        self.device.submit(|encoder| encoder.copy_buffer_to_buffer(&image, 0, &staging, 0, size));
+        self.device.submit(|encoder| encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size));
         let (send, receive) = futures_channel::oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone if the caller has dropped this future.
@@ -154,13 +181,11 @@ impl Executor {
         let fault = |error: &dyn std::fmt::Display| SamplerError::Device(error.to_string());
         mapped.map_err(|error| fault(&error))?.map_err(|error| fault(&error))?;
         let view = staging.get_mapped_range(..).map_err(|error| fault(&error))?;
-        Ok(bytemuck::pod_collect_to_vec(&view))
+        Ok(view.to_vec())
     }
 
-    /// Submits the evaluations of `work`. Returns the buffer of the images, which are not read back.
-    fn run(&mut self, plan: &Plan, work: &Work) -> Result<Buffer, SamplerError> {
-        self.device.check()?;
-        let images = work.images();
+    /// Prepares buffers and dispatches for a number of images, unless they are there.
+    fn prepare(&mut self, plan: &Plan, images: usize) {
         let prepared = match self.prepared.take() {
             Some(prepared) if prepared.images == images => prepared,
             old => {
@@ -169,10 +194,18 @@ impl Executor {
                 Prepared::new(&self.device, plan, &self.fixed, &mut self.pipelines, images)
             }
         };
-        let prepared = self.prepared.insert(prepared);
+        self.prepared = Some(prepared);
+    }
+
+    /// Submits the evaluations of `work`. Returns the buffer of the images, which are not read back.
+    fn run(&mut self, plan: &Plan, work: &Work) -> Result<Buffer, SamplerError> {
+        self.device.check()?;
+        let images = work.images();
+        self.prepare(plan, images);
+        let Some(prepared) = &self.prepared else { panic!("just prepared") };
         let (device, pipelines, queue) = (&self.device, &self.pipelines, &self.device.queue);
         for (number, update) in work.updates.iter().enumerate() {
-            match work.noise.get(number) {
+            match work.noise.get(number).filter(|noise| !noise.is_empty()) {
                 Some(noise) => queue.write_buffer(&prepared.noise, 0, bytemuck::cast_slice(noise)),
                 None => assert!(update.fresh == 0.0, "a step that adds fresh noise has none"),
             }
@@ -192,9 +225,16 @@ impl Executor {
             // The first update scales the noise to the first `x`. It runs before any evaluation.
             let evaluate = if number == 0 { &[][..] } else { &prepared.evaluate };
             if number > 0 {
-                let rows: Vec<f32> =
-                    work.rows[number - 1].iter().flat_map(|row| row.iter().copied()).collect();
+                let inputs = &work.inputs[number - 1];
+                let mut rows = Vec::new();
+                inputs.iter().for_each(|inputs| rows.extend_from_slice(&inputs.row));
                 queue.write_buffer(&prepared.rows, 0, bytemuck::cast_slice(&rows));
+                #[cfg(feature = "text")]
+                if let Some(map) = plan.text {
+                    let texts = inputs.iter().filter_map(|inputs| inputs.text.as_ref());
+                    let tokens: Vec<f32> = texts.flat_map(|text| text.tokens.iter().copied()).collect();
+                    queue.write_buffer(&prepared.maps[map.buffer], 0, &self.fixed.real_bytes(&tokens));
+                }
             }
             device.submit(|encoder| pipelines.encode(encoder, evaluate.iter().chain([&prepared.advance])));
         }
@@ -212,13 +252,14 @@ impl Executor {
     /// Samples `work` and draws its first image over the whole surface. Resizes the surface to the image.
     pub(super) fn draw(
         &mut self,
-        plan: &Plan,
+        denoiser: &Denoiser,
         work: &Work,
         surface: &mut Surface,
     ) -> Result<(), SamplerError> {
+        let Denoiser { plan, spec, .. } = denoiser;
         let image = self.run(plan, work)?;
         let gpu = &self.device.device;
-        let [channels, height, width] = plan.spec.image().map(|size| size as u32);
+        let [channels, height, width] = spec.image().map(|size| size as u32);
         let size = [width, height];
         let capabilities = surface.surface.get_capabilities(&self.device.adapter);
         let plain = capabilities.formats.iter().find(|format| !format.is_srgb());
@@ -248,7 +289,7 @@ impl Executor {
             height,
             width,
             channels,
-            side: plan.spec.patch_size() as u32,
+            side: spec.patch_size() as u32,
             blocks: (plan.x.channels / BLOCK) as u32,
         };
         let uniform = gpu.create_buffer_init(&BufferInitDescriptor {

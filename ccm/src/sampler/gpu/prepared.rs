@@ -6,7 +6,7 @@ use wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wgpu::{BindGroup, Buffer, BufferUsages};
 
 use super::device::Device;
-use super::drafts::{Build, Draft, Fixed};
+use super::drafts::{Build, Fixed};
 use super::pipelines::Pipelines;
 use crate::sampler::plan::{BLOCK, Op, Plan};
 
@@ -19,6 +19,9 @@ pub(super) const MOST_WORKGROUPS: u32 = 65_535;
 /// Buffers and dispatches for a number of images.
 pub(super) struct Prepared {
     pub(super) images: usize,
+    /// The buffers of the plan.
+    #[cfg(feature = "text")]
+    pub(super) maps: Vec<Buffer>,
     /// The images in the layout of [`Plan::x`], in single precision.
     pub(super) image: Buffer,
     /// Noise for the next step, of the same size.
@@ -82,10 +85,11 @@ impl Prepared {
             })
         };
         let storage = BufferUsages::STORAGE;
+        let both = storage | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         let maps: Vec<Buffer> = plan
             .buffers
             .iter()
-            .map(|values| buffer("map", count * (values / BLOCK) as u64 * block_bytes(fixed.real), storage))
+            .map(|values| buffer("map", count * (values / BLOCK) as u64 * block_bytes(fixed.real), both))
             .collect();
         let image_bytes = count * 4 * plan.x.len() as u64;
         let (source, target) = (storage | BufferUsages::COPY_SRC, storage | BufferUsages::COPY_DST);
@@ -102,7 +106,10 @@ impl Prepared {
         let step = buffer("step", step_bytes, BufferUsages::UNIFORM | BufferUsages::COPY_DST);
 
         let build = Build { plan, fixed, maps: &maps, rows: &rows, statistics: &statistics, device, images };
-        let drafts: Vec<Draft> = plan.ops.iter().flat_map(|op| build.drafts(op)).collect();
+        let mut drafts = Vec::new();
+        for op in &plan.ops {
+            build.drafts(op, &mut drafts);
+        }
         pipelines.create(gpu, fixed.real, drafts.iter().map(|draft| draft.kernel).chain([Kernel::Advance]));
 
         let mut uniforms = Vec::new();
@@ -138,7 +145,18 @@ impl Prepared {
         let workgroups = line((images * plan.x.len() / BLOCK) as u32);
         let advance =
             dispatch(Kernel::Advance, step.as_entire_buffer_binding(), &operands.in_order(), workgroups);
-        Self { images, image, noise, rows, step, evaluate, advance, bytes }
+        Self {
+            images,
+            #[cfg(feature = "text")]
+            maps,
+            image,
+            noise,
+            rows,
+            step,
+            evaluate,
+            advance,
+            bytes,
+        }
     }
 }
 
@@ -156,8 +174,12 @@ pub(super) fn bind(
     gpu.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
 }
 
-/// Workgroups of [`LINE`] invocations that cover `count` invocations, in two dimensions if one is too small.
+/// Workgroups of [`LINE`] invocations that cover `count` invocations.
 pub(super) fn line(count: u32) -> [u32; 3] {
-    let workgroups = count.div_ceil(LINE);
+    folded(count.div_ceil(LINE))
+}
+
+/// At least `workgroups` workgroups, in two dimensions if one is too small.
+pub(super) fn folded(workgroups: u32) -> [u32; 3] {
     [workgroups.min(MOST_WORKGROUPS), workgroups.div_ceil(MOST_WORKGROUPS), 1]
 }

@@ -1,5 +1,7 @@
 //! Assigns a buffer to each feature map of a plan.
 
+#[cfg(feature = "text")]
+use super::{Factor, Term};
 use super::{Map, Op, Plan};
 
 /// A buffer during the assignment.
@@ -23,18 +25,22 @@ impl Plan {
     pub(super) fn share_buffers(&mut self, sizes: &[usize]) {
         let mut last_use = vec![0; sizes.len()];
         for (time, op) in self.ops.iter().enumerate() {
-            for map in op.inputs().into_iter().chain([op.y()]) {
-                last_use[map.buffer] = time;
-            }
+            op.inputs().iter().for_each(|map| last_use[map.buffer] = time);
+            last_use[op.y().buffer] = time;
         }
-        // The input and the output must survive the last operation.
-        last_use[self.x.buffer] = usize::MAX;
-        last_use[self.output.buffer] = usize::MAX;
+        // The inputs and outputs must survive the last operation.
+        let inputs = [Some(self.x), self.text];
+        let outputs = [Some(self.output), self.pooled];
+        for map in inputs.iter().chain(&outputs).flatten() {
+            last_use[map.buffer] = usize::MAX;
+        }
 
         let mut buffers: Vec<Buffer> = Vec::new();
         let mut places = vec![None; sizes.len()];
-        places[self.x.buffer] = Some(0);
-        buffers.push(Buffer { size: sizes[self.x.buffer], busy_until: usize::MAX });
+        for map in inputs.iter().flatten() {
+            places[map.buffer] = Some(buffers.len());
+            buffers.push(Buffer { size: sizes[map.buffer], busy_until: usize::MAX });
+        }
         for (time, op) in self.ops.iter().enumerate() {
             op.assert_writes_no_input();
             for map in op.inputs() {
@@ -59,6 +65,8 @@ impl Plan {
         }
         share(&mut self.x);
         share(&mut self.output);
+        self.text.iter_mut().for_each(share);
+        self.pooled.iter_mut().for_each(share);
         self.buffers = buffers.into_iter().map(|buffer| buffer.size).collect();
     }
 }
@@ -85,8 +93,23 @@ impl Op {
                 op.x.maps_mut().chain(residual).chain([&mut op.y]).collect()
             }
             Self::GroupNorm(op) => op.x.maps_mut().chain([&mut op.y]).collect(),
-            Self::Attention(op) => vec![&mut op.qkv, &mut op.y],
+            Self::Attention(op) => vec![&mut op.q.map, &mut op.k.map, &mut op.v.map, &mut op.y],
             Self::Pool(op) => vec![&mut op.x, &mut op.y],
+            #[cfg(feature = "text")]
+            Self::LayerNorm(op) => vec![&mut op.x, &mut op.y],
+            #[cfg(feature = "text")]
+            Self::Pointwise(op) => {
+                let mut maps = vec![&mut op.x.map, &mut op.y];
+                if let Some(Factor::Map(channels)) = &mut op.factor {
+                    maps.push(&mut channels.map);
+                }
+                if let Some(Term::Map(map)) = &mut op.term {
+                    maps.push(map);
+                }
+                maps
+            }
+            #[cfg(feature = "text")]
+            Self::Copy(op) => vec![&mut op.x, &mut op.y],
         }
     }
 }

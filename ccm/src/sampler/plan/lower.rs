@@ -1,32 +1,38 @@
 //! Compiles a graph and weights to a [`Plan`]: orders and fuses operations, and lays out the weights.
 //!
-//! Vectors, which depend on time and label alone, go to the [`Conditioner`]. Three kinds of map are never stored:
-//! concatenations, which two-input operations read as two maps; upsampled maps, which are upsampled while a
-//! convolution reads them; and the output of a convolution that is only added to another map.
+//! Vectors, which depend on time and label alone, go to the [`Conditioner`]. Some maps are never stored: concatenations,
+//! which two-input operations read as two maps; upsampled maps, which are upsampled while a convolution reads them; the
+//! output of a convolution that is only added to another map; and activations and products that are only multiplied or
+//! added ([`Lazy`]).
 //!
 //! Functions here and in [`crate::model::graph`] are not inlined, to keep the WebAssembly module small.
 
-use super::{Attention, BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector};
-use crate::model::Path;
-use crate::model::graph::{self, Affine, Graph, Node, Padding, Param, QkvOrder, Shape, Value};
+mod attention;
+#[cfg(feature = "text")]
+mod pointwise;
+#[cfg(feature = "text")]
+mod text;
+
+use super::{BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector};
+use crate::model::graph::{self, Graph, Node, Padding, Param, QkvOrder, Shape, Value};
 use crate::sampler::condition::Conditioner;
-use crate::weights::{HostTensor, Model};
+use crate::weights::HostTensor;
+#[cfg(feature = "text")]
+use pointwise::Lazy;
 
 impl Plan {
-    /// Compiles a model.
+    /// Compiles a network with its weights, in the order of [`Graph::parameters`].
     ///
     /// # Panics
-    /// If the tensors do not match the spec. [`Model::new`] rejects such models.
-    pub fn new(model: Model) -> Self {
-        let (mut plan, sizes) = Self::unshared(model);
+    /// If the tensors do not match the parameters. [`crate::weights::Model::new`] rejects such models.
+    pub fn new(graph: Graph, tensors: Vec<HostTensor>) -> Self {
+        let (mut plan, sizes) = Self::unshared(graph, tensors);
         plan.share_buffers(&sizes);
         plan
     }
 
     /// The plan in which every map has its own buffer, and the number of values per image of each map.
-    fn unshared(model: Model) -> (Self, Vec<usize>) {
-        let Model { spec, prediction, tensors, .. } = model;
-        let graph = spec.graph();
+    fn unshared(graph: Graph, tensors: Vec<HostTensor>) -> (Self, Vec<usize>) {
         assert!(
             tensors.len() == graph.parameters.len(),
             "the model must have one tensor for each of its spec"
@@ -45,17 +51,22 @@ impl Plan {
             weights: Vec::new(),
             vectors: Vec::new(),
             conditioner: Conditioner::default(),
+            embedding: None,
+            #[cfg(feature = "text")]
+            biases: Vec::new(),
             x: None,
+            text: None,
         };
         for node in &graph.nodes {
             lowering.node(node);
         }
         let output = lowering.map(graph.output);
-        let Lowering { tensors, ops, maps, weights, vectors, conditioner, x, .. } = lowering;
+        let pooled = graph.pooled.map(|pooled| lowering.map(pooled));
+        let Lowering { tensors, ops, maps, weights, vectors, conditioner, embedding, x, text, .. } = lowering;
         assert!(tensors.iter().all(Option::is_none), "the plan uses every tensor");
-        let x = x.unwrap_or_else(|| panic!("the network reads an image"));
-        let path = Path::new(&prediction);
-        (Self { ops, buffers: Vec::new(), x, output, weights, vectors, conditioner, spec, path }, maps)
+        let x = x.unwrap_or_else(|| panic!("the network reads an image or tokens"));
+        let buffers = Vec::new();
+        (Self { ops, buffers, x, text, output, pooled, weights, vectors, embedding, conditioner }, maps)
     }
 }
 
@@ -81,6 +92,9 @@ enum Order {
     /// `[parts, heads, head_channels]`, with each head padded to whole blocks. With `heads_first`, the value's own
     /// order is `[heads, parts, head_channels]`.
     Heads { parts: usize, heads: usize, head_channels: usize, heads_first: bool },
+    /// `[channels, side, side]`; the value's own order is `[side, side, channels]`.
+    #[cfg(feature = "text")]
+    Patches { side: usize },
 }
 
 impl Order {
@@ -100,6 +114,12 @@ impl Order {
                 };
                 (0..count).map(place).collect()
             }
+            #[cfg(feature = "text")]
+            Self::Patches { side } => {
+                let channels = count / side / side;
+                let place = |channel: usize| channel % channels * side * side + channel / channels;
+                (0..count).map(place).collect()
+            }
         }
     }
 }
@@ -115,6 +135,12 @@ enum Lowered {
     Upsampled(Map),
     /// A convolution that is emitted when its only reader is lowered.
     Deferred(graph::Conv),
+    /// An operation on single values that is emitted when its only reader is lowered.
+    #[cfg(feature = "text")]
+    Lazy(Lazy),
+    /// A map that is the same for all images, at this position of the plan's vectors.
+    #[cfg(feature = "text")]
+    Fixed(usize),
 }
 
 struct Lowering<'a> {
@@ -128,22 +154,23 @@ struct Lowering<'a> {
     weights: Vec<ConvWeight>,
     vectors: Vec<f32>,
     conditioner: Conditioner,
+    embedding: Option<HostTensor>,
+    /// The biases of attention that layers share, by kind and by numbers of queries and keys.
+    #[cfg(feature = "text")]
+    biases: Vec<((graph::AttentionBias, [usize; 2]), super::AttentionBias)>,
     x: Option<Map>,
+    text: Option<Map>,
 }
 
 impl Lowering<'_> {
     fn node(&mut self, node: &Node) {
         let Shape::Map(shape) = self.graph.shape(node.output) else { return self.vector_node(node) };
         let lowered = match node.op {
-            graph::Op::Image => {
-                let map = self.new_map(shape);
-                self.x = Some(map);
-                Lowered::Map(map, Order::Plain)
-            }
+            graph::Op::Image => self.input_map(shape),
             graph::Op::Conv(conv) => {
                 use graph::Op::{Add, Attention};
                 match self.readers[node.output.index()] {
-                    Some(Add(..) | Attention { .. }) => Lowered::Deferred(conv),
+                    Some(Add(..) | Attention(_)) => Lowered::Deferred(conv),
                     _ => self.conv(&conv, None),
                 }
             }
@@ -168,24 +195,35 @@ impl Lowering<'_> {
             }
             graph::Op::QkvAttention { qkv, heads, order } => {
                 let heads_first = order == QkvOrder::HeadsFirst;
-                self.attention(qkv, heads, shape, heads_first)
+                self.packed_attention(qkv, heads, shape, heads_first)
             }
-            graph::Op::Attention { qkv, heads } => self.separate_attention(qkv, heads, shape),
+            graph::Op::Attention(attention) => self.attention(&attention, shape),
             graph::Op::Dropout(x, _) => self.lowered(x),
-            graph::Op::Scale(x, factor) => {
+            graph::Op::Scale { x, factor, offset } => {
                 let (x, _) = self.input(x);
-                self.scaled(x, factor, Order::Plain, shape[0], None, None)
+                let bias = self.vector(&vec![offset; shape[0]]);
+                self.scaled(x, factor, Order::Plain, shape[0], Some(bias), None)
             }
+            #[cfg(feature = "text")]
+            _ => self.text_node(node, shape),
+            #[cfg(not(feature = "text"))]
             _ => panic!("the sampler has no kernel for an operation on maps"),
         };
         self.lowered[node.output.index()] = Some(lowered);
+    }
+
+    /// The map of the network's input.
+    fn input_map(&mut self, shape: [usize; 3]) -> Lowered {
+        let map = self.new_map(shape);
+        self.x = Some(map);
+        Lowered::Map(map, Order::Plain)
     }
 
     /// Adds a node whose output is a vector to the conditioner.
     fn vector_node(&mut self, node: &Node) {
         let parameters = match node.op {
             graph::Op::LabelEmbedding(table) => vec![table],
-            graph::Op::Linear(_, Affine { weight, bias }) => vec![weight, bias],
+            graph::Op::Linear(_, affine) => [affine.weight].into_iter().chain(affine.bias).collect(),
             _ => Vec::new(),
         };
         for param in parameters {
@@ -221,6 +259,10 @@ impl Lowering<'_> {
                 self.emit(map.into(), weight, [1, 0], true, bias, None)
             }
             Lowered::Deferred(conv) => self.conv(&conv, None),
+            #[cfg(feature = "text")]
+            Lowered::Lazy(lazy) => self.emit_pointwise(lazy, None),
+            #[cfg(feature = "text")]
+            Lowered::Fixed(_) => panic!("a position embedding is added to a map"),
         };
         self.lowered[value.index()] = Some(map);
         self.map(value)
@@ -232,7 +274,7 @@ impl Lowering<'_> {
         match self.lowered(value) {
             Lowered::Map(map, order) => (map.into(), order),
             Lowered::Pair(first, second) => (Input { first, second: Some(second) }, Order::Plain),
-            Lowered::Upsampled(_) | Lowered::Deferred(_) => (self.map(value).into(), Order::Plain),
+            _ => (self.map(value).into(), Order::Plain),
         }
     }
 
@@ -246,12 +288,12 @@ impl Lowering<'_> {
         };
         let rows = self.rows_of(op);
         let weight = self.take(op.affine.weight);
-        let values = self.take(op.affine.bias).values;
+        let values = self.bias(op);
         let bias = match op.shift {
             Some(shift) => Vector::Conditioned(self.conditioner.shift(shift, &values)),
             None => self.vector(&placed(&values, rows)),
         };
-        let weight = packed(&[weight], rows, columns);
+        let weight = packed(&[weight], op.kernel, rows, columns);
         let border = if op.padding == Padding::Around { weight.kernel / 2 } else { 0 };
         match self.emit(x, weight, [op.stride, border], upsample, bias, residual) {
             Lowered::Map(map, _) => Lowered::Map(map, rows),
@@ -259,7 +301,16 @@ impl Lowering<'_> {
         }
     }
 
-    /// The channel order of a convolution's output: the order that its reader needs, if that is attention.
+    /// The bias of a convolution; zeros if it has none.
+    #[inline(never)]
+    fn bias(&mut self, op: &graph::Conv) -> Vec<f32> {
+        match op.affine.bias {
+            Some(bias) => self.take(bias).values,
+            None => vec![0.0; self.graph.parameter(op.affine.weight).shape[0]],
+        }
+    }
+
+    /// The channel order of a convolution's output: the order that its reader needs.
     fn rows_of(&self, op: &graph::Conv) -> Order {
         let output =
             self.graph.nodes.iter().find(|node| node.op == graph::Op::Conv(*op)).map(|node| node.output);
@@ -268,29 +319,39 @@ impl Lowering<'_> {
                 let head_channels = self.graph.shape(qkv).channels() / 3 / heads;
                 Order::Heads { parts: 3, heads, head_channels, heads_first: order == QkvOrder::HeadsFirst }
             }
+            #[cfg(feature = "text")]
+            Some(graph::Op::PatchChannels { side, .. }) => Order::Patches { side },
             _ => Order::Plain,
         }
     }
 
     fn group_norm(&mut self, op: &graph::GroupNorm) -> Lowered {
         let (x, _) = self.input(op.x);
-        let [gain, offset] = [op.affine.weight, op.affine.bias].map(|param| self.take(param).values);
+        let [gain, offset] = [op.gain, op.offset].map(|param| self.take(param).values);
         let channels = gain.len();
-        let (gain, offset) = match op.modulation {
-            None => (self.vector(&gain), self.vector(&offset)),
-            Some(modulation) => {
-                let [gain, offset] = self.conditioner.scale_and_shift(modulation, &gain, &offset);
-                (Vector::Conditioned(gain), Vector::Conditioned(offset))
-            }
-        };
+        let [gain, offset] = self.modulated(&gain, &offset, op.modulation);
         let y = self.new_map([channels, x.first.height, x.first.width]);
         let (groups, epsilon, silu) = (op.groups, op.epsilon, op.silu);
         self.ops.push(Op::GroupNorm(GroupNorm { x, gain, offset, groups, epsilon, silu, y }));
         Lowered::Map(y, Order::Plain)
     }
 
+    /// Gain and offset of a norm with the modulation that follows it.
+    fn modulated(&mut self, gain: &[f32], offset: &[f32], modulation: Option<[Value; 2]>) -> [Vector; 2] {
+        match modulation {
+            None => [self.vector(gain), self.vector(offset)],
+            Some(modulation) => {
+                self.conditioner.scale_and_shift(modulation, gain, offset).map(Vector::Conditioned)
+            }
+        }
+    }
+
     /// A sum. If one operand is a deferred convolution, the other becomes its residual.
     fn add(&mut self, a: Value, b: Value) -> Lowered {
+        #[cfg(feature = "text")]
+        if let Some(sum) = self.add_pointwise(a, b) {
+            return sum;
+        }
         let (conv, other) = match (self.lowered(a), self.lowered(b)) {
             (_, Lowered::Deferred(conv)) => (Some(conv), a),
             (Lowered::Deferred(conv), _) => (Some(conv), b),
@@ -308,47 +369,6 @@ impl Lowering<'_> {
                 self.scaled(x, 1.0, order, channels, None, Some(residual))
             }
         }
-    }
-
-    /// Attention over a packed map. `shape` is the shape of its output.
-    fn attention(&mut self, qkv: Value, heads: usize, shape: [usize; 3], heads_first: bool) -> Lowered {
-        let head_channels = shape[0] / heads;
-        let order = Order::Heads { parts: 3, heads, head_channels, heads_first };
-        let qkv = match self.lowered(qkv) {
-            Lowered::Map(map, found) if found == order => map,
-            _ => panic!("the sampler reads queries, keys and values from one convolution"),
-        };
-        self.emit_attention(qkv, heads, head_channels)
-    }
-
-    /// Attention over three convolutions of one map, which are merged into one convolution.
-    fn separate_attention(&mut self, qkv: [Value; 3], heads: usize, shape: [usize; 3]) -> Lowered {
-        let head_channels = shape[0] / heads;
-        let convs = qkv.map(|value| match self.lowered(value) {
-            Lowered::Deferred(conv) => conv,
-            _ => panic!("the sampler reads queries, keys and values from convolutions of their own"),
-        });
-        assert!(convs.iter().all(|conv| conv.x == convs[0].x), "queries, keys and values of one map");
-        let (x, columns) = self.input(convs[0].x);
-        let weights = convs.map(|conv| self.take(conv.affine.weight));
-        let rows = Order::Heads { parts: 3, heads, head_channels, heads_first: false };
-        let biases: Vec<f32> = convs.iter().flat_map(|conv| self.take(conv.affine.bias).values).collect();
-        let bias = self.vector(&placed(&biases, rows));
-        match self.emit(x, packed(&weights, rows, columns), [1, 0], false, bias, None) {
-            Lowered::Map(qkv, _) => self.emit_attention(qkv, heads, head_channels),
-            other => other,
-        }
-    }
-
-    #[inline(never)]
-    fn emit_attention(&mut self, qkv: Map, heads: usize, head_channels: usize) -> Lowered {
-        let y = self.new_map([qkv.channels / 3, qkv.height, qkv.width]);
-        self.ops.push(Op::Attention(Attention { qkv, heads, head_channels, y }));
-        let order = match head_channels.is_multiple_of(BLOCK) {
-            true => Order::Plain,
-            false => Order::Heads { parts: 1, heads, head_channels, heads_first: false },
-        };
-        Lowered::Map(y, order)
     }
 
     /// A 1x1 convolution that multiplies by a factor and puts the channels in order.
@@ -421,22 +441,23 @@ fn width(places: &[usize]) -> usize {
 }
 
 /// Packs weights `[outputs, inputs, ...]`, stacked along the outputs, into a [`ConvWeight`].
-fn packed(weights: &[HostTensor], rows: Order, columns: Order) -> ConvWeight {
-    let shape = &weights[0].shape;
-    let (inputs, taps) = (shape[1], shape[2..].iter().product::<usize>());
+fn packed(weights: &[HostTensor], kernel: usize, rows: Order, columns: Order) -> ConvWeight {
+    let (shape, taps) = (&weights[0].shape, kernel * kernel);
+    let inputs = shape[1..].iter().product::<usize>() / taps;
     let outputs = weights.iter().map(|weight| weight.shape[0]).sum();
     let (rows, columns) = (rows.places(outputs), columns.places(inputs));
     let (out_channels, in_channels) = (width(&rows), width(&columns));
     let mut placed = vec![0.0; taps * in_channels * out_channels];
-    let values = weights.iter().flat_map(|weight| weight.values.chunks_exact(inputs * taps));
-    for (values, &row) in values.zip(&rows) {
-        for (values, &column) in values.chunks_exact(taps).zip(&columns) {
-            for (tap, value) in values.iter().enumerate() {
-                placed[(tap * in_channels + column) * out_channels + row] = *value;
+    let mut rows = rows.into_iter();
+    for weight in weights {
+        for (values, row) in weight.values.chunks_exact(inputs * taps).zip(&mut rows) {
+            for (values, &column) in values.chunks_exact(taps).zip(&columns) {
+                for (tap, value) in values.iter().enumerate() {
+                    placed[(tap * in_channels + column) * out_channels + row] = *value;
+                }
             }
         }
     }
-    let kernel = if taps == 1 { 1 } else { 3 };
     ConvWeight { kernel, in_channels, out_channels, values: placed }
 }
 
@@ -444,7 +465,7 @@ fn packed(weights: &[HostTensor], rows: Order, columns: Order) -> ConvWeight {
 fn identity(channels: usize, factor: f32, order: Order) -> ConvWeight {
     let mut values = vec![0.0; channels * channels];
     values.iter_mut().step_by(channels + 1).for_each(|value| *value = factor);
-    packed(&[HostTensor::new([channels, channels], values)], Order::Plain, order)
+    packed(&[HostTensor::new([channels, channels], values)], 1, Order::Plain, order)
 }
 
 #[cfg(test)]
@@ -452,8 +473,7 @@ pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::model::{ModelCard, NetworkSpec, Prediction, UNetSpec};
-    use crate::weights::Precision;
+    use crate::model::{NetworkSpec, UNetSpec};
 
     /// Specs that together contain every kind of layer.
     pub(in crate::sampler::plan) fn specs() -> Vec<NetworkSpec> {
@@ -472,35 +492,34 @@ pub(super) mod tests {
         ]
     }
 
-    fn zeros(spec: &NetworkSpec) -> Model {
-        let tensors = spec.tensors().into_iter().map(|tensor| {
-            let values = vec![0.0; tensor.shape.iter().product()];
-            HostTensor::new(tensor.shape, values)
-        });
-        let (card, precision) = (ModelCard::default(), Precision::F32);
-        let prediction = Prediction::Velocity;
-        Model { spec: spec.clone(), prediction, card, precision, tensors: tensors.collect() }
+    fn zeros(graph: &Graph) -> Vec<HostTensor> {
+        let zeros = |shape: &[usize]| HostTensor::new(shape, vec![0.0; shape.iter().product()]);
+        graph.parameters.iter().map(|parameter| zeros(&parameter.shape)).collect()
     }
 
     /// A plan of zero weights in which every map has its own buffer, and the number of values per image of each map.
     pub(in crate::sampler::plan) fn unshared(spec: &NetworkSpec) -> (Plan, Vec<usize>) {
-        Plan::unshared(zeros(spec))
+        let graph = spec.graph();
+        let tensors = zeros(&graph);
+        Plan::unshared(graph, tensors)
     }
 
     #[test]
     #[should_panic(expected = "the model must have one tensor for each of its spec")]
     fn a_missing_tensor_is_not_replaced() {
-        let mut model = zeros(&specs()[0]);
-        model.tensors.pop();
-        Plan::new(model);
+        let graph = specs()[0].graph();
+        let mut tensors = zeros(&graph);
+        tensors.pop();
+        Plan::new(graph, tensors);
     }
 
     #[test]
     #[should_panic(expected = "shape of time_embed.0.weight")]
     fn a_tensor_of_another_shape_is_not_used() {
-        let mut model = zeros(&specs()[0]);
-        model.tensors.reverse();
-        Plan::new(model);
+        let graph = specs()[0].graph();
+        let mut tensors = zeros(&graph);
+        tensors.reverse();
+        Plan::new(graph, tensors);
     }
 
     #[test]

@@ -1,0 +1,139 @@
+//! `distill sample` with a text-to-image pipeline.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ccm::disk;
+use ccm::import::{ImportError, text_to_image};
+use ccm::model::prediction::Spacing;
+use ccm::model::{Text, TimeGrid};
+use ccm::pipeline::{Pipeline, PipelineError};
+use ccm::sampler::guidance::Guidance;
+use ccm::sampler::image::grid;
+use ccm::sampler::schedule::Request;
+use ccm::weights::{HostTensor, StoredTensor, serialize};
+
+use crate::Failure;
+use crate::sample::{Arguments, backend, counted, read_noise};
+
+/// Default guidance scale.
+const GUIDANCE: f32 = 5.0;
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let as_tensor = arguments.as_tensor()?;
+    let shown = arguments.model.display();
+    if arguments.prompt.is_empty() {
+        return Err(format!("--prompt: {shown} is a pipeline with text, which needs one").into());
+    }
+    if arguments.label.is_some() {
+        return Err(format!("--label: {shown} has no classes").into());
+    }
+    let weight = arguments.guidance.unwrap_or(GUIDANCE);
+    if !weight.is_finite() {
+        return Err(format!("--guidance: expected a number, found {weight}").into());
+    }
+    let mut folder = match &arguments.config {
+        Some(config) => text_to_image::open_file(&arguments.model, config)?,
+        None => text_to_image::open(&arguments.model)?,
+    };
+    folder.notes.iter().for_each(|note| println!("{note}"));
+    if let Some(size) = arguments.size {
+        folder.spec = folder.spec.with_image_size(size).map_err(|error| format!("--size: {error}"))?;
+    }
+    let spec = folder.spec.clone();
+    let steps = arguments.steps.unwrap_or(50);
+    arguments.check_counts(steps)?;
+    let mut request = request(arguments, &spec.network)?;
+    let images = request.images(&spec.network);
+    let seed = arguments.seed();
+
+    let pipeline = Pipeline::new(folder.spec, folder.tokenizers, folder.weights, backend(arguments.device));
+    let at_fault = |error: PipelineError<ImportError>| match error {
+        // It names its file.
+        PipelineError::Weights(error) => error.to_string(),
+        other => format!("{shown}: {other}"),
+    };
+    let begin = Instant::now();
+    let of_image = |image: usize| arguments.prompt[image * arguments.prompt.len() / images].as_str();
+    let prompts: Vec<&str> = (0..images).map(of_image).collect();
+    let is_guided = weight != 1.0;
+    let negative = match &arguments.negative {
+        Some(text) => Some(text.as_str()),
+        None => (!spec.zeros_for_empty).then_some(""),
+    };
+    let all: Vec<&str> = prompts.iter().copied().chain(negative.filter(|_| is_guided)).collect();
+    let mut texts = pollster::block_on(pipeline.texts(&all)).map_err(at_fault)?;
+    if is_guided {
+        let negative: Arc<Text> = match negative {
+            Some(_) => texts.remove(images),
+            None => Arc::new(spec.zero_text()),
+        };
+        request.guidance = Some(Guidance { weight, negative: vec![negative; images] });
+    }
+    request.texts = texts;
+
+    let sampler = pollster::block_on(pipeline.denoiser()).map_err(at_fault)?;
+    // A schedule's last step first, for any number of steps: with few of them, the other spacings start too late.
+    let times = match (arguments.times, sampler.times()) {
+        (Some(TimeGrid::Steps(Spacing::Leading(_))), own @ TimeGrid::Steps(Spacing::Leading(_))) => own,
+        (Some(times), _) => times,
+        (None, TimeGrid::Steps(_)) => TimeGrid::Steps(Spacing::Trailing),
+        (None, own) => own,
+    };
+    let solver = arguments.solver.unwrap_or(sampler.solver());
+    let mut sampler = sampler.with_solver(solver, times);
+    sampler.evaluations(1).map_err(|error| format!("--times: {error}"))?;
+    let evaluations = sampler.evaluations(steps).map_err(|error| format!("--steps: {error}"))?;
+    let latents =
+        pollster::block_on(sampler.sample(&request, steps)).map_err(|error| at_fault(error.into()))?;
+    let info = sampler.info();
+    drop(sampler);
+    let found = pollster::block_on(pipeline.decode(&latents)).map_err(at_fault)?;
+    let seconds = begin.elapsed().as_secs_f64();
+
+    let [height, width] = spec.image_size();
+    let dims = [spec.autoencoder.image_channels(), height, width];
+    let file = if as_tensor {
+        let tensor = HostTensor::new([images, dims[0], height, width], found);
+        let mut tensors = vec![StoredTensor::f32("images", &tensor)];
+        if arguments.noise.is_none() {
+            let seeds = (0..images as u64).map(|i| seed.wrapping_add(i % arguments.count as u64));
+            tensors.push(StoredTensor::u64("seed", &seeds.collect::<Vec<u64>>()));
+        }
+        serialize(&tensors, "")
+    } else {
+        let columns = arguments.columns.unwrap_or((images as f64).sqrt().ceil() as usize);
+        grid(&found, dims, columns).to_png()?
+    };
+    disk::write(&arguments.out, &file)?;
+    println!(
+        "{}: {}, {} each, {seconds:.1} s on {} ({})",
+        arguments.out.display(),
+        counted(images, "image"),
+        counted(evaluations * if is_guided { 2 } else { 1 }, "evaluation"),
+        info.adapter,
+        info.backend
+    );
+    Ok(())
+}
+
+/// The noise: from a file, or of seeds, the same ones for every prompt.
+fn request(arguments: &Arguments, network: &ccm::model::NetworkSpec) -> Result<Request, Failure> {
+    let prompts = arguments.prompt.len();
+    if let Some(file) = &arguments.noise {
+        let request = read_noise(file, network)?;
+        let images = request.images(network);
+        if !images.is_multiple_of(prompts) {
+            let expected = format!("expected a multiple of {prompts} images, one prompt each");
+            return Err(format!("--noise: {}: {expected}, found {images}", file.display()).into());
+        }
+        return Ok(request);
+    }
+    let mut request = Request::default();
+    for _ in 0..prompts {
+        let of_prompt = Request::from_seeds(network, arguments.seed(), &[], arguments.count);
+        request.noise.extend(of_prompt.noise);
+    }
+    request.seed = arguments.seed();
+    Ok(request)
+}

@@ -1,0 +1,146 @@
+//! Text-to-image pipelines: text encoders with their tokenizers, a denoiser of latents and an autoencoder.
+//!
+//! [`PipelineSpec`] says how the parts fit together; [`Pipeline`] runs them on one device. It loads each part when it needs
+//! it, and frees it before the next one, so that only the largest must fit into memory.
+
+mod spec;
+mod tokenizer;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use spec::{PipelineKind, PipelineSpec};
+pub use tokenizer::{Tokenizer, TokenizerError};
+
+use crate::model::graph::Graph;
+use crate::model::{ModelCard, Text};
+use crate::sampler::evaluator::Evaluator;
+use crate::sampler::{Backend, Sampler, SamplerError};
+use crate::weights::{HostTensor, Model, Precision};
+
+/// A part of a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A text encoder, counted from 0.
+    TextEncoder(usize),
+    /// The denoiser.
+    Denoiser,
+    /// The autoencoder's half from pixels to latents.
+    Encoder,
+    /// The autoencoder's half from latents to pixels.
+    Decoder,
+}
+
+/// Where the weights of a pipeline are.
+pub trait Weights {
+    /// Why a part cannot be read.
+    type Error: std::error::Error + 'static;
+
+    /// Reads the weights of a part, in the order of [`Graph::parameters`].
+    ///
+    /// # Errors
+    /// If they cannot be read, or a tensor is missing or of another shape (by name).
+    fn read(&self, part: Part, graph: &Graph) -> Result<Vec<HostTensor>, Self::Error>;
+}
+
+/// Why a pipeline cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError<E: std::error::Error + 'static> {
+    /// Weights cannot be read.
+    #[error(transparent)]
+    Weights(E),
+    /// A text cannot be split into tokens.
+    #[error("tokenizer: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// A part cannot be run.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+}
+
+/// A pipeline on a device.
+pub struct Pipeline<W> {
+    /// The parts.
+    pub spec: PipelineSpec,
+    /// One tokenizer for each text encoder.
+    tokenizers: Vec<Tokenizer>,
+    weights: W,
+    backend: Backend,
+}
+
+impl<W: Weights> Pipeline<W> {
+    /// A pipeline whose parts are loaded when they are needed.
+    ///
+    /// # Panics
+    /// If there is not one tokenizer for each text encoder.
+    pub fn new(spec: PipelineSpec, tokenizers: Vec<Tokenizer>, weights: W, backend: Backend) -> Self {
+        assert_eq!(spec.text_encoders.len(), tokenizers.len(), "tokenizers of a pipeline");
+        Self { spec, tokenizers, weights, backend }
+    }
+
+    /// The tokens of a text for each text encoder.
+    ///
+    /// # Errors
+    /// If the text cannot be split into tokens.
+    pub fn tokens(&self, text: &str) -> Result<Vec<Vec<u32>>, TokenizerError> {
+        self.tokenizers.iter().map(|tokenizer| tokenizer.encode(text)).collect()
+    }
+
+    async fn evaluator(&self, part: Part, graph: Graph) -> Result<Evaluator, PipelineError<W::Error>> {
+        let tensors = self.weights.read(part, &graph).map_err(PipelineError::Weights)?;
+        Ok(Evaluator::new(graph, tensors, Precision::F32, self.backend).await?)
+    }
+
+    /// Encodes texts. Equal texts are encoded once.
+    ///
+    /// # Errors
+    /// If a text cannot be split into tokens, weights cannot be read, or the device fails.
+    pub async fn texts(&self, texts: &[&str]) -> Result<Vec<Arc<Text>>, PipelineError<W::Error>> {
+        let mut encoded = BTreeMap::new();
+        for text in texts {
+            encoded.entry(*text).or_insert_with(Vec::new);
+        }
+        for (index, tokenizer) in self.tokenizers.iter().enumerate() {
+            let mut encoder = self.evaluator(Part::TextEncoder(index), self.spec.text_encoder(index)).await?;
+            for (text, encoded) in &mut encoded {
+                let ids = tokenizer.encode(text)?;
+                let found = encoder.text(&ids).await?;
+                encoded.push((ids, found));
+            }
+        }
+        let encoded: BTreeMap<&str, Arc<Text>> =
+            encoded.into_iter().map(|(text, parts)| (text, Arc::new(self.spec.text(&parts)))).collect();
+        Ok(texts.iter().map(|text| Arc::clone(&encoded[text])).collect())
+    }
+
+    /// The denoiser, which samples latents.
+    ///
+    /// # Errors
+    /// If weights cannot be read, or the device fails.
+    pub async fn denoiser(&self) -> Result<Sampler, PipelineError<W::Error>> {
+        let spec = self.spec.network.clone();
+        let tensors = self.weights.read(Part::Denoiser, &spec.graph()).map_err(PipelineError::Weights)?;
+        let prediction = self.spec.prediction.clone();
+        let (card, precision) = (ModelCard::default(), Precision::F32);
+        let model = Model { spec, prediction, card, precision, tensors };
+        Ok(Sampler::new(model, self.backend).await?)
+    }
+
+    /// Decodes latents `[N, C, H, W]` to images `[N, 3, H, W]`, whose values are mostly in [-1, 1].
+    ///
+    /// # Errors
+    /// If weights cannot be read, the number of values is not that of whole images, or the device fails.
+    pub async fn decode(&self, latents: &[f32]) -> Result<Vec<f32>, PipelineError<W::Error>> {
+        let [_, height, width] = self.spec.network.image();
+        let graph = self.spec.autoencoder.decoder([height, width]);
+        Ok(self.evaluator(Part::Decoder, graph).await?.images(latents).await?)
+    }
+
+    /// Encodes images `[N, 3, H, W]` with values in [-1, 1] to latents.
+    ///
+    /// # Errors
+    /// As [`Pipeline::decode`].
+    pub async fn encode(&self, images: &[f32]) -> Result<Vec<f32>, PipelineError<W::Error>> {
+        let graph = self.spec.autoencoder.encoder(self.spec.image_size());
+        Ok(self.evaluator(Part::Encoder, graph).await?.images(images).await?)
+    }
+}
