@@ -534,6 +534,7 @@ impl Graph {
                         let modulation = Some([scale, shift]);
                         Some((place, Op::GroupNorm(GroupNorm { modulation, ..norm })))
                     }
+                    #[cfg(feature = "text")]
                     Op::LayerNorm(norm) if norm.modulation.is_none() => {
                         let modulation = Some([scale, shift]);
                         Some((place, Op::LayerNorm(LayerNorm { modulation, ..norm })))

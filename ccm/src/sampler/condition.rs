@@ -186,8 +186,9 @@ impl Conditioner {
             Op::LabelEmbedding(table) => {
                 let table = parameter(table);
                 let label = condition.label.expect("a model with classes needs a label");
-                let row = table.values.chunks_exact(table.shape[1]).nth(label as usize);
-                row.expect("a label below the number of classes").to_vec()
+                let (label, width) = (label as usize, table.shape[1]);
+                assert!(label < table.shape[0], "a label below the number of classes");
+                table.values[label * width..(label + 1) * width].to_vec()
             }
             Op::Linear(x, affine) => {
                 linear(parameter(affine.weight), affine.bias.map(parameter), values.get(x))

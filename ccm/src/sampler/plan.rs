@@ -12,6 +12,7 @@ mod lower;
 
 use super::condition::Conditioner;
 use crate::model::graph::Activation;
+#[cfg(feature = "text")]
 use crate::weights::HostTensor;
 
 /// Channels of a block: the unit in which kernels read and write channels.
@@ -390,16 +391,19 @@ pub struct Plan {
     /// The map that holds the network's input before the first operation: an image, or embedded tokens.
     pub x: Map,
     /// The map that holds the embeddings of a text's tokens, for a network that reads them.
+    #[cfg(feature = "text")]
     pub text: Option<Map>,
     /// The map that holds the network's output after the last operation.
     pub output: Map,
     /// The map that holds the second output of a text encoder.
+    #[cfg(feature = "text")]
     pub pooled: Option<Map>,
     /// Weights of the convolutions.
     pub weights: Vec<ConvWeight>,
     /// Biases, gains, offsets and position embeddings, which do not depend on the image.
     pub vectors: Vec<f32>,
     /// The embedding of each token, `[vocabulary, channels]`, of a text encoder. Its rows are the input.
+    #[cfg(feature = "text")]
     pub embedding: Option<HostTensor>,
     /// Computes the vectors that depend on time and label, for each image.
     pub conditioner: Conditioner,

@@ -58,7 +58,7 @@ pub(crate) struct Arguments {
     /// Class of the images, by number or name [default: cycle through the classes]
     #[arg(long)]
     pub(crate) label: Option<String>,
-    /// Read the noise from tensor `noise` or `x`, and labels from tensor `label`, of a safetensors file
+    /// Read the noise from tensor `x` (with text: `noise` if there is one), and labels from tensor `label`, of a safetensors file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seed_from", "count", "label"])]
     pub(crate) noise: Option<PathBuf>,
     /// Output: an image grid (.png), or the tensors `images`, `label` (if the model has classes) and `seed` (unless the
@@ -173,7 +173,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     arguments.check_counts(steps)?;
     let seed = arguments.seed();
     let request = match &arguments.noise {
-        Some(file) => read_noise(file, spec)?,
+        Some(file) => read_noise(file, spec, &["x"])?,
         None => {
             let labels = labels(&arguments, spec, &model.card.classes)?;
             Request::from_seeds(spec, seed, &labels, arguments.count)
@@ -267,15 +267,18 @@ fn labels(arguments: &Arguments, spec: &NetworkSpec, classes: &[String]) -> Resu
     }
 }
 
-/// Noise and labels from a file, checked against the network.
-pub(crate) fn read_noise(path: &Path, spec: &NetworkSpec) -> Result<Request, Failure> {
+/// Noise and labels from a file, checked against the network. The noise is in the first of the tensors `names` that the file
+/// has.
+pub(crate) fn read_noise(path: &Path, spec: &NetworkSpec, names: &[&str]) -> Result<Request, Failure> {
     let fail = |what: String| -> Failure { format!("{}: {what}", path.display()).into() };
     let mut file = TensorFile::from_bytes(&disk::read(path)?).map_err(|error| fail(error.to_string()))?;
-    let x = file.take("noise").or(file.take("x")).map_err(|error| fail(error.to_string()))?;
+    let found = names.iter().find(|name| file.tensors.contains_key(**name));
+    let name = *found.or(names.last()).unwrap_or(&"x");
+    let x = file.take(name).map_err(|error| fail(error.to_string()))?;
     let dims = spec.image();
     if x.shape.len() != 4 || x.shape[1..] != dims || x.shape[0] == 0 {
         return Err(fail(format!(
-            "noise: expected shape [N, {}, {}, {}], found {:?}",
+            "tensor `{name}`: expected shape [N, {}, {}, {}], found {:?}",
             dims[0], dims[1], dims[2], x.shape
         )));
     }

@@ -121,7 +121,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn request(arguments: &Arguments, network: &ccm::model::NetworkSpec) -> Result<Request, Failure> {
     let prompts = arguments.prompt.len();
     if let Some(file) = &arguments.noise {
-        let request = read_noise(file, network)?;
+        let request = read_noise(file, network, &["noise", "x"])?;
         let images = request.images(network);
         if !images.is_multiple_of(prompts) {
             let expected = format!("expected a multiple of {prompts} images, one prompt each");

@@ -65,6 +65,7 @@ pub trait Family {
     fn num_classes(&self) -> Option<usize>;
 
     /// What the network reads of a text; `None` for a network without text.
+    #[cfg(feature = "text")]
     fn text(&self) -> Option<TextShape> {
         None
     }
@@ -81,6 +82,7 @@ pub trait Family {
 }
 
 /// What a network reads of a text.
+#[cfg(feature = "text")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextShape {
     /// Number of tokens.
@@ -218,6 +220,7 @@ impl NetworkSpec {
     }
 
     /// See [`Family::text`].
+    #[cfg(feature = "text")]
     pub fn text(&self) -> Option<TextShape> {
         self.family().text()
     }

@@ -29,15 +29,14 @@ impl Plan {
             last_use[op.y().buffer] = time;
         }
         // The inputs and outputs must survive the last operation.
-        let inputs = [Some(self.x), self.text];
-        let outputs = [Some(self.output), self.pooled];
-        for map in inputs.iter().chain(&outputs).flatten() {
+        let (inputs, outputs) = (self.inputs(), self.outputs());
+        for map in inputs.iter().chain(&outputs) {
             last_use[map.buffer] = usize::MAX;
         }
 
         let mut buffers: Vec<Buffer> = Vec::new();
         let mut places = vec![None; sizes.len()];
-        for map in inputs.iter().flatten() {
+        for map in &inputs {
             places[map.buffer] = Some(buffers.len());
             buffers.push(Buffer { size: sizes[map.buffer], busy_until: usize::MAX });
         }
@@ -65,9 +64,31 @@ impl Plan {
         }
         share(&mut self.x);
         share(&mut self.output);
-        self.text.iter_mut().for_each(share);
-        self.pooled.iter_mut().for_each(share);
+        #[cfg(feature = "text")]
+        self.text.iter_mut().chain(&mut self.pooled).for_each(share);
         self.buffers = buffers.into_iter().map(|buffer| buffer.size).collect();
+    }
+}
+
+#[cfg(feature = "text")]
+impl Plan {
+    fn inputs(&self) -> Vec<Map> {
+        [self.x].into_iter().chain(self.text).collect()
+    }
+
+    fn outputs(&self) -> Vec<Map> {
+        [self.output].into_iter().chain(self.pooled).collect()
+    }
+}
+
+#[cfg(not(feature = "text"))]
+impl Plan {
+    fn inputs(&self) -> [Map; 1] {
+        [self.x]
+    }
+
+    fn outputs(&self) -> [Map; 1] {
+        [self.output]
     }
 }
 

@@ -51,22 +51,37 @@ impl Plan {
             weights: Vec::new(),
             vectors: Vec::new(),
             conditioner: Conditioner::default(),
+            #[cfg(feature = "text")]
             embedding: None,
             #[cfg(feature = "text")]
             biases: Vec::new(),
             x: None,
+            #[cfg(feature = "text")]
             text: None,
         };
         for node in &graph.nodes {
             lowering.node(node);
         }
         let output = lowering.map(graph.output);
+        #[cfg(feature = "text")]
         let pooled = graph.pooled.map(|pooled| lowering.map(pooled));
-        let Lowering { tensors, ops, maps, weights, vectors, conditioner, embedding, x, text, .. } = lowering;
-        assert!(tensors.iter().all(Option::is_none), "the plan uses every tensor");
-        let x = x.unwrap_or_else(|| panic!("the network reads an image or tokens"));
-        let buffers = Vec::new();
-        (Self { ops, buffers, x, text, output, pooled, weights, vectors, embedding, conditioner }, maps)
+        assert!(lowering.tensors.iter().all(Option::is_none), "the plan uses every tensor");
+        let plan = Self {
+            ops: lowering.ops,
+            buffers: Vec::new(),
+            x: lowering.x.unwrap_or_else(|| panic!("the network reads an image or tokens")),
+            #[cfg(feature = "text")]
+            text: lowering.text,
+            output,
+            #[cfg(feature = "text")]
+            pooled,
+            weights: lowering.weights,
+            vectors: lowering.vectors,
+            #[cfg(feature = "text")]
+            embedding: lowering.embedding,
+            conditioner: lowering.conditioner,
+        };
+        (plan, lowering.maps)
     }
 }
 
@@ -154,11 +169,13 @@ struct Lowering<'a> {
     weights: Vec<ConvWeight>,
     vectors: Vec<f32>,
     conditioner: Conditioner,
+    #[cfg(feature = "text")]
     embedding: Option<HostTensor>,
     /// The biases of attention that layers share, by kind and by numbers of queries and keys.
     #[cfg(feature = "text")]
     biases: Vec<((graph::AttentionBias, [usize; 2]), super::AttentionBias)>,
     x: Option<Map>,
+    #[cfg(feature = "text")]
     text: Option<Map>,
 }
 
@@ -256,7 +273,7 @@ impl Lowering<'_> {
             Lowered::Upsampled(map) => {
                 let weight = identity(channels, 1.0, Order::Plain);
                 let bias = self.vector(&vec![0.0; channels]);
-                self.emit(map.into(), weight, [1, 0], true, bias, None)
+                Lowered::Map(self.emit(map.into(), weight, [1, 0], true, bias, None), Order::Plain)
             }
             Lowered::Deferred(conv) => self.conv(&conv, None),
             #[cfg(feature = "text")]
@@ -295,10 +312,7 @@ impl Lowering<'_> {
         };
         let weight = packed(&[weight], op.kernel, rows, columns);
         let border = if op.padding == Padding::Around { weight.kernel / 2 } else { 0 };
-        match self.emit(x, weight, [op.stride, border], upsample, bias, residual) {
-            Lowered::Map(map, _) => Lowered::Map(map, rows),
-            other => other,
-        }
+        Lowered::Map(self.emit(x, weight, [op.stride, border], upsample, bias, residual), rows)
     }
 
     /// The bias of a convolution; zeros if it has none.
@@ -383,7 +397,8 @@ impl Lowering<'_> {
         residual: Option<Residual>,
     ) -> Lowered {
         let bias = bias.unwrap_or_else(|| self.vector(&vec![0.0; channels]));
-        self.emit(x, identity(channels, factor, order), [1, 0], false, bias, residual)
+        let y = self.emit(x, identity(channels, factor, order), [1, 0], false, bias, residual);
+        Lowered::Map(y, Order::Plain)
     }
 
     #[inline(never)]
@@ -395,7 +410,7 @@ impl Lowering<'_> {
         upsample: bool,
         bias: Vector,
         residual: Option<Residual>,
-    ) -> Lowered {
+    ) -> Map {
         let size = |size: usize| if upsample { 2 * size } else { size.div_ceil(stride) };
         let y = self.new_map([weight.out_channels, size(x.first.height), size(x.first.width)]);
         assert!(x.channels() == weight.in_channels, "channels of a convolution's input");
@@ -403,7 +418,7 @@ impl Lowering<'_> {
         self.weights.push(weight);
         let conv = Conv { x, kernel, stride, border, upsample, weight: place, bias, residual, y };
         self.ops.push(Op::Conv(conv));
-        Lowered::Map(y, Order::Plain)
+        y
     }
 
     /// Appends a vector, padded to whole blocks.

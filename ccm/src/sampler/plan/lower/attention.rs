@@ -6,11 +6,10 @@ use crate::model::graph::AttentionBias;
 use crate::model::graph::{self, Value};
 #[cfg(feature = "text")]
 use crate::sampler::plan::{self, Vector};
-use crate::sampler::plan::{Attention, BLOCK, Channels, Map, Op};
+use crate::sampler::plan::{Attention, BLOCK, Channels, Op};
 
 impl Lowering<'_> {
     /// Attention over a packed map. `shape` is the shape of its output.
-    #[inline(never)]
     pub(super) fn packed_attention(
         &mut self,
         qkv: Value,
@@ -32,7 +31,6 @@ impl Lowering<'_> {
     }
 
     /// Attention over queries, keys and values of their own. `shape` is the shape of its output.
-    #[inline(never)]
     pub(super) fn attention(&mut self, op: &graph::Attention, shape: [usize; 3]) -> Lowered {
         let (heads, head_channels) = (op.heads, shape[0] / op.heads);
         let qkv = self.projections(op.qkv, heads, head_channels);
@@ -48,7 +46,6 @@ impl Lowering<'_> {
 
     /// Queries, keys and values with their channels in the order of heads. Consecutive ones that are convolutions of the
     /// same map become one convolution.
-    #[inline(never)]
     fn projections(&mut self, qkv: [Value; 3], heads: usize, head_channels: usize) -> Vec<Channels> {
         let mut found = Vec::new();
         while found.len() < qkv.len() {
@@ -62,6 +59,7 @@ impl Lowering<'_> {
                     _ => break,
                 }
             }
+            #[cfg(feature = "text")]
             if convs.is_empty() {
                 found.push(self.in_heads(qkv[first], heads, head_channels).into());
                 continue;
@@ -76,16 +74,15 @@ impl Lowering<'_> {
             let bias = self.vector(&placed(&biases, rows));
             let weight = packed(&weights, 1, rows, columns);
             let width = weight.out_channels / convs.len();
-            let Lowered::Map(map, _) = self.emit(x, weight, [1, 0], false, bias, None) else {
-                panic!("a convolution makes a map")
-            };
+            let map = self.emit(x, weight, [1, 0], false, bias, None);
             found.extend((0..convs.len()).map(|part| Channels { map, first: part * width }));
         }
         found
     }
 
     /// A value with its channels in the order of heads.
-    fn in_heads(&mut self, value: Value, heads: usize, head_channels: usize) -> Map {
+    #[cfg(feature = "text")]
+    fn in_heads(&mut self, value: Value, heads: usize, head_channels: usize) -> plan::Map {
         let map = self.map(value);
         assert!(
             head_channels.is_multiple_of(BLOCK) || heads == 1,
