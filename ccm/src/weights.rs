@@ -15,7 +15,10 @@ use serde_json::Value;
 use crate::model::json::Json;
 use crate::model::{ModelCard, NetworkSpec, Prediction, SpecError, UNet2DSpec, UNetSpec};
 
+mod compact;
 pub(crate) mod header;
+
+pub use compact::{CompactTensor, Values};
 
 /// Why a tensor or model file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +79,19 @@ impl std::fmt::Display for Precision {
             Self::F16 => "f16",
             Self::Q8 => "q8",
         })
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "q8" => Ok(Self::Q8),
+            other => Err(format!("expected f32, f16 or q8, found `{other}`")),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::ImportError;
 use super::format::{Format, HEAD, format};
 use crate::disk::DiskError;
 use crate::weights::header::{Entry, read_head, too_long};
-use crate::weights::{HostTensor, WeightsError, to_f32};
+use crate::weights::{CompactTensor, HostTensor, Values, WeightsError, to_f32};
 
 /// Limit on the total size of a checkpoint's tensors, in multiples of the file size. Tied weights are stored only
 /// once.
@@ -55,18 +55,24 @@ impl Stored {
     fn read(&self, name: &str) -> Result<HostTensor, String> {
         match self {
             Self::PyTorch(tensor) => host_tensor(tensor),
-            Self::Safetensors { entry: Entry { kind, shape, range }, file, start } => {
-                let mut bytes = vec![0; range.len()];
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                let read = file
-                    .seek(SeekFrom::Start(start + range.start as u64))
-                    .and_then(|_| file.read_exact(&mut bytes));
-                read.map_err(|error| error.to_string())?;
-                drop(file);
-                let values = to_f32(name, kind, &bytes).map_err(|error| error.to_string())?;
+            Self::Safetensors { entry: Entry { kind, shape, .. }, .. } => {
+                let values = to_f32(name, kind, &self.bytes()?).map_err(|error| error.to_string())?;
                 Ok(HostTensor { shape: shape.clone(), values })
             }
         }
+    }
+
+    /// Reads the bytes of a tensor of a safetensors file; none for one of a PyTorch checkpoint.
+    fn bytes(&self) -> Result<Vec<u8>, String> {
+        let Self::Safetensors { entry: Entry { range, .. }, file, start } = self else {
+            return Ok(Vec::new());
+        };
+        let mut bytes = vec![0; range.len()];
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = SeekFrom::Start(start + range.start as u64);
+        let read = file.seek(place).and_then(|_| file.read_exact(&mut bytes));
+        read.map_err(|error| error.to_string())?;
+        Ok(bytes)
     }
 }
 
@@ -164,14 +170,22 @@ impl Checkpoint {
         found.and_then(|(_, tensor)| tensor.shape().first().copied())
     }
 
-    /// Reads a tensor, which stays in the checkpoint.
+    /// Reads a tensor in the precision in which it is stored. It stays in the checkpoint.
     ///
     /// # Errors
     /// If it is missing or cannot be read.
-    pub(super) fn peek(&self, name: &str) -> Result<HostTensor, ImportError> {
+    pub(super) fn compact(&self, name: &str) -> Result<CompactTensor, ImportError> {
         let fault = |reason| ImportError::Tensor { path: self.path.clone(), name: name.into(), reason };
         let stored = self.tensors.get(name).ok_or_else(|| fault("it is missing".into()))?;
-        stored.read(name).map_err(fault)
+        match stored {
+            Stored::Safetensors { entry, .. } if entry.kind == "F16" => {
+                let pairs = stored.bytes().map_err(fault)?;
+                let pairs = pairs.as_chunks::<2>().0.iter();
+                let values = Values::F16(pairs.map(|pair| half::f16::from_le_bytes(*pair)).collect());
+                Ok(CompactTensor { shape: entry.shape.clone(), values })
+            }
+            _ => Ok(stored.read(name).map_err(fault)?.into()),
+        }
     }
 
     /// Removes tensors and reads them.

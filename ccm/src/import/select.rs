@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checkpoint, ImportError};
 use crate::model::TensorSpec;
-use crate::weights::{HostTensor, WeightsError};
+use crate::weights::{CompactTensor, HostTensor, Precision, WeightsError};
 
 /// Words that mark a key as averaged weights.
 const AVERAGED: [&str; 6] = ["ema", "averaged", "average", "avg", "swa", "shadow"];
@@ -29,6 +29,13 @@ pub struct Selection {
     pub left_out: usize,
     /// The tensors by the network's names.
     pub tensors: BTreeMap<String, HostTensor>,
+}
+
+/// Where a network's tensors are in a file; see [`Selection`].
+struct Location {
+    prefix: String,
+    others: Vec<String>,
+    left_out: usize,
 }
 
 impl Selection {
@@ -77,6 +84,32 @@ impl Checkpoint {
         key: Option<&str>,
         all: bool,
     ) -> Result<Selection, ImportError> {
+        let Location { prefix, others, left_out } = self.locate(expected, key, all)?;
+        let names: Vec<String> = expected.iter().map(|tensor| format!("{prefix}{}", tensor.name)).collect();
+        let tensors = self.read(&names)?;
+        let tensors = expected.iter().map(|tensor| tensor.name.clone()).zip(tensors).collect();
+        Ok(Selection { prefix, others, left_out, tensors })
+    }
+
+    /// Finds the network as [`Checkpoint::select`] or, without `all`, as [`Checkpoint::select_part`], and reads its tensors in
+    /// the precision in which they are stored, or rounded if `precision` is smaller. They are in the order of `expected`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::select`] or [`Checkpoint::select_part`].
+    pub(super) fn select_compact(
+        self,
+        expected: &[TensorSpec],
+        all: bool,
+        precision: Precision,
+    ) -> Result<Vec<CompactTensor>, ImportError> {
+        let Location { prefix, .. } = self.locate(expected, None, all)?;
+        let read =
+            |tensor: &TensorSpec| Ok(self.compact(&format!("{prefix}{}", tensor.name))?.rounded(precision));
+        expected.iter().map(read).collect()
+    }
+
+    /// Finds the network's tensors and checks their shapes.
+    fn locate(&self, expected: &[TensorSpec], key: Option<&str>, all: bool) -> Result<Location, ImportError> {
         let under_key =
             |prefix: &str| key.is_none_or(|key| prefix == key || prefix.starts_with(&format!("{key}.")));
         if let Some(key) =
@@ -103,10 +136,7 @@ impl Checkpoint {
             }
         }
         let left_out = if all { self.others_behind(&prefix, expected).map_err(fault)? } else { 0 };
-        let names: Vec<String> = expected.iter().map(|tensor| format!("{prefix}{}", tensor.name)).collect();
-        let tensors = self.read(&names)?;
-        let tensors = expected.iter().map(|tensor| tensor.name.clone()).zip(tensors).collect();
-        Ok(Selection { prefix, others: whole, left_out, tensors })
+        Ok(Location { prefix, others: whole, left_out })
     }
 
     /// Every prefix of a tensor of the network, and the number of the network's tensors that have it.

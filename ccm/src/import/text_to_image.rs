@@ -12,7 +12,7 @@ use crate::model::graph::{Graph, Parameter};
 use crate::model::json::Json;
 use crate::model::{AutoencoderSpec, NetworkSpec, SpecError, TensorSpec, TextEncoderSpec};
 use crate::pipeline::{Part, PipelineSpec, Tokenizer, Weights};
-use crate::weights::{HostTensor, WeightsError};
+use crate::weights::{CompactTensor, HostTensor, Precision, WeightsError};
 
 /// File name of the weights of denoisers and autoencoders, without extension.
 const STEM: &str = "diffusion_pytorch_model";
@@ -139,25 +139,32 @@ fn tokenizer(folder: &Path, length: usize) -> Result<Tokenizer, ImportError> {
 impl Weights for PartWeights {
     type Error = ImportError;
 
-    fn read(&self, part: Part, graph: &Graph) -> Result<Vec<HostTensor>, ImportError> {
+    fn read(
+        &self,
+        part: Part,
+        graph: &Graph,
+        precision: Precision,
+    ) -> Result<Vec<CompactTensor>, ImportError> {
         let of = |parameter: &Parameter| TensorSpec {
             name: parameter.name.clone(),
             shape: parameter.shape.clone(),
         };
         let expected: Vec<TensorSpec> = graph.parameters.iter().map(of).collect();
-        let found = match (self, part) {
+        match (self, part) {
             (Self::File { path, spec }, _) => {
-                let mut checkpoint = Checkpoint::open(path)?;
-                let read =
-                    |tensor: &TensorSpec| checkpoint.read_origin(tensor, origins(spec, part, &tensor.name));
-                return expected.iter().map(read).collect();
+                let checkpoint = Checkpoint::open(path)?;
+                let read = |tensor: &TensorSpec| {
+                    let found = checkpoint.read_origin(tensor, origins(spec, part, &tensor.name))?;
+                    Ok(found.rounded(precision))
+                };
+                expected.iter().map(read).collect()
             }
             (Self::Folders { denoiser, .. }, Part::Denoiser) => {
-                weights(denoiser, STEM)?.select(&expected, None)?
+                weights(denoiser, STEM)?.select_compact(&expected, true, precision)
             }
             (Self::Folders { autoencoder, .. }, Part::Encoder | Part::Decoder) => {
-                let checkpoint = weights(autoencoder, STEM)?;
-                checkpoint.renamed(current_name).reshaped(&expected).select_part(&expected)?
+                let checkpoint = weights(autoencoder, STEM)?.renamed(current_name).reshaped(&expected);
+                checkpoint.select_compact(&expected, false, precision)
             }
             (Self::Folders { text_encoders, .. }, Part::TextEncoder(index)) => {
                 let folder = &text_encoders[index];
@@ -166,12 +173,9 @@ impl Weights for PartWeights {
                     Err(_) if has_pytorch => weights(folder, "pytorch_model")?,
                     found => found?,
                 };
-                checkpoint.renamed(text_name).select_part(&expected)?
+                checkpoint.renamed(text_name).select_compact(&expected, false, precision)
             }
-        };
-        let mut tensors = found.tensors;
-        // `select` has found every tensor.
-        Ok(expected.iter().filter_map(|tensor| tensors.remove(&tensor.name)).collect())
+        }
     }
 }
 
@@ -221,7 +225,11 @@ impl Checkpoint {
             let (name, found) = (name.clone(), found.to_vec());
             return Err(fault(WeightsError::Shape { name, expected, found }));
         }
-        let values = self.peek(name)?.values;
+        let stored = self.compact(name)?;
+        if *taken == Taken::Whole {
+            return Ok(CompactTensor { shape: tensor.shape.clone(), ..stored });
+        }
+        let values = stored.into_f32();
         let values = match taken {
             Taken::Whole => values,
             Taken::Third(part) => {
@@ -238,7 +246,7 @@ impl Checkpoint {
                 (0..rows * columns).map(at).collect()
             }
         };
-        Ok(HostTensor { shape: tensor.shape.clone(), values })
+        Ok(HostTensor { shape: tensor.shape.clone(), values }.into())
     }
 }
 

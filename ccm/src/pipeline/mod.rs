@@ -12,11 +12,11 @@ use std::sync::Arc;
 pub use spec::{PipelineKind, PipelineSpec};
 pub use tokenizer::{Tokenizer, TokenizerError};
 
+use crate::model::Text;
 use crate::model::graph::Graph;
-use crate::model::{ModelCard, Text};
 use crate::sampler::evaluator::Evaluator;
 use crate::sampler::{Backend, Sampler, SamplerError};
-use crate::weights::{HostTensor, Model, Precision};
+use crate::weights::{CompactTensor, Precision};
 
 /// A part of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +36,17 @@ pub trait Weights {
     /// Why a part cannot be read.
     type Error: std::error::Error + 'static;
 
-    /// Reads the weights of a part, in the order of [`Graph::parameters`].
+    /// Reads the weights of a part, in the order of [`Graph::parameters`], and rounds the matrices that are stored in a larger
+    /// precision.
     ///
     /// # Errors
     /// If they cannot be read, or a tensor is missing or of another shape (by name).
-    fn read(&self, part: Part, graph: &Graph) -> Result<Vec<HostTensor>, Self::Error>;
+    fn read(
+        &self,
+        part: Part,
+        graph: &Graph,
+        precision: Precision,
+    ) -> Result<Vec<CompactTensor>, Self::Error>;
 }
 
 /// Why a pipeline cannot be run.
@@ -65,6 +71,7 @@ pub struct Pipeline<W> {
     tokenizers: Vec<Tokenizer>,
     weights: W,
     backend: Backend,
+    precision: Precision,
 }
 
 impl<W: Weights> Pipeline<W> {
@@ -74,7 +81,13 @@ impl<W: Weights> Pipeline<W> {
     /// If there is not one tokenizer for each text encoder.
     pub fn new(spec: PipelineSpec, tokenizers: Vec<Tokenizer>, weights: W, backend: Backend) -> Self {
         assert_eq!(spec.text_encoders.len(), tokenizers.len(), "tokenizers of a pipeline");
-        Self { spec, tokenizers, weights, backend }
+        Self { spec, tokenizers, weights, backend, precision: Precision::F32 }
+    }
+
+    /// The same pipeline with the matrices of its networks rounded to a precision, unless they are stored in a smaller one.
+    /// A GPU computes in half precision if they are rounded.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The tokens of a text for each text encoder.
@@ -86,8 +99,8 @@ impl<W: Weights> Pipeline<W> {
     }
 
     async fn evaluator(&self, part: Part, graph: Graph) -> Result<Evaluator, PipelineError<W::Error>> {
-        let tensors = self.weights.read(part, &graph).map_err(PipelineError::Weights)?;
-        Ok(Evaluator::new(graph, tensors, Precision::F32, self.backend).await?)
+        let tensors = self.tensors(part, &graph)?;
+        Ok(Evaluator::new(graph, tensors, self.precision, self.backend).await?)
     }
 
     /// Encodes texts. Equal texts are encoded once.
@@ -118,11 +131,14 @@ impl<W: Weights> Pipeline<W> {
     /// If weights cannot be read, or the device fails.
     pub async fn denoiser(&self) -> Result<Sampler, PipelineError<W::Error>> {
         let spec = self.spec.network.clone();
-        let tensors = self.weights.read(Part::Denoiser, &spec.graph()).map_err(PipelineError::Weights)?;
-        let prediction = self.spec.prediction.clone();
-        let (card, precision) = (ModelCard::default(), Precision::F32);
-        let model = Model { spec, prediction, card, precision, tensors };
-        Ok(Sampler::new(model, self.backend).await?)
+        let tensors = self.tensors(Part::Denoiser, &spec.graph())?;
+        let prediction = &self.spec.prediction;
+        Ok(Sampler::with_weights(spec, prediction, tensors, self.precision, self.backend).await?)
+    }
+
+    /// The weights of a part, rounded to the pipeline's precision.
+    fn tensors(&self, part: Part, graph: &Graph) -> Result<Vec<CompactTensor>, PipelineError<W::Error>> {
+        self.weights.read(part, graph, self.precision).map_err(PipelineError::Weights)
     }
 
     /// Decodes latents `[N, C, H, W]` to images `[N, 3, H, W]`, whose values are mostly in [-1, 1].

@@ -8,16 +8,22 @@ use crate::model::Condition;
 #[cfg(feature = "text")]
 use crate::model::graph::GUIDANCE_FACTOR;
 use crate::model::graph::{Activation, Node, Op, Param, TimestepEmbedding, Value};
-use crate::weights::HostTensor;
+use crate::weights::CompactTensor;
 
 /// `W x + b`. `weight` is `[outputs, inputs]`, `bias` is `[outputs]`.
 #[inline(never)]
-fn linear(weight: &HostTensor, bias: Option<&HostTensor>, x: &[f32]) -> Vec<f32> {
+fn linear(weight: &CompactTensor, bias: Option<&CompactTensor>, x: &[f32]) -> Vec<f32> {
     assert!(weight.shape[1] == x.len(), "shape of a linear layer's weight");
-    let mut y = bias.map_or_else(|| vec![0.0; weight.shape[0]], |bias| bias.values.clone());
-    assert!(weight.shape[0] == y.len(), "shape of a linear layer's bias");
-    for (y, row) in y.iter_mut().zip(weight.values.chunks_exact(x.len())) {
-        *y += dot(row, x);
+    let mut y = Vec::new();
+    match bias {
+        Some(bias) => bias.push_row(0, weight.shape[0], &mut y),
+        None => y.resize(weight.shape[0], 0.0),
+    }
+    let mut row = Vec::new();
+    for (index, y) in y.iter_mut().enumerate() {
+        row.clear();
+        weight.push_row(index, x.len(), &mut row);
+        *y += dot(&row, x);
     }
     y
 }
@@ -60,7 +66,7 @@ enum Projection {
 pub struct Conditioner {
     nodes: Vec<Node>,
     /// Indexed by [`Param::index`]; `None` for parameters that no vector needs.
-    parameters: Vec<Option<HostTensor>>,
+    parameters: Vec<Option<CompactTensor>>,
     projections: Vec<Projection>,
     row_len: usize,
 }
@@ -72,7 +78,7 @@ impl Conditioner {
     }
 
     /// Adds a parameter.
-    pub(super) fn parameter(&mut self, param: Param, tensor: HostTensor) {
+    pub(super) fn parameter(&mut self, param: Param, tensor: CompactTensor) {
         self.parameters.resize_with(self.parameters.len().max(param.index() + 1), || None);
         self.parameters[param.index()] = Some(tensor);
     }
@@ -188,7 +194,9 @@ impl Conditioner {
                 let label = condition.label.expect("a model with classes needs a label");
                 let (label, width) = (label as usize, table.shape[1]);
                 assert!(label < table.shape[0], "a label below the number of classes");
-                table.values[label * width..(label + 1) * width].to_vec()
+                let mut row = Vec::new();
+                table.push_row(label, width, &mut row);
+                row
             }
             Op::Linear(x, affine) => {
                 linear(parameter(affine.weight), affine.bias.map(parameter), values.get(x))
@@ -221,6 +229,7 @@ fn sinusoids(embedding: &TimestepEmbedding, number: f32) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::model::graph::build;
+    use crate::weights::HostTensor;
 
     const TIME: TimestepEmbedding = TimestepEmbedding { channels: 8, cosines_first: true, freq_shift: 0.0 };
 
@@ -240,7 +249,7 @@ mod tests {
                 name if name.ends_with("bias") => vec![0.25; count],
                 _ => vec![0.5; count],
             };
-            conditioner.parameters.push(Some(HostTensor::new(parameter.shape.clone(), values)));
+            conditioner.parameters.push(Some(HostTensor::new(parameter.shape.clone(), values).into()));
         }
         graph.nodes.iter().for_each(|node| conditioner.push(*node));
         conditioner.shift(graph.output, &[0.0; 3]);

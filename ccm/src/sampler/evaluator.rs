@@ -4,7 +4,7 @@ use super::plan::{Map, Plan};
 use super::schedule::places;
 use super::{Backend, Executor, SamplerError};
 use crate::model::graph::{Graph, Shape};
-use crate::weights::{HostTensor, Precision};
+use crate::weights::{CompactTensor, Precision};
 
 /// A compiled network.
 pub struct Evaluator {
@@ -36,16 +36,13 @@ impl Evaluator {
     /// If the weights do not fit the graph.
     pub async fn new(
         graph: Graph,
-        tensors: Vec<HostTensor>,
+        tensors: Vec<CompactTensor>,
         precision: Precision,
         backend: Backend,
     ) -> Result<Self, SamplerError> {
         let shapes = [graph.shapes[graph.input().index()], graph.shape(graph.output)];
         let mut plan = Plan::new(graph, tensors);
-        let executor = Executor::new(&plan, precision, backend).await?;
-        if matches!(executor, Executor::Cpu(_)) {
-            plan.weights = Vec::new();
-        }
+        let executor = Executor::new(&mut plan, precision, backend).await?;
         Ok(Self { plan, executor, precision, backend, shapes })
     }
 
@@ -96,13 +93,11 @@ impl Evaluator {
         let channels = embedding.shape[1];
         let mut x = Vec::with_capacity(self.plan.x.len());
         for &token in tokens {
-            match embedding.values.chunks_exact(channels).nth(token as usize) {
-                Some(row) => x.extend_from_slice(row),
-                None => {
-                    let most = embedding.shape[0] - 1;
-                    return fail(format!("text: expected tokens 0 to {most}, found {token}"));
-                }
+            if token as usize >= embedding.shape[0] {
+                let most = embedding.shape[0] - 1;
+                return fail(format!("text: expected tokens 0 to {most}, found {token}"));
             }
+            embedding.push_row(token as usize, channels, &mut x);
         }
         let [tokens, pooled] = self.evaluate(&x).await?;
         Ok(Encoded { tokens, pooled })
@@ -113,7 +108,7 @@ impl Evaluator {
         if let Executor::Gpu(executor) = &self.executor
             && executor.is_lost()
         {
-            self.executor = Executor::new(&self.plan, self.precision, self.backend).await?;
+            self.executor = Executor::new(&mut self.plan, self.precision, self.backend).await?;
         }
         match &mut self.executor {
             Executor::Cpu(executor) => Ok(executor.evaluate(&self.plan, x)),

@@ -25,8 +25,8 @@ use plan::Plan;
 use schedule::{Conditions, Request, Solver, Step, Work};
 pub use wgpu::SurfaceTarget;
 
-use crate::model::{ModelCard, NetworkSpec, Path, TimeGrid};
-use crate::weights::{Model, Precision, WeightsError};
+use crate::model::{ModelCard, NetworkSpec, Path, Prediction, TimeGrid};
+use crate::weights::{CompactTensor, Model, Precision, WeightsError};
 
 /// The device that a sampler runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -145,13 +145,39 @@ impl Sampler {
     /// If the backend is not available or the model is too large for it.
     pub async fn new(model: Model, backend: Backend) -> Result<Self, SamplerError> {
         let Model { spec, prediction, card, precision, tensors } = model;
+        let tensors = tensors.into_iter().map(CompactTensor::from).collect();
+        Self::compiled(spec, &prediction, card, tensors, precision, backend).await
+    }
+
+    /// Prepares a denoiser with weights in the precision in which they are stored, in the order of the spec's tensors.
+    ///
+    /// # Errors
+    /// If the backend is not available or the model is too large for it.
+    ///
+    /// # Panics
+    /// If the weights do not fit the spec.
+    #[cfg(feature = "text")]
+    pub async fn with_weights(
+        spec: NetworkSpec,
+        prediction: &Prediction,
+        tensors: Vec<CompactTensor>,
+        precision: Precision,
+        backend: Backend,
+    ) -> Result<Self, SamplerError> {
+        Self::compiled(spec, prediction, ModelCard::default(), tensors, precision, backend).await
+    }
+
+    async fn compiled(
+        spec: NetworkSpec,
+        prediction: &Prediction,
+        card: ModelCard,
+        tensors: Vec<CompactTensor>,
+        precision: Precision,
+        backend: Backend,
+    ) -> Result<Self, SamplerError> {
         let mut plan = Plan::new(spec.graph(), tensors);
-        let executor = Executor::new(&plan, precision, backend).await?;
-        if matches!(executor, Executor::Cpu(_)) {
-            // The CPU's weights are packed by now. A lost GPU needs them again.
-            plan.weights = Vec::new();
-        }
-        let denoiser = Denoiser { plan, spec, path: Path::new(&prediction) };
+        let executor = Executor::new(&mut plan, precision, backend).await?;
+        let denoiser = Denoiser { plan, spec, path: Path::new(prediction) };
         let solver = Solver::of(&card);
         let grid = solver.grid(&denoiser.path);
         let conditions = Conditions::default();
@@ -322,7 +348,7 @@ impl Sampler {
     /// If the GPU is still not available.
     pub async fn recover(&mut self) -> Result<(), SamplerError> {
         if self.is_lost() {
-            self.executor = Executor::new(&self.denoiser.plan, self.precision, self.backend).await?;
+            self.executor = Executor::new(&mut self.denoiser.plan, self.precision, self.backend).await?;
         }
         Ok(())
     }
@@ -355,7 +381,8 @@ impl Sampler {
 }
 
 impl Executor {
-    async fn new(plan: &Plan, precision: Precision, backend: Backend) -> Result<Self, SamplerError> {
+    /// The CPU takes the weights out of the plan; a lost GPU needs them again.
+    async fn new(plan: &mut Plan, precision: Precision, backend: Backend) -> Result<Self, SamplerError> {
         let gpu = match backend {
             Backend::Cpu => None,
             Backend::Gpu { api, software } => Some(gpu::Executor::new(plan, precision, api, software).await?),
@@ -367,12 +394,12 @@ impl Executor {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-fn cpu_executor(plan: &Plan) -> Result<cpu::Executor, SamplerError> {
+fn cpu_executor(plan: &mut Plan) -> Result<cpu::Executor, SamplerError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     cpu::Executor::new(plan, threads).map_err(|error| SamplerError::Threads(error.to_string()))
 }
 
 #[cfg(target_arch = "wasm32")]
-fn cpu_executor(plan: &Plan) -> Result<cpu::Executor, SamplerError> {
+fn cpu_executor(plan: &mut Plan) -> Result<cpu::Executor, SamplerError> {
     Ok(cpu::Executor::new(plan))
 }

@@ -10,10 +10,13 @@
 mod buffers;
 mod lower;
 
+use std::borrow::Cow;
+
 use super::condition::Conditioner;
 use crate::model::graph::Activation;
 #[cfg(feature = "text")]
-use crate::weights::HostTensor;
+use crate::weights::CompactTensor;
+use crate::weights::Values;
 
 /// Channels of a block: the unit in which kernels read and write channels.
 pub const BLOCK: usize = 4;
@@ -377,8 +380,35 @@ pub struct ConvWeight {
     pub in_channels: usize,
     /// Output channels, padded.
     pub out_channels: usize,
-    /// Values in the order above.
-    pub values: Vec<f32>,
+    /// Values in the order above. The rows that have scales are output channels.
+    pub values: Values,
+}
+
+impl ConvWeight {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.kernel * self.kernel * self.in_channels * self.out_channels
+    }
+
+    /// Whether there are no values; always false.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The values in single precision.
+    pub fn to_f32(&self) -> Cow<'_, [f32]> {
+        match &self.values {
+            Values::F32(values) => Cow::Borrowed(values),
+            #[cfg(feature = "text")]
+            Values::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            #[cfg(feature = "text")]
+            Values::Q8 { bytes, scales } => {
+                let rows = bytes.chunks_exact(self.out_channels);
+                rows.flat_map(|row| row.iter().zip(scales).map(|(byte, scale)| f32::from(*byte) * scale))
+                    .collect()
+            }
+        }
+    }
 }
 
 /// A network compiled for an executor.
@@ -404,7 +434,7 @@ pub struct Plan {
     pub vectors: Vec<f32>,
     /// The embedding of each token, `[vocabulary, channels]`, of a text encoder. Its rows are the input.
     #[cfg(feature = "text")]
-    pub embedding: Option<HostTensor>,
+    pub embedding: Option<CompactTensor>,
     /// Computes the vectors that depend on time and label, for each image.
     pub conditioner: Conditioner,
 }

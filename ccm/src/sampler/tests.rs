@@ -14,7 +14,7 @@ use super::schedule::{Combination, Inputs, Update, Work};
 use super::{cpu, gpu};
 use crate::model::graph::Activation;
 use crate::noise::Noise;
-use crate::weights::Precision;
+use crate::weights::{CompactTensor, HostTensor, Precision, Values};
 
 /// A plan under construction, with random weights and a separate buffer for every map.
 struct Sketch {
@@ -61,7 +61,12 @@ impl Sketch {
         let count = kernel * kernel * in_channels * channels;
         let scale = 1.0 / ((kernel * kernel * in_channels) as f32).sqrt();
         let values = self.noise.normals(count).iter().map(|value| value * scale).collect();
-        self.plan.weights.push(ConvWeight { kernel, in_channels, out_channels: channels, values });
+        self.plan.weights.push(ConvWeight {
+            kernel,
+            in_channels,
+            out_channels: channels,
+            values: Values::F32(values),
+        });
         let size = |size: usize| if upsample { 2 * size } else { size.div_ceil(stride) };
         let y = self.map(size(x.first.height), size(x.first.width), channels);
         let (weight, bias) = (self.plan.weights.len() - 1, self.vector(channels));
@@ -113,7 +118,7 @@ fn work(plan: &Plan) -> Work {
 }
 
 fn on_cpu(plan: &Plan, threads: usize) -> Vec<f32> {
-    cpu::Executor::new(plan, threads).unwrap().sample(plan, &work(plan))
+    cpu::Executor::new(&mut plan.clone(), threads).unwrap().sample(plan, &work(plan))
 }
 
 /// As [`on_cpu`], on a GPU or a software adapter; `None` if there is neither.
@@ -252,7 +257,7 @@ fn causal_attention_sees_nothing_after_the_query() {
     sketch.push(Op::Attention(Attention { bias, ..self_attention(qkv, 2, 4, y) }));
     let plan = sketch.finish(y);
     assert_executors_agree("causal attention", &plan);
-    let mut executor = cpu::Executor::new(&plan, 2).unwrap();
+    let mut executor = cpu::Executor::new(&mut plan.clone(), 2).unwrap();
     let mut x = Noise::new(5, 0).normals(plan.x.len());
     let [before, _] = executor.evaluate(&plan, &x);
     x[20 * BLOCK..].iter_mut().for_each(|value| *value += 1.0);
@@ -323,7 +328,7 @@ fn attention_is_that_of_its_formula() {
     let row = |pixel: usize| -> Vec<f64> {
         let channel = |c: usize| {
             let products =
-                (0..4).map(|i| f64::from(image[pixel * 4 + i] * plan.weights[0].values[i * 12 + c]));
+                (0..4).map(|i| f64::from(image[pixel * 4 + i] * plan.weights[0].to_f32()[i * 12 + c]));
             products.sum::<f64>() + f64::from(plan.vectors[bias + c])
         };
         (0..12).map(channel).collect()
@@ -349,7 +354,7 @@ fn attention_is_that_of_its_formula() {
     let step = Update { x: Combination { x: 1.0, v: 1.0, memory: 0.0 }, fresh: 0.0, ..start };
     let updates = vec![start, step];
     let one = Work { updates, noise: vec![image.to_vec()], inputs: vec![vec![NO_INPUTS.clone()]] };
-    let found = cpu::Executor::new(&alone, 2).unwrap().sample(&alone, &one);
+    let found = cpu::Executor::new(&mut alone.clone(), 2).unwrap().sample(&alone, &one);
     for ((found, x), expected) in found.iter().zip(image).zip(expected) {
         assert!((f64::from(found - x) - expected).abs() < 1e-5, "{} is not {expected}", found - x);
     }
@@ -369,6 +374,54 @@ fn rounded_weights_differ_by_no_more_than_their_steps() {
             let difference = largest_difference(&found, &expected);
             println!("{precision}, {tile:?}: {difference:e} apart");
             assert!(difference > 0.0 && difference < most, "{precision}, {tile:?}: {difference:e} apart");
+        }
+    }
+}
+
+/// The plan with its weights rounded, and with the same values in single precision.
+fn rounded(plan: &Plan, precision: Precision) -> [Plan; 2] {
+    let mut plans = [plan.clone(), plan.clone()];
+    let [rounded, expanded] = &mut plans;
+    for (weight, expanded) in rounded.weights.iter_mut().zip(&mut expanded.weights) {
+        // Rows of a stored tensor are columns here.
+        let values = weight.to_f32().into_owned();
+        let (rows, columns) = (values.len() / weight.out_channels, weight.out_channels);
+        let transposed = (0..values.len()).map(|place| values[place % rows * columns + place / rows]);
+        let tensor = HostTensor::new([columns, rows], transposed.collect());
+        weight.values = match CompactTensor::from(tensor).rounded(precision).values {
+            Values::Q8 { bytes, scales } => {
+                let at = |place: usize| bytes[place % columns * rows + place / columns];
+                Values::Q8 { bytes: (0..bytes.len()).map(at).collect(), scales }
+            }
+            Values::F16(values) => {
+                let at = |place: usize| values[place % columns * rows + place / columns];
+                Values::F16((0..values.len()).map(at).collect())
+            }
+            other => other,
+        };
+        expanded.values = Values::F32(weight.to_f32().into_owned());
+    }
+    plans
+}
+
+#[test]
+fn weights_that_are_expanded_in_the_kernel_give_the_same_values() {
+    for precision in [Precision::F16, Precision::Q8] {
+        for (kernel, channels) in [(3, 44), (1, 132), (1, 20)] {
+            let mut sketch = Sketch::new(7, 13);
+            let x = sketch.widened(36);
+            let conv = sketch.conv(x.into(), channels, kernel, 1, false);
+            let y = sketch.push(Op::Conv(conv));
+            let [compact, expanded] = rounded(&sketch.finish(y), precision);
+            assert_ne!(compact.weights, expanded.weights);
+            for threads in [1, 2, 3] {
+                assert_eq!(on_cpu(&compact, threads), on_cpu(&expanded, threads), "{precision}, {kernel}");
+            }
+            let Some(found) = on_gpu(&compact, precision, Tile::Wide) else { continue };
+            let expected = on_gpu(&expanded, precision, Tile::Wide).unwrap();
+            // A GPU rounds the expanded weights again, to the same values.
+            let difference = largest_difference(&found, &expected);
+            assert!(difference < 1e-3, "{precision}, {kernel}: {difference:e} apart");
         }
     }
 }

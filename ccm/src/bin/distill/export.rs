@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     layout: Layout,
     /// Precision of the weights in a model file: f32, f16 (half the size), or q8 (a quarter of the size: bytes with one
     /// scale per output channel). The input must be f32
-    #[arg(long, value_parser = precision, required_if_eq("layout", "ccm"))]
+    #[arg(long, required_if_eq("layout", "ccm"))]
     precision: Option<Precision>,
     /// Network evaluations per image in the folder's sample.py [default: 1 for a student, 50 for a teacher]
     #[arg(long)]
@@ -46,15 +46,6 @@ fn layout(text: &str) -> Result<Layout, String> {
         "ccm" => Ok(Layout::Ccm),
         "diffusers" => Ok(Layout::Diffusers),
         other => Err(format!("expected ccm or diffusers, found `{other}`")),
-    }
-}
-
-fn precision(text: &str) -> Result<Precision, String> {
-    match text {
-        "f32" => Ok(Precision::F32),
-        "f16" => Ok(Precision::F16),
-        "q8" => Ok(Precision::Q8),
-        other => Err(format!("expected f32, f16 or q8, found `{other}`")),
     }
 }
 

@@ -10,7 +10,7 @@ use ccm::model::{NetworkSpec, Role, TimeGrid};
 use ccm::sampler::image::grid;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Api, Backend, Sampler};
-use ccm::weights::{HostTensor, StoredTensor, TensorFile, serialize};
+use ccm::weights::{HostTensor, Precision, StoredTensor, TensorFile, serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Failure;
@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// Guidance scale; 1 is no guidance [default: 5 for a pipeline with text]
     #[arg(long, value_name = "W")]
     pub(crate) guidance: Option<f32>,
+    /// Precision of the weights of a pipeline with text, unless they are stored in a smaller one: f32, f16 or q8. A GPU computes
+    /// in half precision if it is not f32
+    #[arg(long, value_name = "PRECISION", default_value = "f32")]
+    pub(crate) precision: Precision,
     /// Height and width of the pictures of a pipeline with text, in pixels, such as 768x512 [default: the pipeline's own]
     #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = size)]
     pub(crate) size: Option<[usize; 2]>,

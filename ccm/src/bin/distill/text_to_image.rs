@@ -48,6 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let seed = arguments.seed();
 
     let pipeline = Pipeline::new(folder.spec, folder.tokenizers, folder.weights, backend(arguments.device));
+    let pipeline = pipeline.with_precision(arguments.precision);
     let at_fault = |error: PipelineError<ImportError>| match error {
         // It names its file.
         PipelineError::Weights(error) => error.to_string(),

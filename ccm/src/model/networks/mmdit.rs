@@ -306,3 +306,30 @@ fn feed_forward(g: &Builder, x: Value) -> Value {
     let h = g.activate(g.linear("net.0.proj", x, 4 * channels), Activation::GeluTanh);
     g.linear("net.2", h, channels)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// The parameters that diffusers counts: the table of positions is not one of them there.
+    fn parameters(config: &str) -> usize {
+        let spec = MmditSpec::from_config(&Json::parse(config).unwrap()).unwrap();
+        spec.validate().unwrap();
+        let parameters = spec.graph().parameters.into_iter();
+        let trained = parameters.filter(|parameter| parameter.name != "pos_embed.pos_embed");
+        trained.map(|parameter| parameter.shape.iter().product::<usize>()).sum()
+    }
+
+    #[test]
+    fn published_networks_have_their_number_of_parameters() {
+        // As diffusers 0.42.1 counts them.
+        let sd3 = r#"{"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+            "pos_embed_max_size": 192}"#;
+        assert_eq!(parameters(sd3), 2_028_328_000);
+        let sd35 = r#"{"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+            "pos_embed_max_size": 384, "qk_norm": "rms_norm",
+            "dual_attention_layers": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]}"#;
+        assert_eq!(parameters(sd35), 2_243_171_520);
+    }
+}

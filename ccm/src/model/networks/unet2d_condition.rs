@@ -521,3 +521,32 @@ fn feed_forward(g: &Builder, x: Value) -> Value {
     let [h, gate] = g.chunk(g.linear("net.0.proj", x, 8 * channels));
     g.linear("net.2", g.multiply(h, g.activate(gate, Activation::Gelu)), channels)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::model::NetworkSpec;
+
+    fn parameters(config: &str) -> usize {
+        let spec = NetworkSpec::from_config(&Json::parse(config).unwrap()).unwrap();
+        spec.validate().unwrap();
+        spec.parameters()
+    }
+
+    #[test]
+    fn published_networks_have_their_number_of_parameters() {
+        // As diffusers 0.42.1 counts them.
+        let sd15 =
+            r#"{"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768}"#;
+        assert_eq!(parameters(sd15), 859_520_964);
+        let sdxl = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 128,
+            "block_out_channels": [320, 640, 1280], "transformer_layers_per_block": [1, 2, 10],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048, "use_linear_projection": true,
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816}"#;
+        assert_eq!(parameters(sdxl), 2_567_463_684);
+    }
+}

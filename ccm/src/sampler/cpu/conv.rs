@@ -10,11 +10,12 @@ use super::arch::Arch;
 use super::multiply::{MAX_ROWS, Part, TAIL_ROWS, multiply, panel_vectors};
 use super::shared::{Member, Shared};
 use crate::sampler::plan::{Conv, ConvWeight};
+use crate::weights::Values;
 
 /// A weight as panels of output channels, each `[taps, in_channels, width]`.
 pub(super) struct PackedWeight {
     panels: Vec<Panel>,
-    values: Vec<f32>,
+    values: Values,
 }
 
 #[derive(Clone, Copy)]
@@ -43,31 +44,87 @@ fn panel_shape() -> (usize, usize) {
 }
 
 impl PackedWeight {
-    pub(super) fn new(weight: &ConvWeight) -> Self {
+    pub(super) fn new(weight: ConvWeight) -> Self {
         let (widest, lanes) = panel_shape();
         let rows = weight.kernel * weight.kernel * weight.in_channels;
-        let (mut panels, mut values) = (Vec::new(), Vec::new());
+        let (mut panels, mut start) = (Vec::new(), 0);
         let mut channel = 0;
         while channel < weight.out_channels {
             let left = (weight.out_channels - channel).div_ceil(lanes);
             // 4, 2 or 1: the kernels are compiled for these widths.
             let vectors = widest.min(1 << left.ilog2());
             let width = vectors * lanes;
-            panels.push(Panel { channel, vectors, start: values.len(), width });
-            for row in 0..rows {
-                let row = &weight.values[row * weight.out_channels..(row + 1) * weight.out_channels];
-                let row = &row[channel..row.len().min(channel + width)];
-                values.extend_from_slice(row);
-                values.resize(values.len() + width - row.len(), 0.0);
-            }
+            panels.push(Panel { channel, vectors, start, width });
+            start += rows * width;
             channel += width;
         }
+        let values = match &weight.values {
+            Values::F32(values) => Values::F32(packed(values, weight.out_channels, &panels)),
+            #[cfg(feature = "text")]
+            Values::F16(values) => Values::F16(packed(values, weight.out_channels, &panels)),
+            #[cfg(feature = "text")]
+            Values::Q8 { bytes, scales } => {
+                let mut scales = scales.clone();
+                scales.resize(channel, 0.0);
+                Values::Q8 { bytes: packed(bytes, weight.out_channels, &panels), scales }
+            }
+        };
         Self { panels, values }
     }
 
-    /// Number of packed values.
-    pub(super) fn len(&self) -> usize {
-        self.values.len()
+    /// Bytes of the packed values.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.values {
+            Values::F32(values) => 4 * values.len(),
+            #[cfg(feature = "text")]
+            Values::F16(values) => 2 * values.len(),
+            #[cfg(feature = "text")]
+            Values::Q8 { bytes, scales } => bytes.len() + 4 * scales.len(),
+        }
+    }
+}
+
+/// Packs a matrix with rows of `out_channels` values into panels.
+fn packed<T: Copy + Default>(values: &[T], out_channels: usize, panels: &[Panel]) -> Vec<T> {
+    let width: usize = panels.iter().map(|panel| panel.width).sum();
+    let mut packed = Vec::with_capacity(values.len() / out_channels.max(1) * width);
+    for panel in panels {
+        for row in values.chunks_exact(out_channels) {
+            let own = &row[panel.channel..row.len().min(panel.channel + panel.width)];
+            packed.extend_from_slice(own);
+            packed.resize(packed.len() + panel.width - own.len(), T::default());
+        }
+    }
+    packed
+}
+
+#[cfg(feature = "text")]
+thread_local! {
+    /// A part of a panel in single precision.
+    static EXPANDED: std::cell::RefCell<Vec<f32>> = std::cell::RefCell::default();
+}
+
+/// Expands `rows` of a panel to single precision.
+#[cfg(feature = "text")]
+#[inline(always)]
+fn expand(values: &Values, panel: &Panel, rows: std::ops::Range<usize>, expanded: &mut Vec<f32>) {
+    let place = panel.start + rows.start * panel.width..panel.start + rows.end * panel.width;
+    expanded.resize(place.len(), 0.0);
+    match values {
+        Values::F32(values) => expanded.copy_from_slice(&values[place]),
+        Values::F16(values) => {
+            use half::slice::HalfFloatSliceExt as _;
+            values[place].convert_to_f32_slice(expanded);
+        }
+        Values::Q8 { bytes, scales } => {
+            let scales = &scales[panel.channel..][..panel.width];
+            let rows = bytes[place].chunks_exact(panel.width).zip(expanded.chunks_exact_mut(panel.width));
+            for (bytes, values) in rows {
+                for ((value, byte), scale) in values.iter_mut().zip(bytes).zip(scales) {
+                    *value = f32::from(*byte) * scale;
+                }
+            }
+        }
     }
 }
 
@@ -135,19 +192,36 @@ impl Strip<'_> {
         let pass = (CACHED / (self.op.x.channels() * self.panel.width)).clamp(1, taps);
         for first in (0..taps).step_by(pass) {
             let taps = first..taps.min(first + pass);
-            let mut pixel = self.pixels.start;
-            while pixel < self.pixels.end {
-                match self.pixels.end - pixel {
-                    MAX_ROWS.. => self.tile::<S, MAX_ROWS, N>(simd, pixel, taps.clone()),
-                    TAIL_ROWS.. => self.tile::<S, TAIL_ROWS, N>(simd, pixel, taps.clone()),
-                    _ => self.tile::<S, 1, N>(simd, pixel, taps.clone()),
+            match &self.operands.weight.values {
+                Values::F32(values) => {
+                    let place = self.panel.start + first * self.op.x.channels() * self.panel.width;
+                    self.pass::<S, N>(simd, &values[place..], taps);
                 }
-                pixel += match self.pixels.end - pixel {
-                    MAX_ROWS.. => MAX_ROWS,
-                    TAIL_ROWS.. => TAIL_ROWS,
-                    _ => 1,
-                };
+                #[cfg(feature = "text")]
+                values => EXPANDED.with_borrow_mut(|expanded| {
+                    let channels = self.op.x.channels();
+                    expand(values, self.panel, taps.start * channels..taps.end * channels, expanded);
+                    self.pass::<S, N>(simd, expanded, taps);
+                }),
             }
+        }
+    }
+
+    /// Adds some taps of all pixels. `values` are those of the panel from the first of these taps on.
+    #[inline(always)]
+    fn pass<S: Simd, const N: usize>(&self, simd: S, values: &[f32], taps: std::ops::Range<usize>) {
+        let mut pixel = self.pixels.start;
+        while pixel < self.pixels.end {
+            match self.pixels.end - pixel {
+                MAX_ROWS.. => self.tile::<S, MAX_ROWS, N>(simd, pixel, values, taps.clone()),
+                TAIL_ROWS.. => self.tile::<S, TAIL_ROWS, N>(simd, pixel, values, taps.clone()),
+                _ => self.tile::<S, 1, N>(simd, pixel, values, taps.clone()),
+            }
+            pixel += match self.pixels.end - pixel {
+                MAX_ROWS.. => MAX_ROWS,
+                TAIL_ROWS.. => TAIL_ROWS,
+                _ => 1,
+            };
         }
     }
 
@@ -158,10 +232,11 @@ impl Strip<'_> {
         &self,
         simd: S,
         pixel: usize,
+        panel: &[f32],
         taps: std::ops::Range<usize>,
     ) {
         let Conv { x, kernel, stride, border, upsample, y, .. } = *self.op;
-        let Operands { weight, bias, residual, zeros, .. } = *self.operands;
+        let Operands { bias, residual, zeros, .. } = *self.operands;
         let channel = self.panel.channel;
         let width = self.panel.width.min(y.channels - channel);
         let position: [(usize, usize); M] =
@@ -189,8 +264,7 @@ impl Strip<'_> {
             false => (x.first.height, x.first.width),
         };
         let channels = x.channels();
-        let panel = &weight.values[self.panel.start..];
-        for tap in taps {
+        for tap in taps.clone() {
             let source: [Option<usize>; M] = std::array::from_fn(|m| {
                 // A negative row or column wraps to a large number, which is out of range.
                 let row = (position[m].0 * stride + tap / kernel).wrapping_sub(border);
@@ -207,7 +281,7 @@ impl Strip<'_> {
                     Some(pixel) => values[pixel * map.channels..][..map.channels].as_ptr(),
                     None => zeros[..map.channels].as_ptr(),
                 });
-                let panel = &panel[(tap * channels + before) * self.panel.width..];
+                let panel = &panel[((tap - taps.start) * channels + before) * self.panel.width..];
                 // SAFETY: every row is a whole pixel of its map, or the zeros.
                 sums = unsafe { multiply(simd, Part { rows, depth: map.channels, panel }, sums) };
                 before += map.channels;

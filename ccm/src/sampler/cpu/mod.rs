@@ -71,12 +71,12 @@ impl Arena<'_> {
 }
 
 impl Executor {
-    /// Packs the weights for this machine and starts `threads` threads, at least 1.
+    /// Takes the weights out of the plan, packs them for this machine and starts `threads` threads, at least 1.
     #[cfg(not(target_arch = "wasm32"))]
-    pub(super) fn new(plan: &Plan, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub(super) fn new(plan: &mut Plan, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
         Ok(Self {
-            weights: plan.weights.iter().map(PackedWeight::new).collect(),
+            weights: plan.weights.drain(..).map(PackedWeight::new).collect(),
             zeros: zeros(plan),
             threads,
             pool,
@@ -84,11 +84,11 @@ impl Executor {
         })
     }
 
-    /// Packs the weights.
+    /// Takes the weights out of the plan and packs them.
     #[cfg(target_arch = "wasm32")]
-    pub(super) fn new(plan: &Plan) -> Self {
+    pub(super) fn new(plan: &mut Plan) -> Self {
         Self {
-            weights: plan.weights.iter().map(PackedWeight::new).collect(),
+            weights: plan.weights.drain(..).map(PackedWeight::new).collect(),
             zeros: zeros(plan),
             threads: 1,
             buffers: Vec::new(),
@@ -102,8 +102,8 @@ impl Executor {
 
     /// Bytes of weights and buffers.
     pub(super) fn memory(&self) -> usize {
-        let weights: usize = self.weights.iter().map(PackedWeight::len).sum();
-        4 * (weights + self.buffers.iter().flatten().map(Vec::len).sum::<usize>())
+        let weights: usize = self.weights.iter().map(PackedWeight::bytes).sum();
+        weights + 4 * (self.buffers.iter().flatten().map(Vec::len).sum::<usize>())
     }
 
     /// Samples the images of `work`, in the layout of [`Plan::x`].

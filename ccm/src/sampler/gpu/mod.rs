@@ -60,7 +60,7 @@ impl Executor {
         // Single-precision models are computed in single precision; rounded models in half precision where the GPU
         // supports it.
         let real = if precision != Precision::F32 && device.has_f16() { Real::F16 } else { Real::F32 };
-        let weights = plan.weights.iter().map(|weight| weight.values.len() as u64 * kind_bytes(kind));
+        let weights = plan.weights.iter().map(|weight| weight.len() as u64 * kind_bytes(kind));
         let largest_weight = weights.fold(0, u64::max);
         let most_images = most_images(plan, real, most_bytes);
         if largest_weight > most_bytes || most_images == 0 {

@@ -16,7 +16,7 @@ mod text;
 use super::{BLOCK, Conv, ConvWeight, GroupNorm, Input, Map, Op, Plan, Pool, Residual, Vector};
 use crate::model::graph::{self, Graph, Node, Padding, Param, QkvOrder, Shape, Value};
 use crate::sampler::condition::Conditioner;
-use crate::weights::HostTensor;
+use crate::weights::{CompactTensor, HostTensor, Values};
 #[cfg(feature = "text")]
 use pointwise::Lazy;
 
@@ -25,14 +25,14 @@ impl Plan {
     ///
     /// # Panics
     /// If the tensors do not match the parameters. [`crate::weights::Model::new`] rejects such models.
-    pub fn new(graph: Graph, tensors: Vec<HostTensor>) -> Self {
+    pub fn new(graph: Graph, tensors: Vec<CompactTensor>) -> Self {
         let (mut plan, sizes) = Self::unshared(graph, tensors);
         plan.share_buffers(&sizes);
         plan
     }
 
     /// The plan in which every map has its own buffer, and the number of values per image of each map.
-    fn unshared(graph: Graph, tensors: Vec<HostTensor>) -> (Self, Vec<usize>) {
+    fn unshared(graph: Graph, tensors: Vec<CompactTensor>) -> (Self, Vec<usize>) {
         assert!(
             tensors.len() == graph.parameters.len(),
             "the model must have one tensor for each of its spec"
@@ -162,7 +162,7 @@ struct Lowering<'a> {
     graph: &'a Graph,
     readers: Vec<Option<graph::Op>>,
     /// The tensors that no operation has used yet.
-    tensors: Vec<Option<HostTensor>>,
+    tensors: Vec<Option<CompactTensor>>,
     lowered: Vec<Option<Lowered>>,
     ops: Vec<Op>,
     maps: Vec<usize>,
@@ -170,7 +170,7 @@ struct Lowering<'a> {
     vectors: Vec<f32>,
     conditioner: Conditioner,
     #[cfg(feature = "text")]
-    embedding: Option<HostTensor>,
+    embedding: Option<CompactTensor>,
     /// The biases of attention that layers share, by kind and by numbers of queries and keys.
     #[cfg(feature = "text")]
     biases: Vec<((graph::AttentionBias, [usize; 2]), super::AttentionBias)>,
@@ -251,7 +251,7 @@ impl Lowering<'_> {
     }
 
     #[inline(never)]
-    fn take(&mut self, param: Param) -> HostTensor {
+    fn take(&mut self, param: Param) -> CompactTensor {
         self.tensors[param.index()].take().unwrap_or_else(|| panic!("a tensor is read twice"))
     }
 
@@ -310,7 +310,7 @@ impl Lowering<'_> {
             Some(shift) => Vector::Conditioned(self.conditioner.shift(shift, &values)),
             None => self.vector(&placed(&values, rows)),
         };
-        let weight = packed(&[weight], op.kernel, rows, columns);
+        let weight = packed(vec![weight], op.kernel, rows, columns);
         let border = if op.padding == Padding::Around { weight.kernel / 2 } else { 0 };
         Lowered::Map(self.emit(x, weight, [op.stride, border], upsample, bias, residual), rows)
     }
@@ -319,7 +319,7 @@ impl Lowering<'_> {
     #[inline(never)]
     fn bias(&mut self, op: &graph::Conv) -> Vec<f32> {
         match op.affine.bias {
-            Some(bias) => self.take(bias).values,
+            Some(bias) => self.take(bias).into_f32(),
             None => vec![0.0; self.graph.parameter(op.affine.weight).shape[0]],
         }
     }
@@ -341,7 +341,7 @@ impl Lowering<'_> {
 
     fn group_norm(&mut self, op: &graph::GroupNorm) -> Lowered {
         let (x, _) = self.input(op.x);
-        let [gain, offset] = [op.gain, op.offset].map(|param| self.take(param).values);
+        let [gain, offset] = [op.gain, op.offset].map(|param| self.take(param).into_f32());
         let channels = gain.len();
         let [gain, offset] = self.modulated(&gain, &offset, op.modulation);
         let y = self.new_map([channels, x.first.height, x.first.width]);
@@ -456,31 +456,89 @@ fn width(places: &[usize]) -> usize {
 }
 
 /// Packs weights `[outputs, inputs, ...]`, stacked along the outputs, into a [`ConvWeight`].
-fn packed(weights: &[HostTensor], kernel: usize, rows: Order, columns: Order) -> ConvWeight {
+fn packed(weights: Vec<CompactTensor>, kernel: usize, rows: Order, columns: Order) -> ConvWeight {
     let (shape, taps) = (&weights[0].shape, kernel * kernel);
     let inputs = shape[1..].iter().product::<usize>() / taps;
     let outputs = weights.iter().map(|weight| weight.shape[0]).sum();
     let (rows, columns) = (rows.places(outputs), columns.places(inputs));
     let (out_channels, in_channels) = (width(&rows), width(&columns));
-    let mut placed = vec![0.0; taps * in_channels * out_channels];
-    let mut rows = rows.into_iter();
-    for weight in weights {
-        for (values, row) in weight.values.chunks_exact(inputs * taps).zip(&mut rows) {
-            for (values, &column) in values.chunks_exact(taps).zip(&columns) {
-                for (tap, value) in values.iter().enumerate() {
-                    placed[(tap * in_channels + column) * out_channels + row] = *value;
+    let layout = Layout { taps, rows, columns, in_channels, out_channels };
+    ConvWeight { kernel, in_channels, out_channels, values: layout.place(weights) }
+}
+
+/// Where the values of a weight are in a [`ConvWeight`].
+struct Layout {
+    taps: usize,
+    /// The place of each output channel.
+    rows: Vec<usize>,
+    /// The place of each input channel.
+    columns: Vec<usize>,
+    in_channels: usize,
+    out_channels: usize,
+}
+
+impl Layout {
+    /// Places the values of stacked weights.
+    #[cfg(feature = "text")]
+    fn place(&self, weights: Vec<CompactTensor>) -> Values {
+        let (mut halves, mut bytes, mut all_scales) = (Vec::new(), Vec::new(), Vec::new());
+        for weight in &weights {
+            match &weight.values {
+                Values::F16(values) => halves.push(values.as_slice()),
+                Values::Q8 { bytes: values, scales } => {
+                    bytes.push(values.as_slice());
+                    all_scales.extend_from_slice(scales);
+                }
+                Values::F32(_) => {}
+            }
+        }
+        if halves.len() == weights.len() {
+            return Values::F16(self.scattered(&halves));
+        }
+        if bytes.len() == weights.len() {
+            let mut scales = vec![0.0; self.out_channels];
+            self.rows.iter().zip(all_scales).for_each(|(&row, scale)| scales[row] = scale);
+            return Values::Q8 { bytes: self.scattered(&bytes), scales };
+        }
+        let values: Vec<Vec<f32>> = weights.into_iter().map(CompactTensor::into_f32).collect();
+        Values::F32(self.scattered(&values.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+    }
+
+    /// Places the values of stacked weights.
+    #[cfg(not(feature = "text"))]
+    fn place(&self, weights: Vec<CompactTensor>) -> Values {
+        let values: Vec<&[f32]> = weights
+            .iter()
+            .map(|weight| {
+                let Values::F32(values) = &weight.values;
+                values.as_slice()
+            })
+            .collect();
+        Values::F32(self.scattered(&values))
+    }
+
+    fn scattered<T: std::marker::Copy + Default>(&self, weights: &[&[T]]) -> Vec<T> {
+        let Self { taps, rows, columns, in_channels, out_channels } = self;
+        let mut placed = vec![T::default(); taps * in_channels * out_channels];
+        let mut rows = rows.iter();
+        for weight in weights {
+            for (values, row) in weight.chunks_exact(columns.len() * taps).zip(&mut rows) {
+                for (values, &column) in values.chunks_exact(*taps).zip(columns) {
+                    for (tap, value) in values.iter().enumerate() {
+                        placed[(tap * in_channels + column) * out_channels + row] = *value;
+                    }
                 }
             }
         }
+        placed
     }
-    ConvWeight { kernel, in_channels, out_channels, values: placed }
 }
 
 /// A 1x1 weight that multiplies the channels of a map by `factor`, in the given order.
 fn identity(channels: usize, factor: f32, order: Order) -> ConvWeight {
     let mut values = vec![0.0; channels * channels];
     values.iter_mut().step_by(channels + 1).for_each(|value| *value = factor);
-    packed(&[HostTensor::new([channels, channels], values)], 1, Order::Plain, order)
+    packed(vec![HostTensor::new([channels, channels], values).into()], 1, Order::Plain, order)
 }
 
 #[cfg(test)]
@@ -507,8 +565,8 @@ pub(super) mod tests {
         ]
     }
 
-    fn zeros(graph: &Graph) -> Vec<HostTensor> {
-        let zeros = |shape: &[usize]| HostTensor::new(shape, vec![0.0; shape.iter().product()]);
+    fn zeros(graph: &Graph) -> Vec<CompactTensor> {
+        let zeros = |shape: &[usize]| HostTensor::new(shape, vec![0.0; shape.iter().product()]).into();
         graph.parameters.iter().map(|parameter| zeros(&parameter.shape)).collect()
     }
 

@@ -72,7 +72,7 @@ impl Lowering<'_> {
             }
             let rows = Order::Heads { parts: convs.len(), heads, head_channels, heads_first: false };
             let bias = self.vector(&placed(&biases, rows));
-            let weight = packed(&weights, 1, rows, columns);
+            let weight = packed(weights, 1, rows, columns);
             let width = weight.out_channels / convs.len();
             let map = self.emit(x, weight, [1, 0], false, bias, None);
             found.extend((0..convs.len()).map(|part| Channels { map, first: part * width }));
@@ -111,7 +111,7 @@ impl Lowering<'_> {
                 (distances.map(score).collect::<Vec<f32>>(), 0)
             }
             AttentionBias::Relative(bias) => {
-                let table = self.take(bias.table).values;
+                let table = self.take(bias.table).into_f32();
                 let of_head = |head: usize| {
                     let table = &table;
                     distances.clone().map(move |distance| table[bias.bucket(distance) * op.heads + head])

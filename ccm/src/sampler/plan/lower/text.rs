@@ -52,7 +52,7 @@ impl Lowering<'_> {
         embedding: &PositionEmbedding,
         [channels, height, width]: [usize; 3],
     ) -> Lowered {
-        let table = self.take(embedding.table).values;
+        let table = self.take(embedding.table).into_f32();
         let mut values = Vec::with_capacity(channels * height * width);
         for y in 0..height {
             let row = (embedding.top + y) * embedding.side + embedding.left;
@@ -67,7 +67,7 @@ impl Lowering<'_> {
     fn layer_norm(&mut self, op: &graph::LayerNorm, shape: [usize; 3]) -> Lowered {
         let channels = shape[0];
         let mut values = |param: Option<Param>, otherwise: f32| match param {
-            Some(param) => self.take(param).values.repeat(op.heads),
+            Some(param) => self.take(param).into_f32().repeat(op.heads),
             None => vec![otherwise; channels],
         };
         let (gain, offset) = (values(op.gain, 1.0), values(op.offset, 0.0));
