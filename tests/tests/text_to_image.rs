@@ -20,7 +20,7 @@ use ccm::sampler::evaluator::Evaluator;
 use ccm::sampler::guidance::Guidance;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Backend, Sampler};
-use ccm::weights::{HostTensor, Model, Precision, TensorFile};
+use ccm::weights::{CompactTensor, HostTensor, Model, Precision, TensorFile};
 use ccm_tests::program::{distill, fail, succeed};
 use ccm_tests::{fixtures, references, relative_error, uniform};
 use pollster::block_on;
@@ -66,7 +66,7 @@ fn backends() -> Vec<Backend> {
         .parameters
         .iter()
         .map(|of| HostTensor::new(of.shape.clone(), vec![0.0; of.shape.iter().product()]));
-    let zeros = zeros.collect();
+    let zeros = zeros.map(CompactTensor::from).collect();
     match block_on(Evaluator::new(relu, zeros, Precision::F32, gpu)) {
         Ok(_) => vec![Backend::Cpu, gpu],
         Err(error) => {
@@ -230,7 +230,7 @@ fn autoencoders_are_those_of_diffusers() {
         let size = |tensor: &HostTensor| [tensor.shape[2], tensor.shape[3]];
         for backend in backends() {
             let run = |graph: ccm::model::graph::Graph, x: &HostTensor| {
-                let tensors = graph.parameters.iter().map(|of| weights[&of.name].clone()).collect();
+                let tensors = graph.parameters.iter().map(|of| weights[&of.name].clone().into()).collect();
                 let mut evaluator =
                     block_on(Evaluator::new(graph, tensors, Precision::F32, backend)).unwrap();
                 block_on(evaluator.images(&x.values)).unwrap()
@@ -250,13 +250,16 @@ fn the_velocity_of_the_training_network_is_that_of_diffusers() {
     for folder in folders() {
         let io = tensors(&folder.join("reference.safetensors"));
         let Folder { spec, weights, .. } = text_to_image::open(&folder).unwrap();
-        let tensors = weights.read(Part::Denoiser, &spec.network.graph()).unwrap();
+        let tensors = weights.read(Part::Denoiser, &spec.network.graph(), Precision::F32).unwrap();
         let model = Model {
             spec: spec.network,
             prediction: spec.prediction,
             card: ModelCard::default(),
             precision: Precision::F32,
-            tensors,
+            tensors: tensors
+                .into_iter()
+                .map(|tensor| HostTensor::new(tensor.shape.clone(), tensor.into_f32()))
+                .collect(),
         };
         let denoiser = Denoiser::new(&model, &Device::flex());
         let x = io.get("straight_x").unwrap_or(&io["x"]);
@@ -427,8 +430,12 @@ fn single_files_hold_the_same_weights_as_folders() {
         let encoders = 0..spec.text_encoders.len();
         parts.extend(encoders.map(|index| (Part::TextEncoder(index), spec.text_encoder(index))));
         for (part, graph) in parts {
-            let expected = from_folder.weights.read(part, &graph).unwrap();
-            assert_eq!(from_file.weights.read(part, &graph).unwrap(), expected, "{name}: {part:?}");
+            let expected = from_folder.weights.read(part, &graph, Precision::F32).unwrap();
+            assert_eq!(
+                from_file.weights.read(part, &graph, Precision::F32).unwrap(),
+                expected,
+                "{name}: {part:?}"
+            );
         }
     }
     // Configuration and tokenizers come from a folder without weights.

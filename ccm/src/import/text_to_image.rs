@@ -208,7 +208,7 @@ impl Checkpoint {
     }
 
     /// Reads a tensor from the first of its possible origins that the file has.
-    fn read_origin(&mut self, tensor: &TensorSpec, origins: Vec<Origin>) -> Result<HostTensor, ImportError> {
+    fn read_origin(&self, tensor: &TensorSpec, origins: Vec<Origin>) -> Result<CompactTensor, ImportError> {
         let fault = |source| ImportError::Weights { path: self.path.clone(), source };
         let found = origins.iter().find(|(name, _)| self.tensors.contains_key(name));
         let Some((name, taken)) = found else {

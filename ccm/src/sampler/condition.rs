@@ -14,16 +14,10 @@ use crate::weights::CompactTensor;
 #[inline(never)]
 fn linear(weight: &CompactTensor, bias: Option<&CompactTensor>, x: &[f32]) -> Vec<f32> {
     assert!(weight.shape[1] == x.len(), "shape of a linear layer's weight");
-    let mut y = Vec::new();
-    match bias {
-        Some(bias) => bias.push_row(0, weight.shape[0], &mut y),
-        None => y.resize(weight.shape[0], 0.0),
-    }
-    let mut row = Vec::new();
+    let outputs = weight.shape[0];
+    let mut y = bias.map_or_else(|| vec![0.0; outputs], |bias| bias.row(0, outputs).to_vec());
     for (index, y) in y.iter_mut().enumerate() {
-        row.clear();
-        weight.push_row(index, x.len(), &mut row);
-        *y += dot(&row, x);
+        *y += dot(&weight.row(index, x.len()), x);
     }
     y
 }
@@ -131,28 +125,28 @@ impl Conditioner {
             values.0[output.index()] = self.apply(op, &values, time, condition);
         }
         let mut row = Vec::with_capacity(self.row_len);
-        let mut push = |part: &mut dyn Iterator<Item = f32>| {
-            row.extend(part);
+        let mut push = |len: usize, value: &dyn Fn(usize) -> f32| {
+            row.extend((0..len).map(value));
             row.resize(row.len().next_multiple_of(BLOCK), 0.0);
         };
         for projection in &self.projections {
             match projection {
                 #[cfg(feature = "text")]
-                Projection::Plain(vector) => push(&mut values.get(*vector).iter().copied()),
+                Projection::Plain(vector) => {
+                    let vector = values.get(*vector);
+                    push(vector.len(), &|i| vector[i]);
+                }
                 Projection::Shift { vector, bias } => {
                     let vector = values.get(*vector);
                     assert!(vector.len() == bias.len(), "outputs of a shift");
-                    push(&mut vector.iter().zip(bias).map(|(v, bias)| v + bias));
+                    push(bias.len(), &|i| vector[i] + bias[i]);
                 }
                 Projection::ScaleAndShift { modulation: [scale, shift], gain, offset } => {
                     let (scale, shift) = (values.get(*scale), values.get(*shift));
-                    assert!(
-                        scale.len() == gain.len() && shift.len() == gain.len(),
-                        "outputs of a scale and a shift"
-                    );
-                    push(&mut scale.iter().zip(gain).map(|(scale, gain)| (1.0 + scale) * gain));
-                    let affine = scale.iter().zip(offset).zip(shift);
-                    push(&mut affine.map(|((scale, offset), shift)| (1.0 + scale) * offset + shift));
+                    let len = gain.len();
+                    assert!(scale.len() == len && shift.len() == len, "outputs of a scale and a shift");
+                    push(len, &|i| (1.0 + scale[i]) * gain[i]);
+                    push(len, &|i| (1.0 + scale[i]) * offset[i] + shift[i]);
                 }
             }
         }
@@ -194,9 +188,7 @@ impl Conditioner {
                 let label = condition.label.expect("a model with classes needs a label");
                 let (label, width) = (label as usize, table.shape[1]);
                 assert!(label < table.shape[0], "a label below the number of classes");
-                let mut row = Vec::new();
-                table.push_row(label, width, &mut row);
-                row
+                table.row(label, width).to_vec()
             }
             Op::Linear(x, affine) => {
                 linear(parameter(affine.weight), affine.bias.map(parameter), values.get(x))

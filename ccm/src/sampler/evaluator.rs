@@ -97,7 +97,7 @@ impl Evaluator {
                 let most = embedding.shape[0] - 1;
                 return fail(format!("text: expected tokens 0 to {most}, found {token}"));
             }
-            embedding.push_row(token as usize, channels, &mut x);
+            x.extend_from_slice(&embedding.row(token as usize, channels));
         }
         let [tokens, pooled] = self.evaluate(&x).await?;
         Ok(Encoded { tokens, pooled })

@@ -1,5 +1,8 @@
 //! Tensors in the precision in which they are stored. The sampler keeps weights this way and expands them in its kernels.
 
+#[cfg(feature = "text")]
+use std::borrow::Cow;
+
 use super::HostTensor;
 #[cfg(feature = "text")]
 use super::Precision;
@@ -100,14 +103,14 @@ impl CompactTensor {
         }
     }
 
-    /// The values of row `index`, of `width` values, added to the end of `row`.
-    pub fn push_row(&self, index: usize, width: usize, row: &mut Vec<f32>) {
+    /// The values of row `index`, of `width` values.
+    pub fn row(&self, index: usize, width: usize) -> Cow<'_, [f32]> {
         let place = index * width..(index + 1) * width;
         match &self.values {
-            Values::F32(values) => row.extend_from_slice(&values[place]),
-            Values::F16(values) => row.extend(values[place].iter().map(|value| value.to_f32())),
+            Values::F32(values) => Cow::Borrowed(&values[place]),
+            Values::F16(values) => values[place].iter().map(|value| value.to_f32()).collect(),
             Values::Q8 { bytes, scales } => {
-                row.extend(bytes[place].iter().map(|byte| f32::from(*byte) * scales[index]));
+                bytes[place].iter().map(|byte| f32::from(*byte) * scales[index]).collect()
             }
         }
     }
@@ -115,9 +118,9 @@ impl CompactTensor {
 
 #[cfg(not(feature = "text"))]
 impl CompactTensor {
-    /// The values of row `index`, of `width` values, added to the end of `row`.
-    pub fn push_row(&self, index: usize, width: usize, row: &mut Vec<f32>) {
+    /// The values of row `index`, of `width` values.
+    pub fn row(&self, index: usize, width: usize) -> &[f32] {
         let Values::F32(values) = &self.values;
-        row.extend_from_slice(&values[index * width..(index + 1) * width]);
+        &values[index * width..(index + 1) * width]
     }
 }

@@ -82,10 +82,9 @@ fn blocks(map: Map) -> u32 {
 }
 
 /// Converts a position in channels to a position in blocks.
-#[inline(never)]
 fn in_blocks(position: u32) -> u32 {
     let block = BLOCK as u32;
-    assert!(position.is_multiple_of(block), "a bias that does not start at a block");
+    debug_assert!(position.is_multiple_of(block), "a position inside a block");
     position / block
 }
 

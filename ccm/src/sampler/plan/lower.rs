@@ -501,28 +501,23 @@ impl Layout {
             return Values::Q8 { bytes: self.scattered(&bytes), scales };
         }
         let values: Vec<Vec<f32>> = weights.into_iter().map(CompactTensor::into_f32).collect();
-        Values::F32(self.scattered(&values.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+        Values::F32(self.scattered(&values))
     }
 
     /// Places the values of stacked weights.
     #[cfg(not(feature = "text"))]
     fn place(&self, weights: Vec<CompactTensor>) -> Values {
-        let values: Vec<&[f32]> = weights
-            .iter()
-            .map(|weight| {
-                let Values::F32(values) = &weight.values;
-                values.as_slice()
-            })
-            .collect();
-        Values::F32(self.scattered(&values))
+        let weights = weights.into_iter().map(CompactTensor::into_f32);
+        Values::F32(self.scattered(&weights.collect::<Vec<_>>()))
     }
 
-    fn scattered<T: std::marker::Copy + Default>(&self, weights: &[&[T]]) -> Vec<T> {
+    fn scattered<T: Copy + Default>(&self, weights: &[impl AsRef<[T]>]) -> Vec<T> {
         let Self { taps, rows, columns, in_channels, out_channels } = self;
         let mut placed = vec![T::default(); taps * in_channels * out_channels];
         let mut rows = rows.iter();
         for weight in weights {
-            for (values, row) in weight.chunks_exact(columns.len() * taps).zip(&mut rows) {
+            let values = weight.as_ref().chunks_exact(columns.len() * taps);
+            for (values, row) in values.zip(&mut rows) {
                 for (values, &column) in values.chunks_exact(*taps).zip(columns) {
                     for (tap, value) in values.iter().enumerate() {
                         placed[(tap * in_channels + column) * out_channels + row] = *value;
