@@ -461,6 +461,131 @@ fn single_files_hold_the_same_weights_as_folders() {
 }
 
 #[test]
+fn loras_of_both_namings_are_added_to_the_weights() {
+    let temporary = tempdir().unwrap();
+    let path = |name: &str| temporary.path().join(name);
+    let folder = fixtures().join("pipelines/sdxl");
+    // A linear layer and a convolution of the denoiser, and a layer of each text encoder.
+    let changed: [(&str, &str, &str, &str); 4] = [
+        ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "unet", "lora_unet"),
+        ("unet", "up_blocks.0.resnets.0.conv1", "unet", "lora_unet"),
+        ("text_encoder", "text_model.encoder.layers.1.mlp.fc1", "text_encoder", "lora_te1"),
+        ("text_encoder_2", "text_model.encoder.layers.2.self_attn.v_proj", "text_encoder_2", "lora_te2"),
+    ];
+    const RANK: usize = 3;
+    let (weight, alpha) = (0.5, 6.0);
+    let (mut diffusers, mut kohya) = (Tensors::new(), Tensors::new());
+    let merged = path("merged");
+    copy(&folder, &merged);
+    for (number, (part, name, dotted, flat)) in changed.into_iter().enumerate() {
+        let stem = if part.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
+        let file = merged.join(part).join(format!("{stem}.safetensors"));
+        let mut weights = tensors(&file);
+        let stored =
+            weights.keys().find(|stored| stored.ends_with(&format!("{name}.weight"))).unwrap().clone();
+        let base = weights.get_mut(&stored).unwrap();
+        let (outputs, inputs) = (base.shape[0], base.shape[1..].iter().product::<usize>());
+        let values = |place: usize, count: usize| -> Vec<f32> {
+            uniform(2 * number + place, count).map(|u| (2.0 * u - 1.0) as f32 / 3.0).collect()
+        };
+        let (down, up) = (values(0, RANK * inputs), values(1, outputs * RANK));
+        for row in 0..outputs {
+            for column in 0..inputs {
+                let change: f32 = (0..RANK).map(|r| up[row * RANK + r] * down[r * inputs + column]).sum();
+                base.values[row * inputs + column] += weight * change;
+            }
+        }
+        let down_shape = [&[RANK], &base.shape[1..]].concat();
+        let up_shape = [&[outputs, RANK][..], &vec![1; base.shape.len() - 2]].concat();
+        let (down, up) = (HostTensor::new(down_shape, down), HostTensor::new(up_shape, up));
+        let flat = format!("{flat}_{}", name.replace('.', "_"));
+        diffusers.insert(format!("{dotted}.{name}.lora_A.weight"), down.clone());
+        diffusers.insert(format!("{dotted}.{name}.lora_B.weight"), up.clone());
+        kohya.insert(format!("{flat}.lora_down.weight"), down);
+        kohya.insert(format!("{flat}.lora_up.weight"), up);
+        kohya.insert(format!("{flat}.alpha"), HostTensor::new([], vec![alpha]));
+        fs::write(&file, TensorFile { tensors: weights, description: String::new() }.to_bytes()).unwrap();
+    }
+    let write = |name: &str, tensors: Tensors| {
+        fs::write(path(name), TensorFile { tensors, description: String::new() }.to_bytes()).unwrap();
+    };
+    let sample = |folder: &Path, lora: &str| {
+        let mut command = distill();
+        command.arg("sample").arg(folder).args(["--prompt", "a horse", "--steps", "2", "--device", "cpu"]);
+        if !lora.is_empty() {
+            command.arg("--lora").arg(format!("{}/{lora}", temporary.path().display()));
+        }
+        command.arg("--out").arg(path("x.safetensors"));
+        command
+    };
+    let images = |command: &mut std::process::Command| {
+        succeed(command);
+        tensors(&path("x.safetensors")).remove("images").unwrap()
+    };
+    let expected = images(&mut sample(&merged, ""));
+    assert!(
+        relative_error(&images(&mut sample(&folder, "")).values, &expected.values) > 0.01,
+        "it changes something"
+    );
+    write("diffusers.safetensors", diffusers.clone());
+    check("diffusers' names", &images(&mut sample(&folder, "diffusers.safetensors:0.5")).values, &expected);
+    write("kohya.safetensors", kohya);
+    // Alpha is twice the rank.
+    check("kohya's names", &images(&mut sample(&folder, "kohya.safetensors:0.25")).values, &expected);
+
+    let first = diffusers.keys().next().unwrap().clone();
+    let faults: [(&str, fn(&mut Tensors, &str), &[&str]); 4] = [
+        (
+            "kind",
+            |file, first| drop(file.insert(format!("{first}.dora"), HostTensor::new([1], vec![1.0]))),
+            &["dora", "expected a LoRA's"],
+        ),
+        (
+            "name",
+            |file, _| drop(file.insert("unet.none.lora_A.weight".into(), HostTensor::new([1], vec![1.0]))),
+            &["unet.none", "no weight"],
+        ),
+        ("half", |file, first| drop(file.remove(first)), &["both A and B"]),
+        (
+            "shape",
+            |file, first| file.get_mut(first).unwrap().shape.reverse(),
+            &["LoRA's A", "expected shape"],
+        ),
+    ];
+    for (name, change, parts) in faults {
+        let mut file = diffusers.clone();
+        change(&mut file, &first);
+        write("fault.safetensors", file);
+        println!("{name}");
+        fail(&mut sample(&folder, "fault.safetensors"), parts);
+    }
+    fail(&mut sample(&folder, "none.safetensors"), &["none.safetensors"]);
+}
+
+#[test]
+fn rounded_weights_change_pictures_little() {
+    let temporary = tempdir().unwrap();
+    let out = temporary.path().join("x.safetensors");
+    for folder in folders() {
+        let images = |precision: &str| {
+            let mut command = distill();
+            command
+                .arg("sample")
+                .arg(&folder)
+                .args(["--prompt", "a horse", "--steps", "2", "--device", "cpu"]);
+            succeed(command.args(["--precision", precision]).arg("--out").arg(&out));
+            tensors(&out).remove("images").unwrap().values
+        };
+        let expected = images("f32");
+        for (precision, most) in [("f16", 0.005), ("q8", 0.15)] {
+            let error = relative_error(&images(precision), &expected);
+            println!("{}: {precision} {error:.1e} from f32", folder.display());
+            assert!(error > 0.0 && error < most, "{}: {precision}: {error:e}", folder.display());
+        }
+    }
+}
+
+#[test]
 fn pictures_may_have_other_sizes() {
     let temporary = tempdir().unwrap();
     let out = temporary.path().join("a.png");

@@ -152,6 +152,11 @@ impl Checkpoint {
         Ok(whole)
     }
 
+    /// The names of the tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// Renames the tensors. If two tensors get the same name, the second keeps its old name.
     pub(super) fn renamed(mut self, rename: impl Fn(&str) -> String) -> Self {
         for (name, tensor) in std::mem::take(&mut self.tensors) {

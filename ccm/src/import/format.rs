@@ -32,15 +32,16 @@ pub(super) fn format(head: &[u8], len: u64) -> Result<Format, &'static str> {
     {
         return Ok(Format::PyTorch);
     }
-    // The pickle protocols that PyTorch has used.
-    if head[0] == 0x80 && head.get(1).is_some_and(|protocol| (2..=5).contains(protocol)) {
-        return Ok(Format::PyTorch);
-    }
+    // Before the pickles: a header's length may begin with their mark.
     if let Some((header, rest)) = head.split_first_chunk::<8>()
         && u64::from_le_bytes(*header) <= len
         && rest.first() == Some(&b'{')
     {
         return Ok(Format::Safetensors);
+    }
+    // The pickle protocols that PyTorch has used.
+    if head[0] == 0x80 && head.get(1).is_some_and(|protocol| (2..=5).contains(protocol)) {
+        return Ok(Format::PyTorch);
     }
     let text = head.trim_ascii_start().to_ascii_lowercase();
     if text.starts_with(b"<!doctype") || text.starts_with(b"<html") {
@@ -78,6 +79,9 @@ mod tests {
         ] {
             assert_eq!(format(head, head.len() as u64), expected, "{head:?}");
         }
+        // The length of the header, 640, begins with the bytes of a pickle.
+        let header = [&640u64.to_le_bytes()[..], b"{", &[b' '; 638], b"}"].concat();
+        assert_eq!(format(&header, 648), Ok(Format::Safetensors));
         // The header is longer than the file.
         assert_eq!(format(&safetensors, 1), Err("neither"));
     }

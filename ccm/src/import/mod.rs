@@ -9,6 +9,7 @@ mod checkpoint;
 pub mod description;
 pub mod diffusers;
 mod format;
+pub mod lora;
 mod select;
 mod single_file;
 pub mod text_to_image;

@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// Guidance scale; 1 is no guidance [default: 5 for a pipeline with text]
     #[arg(long, value_name = "W")]
     pub(crate) guidance: Option<f32>,
+    /// LoRA file for a pipeline with text, in the names of diffusers or of kohya's scripts, and its weight [default: 1]; may be
+    /// given several times
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = lora)]
+    pub(crate) lora: Vec<(PathBuf, f32)>,
     /// Precision of the weights of a pipeline with text, unless they are stored in a smaller one: f32, f16 or q8. A GPU computes
     /// in half precision if it is not f32
     #[arg(long, value_name = "PRECISION", default_value = "f32")]
@@ -83,6 +87,18 @@ fn solver(text: &str) -> Result<Solver, String> {
         "heun" => Ok(Solver::Heun),
         "dpm" => Ok(Solver::Dpm),
         other => Err(format!("expected euler, heun or dpm, found `{other}`")),
+    }
+}
+
+fn lora(text: &str) -> Result<(PathBuf, f32), String> {
+    // Without a number after it, a colon is part of the name.
+    let weighted = text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse::<f32>().ok()?)));
+    match weighted {
+        Some((_, weight)) if !weight.is_finite() => {
+            Err(format!("expected a number after `:`, found `{text}`"))
+        }
+        Some((file, weight)) => Ok((file.into(), weight)),
+        None => Ok((text.into(), 1.0)),
     }
 }
 
@@ -166,6 +182,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         ("--negative", arguments.negative.is_some()),
         ("--guidance", arguments.guidance.is_some()),
         ("--size", arguments.size.is_some()),
+        ("--lora", !arguments.lora.is_empty()),
     ] {
         if given {
             return Err(format!("{flag}: {} is not a pipeline with text", arguments.model.display()).into());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ccm::disk;
+use ccm::import::lora::{Changed, Lora};
 use ccm::import::{ImportError, text_to_image};
 use ccm::model::prediction::Spacing;
 use ccm::model::{Text, TimeGrid};
@@ -47,7 +48,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let images = request.images(&spec.network);
     let seed = arguments.seed();
 
-    let pipeline = Pipeline::new(folder.spec, folder.tokenizers, folder.weights, backend(arguments.device));
+    let mut loras = Vec::new();
+    for (file, weight) in &arguments.lora {
+        loras.push(Lora::open(file, *weight, &spec)?);
+    }
+    let weights = Changed { weights: folder.weights, loras };
+    let pipeline = Pipeline::new(folder.spec, folder.tokenizers, weights, backend(arguments.device));
     let pipeline = pipeline.with_precision(arguments.precision);
     let at_fault = |error: PipelineError<ImportError>| match error {
         // It names its file.
