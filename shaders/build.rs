@@ -1,4 +1,4 @@
-//! Removes comments and indentation from the kernels, because a web page downloads them.
+//! Removes comments and white space from the kernels, because a web page downloads them.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
@@ -21,8 +21,18 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// The source without comments, indentation and empty lines.
+/// The source without comments and without white space that separates nothing.
 fn shortened(source: &str) -> String {
-    let lines = source.lines().map(|line| line.find("//").map_or(line, |comment| &line[..comment]).trim());
-    lines.filter(|line| !line.is_empty()).flat_map(|line| [line, "\n"]).collect()
+    let lines = source.lines().map(|line| line.find("//").map_or(line, |comment| &line[..comment]));
+    let mut short = String::new();
+    for word in lines.flat_map(str::split_whitespace) {
+        let (last, first) = (short.chars().last(), word.chars().next());
+        let joins = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+        // Two of the same sign would be another sign.
+        if joins(last) && joins(first) || last == first {
+            short.push(' ');
+        }
+        short.push_str(word);
+    }
+    short
 }

@@ -12,7 +12,7 @@ pub mod interface;
 mod tests;
 pub mod uniform;
 
-/// A kernel's source without comments and indentation, as `build.rs` writes it.
+/// A kernel's source without comments and white space, as `build.rs` writes it.
 macro_rules! wgsl {
     ($file:literal) => {
         include_str!(concat!(env!("OUT_DIR"), "/", $file))

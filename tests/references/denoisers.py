@@ -5,7 +5,7 @@
 
 Each folder holds a network's `config.json` as diffusers writes it, and `reference.safetensors`: the network's `output` at
 `x`, `timestep`, `text` and whatever else it reads (`pooled`, `time_ids`, `guidance`, `label`). Every parameter is a value of
-formula.py, by the rules of diffusers_models.py; the position embedding of `sd35` is the one that diffusers makes. The three
+formula.py, by its rules for networks; the position embedding of `sd35` is the one that diffusers makes. The three
 networks have the options that the pipelines of the other fixtures lack. Made with Python 3.11, torch 2.15.0, diffusers 0.42.1,
 safetensors 0.8.0 and numpy 2.4.6.
 """
@@ -18,27 +18,11 @@ from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
     LatentConsistencyModelPipeline,
 )
-from formula import uniform
+from formula import fill
 from safetensors.torch import save_file
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
-
-
-def fill(network, seed):
-    """Parameters by the formula of formula.py, in the order of their names; activations stay at about one."""
-    for number, (name, parameter) in enumerate(sorted(network.named_parameters())):
-        values = 2 * uniform(1000 * seed + number, parameter.numel()) - 1
-        if name == "class_embedding.weight":
-            values *= 0.75
-        elif parameter.dim() > 1:
-            values *= (3 / parameter[0].numel()) ** 0.5
-        elif name.endswith(".weight"):
-            values = 1 + values / 6
-        else:
-            values /= 6
-        parameter.copy_(torch.from_numpy(values).float().reshape(parameter.shape))
-    return network.eval()
 
 
 def write(folder, network, tensors):

@@ -28,28 +28,11 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     UNet2DModel,
 )
-from formula import uniform
+from formula import fill
 from safetensors.torch import load_file, save_file
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
-
-
-def fill(network, seed):
-    """Parameters by the formula of formula.py, in the order of their names; activations stay at about one."""
-    for number, (name, parameter) in enumerate(sorted(network.named_parameters())):
-        values = 2 * uniform(1000 * seed + number, parameter.numel()) - 1
-        if name == "class_embedding.weight":
-            values *= 0.75
-        elif parameter.dim() > 1:
-            values *= (3 / parameter[0].numel()) ** 0.5
-        elif name.endswith(".weight"):
-            values = 1 + values / 6
-        else:
-            values /= 6
-        assert values.all(), name
-        parameter.copy_(torch.from_numpy(values).float().reshape(parameter.shape))
-    return network.eval()
 
 
 def coordinates(scheduler, timestep):

@@ -9,3 +9,22 @@ def uniform(tensor, count):
         h &= 0xFFFFFFFF
         h = (h ^ (h >> np.uint64(shift))) * factor
     return (h & 0xFFFFFFFF).astype(np.float64) / 2**32
+
+
+def fill(network, seed):
+    """Sets the parameters of a PyTorch network, in the order of their names; activations stay at about one."""
+    import torch
+
+    for number, (name, parameter) in enumerate(sorted(network.named_parameters())):
+        values = 2 * uniform(1000 * seed + number, parameter.numel()) - 1
+        if name == "class_embedding.weight":
+            values *= 0.75
+        elif parameter.dim() > 1:
+            values *= (3 / parameter[0].numel()) ** 0.5
+        elif name.endswith(".weight"):
+            values = 1 + values / 6
+        else:
+            values /= 6
+        assert values.all(), name
+        parameter.copy_(torch.from_numpy(values).float().reshape(parameter.shape))
+    return network.eval()

@@ -269,10 +269,8 @@ impl Work {
     ) -> Result<Self, String> {
         let len = denoiser.spec.image_len();
         let evaluations = request.evaluations(steps)?;
-        let coefficients: Vec<Coefficients> = evaluations
-            .iter()
-            .map(|evaluation| denoiser.path.coefficients(f64::from(evaluation.step.t)))
-            .collect();
+        let of_step = |evaluation: &Evaluation| denoiser.path.coefficients(f64::from(evaluation.step.t));
+        let coefficients: Vec<Coefficients> = evaluations.iter().map(of_step).collect();
         let none = Combination::default();
         let first = Update {
             x: none,

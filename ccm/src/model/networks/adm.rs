@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Decimal, Family, SpecError, require};
+use super::{Decimal, Family, SpecError, require, require_below, require_range};
 use crate::model::graph::{Builder, Graph, Padding, QkvOrder, TimestepEmbedding, Value, build};
 use crate::model::json::Json;
 use crate::model::options::Options;
@@ -102,11 +102,7 @@ impl Family for UNetSpec {
                 ),
             )?;
         }
-        require(
-            (1..=16).contains(&self.num_res_blocks),
-            "num_res_blocks",
-            format_args!("expected 1 to 16, found {}", self.num_res_blocks),
-        )?;
+        require_range("num_res_blocks", self.num_res_blocks, 1..=16)?;
         require(
             (2..=4096).contains(&self.model_channels) && self.model_channels.is_multiple_of(2),
             "model_channels",
@@ -142,14 +138,7 @@ impl Family for UNetSpec {
         require(self.num_heads > 0, "num_heads", at_least_one)?;
         require(self.num_heads_upsample != Some(0), "num_heads_upsample", at_least_one)?;
         require(self.num_head_channels != Some(0), "num_head_channels", at_least_one)?;
-        require(
-            (0.0..1.0).contains(&self.dropout),
-            "dropout",
-            format_args!(
-                "expected a probability from 0 up to but not including 1, found {}",
-                Decimal(self.dropout)
-            ),
-        )?;
+        require_below("dropout", self.dropout, 1.0)?;
         if let Some(classes) = self.num_classes {
             require(
                 (1..=100_000).contains(&classes),

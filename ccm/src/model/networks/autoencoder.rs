@@ -2,7 +2,7 @@
 //! and options have diffusers' names.
 
 use super::blocks::{Resnet, TimeScaleShift, pixel_attention};
-use super::{Decimal, SpecError, require};
+use super::{Decimal, SpecError, require, require_positive, require_range};
 use crate::model::graph::{Activation, Builder, Graph, Padding, Value, build};
 use crate::model::json::Json;
 use crate::model::options::Options;
@@ -113,15 +113,9 @@ impl AutoencoderSpec {
     }
 
     fn validate(&self) -> Result<(), SpecError> {
-        let in_range = |field, found: usize, most: usize| {
-            require((1..=most).contains(&found), field, format_args!("expected 1 to {most}, found {found}"))
-        };
-        let number = |field, value: f32, least: f32| {
-            require(
-                value.is_finite() && value > least,
-                field,
-                format_args!("expected a number above {}, found {}", Decimal(least), Decimal(value)),
-            )
+        let in_range = |field, found, most| require_range(field, found, 1..=most);
+        let finite = |field, value: f32| {
+            require(value.is_finite(), field, format_args!("expected a number, found {}", Decimal(value)))
         };
         require(
             matches!(self.image_channels(), 1 | 3),
@@ -143,8 +137,8 @@ impl AutoencoderSpec {
                         format_args!("expected multiples of 4 and of norm_num_groups, found {channels}"),
                     )?;
                 }
-                number("scaling_factor", spec.scaling_factor, 0.0)?;
-                number("shift_factor", spec.shift_factor, f32::MIN)
+                require_positive("scaling_factor", spec.scaling_factor)?;
+                finite("shift_factor", spec.shift_factor)
             }
             Self::Tiny(spec) => {
                 in_range("num_encoder_blocks", spec.num_encoder_blocks.len(), 8)?;
@@ -166,8 +160,8 @@ impl AutoencoderSpec {
                     "block_out_channels",
                     format_args!("expected a multiple of 4 up to 16384, found {}", spec.channels),
                 )?;
-                number("scaling_factor", spec.scaling_factor, 0.0)?;
-                number("shift_factor", spec.shift_factor, f32::MIN)
+                require_positive("scaling_factor", spec.scaling_factor)?;
+                finite("shift_factor", spec.shift_factor)
             }
         }
     }

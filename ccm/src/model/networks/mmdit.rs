@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Family, SpecError, TextShape, require};
+use super::{Family, SpecError, TextShape, require, require_range};
 use crate::model::graph::{
     Activation, Builder, Graph, Init, PositionEmbedding, TimestepEmbedding, Value, build,
 };
@@ -59,7 +59,7 @@ impl Family for MmditSpec {
             ("pos_embed_max_size", self.pos_embed_max_size, 1024),
             ("base_size", self.base_size, 4096),
         ] {
-            require((1..=most).contains(&found), field, format_args!("expected 1 to {most}, found {found}"))?;
+            require_range(field, found, 1..=most)?;
         }
         for (field, found) in [
             ("attention_head_dim", self.attention_head_dim),

@@ -126,6 +126,28 @@ fn require(holds: bool, field: &str, reason: Arguments) -> Result<(), SpecError>
     if holds { Ok(()) } else { Err(SpecError { field: field.into(), reason: reason.to_string() }) }
 }
 
+/// Requires a whole number in a range.
+fn require_range(field: &str, found: usize, range: std::ops::RangeInclusive<usize>) -> Result<(), SpecError> {
+    let (least, most) = (range.start(), range.end());
+    require(range.contains(&found), field, format_args!("expected {least} to {most}, found {found}"))
+}
+
+/// Requires a finite number above 0.
+fn require_positive(field: &str, found: f32) -> Result<(), SpecError> {
+    let holds = found.is_finite() && found > 0.0;
+    require(holds, field, format_args!("expected a number above 0, found {}", Decimal(found)))
+}
+
+/// Requires a number from 0 up to but not including another.
+fn require_below(field: &str, found: f64, most: f64) -> Result<(), SpecError> {
+    let holds = (0.0..most).contains(&found);
+    require(
+        holds,
+        field,
+        format_args!("expected 0 up to but not including {}, found {}", Decimal(most), Decimal(found)),
+    )
+}
+
 impl From<UNetSpec> for NetworkSpec {
     fn from(spec: UNetSpec) -> Self {
         Self::Adm(spec)

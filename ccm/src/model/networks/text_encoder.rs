@@ -1,7 +1,7 @@
 //! Text encoders: CLIP's (arXiv 2103.00020) and T5's (arXiv 1910.10683). Parameters and options have the names of the library
 //! transformers; CLIP's begin with `text_model.`.
 
-use super::{Decimal, SpecError, require};
+use super::{SpecError, require, require_positive, require_range};
 use crate::model::graph::{
     Activation, Attention, AttentionBias, Builder, Graph, Init, PositionEmbedding, RelativeBias, Value, build,
 };
@@ -101,19 +101,10 @@ impl TextEncoderSpec {
     }
 
     fn validate(&self) -> Result<(), SpecError> {
-        let in_range = |field, found: usize, most: usize| {
-            require((1..=most).contains(&found), field, format_args!("expected 1 to {most}, found {found}"))
-        };
+        let in_range = |field, found, most| require_range(field, found, 1..=most);
         let blocks = |field, found: usize| {
             in_range(field, found, 65_536)?;
             require(found % 4 == 0, field, format_args!("expected a multiple of 4, found {found}"))
-        };
-        let epsilon = |field, value: f32| {
-            require(
-                value.is_finite() && value > 0.0,
-                field,
-                format_args!("expected a number above 0, found {}", Decimal(value)),
-            )
         };
         match self {
             Self::Clip(spec) => {
@@ -129,7 +120,7 @@ impl TextEncoderSpec {
                     format_args!("expected a divisor of {}, found {heads}", spec.hidden_size),
                 )?;
                 in_range("projection_dim", spec.projection_dim.unwrap_or(1), 65_536)?;
-                epsilon("layer_norm_eps", spec.layer_norm_eps)
+                require_positive("layer_norm_eps", spec.layer_norm_eps)
             }
             Self::T5(spec) => {
                 in_range("vocab_size", spec.vocab_size, 10_000_000)?;
@@ -150,7 +141,7 @@ impl TextEncoderSpec {
                     "relative_attention_max_distance",
                     format_args!("expected more than a quarter of the buckets, found {distance}"),
                 )?;
-                epsilon("layer_norm_epsilon", spec.layer_norm_epsilon)
+                require_positive("layer_norm_epsilon", spec.layer_norm_epsilon)
             }
         }
     }

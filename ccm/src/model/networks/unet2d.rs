@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::blocks::{Direction, Resnet, TimeScaleShift, pixel_attention};
-use super::{Decimal, Family, SpecError, require};
+use super::{Family, SpecError, require, require_below, require_positive, require_range};
 use crate::model::graph::{Builder, Graph, Padding, TimestepEmbedding, Value, build};
 use crate::model::json::Json;
 use crate::model::options::Options;
@@ -126,11 +126,7 @@ impl Family for UNet2DSpec {
                 ),
             )?;
         }
-        require(
-            (1..=16).contains(&self.layers_per_block),
-            "layers_per_block",
-            format_args!("expected 1 to 16, found {}", self.layers_per_block),
-        )?;
+        require_range("layers_per_block", self.layers_per_block, 1..=16)?;
         require(
             matches!(self.downsample_padding, 0 | 1),
             "downsample_padding",
@@ -163,44 +159,13 @@ impl Family for UNet2DSpec {
             "block_out_channels",
             format_args!("expected an even number of channels in the first level"),
         )?;
-        require(
-            self.mid_block_scale_factor.is_finite() && self.mid_block_scale_factor > 0.0,
-            "mid_block_scale_factor",
-            format_args!("expected a number above 0, found {}", Decimal(self.mid_block_scale_factor)),
-        )?;
-        require(
-            self.norm_eps.is_finite() && self.norm_eps > 0.0,
-            "norm_eps",
-            format_args!("expected a number above 0, found {}", Decimal(self.norm_eps)),
-        )?;
-        let half = self.block_out_channels[0] as f32 / 2.0;
-        require(
-            self.freq_shift >= 0.0 && self.freq_shift < half,
-            "freq_shift",
-            format_args!(
-                "expected 0 up to but not including {}, found {}",
-                Decimal(half),
-                Decimal(self.freq_shift)
-            ),
-        )?;
-        require(
-            (0.0..1.0).contains(&self.dropout),
-            "dropout",
-            format_args!(
-                "expected a probability from 0 up to but not including 1, found {}",
-                Decimal(self.dropout)
-            ),
-        )?;
-        require(
-            self.time_embedding_dim.is_none_or(|dim| (1..=32_768).contains(&dim)),
-            "time_embedding_dim",
-            format_args!("expected 1 to 32768, found {}", self.time_embedding_dim.unwrap_or(0)),
-        )?;
-        require(
-            self.num_class_embeds.is_none_or(|n| (1..=100_000).contains(&n)),
-            "num_class_embeds",
-            format_args!("expected 1 to 100000, found {}", self.num_class_embeds.unwrap_or(0)),
-        )
+        require_positive("mid_block_scale_factor", self.mid_block_scale_factor)?;
+        require_positive("norm_eps", self.norm_eps)?;
+        let half = self.block_out_channels[0] as f64 / 2.0;
+        require_below("freq_shift", self.freq_shift.into(), half)?;
+        require_below("dropout", self.dropout, 1.0)?;
+        require_range("time_embedding_dim", self.time_embedding_dim.unwrap_or(1), 1..=32_768)?;
+        require_range("num_class_embeds", self.num_class_embeds.unwrap_or(1), 1..=100_000)
     }
 
     fn graph(&self) -> Graph {

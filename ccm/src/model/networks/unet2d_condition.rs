@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::blocks::{Resnet, TimeScaleShift};
-use super::{Decimal, Family, SpecError, TextShape, require};
+use super::{Family, SpecError, TextShape, require, require_below, require_positive, require_range};
 use crate::model::graph::{Activation, Builder, Graph, Padding, TimestepEmbedding, Value, build};
 use crate::model::json::Json;
 use crate::model::options::Options;
@@ -100,9 +100,7 @@ impl Family for UNet2DConditionSpec {
         ] {
             require(found == levels, field, format_args!("expected {levels} levels, found {found}"))?;
         }
-        let in_range = |field, found: usize, most: usize| {
-            require((1..=most).contains(&found), field, format_args!("expected 1 to {most}, found {found}"))
-        };
+        let in_range = |field, found, most| require_range(field, found, 1..=most);
         in_range("in_channels", self.in_channels, 256)?;
         in_range("tokens", self.tokens, 4096)?;
         in_range("cross_attention_dim", self.cross_attention_dim, 65_536)?;
@@ -140,33 +138,11 @@ impl Family for UNet2DConditionSpec {
                 format_args!("expected a divisor of {channels} channels, found {heads}"),
             )?;
         }
-        for (field, value) in
-            [("mid_block_scale_factor", self.mid_block_scale_factor), ("norm_eps", self.norm_eps)]
-        {
-            require(
-                value.is_finite() && value > 0.0,
-                field,
-                format_args!("expected a number above 0, found {}", Decimal(value)),
-            )?;
-        }
-        let half = self.block_out_channels[0] as f32 / 2.0;
-        require(
-            self.freq_shift >= 0.0 && self.freq_shift < half,
-            "freq_shift",
-            format_args!(
-                "expected 0 up to but not including {}, found {}",
-                Decimal(half),
-                Decimal(self.freq_shift)
-            ),
-        )?;
-        require(
-            (0.0..1.0).contains(&self.dropout),
-            "dropout",
-            format_args!(
-                "expected a probability from 0 up to but not including 1, found {}",
-                Decimal(self.dropout)
-            ),
-        )?;
+        require_positive("mid_block_scale_factor", self.mid_block_scale_factor)?;
+        require_positive("norm_eps", self.norm_eps)?;
+        let half = self.block_out_channels[0] as f64 / 2.0;
+        require_below("freq_shift", self.freq_shift.into(), half)?;
+        require_below("dropout", self.dropout, 1.0)?;
         for (field, dim) in
             [("time_embedding_dim", self.time_embedding_dim), ("time_cond_proj_dim", self.time_cond_proj_dim)]
         {
@@ -188,11 +164,7 @@ impl Family for UNet2DConditionSpec {
                 format_args!("expected more than six times addition_time_embed_dim, found {}", of.input_dim),
             )?;
         }
-        require(
-            self.num_class_embeds.is_none_or(|n| (1..=100_000).contains(&n)),
-            "num_class_embeds",
-            format_args!("expected 1 to 100000, found {}", self.num_class_embeds.unwrap_or(0)),
-        )
+        require_range("num_class_embeds", self.num_class_embeds.unwrap_or(1), 1..=100_000)
     }
 
     fn graph(&self) -> Graph {

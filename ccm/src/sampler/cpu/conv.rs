@@ -85,6 +85,7 @@ impl PackedWeight {
 }
 
 /// Packs a matrix with rows of `out_channels` values into panels.
+#[inline(never)]
 fn packed<T: Copy + Default>(values: &[T], out_channels: usize, panels: &[Panel]) -> Vec<T> {
     let width: usize = panels.iter().map(|panel| panel.width).sum();
     let mut packed = Vec::with_capacity(values.len() / out_channels.max(1) * width);
