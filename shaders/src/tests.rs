@@ -267,10 +267,9 @@ fn every_kernel_is_valid_and_uses_the_bindings_that_the_host_binds() {
 #[test]
 fn fields_swapped_in_the_source_are_reported() {
     for case in cases() {
-        let declaration = |field: &uniform::Field| format!("\n{}: {},\n", field.name, field.scalar);
+        let declaration = |field: &uniform::Field| format!("{}:{},", field.name, field.scalar);
         for pair in case.interface.fields.windows(2) {
             let [a, b] = [declaration(&pair[0]), declaration(&pair[1])];
-            let (a, b) = (a.trim_start(), b.trim_start());
             let source = case.source.replace(&format!("{a}{b}"), &format!("{b}{a}"));
             case.with_source(source).assert_reported(pair[0].name);
         }
@@ -326,8 +325,7 @@ fn fields_swapped_on_the_host_are_reported() {
 fn a_field_added_to_the_source_is_reported() {
     for case in cases() {
         let name = case.interface.uniform;
-        let source =
-            case.source.replace(&format!("struct {name} {{\n"), &format!("struct {name} {{\nadded: u32,\n"));
+        let source = case.source.replace(&format!("struct {name}{{"), &format!("struct {name}{{added:u32,"));
         case.with_source(source).assert_reported("added");
     }
 }
@@ -336,11 +334,12 @@ fn a_field_added_to_the_source_is_reported() {
 fn constants_changed_on_one_side_are_reported() {
     for case in cases() {
         for (i, (name, value)) in case.interface.constants.iter().enumerate() {
-            let line = case.source.lines().find(|line| line.starts_with(&format!("const {name}:")));
-            let line = line.unwrap_or_else(|| panic!("{}: no constant {name}", case.name));
-            let (declaration, expression) = line.split_once(" = ").expect("a value");
+            let start = case.source.find(&format!("const {name}:"));
+            let start = start.unwrap_or_else(|| panic!("{}: no constant {name}", case.name));
+            let line = case.source[start..].split_inclusive(';').next().expect("an end");
+            let (declaration, expression) = line.split_once('=').expect("a value");
             let expression = expression.trim_end_matches(';');
-            let doubled = format!("{declaration} = 2 * ({expression});");
+            let doubled = format!("{declaration}=2*({expression});");
             case.with_source(case.source.replace(line, &doubled)).assert_reported(name);
             let other = match value {
                 Constant::U32(value) => Constant::U32(value + 1),
@@ -364,15 +363,15 @@ fn bindings_changed_on_one_side_are_reported() {
         for (i, buffer) in buffers.iter().enumerate() {
             let what = format!("binding {}", i + 1);
             let [read, write] =
-                ["read", "read_write"].map(|access| format!("<storage, {access}> {}:", buffer.name));
+                ["read", "read_write"].map(|access| format!("<storage,{access}>{}:", buffer.name));
             let (from, to) = match buffer.access {
                 Access::Read => (read, write),
                 Access::ReadWrite => (write, read),
             };
             case.with_source(case.source.replace(&from, &to)).assert_reported(&what);
-            let element = case.source.split_once(&format!("> {}: array<", buffer.name)).expect("an array").1;
+            let element = case.source.split_once(&format!(">{}:array<", buffer.name)).expect("an array").1;
             let element = element.split_once(">;").expect("a line").0;
-            let [from, to] = [element, "vec2<i32>"].map(|e| format!("> {}: array<{e}>;", buffer.name));
+            let [from, to] = [element, "vec2<i32>"].map(|e| format!(">{}:array<{e}>;", buffer.name));
             let other = case.with_source(case.source.replace(&from, &to));
             // Most kernels compute with the elements, so that the source is not valid either.
             if parse(&other.source).is_ok() {
@@ -403,12 +402,12 @@ fn bindings_changed_on_one_side_are_reported() {
 fn workgroups_of_another_size_are_reported() {
     for case in cases().into_iter().filter(|case| case.interface.workgroup_size != [0; 3]) {
         let entry = case.interface.entry_points[0];
-        let mut lines: Vec<&str> = case.source.lines().collect();
-        let function =
-            lines.iter().position(|line| line.starts_with(&format!("fn {entry}("))).expect("a function");
-        assert!(lines[function - 1].starts_with("@compute @workgroup_size("), "{}", case.name);
-        lines[function - 1] = "@compute @workgroup_size(2, 2, 2)";
-        case.with_source(lines.join("\n")).assert_reported(entry);
+        let function = case.source.find(&format!("fn {entry}(")).expect("a function");
+        let (before, after) = case.source.split_at(function);
+        let start = before.rfind("@compute").expect("attributes");
+        assert!(before[start..].starts_with("@compute@workgroup_size("), "{}", case.name);
+        let source = format!("{}@compute@workgroup_size(2,2,2){after}", &before[..start]);
+        case.with_source(source).assert_reported(entry);
     }
 }
 

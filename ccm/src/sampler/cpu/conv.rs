@@ -105,27 +105,44 @@ thread_local! {
     static EXPANDED: std::cell::RefCell<Vec<f32>> = std::cell::RefCell::default();
 }
 
-/// Expands `rows` of a panel to single precision.
+impl PackedWeight {
+    /// Calls `use_rows` with the values of `rows` of a panel in single precision.
+    #[inline(always)]
+    fn with_rows(&self, panel: &Panel, rows: std::ops::Range<usize>, use_rows: impl Fn(&[f32])) {
+        let place = panel.start + rows.start * panel.width..panel.start + rows.end * panel.width;
+        match &self.values {
+            Values::F32(values) => use_rows(&values[place]),
+            #[cfg(feature = "text")]
+            values => EXPANDED.with_borrow_mut(|expanded| {
+                expanded.resize(place.len(), 0.0);
+                expand(values, panel, place, expanded);
+                use_rows(expanded);
+            }),
+        }
+    }
+}
+
+/// Expands a part of the values of a panel to single precision.
 #[cfg(feature = "text")]
-#[inline(always)]
-fn expand(values: &Values, panel: &Panel, rows: std::ops::Range<usize>, expanded: &mut Vec<f32>) {
-    let place = panel.start + rows.start * panel.width..panel.start + rows.end * panel.width;
-    expanded.resize(place.len(), 0.0);
+fn expand(values: &Values, panel: &Panel, place: std::ops::Range<usize>, expanded: &mut [f32]) {
     match values {
         Values::F32(values) => expanded.copy_from_slice(&values[place]),
         Values::F16(values) => {
             use half::slice::HalfFloatSliceExt as _;
             values[place].convert_to_f32_slice(expanded);
         }
-        Values::Q8 { bytes, scales } => {
-            let scales = &scales[panel.channel..][..panel.width];
-            let rows = bytes[place].chunks_exact(panel.width).zip(expanded.chunks_exact_mut(panel.width));
-            for (bytes, values) in rows {
-                for ((value, byte), scale) in values.iter_mut().zip(bytes).zip(scales) {
-                    *value = f32::from(*byte) * scale;
+        Values::Q8 { bytes, scales } => Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let scales = &scales[panel.channel..][..panel.width];
+                let rows = bytes[place.clone()].chunks_exact(panel.width);
+                for (bytes, values) in rows.zip(expanded.chunks_exact_mut(panel.width)) {
+                    for ((value, byte), scale) in values.iter_mut().zip(bytes).zip(scales) {
+                        *value = f32::from(*byte) * scale;
+                    }
                 }
-            }
-        }
+            },
+        ),
     }
 }
 
@@ -157,16 +174,31 @@ pub(super) fn conv(op: &Conv, operands: &Operands, member: &Member) {
     let place = member.index / groups;
     let pixels = op.y.pixels();
     let pixels = pixels * place / sharers..pixels * (place + 1) / sharers;
+    let taps = op.kernel * op.kernel;
     for panel in &operands.weight.panels[columns] {
-        Arch::new().dispatch(Strip { op, operands, panel, pixels: pixels.clone() });
+        let pass = (CACHED / (op.x.channels() * panel.width)).clamp(1, taps);
+        for first in (0..taps).step_by(pass) {
+            let taps = first..taps.min(first + pass);
+            let rows = taps.start * op.x.channels()..taps.end * op.x.channels();
+            operands.weight.with_rows(panel, rows, |values| {
+                let (taps, pixels) = (taps.clone(), pixels.clone());
+                Arch::new().dispatch(Strip { op, operands, panel, values, taps, pixels });
+            });
+        }
     }
 }
 
-/// A run of pixels in one panel of output channels.
+/// Number of values of a panel that stay in the second-level cache while they are used for all pixels.
+const CACHED: usize = 128 * 1024;
+
+/// A run of pixels in one panel of output channels, and some of the taps.
 struct Strip<'a> {
     op: &'a Conv,
     operands: &'a Operands<'a>,
     panel: &'a Panel,
+    /// The values of the panel from the first of these taps on.
+    values: &'a [f32],
+    taps: std::ops::Range<usize>,
     pixels: std::ops::Range<usize>,
 }
 
@@ -187,36 +219,12 @@ impl WithSimd for Strip<'_> {
 impl Strip<'_> {
     #[inline(always)]
     fn run<S: Simd, const N: usize>(self, simd: S) {
-        /// Number of values of a panel that stay in the second-level cache while they are used for all pixels.
-        const CACHED: usize = 128 * 1024;
-        let taps = self.op.kernel * self.op.kernel;
-        let pass = (CACHED / (self.op.x.channels() * self.panel.width)).clamp(1, taps);
-        for first in (0..taps).step_by(pass) {
-            let taps = first..taps.min(first + pass);
-            match &self.operands.weight.values {
-                Values::F32(values) => {
-                    let place = self.panel.start + first * self.op.x.channels() * self.panel.width;
-                    self.pass::<S, N>(simd, &values[place..], taps);
-                }
-                #[cfg(feature = "text")]
-                values => EXPANDED.with_borrow_mut(|expanded| {
-                    let channels = self.op.x.channels();
-                    expand(values, self.panel, taps.start * channels..taps.end * channels, expanded);
-                    self.pass::<S, N>(simd, expanded, taps);
-                }),
-            }
-        }
-    }
-
-    /// Adds some taps of all pixels. `values` are those of the panel from the first of these taps on.
-    #[inline(always)]
-    fn pass<S: Simd, const N: usize>(&self, simd: S, values: &[f32], taps: std::ops::Range<usize>) {
         let mut pixel = self.pixels.start;
         while pixel < self.pixels.end {
             match self.pixels.end - pixel {
-                MAX_ROWS.. => self.tile::<S, MAX_ROWS, N>(simd, pixel, values, taps.clone()),
-                TAIL_ROWS.. => self.tile::<S, TAIL_ROWS, N>(simd, pixel, values, taps.clone()),
-                _ => self.tile::<S, 1, N>(simd, pixel, values, taps.clone()),
+                MAX_ROWS.. => self.tile::<S, MAX_ROWS, N>(simd, pixel),
+                TAIL_ROWS.. => self.tile::<S, TAIL_ROWS, N>(simd, pixel),
+                _ => self.tile::<S, 1, N>(simd, pixel),
             }
             pixel += match self.pixels.end - pixel {
                 MAX_ROWS.. => MAX_ROWS,
@@ -229,13 +237,7 @@ impl Strip<'_> {
     /// Adds some taps of `M` pixels: the first taps to bias and residual, later ones to the partial sums in the
     /// output.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const N: usize>(
-        &self,
-        simd: S,
-        pixel: usize,
-        panel: &[f32],
-        taps: std::ops::Range<usize>,
-    ) {
+    fn tile<S: Simd, const M: usize, const N: usize>(&self, simd: S, pixel: usize) {
         let Conv { x, kernel, stride, border, upsample, y, .. } = *self.op;
         let Operands { bias, residual, zeros, .. } = *self.operands;
         let channel = self.panel.channel;
@@ -246,7 +248,7 @@ impl Strip<'_> {
         let output = |m: usize| unsafe { self.operands.y.write((pixel + m) * y.channels + channel, width) };
 
         let mut sums: [[S::f32s; N]; M] = std::array::from_fn(|m| {
-            if taps.start > 0 {
+            if self.taps.start > 0 {
                 return load(simd, output(m));
             }
             let bias = load(simd, &bias[channel..channel + width]);
@@ -265,7 +267,7 @@ impl Strip<'_> {
             false => (x.first.height, x.first.width),
         };
         let channels = x.channels();
-        for tap in taps.clone() {
+        for tap in self.taps.clone() {
             let source: [Option<usize>; M] = std::array::from_fn(|m| {
                 // A negative row or column wraps to a large number, which is out of range.
                 let row = (position[m].0 * stride + tap / kernel).wrapping_sub(border);
@@ -282,7 +284,8 @@ impl Strip<'_> {
                     Some(pixel) => values[pixel * map.channels..][..map.channels].as_ptr(),
                     None => zeros[..map.channels].as_ptr(),
                 });
-                let panel = &panel[((tap - taps.start) * channels + before) * self.panel.width..];
+                let place = (tap - self.taps.start) * channels + before;
+                let panel = &self.values[place * self.panel.width..];
                 // SAFETY: every row is a whole pixel of its map, or the zeros.
                 sums = unsafe { multiply(simd, Part { rows, depth: map.channels, panel }, sums) };
                 before += map.channels;
