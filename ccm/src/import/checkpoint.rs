@@ -55,25 +55,23 @@ impl Stored {
     fn read(&self, name: &str) -> Result<HostTensor, String> {
         match self {
             Self::PyTorch(tensor) => host_tensor(tensor),
-            Self::Safetensors { entry: Entry { kind, shape, .. }, .. } => {
-                let values = to_f32(name, kind, &self.bytes()?).map_err(|error| error.to_string())?;
-                Ok(HostTensor { shape: shape.clone(), values })
+            Self::Safetensors { entry, file, start } => {
+                let bytes = read_bytes(entry, file, *start)?;
+                let values = to_f32(name, &entry.kind, &bytes).map_err(|error| error.to_string())?;
+                Ok(HostTensor { shape: entry.shape.clone(), values })
             }
         }
     }
+}
 
-    /// Reads the bytes of a tensor of a safetensors file; none for one of a PyTorch checkpoint.
-    fn bytes(&self) -> Result<Vec<u8>, String> {
-        let Self::Safetensors { entry: Entry { range, .. }, file, start } = self else {
-            return Ok(Vec::new());
-        };
-        let mut bytes = vec![0; range.len()];
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = SeekFrom::Start(start + range.start as u64);
-        let read = file.seek(place).and_then(|_| file.read_exact(&mut bytes));
-        read.map_err(|error| error.to_string())?;
-        Ok(bytes)
-    }
+/// Reads the bytes of a tensor of a safetensors file, whose values begin at `start`.
+fn read_bytes(entry: &Entry, file: &Mutex<File>, start: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; entry.range.len()];
+    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = SeekFrom::Start(start + entry.range.start as u64);
+    let read = file.seek(place).and_then(|_| file.read_exact(&mut bytes));
+    read.map_err(|error| error.to_string())?;
+    Ok(bytes)
 }
 
 /// Reads the header of a safetensors file of `bytes` bytes.
@@ -183,8 +181,8 @@ impl Checkpoint {
         let fault = |reason| ImportError::Tensor { path: self.path.clone(), name: name.into(), reason };
         let stored = self.tensors.get(name).ok_or_else(|| fault("it is missing".into()))?;
         match stored {
-            Stored::Safetensors { entry, .. } if entry.kind == "F16" => {
-                let pairs = stored.bytes().map_err(fault)?;
+            Stored::Safetensors { entry, file, start } if entry.kind == "F16" => {
+                let pairs = read_bytes(entry, file, *start).map_err(fault)?;
                 let pairs = pairs.as_chunks::<2>().0.iter();
                 let values = Values::F16(pairs.map(|pair| half::f16::from_le_bytes(*pair)).collect());
                 Ok(CompactTensor { shape: entry.shape.clone(), values })

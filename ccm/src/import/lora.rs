@@ -146,7 +146,10 @@ impl Lora {
             match role {
                 Role::Down => change.down = Some(tensor),
                 Role::Up => change.up = Some(tensor),
-                Role::Alpha => change.alpha = tensor.values.first().copied(),
+                Role::Alpha => match tensor.values[..] {
+                    [alpha] => change.alpha = Some(alpha),
+                    _ => return Err(fault(name, "expected one number")),
+                },
             }
         }
         if changes.is_empty() {

@@ -175,7 +175,6 @@ impl PipelineSpec {
     pub fn text(&self, encoded: &[(Vec<u32>, Encoded)]) -> Text {
         let Some(shape) = self.network.text() else { return Text::default() };
         let mut text = self.empty_text();
-        text.tokens.fill(0.0);
         // Rows of tokens and the first channel of each encoder in them.
         let (mut first_channel, mut first_row) = (0, 0);
         for (index, (ids, encoded)) in encoded.iter().enumerate() {
