@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ccm::model::json::Json;
-use ccm::model::{NetworkSpec, Prediction, Text};
+use ccm::model::{NetworkSpec, Prediction, Role, Text};
 use ccm::noise::Noise;
 use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler};
@@ -81,7 +81,8 @@ fn main() {
     let parameters = spec.parameters();
     let begin = Instant::now();
     let prediction = Prediction::NoiseMinusData { shift: 1.0 };
-    let sampler = Sampler::with_weights(spec.clone(), &prediction, tensors, Precision::Q8, Backend::Cpu);
+    let sampler =
+        Sampler::with_weights(spec.clone(), &prediction, Role::Teacher, tensors, Precision::Q8, Backend::Cpu);
     let mut sampler = block_on(sampler).unwrap();
     let loaded = begin.elapsed().as_secs_f64();
     let shape = spec.text().unwrap();

@@ -66,19 +66,30 @@ pub fn read_text(path: &Path) -> Result<String, DiskError> {
 /// # Errors
 /// [`DiskError::Io`] if the folder does not exist or is not writable, or if the disk is full.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    write_with(path, |file| file.write_all(bytes).map_err(DiskError::of(path)))
+}
+
+/// Writes a file atomically, as [`write`]; `fill` writes the contents.
+///
+/// # Errors
+/// As [`write`]; also the error of `fill`.
+pub fn write_with<E: From<DiskError>>(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> Result<(), E>,
+) -> Result<(), E> {
     let mut name = path.file_name().map_or_else(OsString::new, ToOwned::to_owned);
     name.push(".partial");
     let partial = path.with_file_name(name);
-    let written = File::create(&partial).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    if let Err(source) = written.and_then(|()| fs::rename(&partial, path)) {
+    let written = || {
+        let mut file = File::create(&partial).map_err(DiskError::of(path))?;
+        fill(&mut file)?;
+        file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(DiskError::of(path))?;
+        Ok(())
+    };
+    written().inspect_err(|_| {
         // Report the first error, not one of removing the temporary file.
         let _ = fs::remove_file(&partial);
-        return Err(DiskError::Io { path: path.to_owned(), source });
-    }
-    Ok(())
+    })
 }
 
 /// Checks that `needed` bytes can be written to a folder, which need not exist yet. Removes its probe file.

@@ -22,8 +22,10 @@ pub enum Element {
     F32x4,
     /// Four values of a feature map: `vec4<f32>` or `vec4<f16>`, by [`crate::Real`].
     Real4,
-    /// Four weights: `vec4<f32>`, `vec2<u32>` or `u32`, by [`crate::Weights`].
+    /// Four weights: `vec4<f32>`, `vec2<u32>` or `u32`, or eight in a `u32`, by [`crate::Weights`].
     Weight4,
+    /// Scales of four output channels: `vec4<f32>` or `vec2<u32>`, by [`crate::Weights`].
+    Scale4,
 }
 
 /// One storage buffer of a kernel.
@@ -94,8 +96,8 @@ buffers! {
         /// `[tap, input channel, output block]`.
         weights: Read Weight4,
         ;
-        /// The scale of each output channel, for [`crate::Weights::Q8`] only.
-        scales: Read F32x4,
+        /// The scales of the output channels, for the formats of [`crate::Weights`] that have any.
+        scales: Read Scale4,
     }
 
     /// Buffers of [`crate::Kernel::Moments`].

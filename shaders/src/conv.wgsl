@@ -40,8 +40,8 @@ struct Conv {
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> residual: array<real4>;
 @group(0) @binding(5) var<storage, read_write> y: array<real4>;
-// The prelude of the weight's format declares bindings 6 and 7, and two functions: `weight(i)` is the i-th block of four
-// output channels, in the order [tap, input channel, output block]; `scaled` multiplies a sum by its block's scale.
+// The prelude of the weight's format declares bindings 6 and 7, and two functions: `weight(row, block)` is a block of four
+// output channels of a row, of which every tap has one for each input channel; `scaled` multiplies a sum by its block's scale.
 
 const OUTSIDE: u32 = 0xffffffffu;
 
@@ -136,7 +136,7 @@ fn tiled(
                 let block = first_block + place % TILE_BLOCKS;
                 var value = real4();
                 if channel < 4u * in_blocks && block < conv.out_blocks {
-                    value = weight((tap * 4u * in_blocks + channel) * conv.out_blocks + block);
+                    value = weight(tap * 4u * in_blocks + channel, block);
                 }
                 tile_weight[place] = value;
             }
@@ -269,5 +269,5 @@ fn direct(@builtin(global_invocation_id) invocation: vec3<u32>) {
 }
 
 fn column(row: u32, block: u32) -> vec4<f32> {
-    return vec4<f32>(weight(row * conv.out_blocks + block));
+    return vec4<f32>(weight(row, block));
 }

@@ -74,7 +74,7 @@ impl Kernel {
                     Tile::Wide | Tile::Narrow => ([8, 8, 1], ["TILE_PIXELS", "TILE_BLOCKS"]),
                 };
                 let mut bindings = buffers::Conv::BINDINGS.to_vec();
-                if weights != Weights::Q8 {
+                if matches!(weights, Weights::F32 | Weights::F16) {
                     bindings.retain(|binding| binding.name != "scales");
                 }
                 Interface::new::<uniform::Conv>(entry, size, &bindings)

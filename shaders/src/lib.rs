@@ -37,6 +37,9 @@ pub enum Weights {
     F16,
     /// Signed bytes, with a scale for each output channel.
     Q8,
+    /// Four bits, with a scale for each output channel and 32 input channels of a tap.
+    #[cfg(feature = "text")]
+    Q4,
 }
 
 /// How the output of a convolution is divided into workgroups.
@@ -149,6 +152,8 @@ impl Kernel {
                 Weights::F32 => wgsl!("prelude/weight_f32.wgsl"),
                 Weights::F16 => wgsl!("prelude/weight_f16.wgsl"),
                 Weights::Q8 => wgsl!("prelude/weight_q8.wgsl"),
+                #[cfg(feature = "text")]
+                Weights::Q4 => wgsl!("prelude/weight_q4.wgsl"),
             });
             source.push_str(match tile {
                 Tile::Narrow => wgsl!("prelude/narrow.wgsl"),

@@ -24,7 +24,13 @@ struct Case {
 }
 
 fn kernels() -> Vec<Kernel> {
-    let weights = [Weights::F32, Weights::F16, Weights::Q8];
+    let weights = [
+        Weights::F32,
+        Weights::F16,
+        Weights::Q8,
+        #[cfg(feature = "text")]
+        Weights::Q4,
+    ];
     let tiles = [Tile::Wide, Tile::Narrow, Tile::Direct];
     let convolutions = weights.iter().flat_map(|w| tiles.iter().map(|tile| Kernel::Conv(*w, *tile)));
     let others = [
@@ -100,7 +106,9 @@ impl Case {
             (Element::Real4, Real::F16, _) => "vec4<f16>",
             (Element::Weight4, _, Weights::F32) => "vec4<f32>",
             (Element::Weight4, _, Weights::F16) => "vec2<u32>",
-            (Element::Weight4, _, Weights::Q8) => "u32",
+            (Element::Weight4, ..) => "u32",
+            (Element::Scale4, _, Weights::Q8) => "vec4<f32>",
+            (Element::Scale4, ..) => "vec2<u32>",
         }
     }
 
@@ -380,7 +388,7 @@ fn bindings_changed_on_one_side_are_reported() {
             case.with_interface(|interface| {
                 interface.buffers[i].element = match buffer.element {
                     Element::F32 => Element::F32x4,
-                    Element::F32x4 | Element::Real4 | Element::Weight4 => Element::F32,
+                    Element::F32x4 | Element::Real4 | Element::Weight4 | Element::Scale4 => Element::F32,
                 }
             })
             .assert_reported(&what);

@@ -216,21 +216,22 @@ pub struct Changed<W> {
 impl<W: Weights<Error = ImportError>> Weights for Changed<W> {
     type Error = ImportError;
 
-    fn read(
+    fn each(
         &self,
         part: Part,
         graph: &Graph,
         precision: Precision,
-    ) -> Result<Vec<CompactTensor>, ImportError> {
+        take: &mut dyn FnMut(CompactTensor) -> Result<(), ImportError>,
+    ) -> Result<(), ImportError> {
         if self.loras.is_empty() {
-            return self.weights.read(part, graph, precision);
+            return self.weights.each(part, graph, precision, take);
         }
+        let mut parameters = graph.parameters.iter();
         // Changes are added before weights are rounded.
-        let tensors = self.weights.read(part, graph, Precision::F32)?;
-        let changed = tensors.into_iter().zip(&graph.parameters).map(|(tensor, parameter)| {
+        self.weights.each(part, graph, Precision::F32, &mut |tensor| {
+            let Some(parameter) = parameters.next() else { panic!("more weights than parameters") };
             let apply = |tensor, lora: &Lora| lora.apply(part, parameter, tensor);
-            Ok(self.loras.iter().try_fold(tensor, apply)?.rounded(precision))
-        });
-        changed.collect()
+            take(self.loras.iter().try_fold(tensor, apply)?.rounded(precision))
+        })
     }
 }

@@ -10,6 +10,7 @@ pub mod description;
 pub mod diffusers;
 mod format;
 pub mod lora;
+pub mod pack;
 mod select;
 mod single_file;
 pub mod text_to_image;

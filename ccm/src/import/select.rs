@@ -92,20 +92,22 @@ impl Checkpoint {
     }
 
     /// Finds the network as [`Checkpoint::select`] or, without `all`, as [`Checkpoint::select_part`], and reads its tensors in
-    /// the precision in which they are stored, or rounded if `precision` is smaller. They are in the order of `expected`.
+    /// the precision in which they are stored, or rounded if `precision` is smaller. Gives them to `take` in the order of
+    /// `expected`.
     ///
     /// # Errors
-    /// As [`Checkpoint::select`] or [`Checkpoint::select_part`].
-    pub(super) fn select_compact(
+    /// As [`Checkpoint::select`] or [`Checkpoint::select_part`]; also the first error of `take`.
+    pub(super) fn each_compact(
         self,
         expected: &[TensorSpec],
         all: bool,
         precision: Precision,
-    ) -> Result<Vec<CompactTensor>, ImportError> {
+        take: &mut dyn FnMut(CompactTensor) -> Result<(), ImportError>,
+    ) -> Result<(), ImportError> {
         let Location { prefix, .. } = self.locate(expected, None, all)?;
-        let read =
-            |tensor: &TensorSpec| Ok(self.compact(&format!("{prefix}{}", tensor.name))?.rounded(precision));
-        expected.iter().map(read).collect()
+        expected.iter().try_for_each(|tensor| {
+            take(self.compact(&format!("{prefix}{}", tensor.name))?.rounded(precision))
+        })
     }
 
     /// Finds the network's tensors and checks their shapes.

@@ -1,23 +1,30 @@
-//! Opens a text-to-image pipeline, Stable Diffusion 1, 2, XL or 3: a folder in diffusers' layout, or such a folder with its
-//! weights in a single file.
+//! Opens a text-to-image pipeline, Stable Diffusion 1, 2, XL or 3: a folder in diffusers' layout, such a folder with its
+//! weights in a single file, or a file of this program that holds all parts.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::Stored;
 use super::diffusers::{current_name, parsed, scheduler, weights};
 use super::single_file::{Origin, Taken, origins};
 use super::{Checkpoint, ImportError};
-use crate::disk;
+use crate::disk::{self, DiskError};
 use crate::model::graph::{Graph, Parameter};
 use crate::model::json::Json;
-use crate::model::{AutoencoderSpec, NetworkSpec, SpecError, TensorSpec, TextEncoderSpec};
-use crate::pipeline::{Part, PipelineSpec, Tokenizer, Weights};
+use crate::model::{AutoencoderSpec, ModelCard, NetworkSpec, SpecError, TensorSpec, TextEncoderSpec};
+use crate::pipeline::{
+    HEAD, Packed, PackedError, Part, PipelineSpec, Source, Tokenizer, TokenizerError, TokenizerFiles,
+    Weights, is_packed,
+};
 use crate::weights::{CompactTensor, HostTensor, Precision, WeightsError};
 
 /// File name of the weights of denoisers and autoencoders, without extension.
 const STEM: &str = "diffusion_pytorch_model";
 
-/// A pipeline's folder: everything but the weights, which are read on demand.
+/// A pipeline: everything but the weights, which are read on demand.
 pub struct Folder {
     /// The parts.
     pub spec: PipelineSpec,
@@ -25,8 +32,14 @@ pub struct Folder {
     pub tokenizers: Vec<Tokenizer>,
     /// Messages about settings of the scheduler that are not applied.
     pub notes: Vec<String>,
+    /// The origin of the pipeline.
+    pub card: ModelCard,
+    /// The smallest precision of the weights, if the pipeline says so.
+    pub precision: Precision,
     /// Where the weights are.
     pub weights: PartWeights,
+    /// The folder with the configuration; `None` if a file of this program holds all.
+    pub(super) config: Option<PathBuf>,
 }
 
 /// Where the weights of a pipeline are.
@@ -48,11 +61,120 @@ pub enum PartWeights {
         /// The parts.
         spec: Box<PipelineSpec>,
     },
+    /// In a file of this program.
+    Packed {
+        /// The file.
+        path: PathBuf,
+        /// Its contents.
+        packed: Arc<Packed<FileSource>>,
+    },
 }
 
-/// Whether a folder has diffusers' layout of a pipeline with a text encoder.
-pub fn is_text_to_image(folder: &Path) -> bool {
-    parsed(&folder.join("model_index.json")).is_ok_and(|index| has_part(&index, "text_encoder"))
+/// An open file that is read in parts.
+#[derive(Debug)]
+pub struct FileSource {
+    file: Mutex<File>,
+    size: u64,
+}
+
+impl Source for FileSource {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>, String> {
+        let size = range.end.checked_sub(range.start).filter(|_| range.end <= self.size);
+        let size = size.and_then(|size| usize::try_from(size).ok());
+        let size = size.ok_or("a part that is not in the file")?;
+        let mut bytes = vec![0; size];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = file.seek(SeekFrom::Start(range.start)).and_then(|_| file.read_exact(&mut bytes));
+        read.map(|()| bytes).map_err(|error| error.to_string())
+    }
+}
+
+/// Whether a folder has diffusers' layout of a pipeline with a text encoder, or a file of this program holds one.
+pub fn is_text_to_image(path: &Path) -> bool {
+    if path.is_file() {
+        let mut head = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(HEAD as u64).read_to_end(&mut head));
+        return read.is_ok() && is_packed(&head);
+    }
+    parsed(&path.join("model_index.json")).is_ok_and(|index| has_part(&index, "text_encoder"))
+}
+
+/// Opens a pipeline: a folder in diffusers' layout, a file of this program that holds all parts, or with `config` a single
+/// file with the weights.
+///
+/// # Errors
+/// As [`open`], [`open_file`] and [`open_packed`].
+pub fn open_any(path: &Path, config: Option<&Path>) -> Result<Folder, ImportError> {
+    match config {
+        Some(config) => open_file(path, config),
+        None if path.is_file() => open_packed(path),
+        None => open(path),
+    }
+}
+
+/// Opens a file of this program that holds all parts.
+///
+/// # Errors
+/// If the file cannot be read, or is no such file.
+pub fn open_packed(path: &Path) -> Result<Folder, ImportError> {
+    let file = File::open(path).map_err(DiskError::of(path))?;
+    let size = file.metadata().map_err(DiskError::of(path))?.len();
+    let packed = Packed::open(FileSource { file: Mutex::new(file), size });
+    let packed = packed.map_err(|error| at_fault(path, error))?;
+    Ok(Folder {
+        spec: packed.spec.clone(),
+        tokenizers: packed.tokenizers().map_err(|error| at_fault(path, error))?,
+        notes: Vec::new(),
+        card: packed.card.clone(),
+        precision: packed.precision,
+        weights: PartWeights::Packed { path: path.into(), packed: Arc::new(packed) },
+        config: None,
+    })
+}
+
+/// The error of a file of this program.
+pub(super) fn at_fault(path: &Path, error: PackedError) -> ImportError {
+    match error {
+        PackedError::Weights(source) => ImportError::Weights { path: path.into(), source },
+        other => fault(path, &other),
+    }
+}
+
+/// The folders of the parts of a pipeline in diffusers' layout.
+pub(super) struct Layout {
+    pub(super) denoiser: PathBuf,
+    pub(super) autoencoder: PathBuf,
+    pub(super) text_encoders: Vec<PathBuf>,
+    pub(super) tokenizers: Vec<PathBuf>,
+    /// Whether guidance leads away from zeros, not from the empty text.
+    pub(super) zeros_for_empty: bool,
+}
+
+impl Layout {
+    /// Reads the `model_index.json` of a folder.
+    pub(super) fn read(folder: &Path) -> Result<Self, ImportError> {
+        let index = parsed(&folder.join("model_index.json"))?;
+        let of = |name: &str| folder.join(name);
+        let mut layout = Self {
+            denoiser: of(if has_part(&index, "transformer") { "transformer" } else { "unet" }),
+            autoencoder: of("vae"),
+            text_encoders: Vec::new(),
+            tokenizers: Vec::new(),
+            zeros_for_empty: index.get("force_zeros_for_empty_prompt").and_then(Json::flag).unwrap_or(false),
+        };
+        for suffix in ["", "_2", "_3"] {
+            let name = format!("text_encoder{suffix}");
+            if has_part(&index, &name) {
+                layout.text_encoders.push(of(&name));
+                layout.tokenizers.push(of(&format!("tokenizer{suffix}")));
+            }
+        }
+        Ok(layout)
+    }
 }
 
 /// Whether a `model_index.json` lists a part; a part that was left out is a list of nulls.
@@ -65,38 +187,32 @@ fn has_part(index: &Json, name: &str) -> bool {
 /// # Errors
 /// If a part is of another class, an option is not supported (by name), the parts do not fit together, or a file is missing.
 pub fn open(folder: &Path) -> Result<Folder, ImportError> {
-    let index_path = folder.join("model_index.json");
-    let index = parsed(&index_path)?;
-    let denoiser = folder.join(if has_part(&index, "transformer") { "transformer" } else { "unet" });
-    let autoencoder = folder.join("vae");
+    let Layout { denoiser, autoencoder, text_encoders, tokenizers, zeros_for_empty } = Layout::read(folder)?;
     let network = read(&denoiser, NetworkSpec::from_config)?;
-    let path = folder.join("scheduler/scheduler_config.json");
-    let found = scheduler(&path)?;
-    let mut text_encoders = Vec::new();
-    let mut tokenizers = Vec::new();
-    let mut folders = Vec::new();
-    for suffix in ["", "_2", "_3"] {
-        let name = format!("text_encoder{suffix}");
-        if has_part(&index, &name) {
-            let part = folder.join(name);
-            text_encoders.push(read(&part, TextEncoderSpec::from_config)?);
-            folders.push(part);
-            tokenizers.push(folder.join(format!("tokenizer{suffix}")));
-        }
-    }
-    let zeros = index.get("force_zeros_for_empty_prompt").and_then(Json::flag).unwrap_or(false);
-    let spec = PipelineSpec::new(
-        network,
-        found.prediction,
-        read(&autoencoder, AutoencoderSpec::from_config)?,
-        text_encoders,
-        zeros,
-    );
+    let found = scheduler(&folder.join("scheduler/scheduler_config.json"))?;
+    let encoders = text_encoders.iter().map(|part| read(part, TextEncoderSpec::from_config));
+    let encoders = encoders.collect::<Result<_, _>>()?;
+    let decoder = read(&autoencoder, AutoencoderSpec::from_config)?;
+    let spec = PipelineSpec::new(network, found.prediction, decoder, encoders, zeros_for_empty);
     let spec = spec.map_err(|error| fault(folder, &error))?;
     let tokenizers = tokenizers.iter().enumerate().map(|(index, path)| tokenizer(path, spec.tokens(index)));
     let tokenizers = tokenizers.collect::<Result<_, _>>()?;
-    let weights = PartWeights::Folders { denoiser, autoencoder, text_encoders: folders };
-    Ok(Folder { spec, tokenizers, notes: found.notes, weights })
+    let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let card = ModelCard {
+        role: found.role,
+        source: name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..ModelCard::default()
+    };
+    Ok(Folder {
+        spec,
+        tokenizers,
+        notes: found.notes,
+        card,
+        precision: Precision::F32,
+        weights: PartWeights::Folders { denoiser, autoencoder, text_encoders },
+        config: Some(folder.into()),
+    })
 }
 
 /// Opens a pipeline whose weights are in a single file. Its configuration and tokenizers are in a folder in diffusers' layout,
@@ -107,10 +223,11 @@ pub fn open(folder: &Path) -> Result<Folder, ImportError> {
 pub fn open_file(file: &Path, config: &Path) -> Result<Folder, ImportError> {
     let folder = open(config)?;
     let weights = PartWeights::File { path: file.into(), spec: Box::new(folder.spec.clone()) };
-    Ok(Folder { weights, ..folder })
+    let source = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok(Folder { weights, card: ModelCard { source, ..folder.card.clone() }, ..folder })
 }
 
-fn fault(path: &Path, error: &dyn std::fmt::Display) -> ImportError {
+pub(super) fn fault(path: &Path, error: &dyn std::fmt::Display) -> ImportError {
     ImportError::Spec(format!("{}: {error}", path.display()))
 }
 
@@ -120,31 +237,44 @@ fn read<T>(part: &Path, parse: impl Fn(&Json) -> Result<T, SpecError>) -> Result
     parse(&parsed(&path)?).map_err(|error| fault(&path, &error))
 }
 
-/// Opens a tokenizer: `tokenizer.json`, or CLIP's `vocab.json` and `merges.txt`.
+/// Opens a tokenizer.
 fn tokenizer(folder: &Path, length: usize) -> Result<Tokenizer, ImportError> {
     let config = parsed(&folder.join("tokenizer_config.json"))?;
-    let whole = folder.join("tokenizer.json");
-    let vocabulary = folder.join("vocab.json");
-    let found = if vocabulary.exists() {
-        let merges = disk::read_text(&folder.join("merges.txt"))?;
-        Tokenizer::clip(&disk::read_text(&vocabulary)?, &merges, &config, length)
-    } else if whole.exists() {
-        Tokenizer::from_json(&disk::read_text(&whole)?, &config, length)
-    } else {
-        return Err(fault(folder, &"expected tokenizer.json, or vocab.json and merges.txt, found neither"));
-    };
-    found.map_err(|error| fault(folder, &error))
+    tokenizer_files(folder)?.open(&config, length).map_err(|error| fault(folder, &error))
+}
+
+/// Reads the files of a tokenizer.
+pub(super) fn tokenizer_files(folder: &Path) -> Result<TokenizerFiles, ImportError> {
+    /// An error of a file, or of the tokenizer.
+    enum Found {
+        Disk(DiskError),
+        Files(TokenizerError),
+    }
+    impl From<TokenizerError> for Found {
+        fn from(error: TokenizerError) -> Self {
+            Self::Files(error)
+        }
+    }
+    let found = TokenizerFiles::find(|name| {
+        let path = folder.join(name);
+        path.exists().then(|| disk::read_text(&path).map_err(Found::Disk)).transpose()
+    });
+    found.map_err(|error| match error {
+        Found::Disk(error) => error.into(),
+        Found::Files(error) => fault(folder, &error),
+    })
 }
 
 impl Weights for PartWeights {
     type Error = ImportError;
 
-    fn read(
+    fn each(
         &self,
         part: Part,
         graph: &Graph,
         precision: Precision,
-    ) -> Result<Vec<CompactTensor>, ImportError> {
+        take: &mut dyn FnMut(CompactTensor) -> Result<(), ImportError>,
+    ) -> Result<(), ImportError> {
         let of = |parameter: &Parameter| TensorSpec {
             name: parameter.name.clone(),
             shape: parameter.shape.clone(),
@@ -153,18 +283,30 @@ impl Weights for PartWeights {
         match (self, part) {
             (Self::File { path, spec }, _) => {
                 let checkpoint = Checkpoint::open(path)?;
-                let read = |tensor: &TensorSpec| {
+                expected.iter().try_for_each(|tensor| {
                     let found = checkpoint.read_origin(tensor, origins(spec, part, &tensor.name))?;
-                    Ok(found.rounded(precision))
-                };
-                expected.iter().map(read).collect()
+                    take(found.rounded(precision))
+                })
+            }
+            (Self::Packed { path, packed }, _) => {
+                let mut failed = None;
+                let read = packed.each(part, graph, precision, &mut |tensor| {
+                    take(tensor).map_err(|error| {
+                        failed = Some(error);
+                        PackedError::Read(String::new())
+                    })
+                });
+                match (read, failed) {
+                    (_, Some(error)) => Err(error),
+                    (read, None) => read.map_err(|error| at_fault(path, error)),
+                }
             }
             (Self::Folders { denoiser, .. }, Part::Denoiser) => {
-                weights(denoiser, STEM)?.select_compact(&expected, true, precision)
+                weights(denoiser, STEM)?.each_compact(&expected, true, precision, take)
             }
             (Self::Folders { autoencoder, .. }, Part::Encoder | Part::Decoder) => {
                 let checkpoint = weights(autoencoder, STEM)?.renamed(current_name).reshaped(&expected);
-                checkpoint.select_compact(&expected, false, precision)
+                checkpoint.each_compact(&expected, false, precision, take)
             }
             (Self::Folders { text_encoders, .. }, Part::TextEncoder(index)) => {
                 let folder = &text_encoders[index];
@@ -173,7 +315,7 @@ impl Weights for PartWeights {
                     Err(_) if has_pytorch => weights(folder, "pytorch_model")?,
                     found => found?,
                 };
-                checkpoint.renamed(text_name).select_compact(&expected, false, precision)
+                checkpoint.renamed(text_name).each_compact(&expected, false, precision, take)
             }
         }
     }

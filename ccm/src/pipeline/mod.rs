@@ -3,20 +3,24 @@
 //! [`PipelineSpec`] says how the parts fit together; [`Pipeline`] runs them on one device. It loads each part when it needs
 //! it, and frees it before the next one, so that only the largest must fit into memory.
 
+mod packed;
 mod spec;
 mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use packed::{HEAD, Packed, PackedError, Source, is_packed, part_name};
 pub use spec::{PipelineKind, PipelineSpec};
-pub use tokenizer::{Tokenizer, TokenizerError};
+pub use tokenizer::{Tokenizer, TokenizerError, TokenizerFiles};
 
-use crate::model::Text;
-use crate::model::graph::Graph;
+use crate::model::graph::{self, Graph};
+use crate::model::prediction::Spacing;
+use crate::model::{Role, Text, TimeGrid};
 use crate::sampler::evaluator::Evaluator;
-use crate::sampler::{Backend, Sampler, SamplerError};
-use crate::weights::{CompactTensor, Precision};
+use crate::sampler::guidance::Guidance;
+use crate::sampler::{Backend, Info, Sampler, SamplerError};
+use crate::weights::{CompactTensor, HostTensor, Precision};
 
 /// A part of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,17 +40,36 @@ pub trait Weights {
     /// Why a part cannot be read.
     type Error: std::error::Error + 'static;
 
-    /// Reads the weights of a part, in the order of [`Graph::parameters`], and rounds the matrices that are stored in a larger
-    /// precision.
+    /// Reads the weights of a part one after another, in the order of [`Graph::parameters`], rounds the matrices that are
+    /// stored in a larger precision, and gives each to `take`.
     ///
     /// # Errors
-    /// If they cannot be read, or a tensor is missing or of another shape (by name).
+    /// If they cannot be read, or a tensor is missing or of another shape (by name); also the first error of `take`.
+    fn each(
+        &self,
+        part: Part,
+        graph: &Graph,
+        precision: Precision,
+        take: &mut dyn FnMut(CompactTensor) -> Result<(), Self::Error>,
+    ) -> Result<(), Self::Error>;
+
+    /// Reads all weights of a part, as [`Weights::each`].
+    ///
+    /// # Errors
+    /// As [`Weights::each`].
     fn read(
         &self,
         part: Part,
         graph: &Graph,
         precision: Precision,
-    ) -> Result<Vec<CompactTensor>, Self::Error>;
+    ) -> Result<Vec<CompactTensor>, Self::Error> {
+        let mut tensors = Vec::with_capacity(graph.parameters.len());
+        self.each(part, graph, precision, &mut |tensor| {
+            tensors.push(tensor);
+            Ok(())
+        })?;
+        Ok(tensors)
+    }
 }
 
 /// Why a pipeline cannot be run.
@@ -63,6 +86,18 @@ pub enum PipelineError<E: std::error::Error + 'static> {
     Sampler(#[from] SamplerError),
 }
 
+/// The times of a sample, from those that are asked for and the denoiser's own. By default a schedule's last step is the
+/// first, for any number of steps: with few of them, the other spacings start too late. `leading` keeps the schedule's own
+/// offset.
+pub fn sample_times(asked: Option<TimeGrid>, own: TimeGrid) -> TimeGrid {
+    match (asked, own) {
+        (Some(TimeGrid::Steps(Spacing::Leading(_))), TimeGrid::Steps(Spacing::Leading(_))) => own,
+        (Some(times), _) => times,
+        (None, TimeGrid::Steps(_)) => TimeGrid::Steps(Spacing::Trailing),
+        (None, own) => own,
+    }
+}
+
 /// A pipeline on a device.
 pub struct Pipeline<W> {
     /// The parts.
@@ -72,6 +107,7 @@ pub struct Pipeline<W> {
     weights: W,
     backend: Backend,
     precision: Precision,
+    role: Role,
 }
 
 impl<W: Weights> Pipeline<W> {
@@ -81,13 +117,30 @@ impl<W: Weights> Pipeline<W> {
     /// If there is not one tokenizer for each text encoder.
     pub fn new(spec: PipelineSpec, tokenizers: Vec<Tokenizer>, weights: W, backend: Backend) -> Self {
         assert_eq!(spec.text_encoders.len(), tokenizers.len(), "tokenizers of a pipeline");
-        Self { spec, tokenizers, weights, backend, precision: Precision::F32 }
+        Self { spec, tokenizers, weights, backend, precision: Precision::F32, role: Role::Teacher }
     }
 
     /// The same pipeline with the matrices of its networks rounded to a precision, unless they are stored in a smaller one.
     /// A GPU computes in half precision if they are rounded.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same pipeline, with a denoiser that was trained as this.
+    pub fn with_role(self, role: Role) -> Self {
+        Self { role, ..self }
+    }
+
+    /// Properties of the device, before any part is loaded; no number of parameters, and no memory.
+    ///
+    /// # Errors
+    /// If the backend is not available.
+    pub async fn device(&self) -> Result<Info, SamplerError> {
+        let small = graph::build(|g| g.conv("a", g.image([4, 1, 1]), 4, 1));
+        let zeros =
+            |of: &graph::Parameter| HostTensor::new(&of.shape[..], vec![0.0; of.shape.iter().product()]);
+        let tensors = small.parameters.iter().map(|of| zeros(of).into()).collect();
+        Ok(Evaluator::new(small, tensors, self.precision, self.backend).await?.info())
     }
 
     /// The tokens of a text for each text encoder.
@@ -125,6 +178,30 @@ impl<W: Weights> Pipeline<W> {
         Ok(texts.iter().map(|text| Arc::clone(&encoded[text])).collect())
     }
 
+    /// Encodes what a sample is about: a text for each image, and the guidance if `weight` is not 1. Guidance leads away from
+    /// `negative`; without it, from the empty text, or from zeros if the pipeline says so.
+    ///
+    /// # Errors
+    /// As [`Pipeline::texts`].
+    pub async fn conditions(
+        &self,
+        prompts: &[&str],
+        negative: Option<&str>,
+        weight: f32,
+    ) -> Result<(Vec<Arc<Text>>, Option<Guidance>), PipelineError<W::Error>> {
+        if weight == 1.0 {
+            return Ok((self.texts(prompts).await?, None));
+        }
+        let negative = negative.or((!self.spec.zeros_for_empty).then_some(""));
+        let all: Vec<&str> = prompts.iter().copied().chain(negative).collect();
+        let mut texts = self.texts(&all).await?;
+        let away = match negative {
+            Some(_) => texts.remove(prompts.len()),
+            None => Arc::new(self.spec.zero_text()),
+        };
+        Ok((texts, Some(Guidance { weight, negative: vec![away; prompts.len()] })))
+    }
+
     /// The denoiser, which samples latents.
     ///
     /// # Errors
@@ -133,7 +210,7 @@ impl<W: Weights> Pipeline<W> {
         let spec = self.spec.network.clone();
         let tensors = self.tensors(Part::Denoiser, &spec.graph())?;
         let prediction = &self.spec.prediction;
-        Ok(Sampler::with_weights(spec, prediction, tensors, self.precision, self.backend).await?)
+        Ok(Sampler::with_weights(spec, prediction, self.role, tensors, self.precision, self.backend).await?)
     }
 
     /// The weights of a part, rounded to the pipeline's precision.

@@ -1,5 +1,6 @@
 //! The parts of a text-to-image pipeline, and how they fit together.
 
+use super::Part;
 use crate::model::graph::Graph;
 use crate::model::networks::text_encoder::{ClipLayer, ClipSpec};
 use crate::model::{AutoencoderSpec, NetworkSpec, Prediction, SpecError, Text, TextEncoderSpec};
@@ -144,6 +145,29 @@ impl PipelineSpec {
                 _ => spec.graph(ClipLayer::Penultimate, self.pooled_channels(index).is_some()),
             },
         }
+    }
+
+    /// The parts with their networks. The encoder turns pixels into latents, which only training needs.
+    pub fn parts(&self, with_encoder: bool) -> Vec<(Part, Graph)> {
+        let [_, height, width] = self.network.image();
+        let encoders = 0..self.text_encoders.len();
+        let mut parts: Vec<(Part, Graph)> =
+            encoders.map(|index| (Part::TextEncoder(index), self.text_encoder(index))).collect();
+        parts.push((Part::Denoiser, self.network.graph()));
+        parts.push((Part::Decoder, self.autoencoder.decoder([height, width])));
+        if with_encoder {
+            parts.push((Part::Encoder, self.autoencoder.encoder(self.image_size())));
+        }
+        parts
+    }
+
+    /// The same pipeline without T5, with zeros in its place, as diffusers has it; the same if it has none.
+    ///
+    /// # Errors
+    /// If the parts do not fit together without it.
+    pub fn without_t5(mut self) -> Result<Self, SpecError> {
+        self.text_encoders.retain(|encoder| !matches!(encoder, TextEncoderSpec::T5(_)));
+        Self::new(self.network, self.prediction, self.autoencoder, self.text_encoders, self.zeros_for_empty)
     }
 
     /// Height and width of the images in pixels.

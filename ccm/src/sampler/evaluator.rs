@@ -2,7 +2,7 @@
 
 use super::plan::{Map, Plan};
 use super::schedule::places;
-use super::{Backend, Executor, SamplerError};
+use super::{Backend, Executor, Info, SamplerError};
 use crate::model::graph::{Graph, Shape};
 use crate::weights::{CompactTensor, Precision};
 
@@ -44,6 +44,11 @@ impl Evaluator {
         let mut plan = Plan::new(graph, tensors);
         let executor = Executor::new(&mut plan, precision, backend).await?;
         Ok(Self { plan, executor, precision, backend, shapes })
+    }
+
+    /// Properties of the device; no number of parameters.
+    pub fn info(&self) -> Info {
+        self.executor.info(0)
     }
 
     /// The compiled network.

@@ -25,6 +25,8 @@ use plan::Plan;
 use schedule::{Conditions, Request, Solver, Step, Work};
 pub use wgpu::SurfaceTarget;
 
+#[cfg(feature = "text")]
+use crate::model::Role;
 use crate::model::{ModelCard, NetworkSpec, Path, Prediction, TimeGrid};
 use crate::weights::{CompactTensor, Model, Precision, WeightsError};
 
@@ -160,11 +162,13 @@ impl Sampler {
     pub async fn with_weights(
         spec: NetworkSpec,
         prediction: &Prediction,
+        role: Role,
         tensors: Vec<CompactTensor>,
         precision: Precision,
         backend: Backend,
     ) -> Result<Self, SamplerError> {
-        Self::compiled(spec, prediction, ModelCard::default(), tensors, precision, backend).await
+        let card = ModelCard { role, ..ModelCard::default() };
+        Self::compiled(spec, prediction, card, tensors, precision, backend).await
     }
 
     async fn compiled(
@@ -201,38 +205,7 @@ impl Sampler {
 
     /// Properties of the model and its device.
     pub fn info(&self) -> Info {
-        let parameters = self.denoiser.spec.parameters();
-        match &self.executor {
-            Executor::Cpu(executor) => Info {
-                backend: "cpu".into(),
-                adapter: match executor.threads() {
-                    1 => "1 thread".into(),
-                    threads => format!("{threads} threads"),
-                },
-                software: false,
-                precision: "f32".into(),
-                parameters,
-                memory: executor.memory() as u64,
-            },
-            Executor::Gpu(executor) => {
-                let adapter = executor.adapter();
-                let api = match adapter.backend {
-                    wgpu::Backend::BrowserWebGpu => "webgpu".to_owned(),
-                    other => other.to_string(),
-                };
-                Info {
-                    backend: api,
-                    adapter: adapter.name,
-                    software: executor.is_software(),
-                    precision: match executor.real() {
-                        ccm_shaders::Real::F32 => "f32".into(),
-                        ccm_shaders::Real::F16 => "f16".into(),
-                    },
-                    parameters,
-                    memory: executor.memory(),
-                }
-            }
-        }
+        self.executor.info(self.denoiser.spec.parameters())
     }
 
     /// The solver for this model.
@@ -381,6 +354,41 @@ impl Sampler {
 }
 
 impl Executor {
+    /// Properties of the device, for a network of that many parameters.
+    fn info(&self, parameters: usize) -> Info {
+        match self {
+            Self::Cpu(executor) => Info {
+                backend: "cpu".into(),
+                adapter: match executor.threads() {
+                    1 => "1 thread".into(),
+                    threads => format!("{threads} threads"),
+                },
+                software: false,
+                precision: "f32".into(),
+                parameters,
+                memory: executor.memory() as u64,
+            },
+            Self::Gpu(executor) => {
+                let adapter = executor.adapter();
+                let api = match adapter.backend {
+                    wgpu::Backend::BrowserWebGpu => "webgpu".to_owned(),
+                    other => other.to_string(),
+                };
+                Info {
+                    backend: api,
+                    adapter: adapter.name,
+                    software: executor.is_software(),
+                    precision: match executor.real() {
+                        ccm_shaders::Real::F32 => "f32".into(),
+                        ccm_shaders::Real::F16 => "f16".into(),
+                    },
+                    parameters,
+                    memory: executor.memory(),
+                }
+            }
+        }
+    }
+
     /// The CPU takes the weights out of the plan; a lost GPU needs them again.
     async fn new(plan: &mut Plan, precision: Precision, backend: Backend) -> Result<Self, SamplerError> {
         let gpu = match backend {

@@ -8,15 +8,15 @@
 //! operations read them as a second input map.
 
 mod buffers;
-mod lower;
+pub(super) mod lower;
 
 use std::borrow::Cow;
 
 use super::condition::Conditioner;
 use crate::model::graph::Activation;
-#[cfg(feature = "text")]
-use crate::weights::CompactTensor;
 use crate::weights::Values;
+#[cfg(feature = "text")]
+use crate::weights::{CompactTensor, GROUP};
 
 /// Channels of a block: the unit in which kernels read and write channels.
 pub const BLOCK: usize = 4;
@@ -380,7 +380,8 @@ pub struct ConvWeight {
     pub in_channels: usize,
     /// Output channels, padded.
     pub out_channels: usize,
-    /// Values in the order above. The rows that have scales are output channels.
+    /// Values in the order above. The rows that have scales in bytes are output channels. In four bits a byte holds two output
+    /// channels, the even one in the low bits, and the scales are `[kernel * kernel, in_channels / 32, out_channels]`.
     pub values: Values,
 }
 
@@ -406,6 +407,13 @@ impl ConvWeight {
                 let rows = bytes.chunks_exact(self.out_channels);
                 rows.flat_map(|row| row.iter().zip(scales).map(|(byte, scale)| f32::from(*byte) * scale))
                     .collect()
+            }
+            #[cfg(feature = "text")]
+            Values::Q4 { nibbles, scales } => {
+                let numbers = nibbles.iter().flat_map(|byte| [byte & 15, byte >> 4]).enumerate();
+                let row = |place: usize| place / self.out_channels / GROUP;
+                let scale = |place: usize| scales[row(place) * self.out_channels + place % self.out_channels];
+                numbers.map(|(place, number)| (f32::from(number) - 8.0) * scale(place).to_f32()).collect()
             }
         }
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 use ccm_shaders::Tile;
 
 use super::condition::Conditioner;
+use super::plan::lower::in_order;
 use super::plan::{
     Attention, AttentionBias, BLOCK, Channels, Conv, ConvWeight, Copy, Factor, GroupNorm, Input, LayerNorm,
     Map, NO_SCORE, Op, Plan, Pointwise, Pool, Residual, Term, Vector,
@@ -383,22 +384,17 @@ fn rounded(plan: &Plan, precision: Precision) -> [Plan; 2] {
     let mut plans = [plan.clone(), plan.clone()];
     let [rounded, expanded] = &mut plans;
     for (weight, expanded) in rounded.weights.iter_mut().zip(&mut expanded.weights) {
-        // Rows of a stored tensor are columns here.
+        // A stored tensor has the order `[output, input, tap]`.
         let values = weight.to_f32().into_owned();
-        let (rows, columns) = (values.len() / weight.out_channels, weight.out_channels);
-        let transposed = (0..values.len()).map(|place| values[place % rows * columns + place / rows]);
-        let tensor = HostTensor::new([columns, rows], transposed.collect());
-        weight.values = match CompactTensor::from(tensor).rounded(precision).values {
-            Values::Q8 { bytes, scales } => {
-                let at = |place: usize| bytes[place % columns * rows + place / columns];
-                Values::Q8 { bytes: (0..bytes.len()).map(at).collect(), scales }
-            }
-            Values::F16(values) => {
-                let at = |place: usize| values[place % columns * rows + place / columns];
-                Values::F16((0..values.len()).map(at).collect())
-            }
-            other => other,
+        let (taps, inputs, outputs) =
+            (weight.kernel * weight.kernel, weight.in_channels, weight.out_channels);
+        let value = |place: usize| {
+            let (output, input, tap) = (place / taps / inputs, place / taps % inputs, place % taps);
+            values[(tap * inputs + input) * outputs + output]
         };
+        let shape = [outputs, inputs, weight.kernel, weight.kernel];
+        let tensor = HostTensor::new(shape, (0..values.len()).map(value).collect());
+        *weight = in_order(CompactTensor::from(tensor).rounded(precision), weight.kernel);
         expanded.values = Values::F32(weight.to_f32().into_owned());
     }
     plans
@@ -406,22 +402,29 @@ fn rounded(plan: &Plan, precision: Precision) -> [Plan; 2] {
 
 #[test]
 fn weights_that_are_expanded_in_the_kernel_give_the_same_values() {
-    for precision in [Precision::F16, Precision::Q8] {
+    for precision in [Precision::F16, Precision::Q8, Precision::Q4] {
         for (kernel, channels) in [(3, 44), (1, 132), (1, 20)] {
             let mut sketch = Sketch::new(7, 13);
-            let x = sketch.widened(36);
-            let conv = sketch.conv(x.into(), channels, kernel, 1, false);
+            // 64 input channels of two maps: the second group of 32 begins inside the first map.
+            let (first, second) = (sketch.widened(36), sketch.widened(28));
+            let conv = sketch.conv(Input { first, second: Some(second) }, channels, kernel, 1, false);
+            let weight = conv.weight;
             let y = sketch.push(Op::Conv(conv));
             let [compact, expanded] = rounded(&sketch.finish(y), precision);
             assert_ne!(compact.weights, expanded.weights);
+            let in_four_bits = matches!(compact.weights[weight].values, Values::Q4 { .. });
+            assert_eq!(in_four_bits, precision == Precision::Q4);
             for threads in [1, 2, 3] {
                 assert_eq!(on_cpu(&compact, threads), on_cpu(&expanded, threads), "{precision}, {kernel}");
             }
-            let Some(found) = on_gpu(&compact, precision, Tile::Wide) else { continue };
-            let expected = on_gpu(&expanded, precision, Tile::Wide).unwrap();
-            // A GPU rounds the expanded weights again, to the same values.
-            let difference = largest_difference(&found, &expected);
-            assert!(difference < 1e-3, "{precision}, {kernel}: {difference:e} apart");
+            for tile in [Tile::Wide, Tile::Narrow, Tile::Direct] {
+                let Some(found) = on_gpu(&compact, precision, tile) else { break };
+                let expected = on_gpu(&expanded, precision, tile).unwrap();
+                // A GPU rounds the expanded weights again, to the same values or, from four bits, to half precision.
+                let most = if precision == Precision::Q4 { 0.01 } else { 1e-3 };
+                let difference = largest_difference(&found, &expected);
+                assert!(difference < most, "{precision}, {kernel}, {tile:?}: {difference:e} apart");
+            }
         }
     }
 }

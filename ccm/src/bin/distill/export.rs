@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ccm::disk::{self, read_model};
 use ccm::export;
+use ccm::import::{pack, text_to_image};
 use ccm::sampler::rounding::round;
 use ccm::sampler::schedule::Solver;
 use ccm::weights::{Model, Precision};
@@ -20,8 +21,9 @@ pub(crate) struct Arguments {
     /// Format of the output: ccm (a model file) or diffusers (a folder)
     #[arg(long, value_parser = layout, default_value = "ccm")]
     layout: Layout,
-    /// Precision of the weights in a model file: f32, f16 (half the size), or q8 (a quarter of the size: bytes with one
-    /// scale per output channel). The input must be f32
+    /// Precision of the weights in a model file: f32, f16 (half the size), q8 (a quarter of the size: bytes with one
+    /// scale per output channel), or q4 (a seventh of the size: four bits, with one scale per 32 inputs). The input must be f32;
+    /// in a pipeline with text, weights that are stored in a smaller precision stay as they are
     #[arg(long, required_if_eq("layout", "ccm"))]
     precision: Option<Precision>,
     /// Network evaluations per image in the folder's sample.py [default: 1 for a student, 50 for a teacher]
@@ -50,15 +52,36 @@ fn layout(text: &str) -> Result<Layout, String> {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if arguments.model.is_file() && text_to_image::is_text_to_image(&arguments.model) {
+        return pipeline(&arguments);
+    }
     let model = read_model(&arguments.model)?;
     match (arguments.layout, arguments.precision) {
         (Layout::Diffusers, None | Some(Precision::F32)) => folder(&arguments, &model),
         (Layout::Diffusers, Some(other)) => {
             Err(format!("--precision: expected f32 with --layout diffusers, found {other}").into())
         }
-        (Layout::Ccm, None) => Err("--precision: expected f32, f16 or q8, found none".into()),
+        (Layout::Ccm, None) => Err(NO_PRECISION.into()),
         (Layout::Ccm, Some(precision)) => file(&arguments, model, precision),
     }
+}
+
+const NO_PRECISION: &str = "--precision: expected f32, f16, q8 or q4, found none";
+
+/// Writes a pipeline with text in another precision.
+fn pipeline(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.layout != Layout::Ccm {
+        let shown = arguments.model.display();
+        return Err(
+            format!("--layout: expected ccm, as {shown} is a pipeline with text, found diffusers").into()
+        );
+    }
+    let folder = text_to_image::open_packed(&arguments.model)?;
+    let precision = arguments.precision.ok_or(NO_PRECISION)?.max(folder.precision);
+    disk::check_file(&arguments.out)?;
+    let written = pack::pack(&folder, &folder.weights, precision, None, &arguments.out)?;
+    println!("{}: {precision}, {written}", arguments.out.display());
+    Ok(())
 }
 
 fn file(arguments: &Arguments, model: Model, precision: Precision) -> Result<(), Failure> {

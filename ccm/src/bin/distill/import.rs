@@ -7,17 +7,32 @@ use ccm::disk;
 use ccm::import::description::{
     Description, PUBLISHED, described_folder, description_from_json, prediction, published,
 };
-use ccm::import::{Checkpoint, ImportError, diffusers};
+use ccm::import::lora::{Changed, Lora};
+use ccm::import::{Checkpoint, ImportError, diffusers, pack, text_to_image};
 use ccm::model::{ModelCard, Prediction, Role};
-use ccm::weights::Model;
+use ccm::weights::{Model, Precision};
 
 use crate::Failure;
+use crate::sample::lora;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Folder in diffusers' layout, or a checkpoint in PyTorch (.pt, .pth, .ckpt) or safetensors format. Names of
-    /// tensors may have any prefix
+    /// tensors may have any prefix. A Stable Diffusion pipeline becomes one file with all its parts
     source: PathBuf,
+    /// Configuration and tokenizers of a pipeline whose weights are in a single file: a folder in diffusers' layout
+    #[arg(long, value_name = "DIR")]
+    config: Option<PathBuf>,
+    /// Precision of the weights of a pipeline with text, unless they are stored in a smaller one: f32, f16, q8 or q4
+    /// [default: f32]
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Leave T5, by far the largest text encoder, out of a Stable Diffusion 3 pipeline
+    #[arg(long)]
+    without_t5: bool,
+    /// LoRA file that is added to the weights of a pipeline with text, and its weight [default: 1]; may be given several times
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = lora)]
+    lora: Vec<(PathBuf, f32)>,
     /// Network of a checkpoint: a preset, or a published network: openai-imagenet64 or openai-lsun256
     #[arg(long, conflicts_with = "spec")]
     preset: Option<String>,
@@ -32,7 +47,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     key: Option<String>,
     /// Role of the model: a teacher takes many solver steps, a student (a consistency model) one [default: teacher, or
-    /// student if the folder has a consistency model's scheduler]
+    /// student if the folder has a consistency model's scheduler]. The file of a pipeline with text has the encoder of its
+    /// autoencoder, which only training needs, if this is teacher
     #[arg(long, value_parser = role)]
     role: Option<Role>,
     /// Output model file
@@ -49,6 +65,19 @@ fn role(text: &str) -> Result<Role, String> {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if arguments.config.is_some() || text_to_image::is_text_to_image(&arguments.source) {
+        return pipeline(&arguments);
+    }
+    let shown = arguments.source.display();
+    for (flag, given) in [
+        ("--precision", arguments.precision.is_some()),
+        ("--lora", !arguments.lora.is_empty()),
+        ("--without-t5", arguments.without_t5),
+    ] {
+        if given {
+            return Err(format!("{flag}: {shown} is not a pipeline with text").into());
+        }
+    }
     let model = if arguments.source.is_dir() {
         folder(&arguments)?
     } else {
@@ -65,26 +94,57 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Packs a pipeline with text into one file.
+fn pipeline(arguments: &Arguments) -> Result<(), Failure> {
+    arguments.describes_itself()?;
+    let mut folder = text_to_image::open_any(&arguments.source, arguments.config.as_deref())?;
+    if arguments.without_t5 {
+        let before = folder.spec.text_encoders.len();
+        folder.spec = folder.spec.without_t5().map_err(|error| format!("--without-t5: {error}"))?;
+        if folder.spec.text_encoders.len() == before {
+            return Err(format!("--without-t5: {} has no T5", arguments.source.display()).into());
+        }
+    }
+    folder.notes.iter().for_each(|note| println!("{note}"));
+    let mut loras = Vec::new();
+    for (file, weight) in &arguments.lora {
+        loras.push(Lora::open(file, *weight, &folder.spec)?);
+    }
+    disk::check_file(&arguments.out)?;
+    let weights = Changed { weights: folder.weights.clone(), loras };
+    let precision = arguments.precision.unwrap_or_default().max(folder.precision);
+    let written = pack::pack(&folder, &weights, precision, arguments.role, &arguments.out)?;
+    println!("{}: {precision}, {written}", arguments.out.display());
+    Ok(())
+}
+
+impl Arguments {
+    /// Refuses the flags that describe a checkpoint.
+    fn describes_itself(&self) -> Result<(), Failure> {
+        for (flag, given) in [
+            ("--preset", self.preset.is_some()),
+            ("--spec", self.spec.is_some()),
+            ("--predicts", self.predicts.is_some()),
+            ("--key", self.key.is_some()),
+        ] {
+            if given {
+                let source = self.source.display();
+                return Err(
+                    format!("{flag}: not used with a folder, which describes itself: {source}").into()
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 fn folder(arguments: &Arguments) -> Result<Model, Failure> {
     let source = &arguments.source;
     if !diffusers::is_pipeline(source) {
         let (file, spec) = described_folder(source)?;
         return checkpoint(arguments, &file, Some(&spec));
     }
-    for (flag, given) in [
-        ("--preset", arguments.preset.is_some()),
-        ("--spec", arguments.spec.is_some()),
-        ("--predicts", arguments.predicts.is_some()),
-        ("--key", arguments.key.is_some()),
-    ] {
-        if given {
-            return Err(format!(
-                "{flag}: not used with a folder, which describes itself: {}",
-                source.display()
-            )
-            .into());
-        }
-    }
+    arguments.describes_itself()?;
     let pipeline = diffusers::read(source, arguments.role)?;
     pipeline.notes.iter().for_each(|note| println!("{note}"));
     Ok(pipeline.model)

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use ccm::disk::read_model;
+use ccm::import::text_to_image::{self, PartWeights};
+use ccm::pipeline::part_name;
 
 use crate::Failure;
 
@@ -16,6 +18,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if arguments.model.is_file() && text_to_image::is_text_to_image(&arguments.model) {
+        return pipeline(&arguments);
+    }
     let model = read_model(&arguments.model)?;
     let (spec, card) = (&model.spec, &model.card);
     let [channels, height, width] = spec.image();
@@ -50,6 +55,45 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         println!("tensors");
         for tensor in spec.tensors() {
             println!("  {:<48} {:?}", tensor.name, tensor.shape);
+        }
+    }
+    Ok(())
+}
+
+/// Prints what a file with a pipeline holds.
+fn pipeline(arguments: &Arguments) -> Result<(), Failure> {
+    let file = text_to_image::open_packed(&arguments.model)?;
+    let (spec, bytes) = (&file.spec, std::fs::metadata(&arguments.model)?.len());
+    let PartWeights::Packed { packed, .. } = &file.weights else {
+        return Err(format!("{}: expected a pipeline in one file", arguments.model.display()).into());
+    };
+    println!("{}", arguments.model.display());
+    println!("  file        {:.2} MB, {:?}, {}", bytes as f64 / 1e6, spec.kind, file.precision);
+    let [height, width] = spec.image_size();
+    println!(
+        "  images      {} x {height} x {width} (channels, height, width)",
+        spec.autoencoder.image_channels()
+    );
+    println!("parts");
+    for (part, graph) in spec.parts(true) {
+        let (tensors, bytes) = packed.size_of(part);
+        let parameters: usize = graph.parameters.iter().map(|of| of.shape.iter().product::<usize>()).sum();
+        let name = part_name(part);
+        match tensors {
+            0 => println!("  {name:<15} none"),
+            _ => println!("  {name:<15} {parameters} parameters, {:.2} MB", bytes as f64 / 1e6),
+        }
+    }
+    println!("prediction");
+    println!("{}", indented(&serde_json::to_string_pretty(&spec.prediction.to_json())?));
+    println!("card");
+    println!("{}", indented(&serde_json::to_string_pretty(&file.card)?));
+    if arguments.tensors {
+        println!("tensors");
+        for (part, graph) in spec.parts(file.has_encoder()) {
+            for parameter in graph.parameters {
+                println!("  {:<64} {:?}", format!("{}.{}", part_name(part), parameter.name), parameter.shape);
+            }
         }
     }
     Ok(())

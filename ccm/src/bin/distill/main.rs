@@ -48,6 +48,7 @@ Examples:
   distill eval runs/mnist/student.safetensors --data mnist/ --features digits.safetensors
   distill claims runs/mnist --features digits.safetensors --out claims
   distill import unet.pt --preset cifar10 --out teacher.safetensors
+  distill import stable-diffusion-v1-5 --precision q8 --out sd.safetensors
   distill run --preset cifar10 --data cifar10.tgz --set teacher.model=teacher.safetensors";
 
 #[derive(Subcommand)]
@@ -60,7 +61,7 @@ enum Command {
     Import(import::Arguments),
     /// Print network, origin and size of a model file
     Inspect(inspect::Arguments),
-    /// Convert a model file to f32, f16 or q8 weights, or to a diffusers folder
+    /// Convert a model file to f32, f16, q8 or q4 weights, or to a diffusers folder
     Export(export::Arguments),
     /// Train a classifier as the feature extractor of `eval`
     Features(features::Arguments),

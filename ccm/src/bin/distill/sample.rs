@@ -37,8 +37,8 @@ pub(crate) struct Arguments {
     /// given several times
     #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = lora)]
     pub(crate) lora: Vec<(PathBuf, f32)>,
-    /// Precision of the weights of a pipeline with text, unless they are stored in a smaller one: f32, f16 or q8. A GPU computes
-    /// in half precision if it is not f32
+    /// Precision of the weights of a pipeline with text, unless they are stored in a smaller one: f32, f16, q8 or q4. A GPU
+    /// computes in half precision if it is not f32
     #[arg(long, value_name = "PRECISION", default_value = "f32")]
     pub(crate) precision: Precision,
     /// Height and width of the pictures of a pipeline with text, in pixels, such as 768x512 [default: the pipeline's own]
@@ -90,7 +90,7 @@ fn solver(text: &str) -> Result<Solver, String> {
     }
 }
 
-fn lora(text: &str) -> Result<(PathBuf, f32), String> {
+pub(crate) fn lora(text: &str) -> Result<(PathBuf, f32), String> {
     // Without a number after it, a colon is part of the name.
     let weighted = text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse::<f32>().ok()?)));
     match weighted {

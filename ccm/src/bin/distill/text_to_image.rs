@@ -1,17 +1,13 @@
 //! `distill sample` with a text-to-image pipeline.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use ccm::disk;
 use ccm::import::lora::{Changed, Lora};
 use ccm::import::{ImportError, text_to_image};
-use ccm::model::prediction::Spacing;
-use ccm::model::{Text, TimeGrid};
-use ccm::pipeline::{Pipeline, PipelineError};
-use ccm::sampler::guidance::Guidance;
+use ccm::pipeline::{Pipeline, PipelineError, sample_times};
 use ccm::sampler::image::grid;
-use ccm::sampler::schedule::Request;
+use ccm::sampler::schedule::{Request, Solver};
 use ccm::weights::{HostTensor, StoredTensor, serialize};
 
 use crate::Failure;
@@ -33,16 +29,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !weight.is_finite() {
         return Err(format!("--guidance: expected a number, found {weight}").into());
     }
-    let mut folder = match &arguments.config {
-        Some(config) => text_to_image::open_file(&arguments.model, config)?,
-        None => text_to_image::open(&arguments.model)?,
-    };
+    let mut folder = text_to_image::open_any(&arguments.model, arguments.config.as_deref())?;
     folder.notes.iter().for_each(|note| println!("{note}"));
     if let Some(size) = arguments.size {
         folder.spec = folder.spec.with_image_size(size).map_err(|error| format!("--size: {error}"))?;
     }
     let spec = folder.spec.clone();
-    let steps = arguments.steps.unwrap_or(50);
+    let steps = arguments.steps.unwrap_or(Solver::of(&folder.card).usual_steps());
     arguments.check_counts(steps)?;
     let mut request = request(arguments, &spec.network)?;
     let images = request.images(&spec.network);
@@ -54,7 +47,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let weights = Changed { weights: folder.weights, loras };
     let pipeline = Pipeline::new(folder.spec, folder.tokenizers, weights, backend(arguments.device));
-    let pipeline = pipeline.with_precision(arguments.precision);
+    let precision = arguments.precision.max(folder.precision);
+    let pipeline = pipeline.with_precision(precision).with_role(folder.card.role);
     let at_fault = |error: PipelineError<ImportError>| match error {
         // It names its file.
         PipelineError::Weights(error) => error.to_string(),
@@ -64,29 +58,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let of_image = |image: usize| arguments.prompt[image * arguments.prompt.len() / images].as_str();
     let prompts: Vec<&str> = (0..images).map(of_image).collect();
     let is_guided = weight != 1.0;
-    let negative = match &arguments.negative {
-        Some(text) => Some(text.as_str()),
-        None => (!spec.zeros_for_empty).then_some(""),
-    };
-    let all: Vec<&str> = prompts.iter().copied().chain(negative.filter(|_| is_guided)).collect();
-    let mut texts = pollster::block_on(pipeline.texts(&all)).map_err(at_fault)?;
-    if is_guided {
-        let negative: Arc<Text> = match negative {
-            Some(_) => texts.remove(images),
-            None => Arc::new(spec.zero_text()),
-        };
-        request.guidance = Some(Guidance { weight, negative: vec![negative; images] });
-    }
-    request.texts = texts;
+    let found = pipeline.conditions(&prompts, arguments.negative.as_deref(), weight);
+    (request.texts, request.guidance) = pollster::block_on(found).map_err(at_fault)?;
 
     let sampler = pollster::block_on(pipeline.denoiser()).map_err(at_fault)?;
-    // A schedule's last step first, for any number of steps: with few of them, the other spacings start too late.
-    let times = match (arguments.times, sampler.times()) {
-        (Some(TimeGrid::Steps(Spacing::Leading(_))), own @ TimeGrid::Steps(Spacing::Leading(_))) => own,
-        (Some(times), _) => times,
-        (None, TimeGrid::Steps(_)) => TimeGrid::Steps(Spacing::Trailing),
-        (None, own) => own,
-    };
+    let times = sample_times(arguments.times, sampler.times());
     let solver = arguments.solver.unwrap_or(sampler.solver());
     let mut sampler = sampler.with_solver(solver, times);
     sampler.evaluations(1).map_err(|error| format!("--times: {error}"))?;

@@ -10,6 +10,8 @@ use super::arch::Arch;
 use super::multiply::{MAX_ROWS, Part, TAIL_ROWS, multiply, panel_vectors};
 use super::shared::{Member, Shared};
 use crate::sampler::plan::{Conv, ConvWeight};
+#[cfg(feature = "text")]
+use crate::weights::GROUP;
 use crate::weights::Values;
 
 /// A weight as panels of output channels, each `[taps, in_channels, width]`.
@@ -68,6 +70,14 @@ impl PackedWeight {
                 scales.resize(channel, 0.0);
                 Values::Q8 { bytes: packed(bytes, weight.out_channels, &panels), scales }
             }
+            #[cfg(feature = "text")]
+            Values::Q4 { nibbles, scales } => {
+                let numbers: Vec<u8> = nibbles.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect();
+                Values::Q4 {
+                    nibbles: halved(&packed(&numbers, weight.out_channels, &panels), rows, &panels),
+                    scales: packed(scales, weight.out_channels, &panels),
+                }
+            }
         };
         Self { panels, values }
     }
@@ -80,8 +90,23 @@ impl PackedWeight {
             Values::F16(values) => 2 * values.len(),
             #[cfg(feature = "text")]
             Values::Q8 { bytes, scales } => bytes.len() + 4 * scales.len(),
+            #[cfg(feature = "text")]
+            Values::Q4 { nibbles, scales } => nibbles.len() + 2 * scales.len(),
         }
     }
+}
+
+/// Packs numbers of four bits two a byte: the low bits of a row of a panel are its first half, the high bits its second half.
+#[cfg(feature = "text")]
+fn halved(numbers: &[u8], rows: usize, panels: &[Panel]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(numbers.len().div_ceil(2));
+    for panel in panels {
+        for row in numbers[panel.start..][..rows * panel.width].chunks_exact(panel.width) {
+            let (low, high) = row.split_at(panel.width.div_ceil(2));
+            bytes.extend(low.iter().enumerate().map(|(i, low)| low | high.get(i).unwrap_or(&0) << 4));
+        }
+    }
+    bytes
 }
 
 /// Packs a matrix with rows of `out_channels` values into panels.
@@ -131,6 +156,34 @@ fn expand(values: &Values, panel: &Panel, place: std::ops::Range<usize>, expande
             use half::slice::HalfFloatSliceExt as _;
             values[place].convert_to_f32_slice(expanded);
         }
+        Values::Q4 { nibbles, scales } => Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                use half::slice::HalfFloatSliceExt as _;
+                let width = panel.width;
+                // Only the last panel may have an odd width.
+                let half = width.div_ceil(2);
+                let first = (place.start - panel.start) / width;
+                let mut scale = vec![0.0; width];
+                let groups = expanded.chunks_mut(GROUP * width).enumerate();
+                for (group, values) in groups {
+                    let row = first + group * GROUP;
+                    let of_group = panel.start / GROUP + row / GROUP * width;
+                    scales[of_group..][..width].convert_to_f32_slice(&mut scale);
+                    let (of_low, of_high) = scale.split_at(half);
+                    let nibbles = nibbles[panel.start / 2 + row * half..].chunks_exact(half);
+                    for (values, nibbles) in values.chunks_exact_mut(width).zip(nibbles) {
+                        let (low, high) = values.split_at_mut(half);
+                        for ((value, byte), scale) in low.iter_mut().zip(nibbles).zip(of_low) {
+                            *value = (f32::from(byte & 15) - 8.0) * scale;
+                        }
+                        for ((value, byte), scale) in high.iter_mut().zip(nibbles).zip(of_high) {
+                            *value = (f32::from(byte >> 4) - 8.0) * scale;
+                        }
+                    }
+                }
+            },
+        ),
         Values::Q8 { bytes, scales } => Arch::new().dispatch(
             #[inline(always)]
             || {

@@ -3,7 +3,7 @@
 use ccm_shaders::uniform::Uniform;
 use ccm_shaders::{
     ATTENTION_DIRECT_WIDTH, ATTENTION_QUERIES, ATTENTION_WIDTH, Kernel, NORM_BLOCKS, NORMALIZE_RUN, Real,
-    Tile, Weights, buffers, uniform,
+    Tile, buffers, uniform,
 };
 use wgpu::Buffer;
 
@@ -21,7 +21,6 @@ use crate::sampler::plan::{Copy, Factor, LayerNorm, Pointwise, Term};
 /// Objects that do not depend on the number of images.
 pub(super) struct Fixed {
     pub(super) real: Real,
-    pub(super) kind: Weights,
     /// The tile of every convolution. `None` chooses one for each by its size and the adapter.
     pub(super) tile: Option<Tile>,
     pub(super) weights: Vec<StoredWeight>,
@@ -164,7 +163,7 @@ impl<'a> Build<'a> {
             Tile::Direct => [blocks, pixels, 1],
             Tile::Wide | Tile::Narrow => [pixels, blocks, 1],
         };
-        Draft::new(Kernel::Conv(self.fixed.kind, tile), &uniform, buffers.in_order(), workgroups)
+        Draft::new(Kernel::Conv(weight.kind, tile), &uniform, buffers.in_order(), workgroups)
     }
 
     fn group_norm(&self, op: &GroupNorm) -> [Draft<'a>; 2] {

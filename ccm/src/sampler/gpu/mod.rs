@@ -14,11 +14,11 @@ use device::Device;
 use drafts::Fixed;
 use pipelines::Pipelines;
 use prepared::{MOST_WORKGROUPS, Prepared, block_bytes, uniform_bytes};
-use weights::StoredWeight;
+use weights::{StoredWeight, kind};
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wgpu::{Buffer, BufferUsages, RenderPipeline, TextureFormat};
 
-use super::plan::{BLOCK, Plan};
+use super::plan::{BLOCK, ConvWeight, Plan};
 use super::schedule::{Update, Work};
 use super::{Api, Denoiser, SamplerError};
 use crate::weights::Precision;
@@ -52,15 +52,10 @@ impl Executor {
         let device = Device::open(api, software).await?;
         let limits = device.device.limits();
         let most_bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        let kind = match precision {
-            Precision::F32 => Weights::F32,
-            Precision::F16 => Weights::F16,
-            Precision::Q8 => Weights::Q8,
-        };
         // Single-precision models are computed in single precision; rounded models in half precision where the GPU
         // supports it.
         let real = if precision != Precision::F32 && device.has_f16() { Real::F16 } else { Real::F32 };
-        let weights = plan.weights.iter().map(|weight| weight.len() as u64 * kind_bytes(kind));
+        let weights = plan.weights.iter().map(|weight| bytes_of(weight, precision));
         let largest_weight = weights.fold(0, u64::max);
         let most_images = most_images(plan, real, most_bytes);
         if largest_weight > most_bytes || most_images == 0 {
@@ -68,13 +63,17 @@ impl Executor {
             return Err(SamplerError::TooLarge { needed, allowed: most_bytes });
         }
         let gpu = &device.device;
-        let weights = plan.weights.iter().map(|weight| StoredWeight::new(gpu, weight, kind)).collect();
+        let weights = plan
+            .weights
+            .iter()
+            .map(|weight| StoredWeight::new(gpu, weight, kind(weight, precision)))
+            .collect();
         let vectors = gpu.create_buffer_init(&BufferInitDescriptor {
             label: Some("vectors"),
             contents: bytemuck::cast_slice(&plan.vectors),
             usage: BufferUsages::STORAGE,
         });
-        let fixed = Fixed { real, kind, tile: None, weights, vectors };
+        let fixed = Fixed { real, tile: None, weights, vectors };
         device.check()?;
         Ok(Self {
             device,
@@ -368,12 +367,15 @@ fn picture_pipeline(gpu: &wgpu::Device, format: TextureFormat) -> RenderPipeline
 }
 
 /// Bytes per weight.
-fn kind_bytes(kind: Weights) -> u64 {
-    match kind {
-        Weights::F32 => 4,
-        Weights::F16 => 2,
-        Weights::Q8 => 1,
-    }
+fn bytes_of(weight: &ConvWeight, precision: Precision) -> u64 {
+    let bits = match kind(weight, precision) {
+        Weights::F32 => 32,
+        Weights::F16 => 16,
+        Weights::Q8 => 8,
+        #[cfg(feature = "text")]
+        Weights::Q4 => 4,
+    };
+    weight.len() as u64 * bits / 8
 }
 
 /// Bytes of the largest buffer of a plan, for one image.

@@ -18,6 +18,8 @@ use crate::model::graph::{self, Graph, Node, Padding, Param, QkvOrder, Shape, Va
 use crate::sampler::condition::Conditioner;
 use crate::weights::{CompactTensor, HostTensor, Values};
 #[cfg(feature = "text")]
+use crate::weights::{GROUP, Precision};
+#[cfg(feature = "text")]
 use pointwise::Lazy;
 
 impl Plan {
@@ -466,6 +468,12 @@ fn packed(weights: Vec<CompactTensor>, kernel: usize, rows: Order, columns: Orde
     ConvWeight { kernel, in_channels, out_channels, values: layout.place(weights) }
 }
 
+/// A weight with its channels in order.
+#[cfg(test)]
+pub(in crate::sampler) fn in_order(weight: CompactTensor, kernel: usize) -> ConvWeight {
+    packed(vec![weight], kernel, Order::Plain, Order::Plain)
+}
+
 /// Where the values of a weight are in a [`ConvWeight`].
 struct Layout {
     taps: usize,
@@ -481,6 +489,9 @@ impl Layout {
     /// Places the values of stacked weights.
     #[cfg(feature = "text")]
     fn place(&self, weights: Vec<CompactTensor>) -> Values {
+        if let Some(values) = self.place_nibbles(&weights) {
+            return values;
+        }
         let (mut halves, mut bytes, mut all_scales) = (Vec::new(), Vec::new(), Vec::new());
         for weight in &weights {
             match &weight.values {
@@ -489,7 +500,7 @@ impl Layout {
                     bytes.push(values.as_slice());
                     all_scales.extend_from_slice(scales);
                 }
-                Values::F32(_) => {}
+                Values::F32(_) | Values::Q4 { .. } => {}
             }
         }
         if halves.len() == weights.len() {
@@ -500,8 +511,38 @@ impl Layout {
             self.rows.iter().zip(all_scales).for_each(|(&row, scale)| scales[row] = scale);
             return Values::Q8 { bytes: self.scattered(&bytes), scales };
         }
+        // In an order that four bits do not suit, bytes take their place.
+        let is_small = weights.iter().any(|weight| matches!(weight.values, Values::Q4 { .. }));
+        if is_small {
+            let bytes = weights.into_iter().map(|weight| {
+                let shape = weight.shape.clone();
+                CompactTensor::from(HostTensor { shape, values: weight.into_f32() }).rounded(Precision::Q8)
+            });
+            return self.place(bytes.collect());
+        }
         let values: Vec<Vec<f32>> = weights.into_iter().map(CompactTensor::into_f32).collect();
         Values::F32(self.scattered(&values))
+    }
+
+    /// Places the values of stacked weights in four bits. `None` if not all are, or if the input channels are not in order, so
+    /// that they would not share scales as before.
+    #[cfg(feature = "text")]
+    fn place_nibbles(&self, weights: &[CompactTensor]) -> Option<Values> {
+        let is_plain = self.columns.len() == self.in_channels
+            && self.columns.iter().enumerate().all(|(index, &place)| index == place);
+        let found: Option<Vec<_>> = weights.iter().map(CompactTensor::numbers).collect();
+        let (numbers, scales): (Vec<_>, Vec<_>) = found.filter(|_| is_plain)?.into_iter().unzip();
+        let in_groups = self.in_channels / GROUP;
+        let groups = Self {
+            rows: self.rows.clone(),
+            columns: (0..in_groups).collect(),
+            in_channels: in_groups,
+            ..*self
+        };
+        let numbers: Vec<u8> = self.scattered(&numbers);
+        let pairs = numbers.as_chunks::<2>().0.iter();
+        let nibbles = pairs.map(|[even, odd]| even | odd << 4).collect();
+        Some(Values::Q4 { nibbles, scales: groups.scattered(&scales) })
     }
 
     /// Places the values of stacked weights.
