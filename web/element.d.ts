@@ -2,7 +2,7 @@
 
 import type { Backend, Info } from "./index.js";
 
-/** `<ccm-image model seed label steps backend alt>`; fires `load` (`detail` is `info`) and `error`. */
+/** `<ccm-image model seed label steps prompt negative guidance backend alt>`; fires `load` (`detail` is `info`) and `error`. */
 export class CcmImage extends HTMLElement {
   /** The `info` of the sampler; null before the model is loaded. */
   readonly info: Info | null;
@@ -18,8 +18,14 @@ export interface CcmImageAttributes {
   seed?: number | bigint | string | undefined;
   /** Number or name of a class. */
   label?: number | string | undefined;
-  /** Network evaluations; default 1. */
+  /** Network evaluations; default 1, or 50 for a model with text that is not a student. */
   steps?: number | string | undefined;
+  /** What the image shows, for a model with text. */
+  prompt?: string | undefined;
+  /** What guidance leads away from. */
+  negative?: string | undefined;
+  /** Guidance scale; default 5. */
+  guidance?: number | string | undefined;
   /** Where the model runs; default `auto`. */
   backend?: Backend | undefined;
   /** Accessible name of the image. */

@@ -37,6 +37,8 @@ export type ModelSource = string | Url | ArrayBuffer | ArrayBufferView | Global<
 export interface Configuration {
   /** The WebAssembly (`ccm-web/wasm`): its address, its bytes, or a compiled `WebAssembly.Module`. */
   wasm?: string | Url | ArrayBuffer | ArrayBufferView | WebAssemblyModule | undefined;
+  /** The WebAssembly for models with text (`ccm-web/text-wasm`), as `wasm`. */
+  textWasm?: string | Url | ArrayBuffer | ArrayBufferView | WebAssemblyModule | undefined;
   /** Address of the script of `WorkerSampler`'s workers (`ccm-web/worker`). */
   worker?: string | Url | undefined;
 }
@@ -69,8 +71,16 @@ export type Label = number | string;
 export interface DrawOptions {
   /** Class of the image, for models with classes; default the first. */
   label?: Label | null;
-  /** Network evaluations, 1 to 10000; default 1. */
+  /** Network evaluations, 1 to 10000; default 1, or 50 for a model with text that is not a student. */
   steps?: number;
+  /** What the image shows. Models with text need it, other models refuse it. */
+  prompt?: string | null;
+  /** What guidance leads away from; default the empty text, or zeros if the model says so. Only for models with text. */
+  negative?: string | null;
+  /** Guidance scale; 1 is no guidance and takes half the time. Default 5. Only for models with text. */
+  guidance?: number | null;
+  /** Initial latents of one image, `[channels, height, width]`, in place of the seed's; for comparisons. Only with text. */
+  noise?: Float32Array;
   signal?: Signal;
 }
 
@@ -114,6 +124,10 @@ export interface Info {
   source: string;
   /** Training data. */
   data: string;
+  /** Whether the model reads a prompt; absent if it does not. */
+  text?: true;
+  /** Default number of network evaluations of a model with text. */
+  steps?: number;
 }
 
 /**

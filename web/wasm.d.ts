@@ -1,4 +1,4 @@
-// `ccm-web/wasm` is the WebAssembly file. Depending on the bundler, importing it gives the file's URL or its bytes;
-// `Sampler.configure({ wasm })` takes both.
+// `ccm-web/wasm` and `ccm-web/text-wasm` are the WebAssembly files. Depending on the bundler, importing it gives the file's URL or its bytes;
+// `Sampler.configure({ wasm, textWasm })` takes both.
 declare const wasm: string | Uint8Array;
 export default wasm;

@@ -4,6 +4,8 @@
 
 #[path = "browser/policy.rs"]
 mod policy;
+#[path = "browser/text.rs"]
+mod text;
 #[path = "browser/worker.rs"]
 mod worker;
 
@@ -22,6 +24,9 @@ use serde_json::json;
 
 /// Limit for the WebAssembly and JavaScript that a page downloads, in bytes after brotli compression.
 const LARGEST_DOWNLOAD: usize = 150_000;
+
+/// Limit for the WebAssembly of models with text, in bytes after brotli compression.
+const LARGEST_TEXT_DOWNLOAD: usize = 400_000;
 
 fn assert_images_equal_native_images(webgpu: WebGpu, backend: &str, runs_on: &str) {
     let site = Site::new();
@@ -325,10 +330,14 @@ fn the_element_draws_the_image_of_its_attributes() {
 /// The entry for Node. It is not counted, because no other script imports it and a page does not download it.
 const NODE_ENTRY: &str = "node.js";
 
+/// What a page downloads only for models with text; a test of `text.rs` checks that.
+const TEXT_FILES: [&str; 3] = ["text.js", "ccm_text.js", "ccm_text_bg.wasm"];
+
 #[test]
 fn the_package_is_small() {
     let files = fs::read_dir(package().join("pkg")).unwrap().map(|entry| entry.unwrap().path());
     let files = files.filter(|file| !file.ends_with(NODE_ENTRY));
+    let mut of_text = Vec::new();
     let sizes = files.map(|file| {
         let (text, mut packed) = (fs::read(&file).unwrap(), Vec::new());
         if file.extension().is_some_and(|extension| extension == "js") {
@@ -341,9 +350,18 @@ fn the_package_is_small() {
         let parameters = brotli::enc::BrotliEncoderParams { quality: 11, lgwin: 24, ..Default::default() };
         brotli::BrotliCompress(&mut text.as_slice(), &mut packed, &parameters).unwrap();
         println!("{:>8} bytes, {:>7} compressed: {}", text.len(), packed.len(), file.display());
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        if TEXT_FILES.contains(&name.as_str()) {
+            of_text.push((name, packed.len()));
+            return 0;
+        }
         packed.len()
     });
     let total: usize = sizes.sum();
+    assert_eq!(of_text.len(), TEXT_FILES.len(), "{of_text:?}");
+    for (name, size) in of_text {
+        assert!(size <= LARGEST_TEXT_DOWNLOAD, "{name} is {size} bytes compressed");
+    }
     println!("{total} bytes compressed in all");
     assert!(
         total <= LARGEST_DOWNLOAD,

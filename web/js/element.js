@@ -1,6 +1,6 @@
 // `<ccm-image model="student.safetensors" seed="Ada" label="3" steps="1" backend="auto">`: an element that samples an
-// image and shows it. A seed that is not a whole number is hashed. Importing this file defines the element; on a server
-// it does nothing.
+// image and shows it; with `prompt`, `negative` and `guidance` for a model with text. A seed that is not a whole number is
+// hashed. Importing this file defines the element; on a server it does nothing.
 
 import { RequestError } from "./errors.js";
 import { Sampler } from "./sampler.js";
@@ -48,7 +48,7 @@ const seedOf = (text) => (/^\d+$/.test(text) && BigInt(text) < 2n ** 64n ? BigIn
 
 /** The element `<ccm-image>`. */
 export class CcmImage extends (globalThis.HTMLElement ?? Object) {
-  static observedAttributes = ["model", "seed", "label", "steps", "backend", "alt"];
+  static observedAttributes = ["model", "seed", "label", "steps", "prompt", "negative", "guidance", "backend", "alt"];
   #sheet;
   #canvas;
   #entry = null;
@@ -154,10 +154,14 @@ export class CcmImage extends (globalThis.HTMLElement ?? Object) {
     if (turn !== this.#turn) return false;
     this.info = sampler.info;
     this.#setShape();
+    const of = (name) => this.getAttribute(name) ?? undefined;
     await sampler.draw(this.#canvas, {
       seed,
-      label: this.getAttribute("label"),
-      steps: Number(whole(this.getAttribute("steps") ?? "1", "steps")),
+      label: of("label"),
+      steps: of("steps") && Number(whole(of("steps"), "steps")),
+      prompt: of("prompt"),
+      negative: of("negative"),
+      guidance: of("guidance") && Number(of("guidance")),
     });
     return true;
   }
@@ -176,7 +180,7 @@ export class CcmImage extends (globalThis.HTMLElement ?? Object) {
 
   /** Sets the default accessible name. */
   #describe() {
-    const label = this.getAttribute("label");
+    const label = this.getAttribute("label") ?? this.getAttribute("prompt");
     const text = `generated image, seed ${this.getAttribute("seed") ?? 0}${label ? `, ${label}` : ""}`;
     this.#internals.ariaLabel = this.getAttribute("alt") ?? text;
   }

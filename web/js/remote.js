@@ -48,7 +48,7 @@ export class WorkerSampler {
     const abort = () => sampler.#end(new AbortedError("aborted", { cause: signal.reason }));
     signal?.addEventListener("abort", abort);
     try {
-      await sampler.#call({ call: "load", model: source, wasm: settings.wasm, options }, undefined, [], onProgress);
+      await sampler.#call({ call: "load", model: source, places: { wasm: settings.wasm, textWasm: settings.textWasm }, options }, undefined, [], onProgress);
       return sampler;
     } catch (error) {
       sampler.free();

@@ -73,8 +73,9 @@ function countOf(value, name, most) {
   return value;
 }
 
-/** The number of a class, from its number or name; 0 if no label is given. */
-function labelOf(value, { numClasses, classes }) {
+/** The number of a class, from its number or name; 0 if no label is given. Refuses a prompt that nothing reads. */
+function labelOf(value, { numClasses, classes, text }, { prompt }) {
+  if (prompt != null && !text) throw new RequestError(`prompt: this model reads no text, found ${prompt}`);
   if (value === undefined || value === null || value === "") return 0;
   if (!numClasses) throw new RequestError(`label: this model has no classes, found ${value}`);
   const named = classes.indexOf(String(value));
@@ -107,7 +108,10 @@ async function open(source, backend, options) {
   const [file] = await Promise.all([source(options), start()]);
   check(options.signal);
   try {
-    const opened = await Engine.load(file.bytes, backend);
+    // The description of a pipeline with text begins with this word.
+    const head = new TextDecoder().decode(file.bytes.subarray(0, 64));
+    const { load } = head.includes('"pipeline') ? await import("./text.js") : Engine;
+    const opened = await load(file.bytes, backend);
     // Not awaited: the page does not wait for the disk.
     file.keep();
     return opened;
@@ -155,24 +159,24 @@ export class Sampler {
   /** Properties of the model and of its device. */
   get info() {
     this.#open();
-    return { ...this.#info, heap: heap.buffer.byteLength };
+    return { heap: heap.buffer.byteLength, ...this.#info };
   }
 
   /** Samples images from the seeds `seed, seed + 1, ...`. */
-  async sample({ seed = 0, label, steps = 1, count = 1, signal } = {}) {
+  async sample({ seed = 0, label, steps = this.#steps, count = 1, signal, ...text } = {}) {
     const first = seedOf(seed);
     countOf(steps, "steps", MOST_STEPS);
     countOf(count, "count", MOST_IMAGES);
     return this.#enqueue(signal, async (engine) => {
       const info = this.#info;
-      const number = labelOf(label, info);
+      const number = labelOf(label, info, text);
       const batch = info.backend === "cpu" ? 1 : BATCH;
       const images = [];
       while (images.length < count) {
         if (images.length) await pause();
         check(signal);
         const from = BigInt.asUintN(64, first + BigInt(images.length));
-        const bytes = await engine.sample(from, from, 0, number, steps, Math.min(batch, count - images.length));
+        const bytes = await engine.sample(from, from, 0, number, steps, Math.min(batch, count - images.length), text);
         images.push(...toImages(bytes, info));
       }
       return images;
@@ -180,18 +184,18 @@ export class Sampler {
   }
 
   /** Draws one image to a canvas, whose size becomes that of the image. */
-  async draw(canvas, { seed = 0, label, steps = 1, signal } = {}) {
+  async draw(canvas, { seed = 0, ...options } = {}) {
     const from = seedOf(seed);
-    return this.#paint(canvas, from, from, 0, label, steps, signal);
+    return this.#paint(canvas, from, from, 0, options);
   }
 
   /** Draws an image interpolated from one seed (`weight` 0) to another (1). */
-  async interpolate(canvas, seedA, seedB, weight, { label, steps = 1, signal } = {}) {
+  async interpolate(canvas, seedA, seedB, weight, options = {}) {
     const [from, to] = [seedOf(seedA, "seedA"), seedOf(seedB, "seedB")];
     if (!(weight >= 0 && weight <= 1)) {
       throw new RequestError(`weight: expected a number from 0 to 1, found ${weight}`);
     }
-    return this.#paint(canvas, from, to, weight, label, steps, signal);
+    return this.#paint(canvas, from, to, weight, options);
   }
 
   /** Destroys the GPU device, as the browser may at any time. For tests. */
@@ -236,26 +240,31 @@ export class Sampler {
     return result;
   }
 
-  async #paint(canvas, from, to, weight, label, steps, signal) {
+  /** Default number of evaluations. */
+  get #steps() {
+    return this.#info.steps ?? 1;
+  }
+
+  async #paint(canvas, from, to, weight, { label, steps = this.#steps, signal, ...text }) {
     countOf(steps, "steps", MOST_STEPS);
     if (typeof canvas?.getContext !== "function") {
       throw new RequestError("canvas: expected a canvas element or an OffscreenCanvas");
     }
     return this.#enqueue(signal, async (engine) => {
       const info = this.#info;
-      const number = labelOf(label, info);
+      const number = labelOf(label, info, text);
       // Setting the size clears a canvas, so only a different size is set.
       if (canvas.width !== info.width) canvas.width = info.width;
       if (canvas.height !== info.height) canvas.height = info.height;
       // A canvas keeps the type of its first context.
-      if (info.backend !== "cpu" && canvas.getContext("webgpu")) {
+      if (engine.surface && info.backend !== "cpu" && canvas.getContext("webgpu")) {
         let surface = this.#surfaces.get(canvas);
         if (!surface) this.#surfaces.set(canvas, (surface = engine.surface(canvas)));
         return engine.draw(surface, from, to, weight, number, steps);
       }
       const context = canvas.getContext("2d");
       if (!context) throw new RequestError("canvas: it has a WebGPU context; a sampler on the CPU needs another canvas");
-      const [image] = toImages(await engine.sample(from, to, weight, number, steps, 1), info);
+      const [image] = toImages(await engine.sample(from, to, weight, number, steps, 1, text), info);
       context.putImageData(image, 0, 0);
     });
   }

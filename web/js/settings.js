@@ -5,6 +5,8 @@ import { RequestError } from "./errors.js";
 export const settings = {
   /** The WebAssembly: a URL, bytes or a `WebAssembly.Module`; undefined for the file beside this script. */
   wasm: undefined,
+  /** As `wasm`, for models with text. */
+  textWasm: undefined,
   /** URL of the worker's script; undefined for the file beside this script. */
   worker: undefined,
   /** Requests a URL. `node.js` adds `file:` URLs, which Node's `fetch` does not support. */
@@ -27,13 +29,14 @@ export function resolve(address) {
 
 /** Checks and keeps the options of `Sampler.configure`. */
 export function configure(options) {
-  const expected = "configure: expected { wasm: URL, bytes or WebAssembly.Module, worker: URL }";
+  const expected = "configure: expected { wasm, textWasm: URL, bytes or WebAssembly.Module, worker: URL }";
   if (Object(options) !== options) throw new RequestError(`${expected}, found ${options}`);
   const found = {};
   for (const [name, value] of Object.entries(options)) {
     const binary = [ArrayBuffer, WebAssembly.Module].some((type) => value instanceof type) || ArrayBuffer.isView(value);
-    if (name === "wasm" && binary) found.wasm = value;
-    else if ((name === "wasm" || name === "worker") && isAddress(value)) found[name] = resolve(value);
+    const place = ["wasm", "textWasm", "worker"].indexOf(name);
+    if (binary && place >= 0 && place < 2) found[name] = value;
+    else if (isAddress(value) && place >= 0) found[name] = resolve(value);
     else if (value !== undefined) throw new RequestError(`${expected}, found ${name}: ${value}`);
   }
   Object.assign(settings, found);

@@ -13,8 +13,8 @@ function canvasOf({ key, canvas }) {
 }
 
 const CALLS = {
-  async load({ model, wasm, options, id, signal }) {
-    Sampler.configure({ wasm });
+  async load({ model, places, options, id, signal }) {
+    Sampler.configure(places);
     const onProgress = (progress) => postMessage({ id, progress });
     sampler = await Sampler.load(model, { ...options, signal, onProgress });
   },

@@ -26,9 +26,10 @@ pub fn root() -> PathBuf {
     web.parent().unwrap_or(web).to_owned()
 }
 
-/// Compiles the sampler for the browser and writes `ccm_web.js`, its types and `ccm_web_bg.wasm` into `out`.
+/// Compiles the sampler for the browser and writes `ccm_web.js` and `ccm_web_bg.wasm` into `out`, and those of pipelines with
+/// text, `ccm_text.js` and `ccm_text_bg.wasm`.
 ///
-/// Installs the wasm target with rustup if it is missing. The module has its own target folder, so that its flags do
+/// Installs the wasm target with rustup if it is missing. The modules have their own target folder, so that their flags do
 /// not affect the native build.
 ///
 /// # Errors
@@ -36,6 +37,14 @@ pub fn root() -> PathBuf {
 pub fn build(out: &Path) -> Result<(), BuildError> {
     add_target()?;
     let target = target_folder()?.join("web");
+    for (name, features) in [("ccm_web", ""), ("ccm_text", "text")] {
+        module(out, &target, name, features)?;
+    }
+    Ok(())
+}
+
+/// Compiles one module with features of this crate, and writes it and its JavaScript under a name.
+fn module(out: &Path, target: &Path, name: &str, features: &str) -> Result<(), BuildError> {
     let mut compile = Command::new(cargo());
     compile
         .current_dir(root())
@@ -48,9 +57,11 @@ pub fn build(out: &Path) -> Result<(), BuildError> {
             "web",
             "--target",
             TARGET,
+            "--features",
+            features,
             "--target-dir",
         ])
-        .arg(&target)
+        .arg(target)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env(
             "RUSTFLAGS",
@@ -71,9 +82,10 @@ pub fn build(out: &Path) -> Result<(), BuildError> {
             "bindgen",
             "--target-dir",
         ])
-        .arg(&target)
+        .arg(target)
         .arg("--")
         .arg(target.join(TARGET).join("web/ccm_web.wasm"))
+        .arg(name)
         .arg(out);
     run(&mut bindgen)
 }

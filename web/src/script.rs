@@ -55,6 +55,14 @@ pub fn own_names(script: &str) -> BTreeSet<&str> {
     declared.into_iter().filter(|name| name.len() > SHORT && !shared.contains(name)).collect()
 }
 
+/// A script without the statement that begins with `start` and ends with a block in braces; `None` if there is none.
+pub fn without_block(script: &str, start: &str) -> Option<String> {
+    let start = script.find(start)?;
+    let begin = start + script[start..].find('{')? + 1;
+    let end = begin + braces(&script[begin..]);
+    Some(format!("{}{}", &script[..start], &script[end..]))
+}
+
 /// Replaces words of a script by others, also in strings.
 pub fn renamed(script: &str, names: &HashMap<String, String>) -> String {
     let mut result = String::with_capacity(script.len());
@@ -171,7 +179,7 @@ fn delimited(text: &str, nested: impl Fn(&str, usize) -> Option<usize>) -> usize
 mod tests {
     use std::collections::HashMap;
 
-    use super::{own_names, renamed, shortened};
+    use super::{own_names, renamed, shortened, without_block};
 
     #[test]
     fn comments_and_unneeded_white_space_are_removed() {
@@ -209,6 +217,13 @@ mod tests {
         }
         assert_eq!(shortened("a = b / c / d; // e"), "a=b/c/d;");
         assert_eq!(shortened("a = (b) / c; 'é' / 2"), "a=(b)/c;'é'/2");
+    }
+
+    #[test]
+    fn a_block_is_removed_up_to_its_last_brace() {
+        let script = "let a;\nfunction b(c) { if (c) { d = `}${c}`; } else { e('}'); } }\nfunction f() {}";
+        assert_eq!(without_block(script, "function b(").as_deref(), Some("let a;\n\nfunction f() {}"));
+        assert_eq!(without_block(script, "function g("), None);
     }
 
     #[test]

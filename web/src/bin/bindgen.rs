@@ -1,23 +1,27 @@
-//! Writes the files of the package: `bindgen MODULE.wasm FOLDER` writes the module, the JavaScript that wasm-bindgen
-//! generates for it, and the scripts of `js/`, all minified, to a folder, and copies the licences to `package.json`'s
-//! folder.
+//! Writes the files of the package: `bindgen MODULE.wasm NAME FOLDER` writes the module under a name, the JavaScript that
+//! wasm-bindgen generates for it, and the scripts of `js/`, all minified, to a folder, and copies the licences to
+//! `package.json`'s folder.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use ccm_web::script::{own_names, renamed, shortened};
+use ccm_web::script::{own_names, renamed, shortened, without_block};
 use wasm_bindgen_cli_support::Bindgen;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    let (Some(module), Some(out), None) = (arguments.next(), arguments.next(), arguments.next()) else {
-        eprintln!("usage: bindgen MODULE.wasm FOLDER");
+    let mut next = || arguments.next();
+    let (Some(module), Some(name), Some(out), None) = (next(), next(), next(), next()) else {
+        eprintln!("usage: bindgen MODULE.wasm NAME FOLDER");
         return ExitCode::FAILURE;
     };
     let (module, out) = (Path::new(&module), Path::new(&out));
-    match bind(module, out).and_then(|()| copy_scripts(out)).and_then(|()| copy_licences()) {
+    match bind(module, &name.to_string_lossy(), out)
+        .and_then(|()| copy_scripts(out))
+        .and_then(|()| copy_licences())
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -26,10 +30,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn bind(module: &Path, out: &Path) -> Result<(), String> {
+fn bind(module: &Path, name: &str, out: &Path) -> Result<(), String> {
     let bindgen = |error: &dyn std::fmt::Display| format!("wasm-bindgen: {error:#}");
     let mut output = Bindgen::new()
         .input_path(module)
+        .out_name(name)
         .web(true)
         .and_then(|bindgen| {
             let bindgen = bindgen.remove_name_section(true).remove_producers_section(true);
@@ -45,13 +50,31 @@ fn bind(module: &Path, out: &Path) -> Result<(), String> {
         let short = format!("_{number}");
         names.insert(std::mem::replace(name, short.clone()), short);
     }
-    let script = renamed(&output.js().replace(": function(", "("), &names);
+    let script = without_legacy(&renamed(&output.js().replace(": function(", "("), &names))?;
     let own = own_names(&script).into_iter().enumerate();
     let own = own.map(|(number, name)| (name.to_owned(), format!("${number}"))).collect();
     let script = shortened(&renamed(&script, &own));
     output.emit(out).map_err(|error| bindgen(&error))?;
-    let file = out.join("ccm_web.js");
+    let file = out.join(format!("{name}.js"));
     write(&file, &script)
+}
+
+/// The script without what this package does not use: a start that blocks, addresses in place of responses, browsers without
+/// `encodeInto`, `using` declarations, and warnings about servers and old versions.
+fn without_legacy(script: &str) -> Result<String, String> {
+    let mut script = script.replace("export { initSync, ", "export { ");
+    for start in [
+        "function initSync(",
+        "if (typeof module_or_path === 'string'",
+        "if (!('encodeInto' in cachedTextEncoder))",
+    ] {
+        let changed = without_block(&script, start);
+        script = changed.ok_or_else(|| format!("wasm-bindgen's script has no `{start}`"))?;
+    }
+    let is_needed = |line: &&str| {
+        !["console.warn(", "if (Symbol.dispose)"].iter().any(|start| line.trim_start().starts_with(start))
+    };
+    Ok(script.lines().filter(is_needed).map(|line| format!("{line}\n")).collect())
 }
 
 /// Copies the scripts of `js/` to the folder of the module.

@@ -1,0 +1,158 @@
+//! The interface of `ccm`'s text-to-image pipelines to JavaScript. JavaScript checks the arguments first, because its error
+//! messages use the names of the page's API.
+//!
+//! The bytes of the file stay in JavaScript's memory. Every sample reads the parts from them one after another, so that the
+//! memory of WebAssembly, which never shrinks, grows to the largest part only.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ccm::model::{ModelCard, Text};
+use ccm::pipeline::{Packed, PackedError, Pipeline, PipelineError, Source, sample_times};
+use ccm::sampler::Info;
+use ccm::sampler::guidance::Guidance;
+use ccm::sampler::schedule::{Request, Solver};
+use js_sys::{Array, Uint8Array};
+use wasm_bindgen::prelude::*;
+
+use crate::error::{coded, from_sampler};
+use crate::interface::{backend_of, description, number, to_rgba};
+
+/// The bytes of a file in JavaScript's memory.
+struct Bytes(Uint8Array);
+
+impl Source for Bytes {
+    fn size(&self) -> u64 {
+        self.0.length().into()
+    }
+
+    fn read(&self, range: Range<u64>) -> Result<Vec<u8>, String> {
+        let place = |place: u64| u32::try_from(place).ok().filter(|&place| place <= self.0.length());
+        match (place(range.start), place(range.end)) {
+            (Some(start), Some(end)) if start <= end => Ok(self.0.subarray(start, end).to_vec()),
+            _ => Err("a part that is not in the file".into()),
+        }
+    }
+}
+
+/// What a sample is about, in text encoders' terms: the last one is kept, so that a page that changes only the seed does not
+/// encode it again.
+struct Conditions {
+    prompt: String,
+    negative: Option<String>,
+    is_guided: bool,
+    text: Arc<Text>,
+    away: Option<Arc<Text>>,
+}
+
+/// A pipeline with text.
+#[wasm_bindgen]
+pub struct TextEngine {
+    pipeline: Pipeline<Packed<Bytes>>,
+    card: ModelCard,
+    info: Info,
+    parameters: usize,
+    conditions: Option<Conditions>,
+}
+
+fn from_file(error: &PackedError) -> JsValue {
+    coded("corrupt", &format!("model: {error}"))
+}
+
+fn from_pipeline(error: PipelineError<PackedError>) -> JsValue {
+    match error {
+        PipelineError::Weights(error) => from_file(&error),
+        PipelineError::Tokenizer(error) => coded("request", &format!("prompt: {error}")),
+        PipelineError::Sampler(error) => from_sampler(error),
+    }
+}
+
+#[wasm_bindgen]
+impl TextEngine {
+    /// Opens a model file with a pipeline; `backend` is `auto`, `webgpu`, `webgpu-software` or `cpu`.
+    pub async fn load(bytes: Uint8Array, backend: String) -> Result<TextEngine, JsValue> {
+        let backend = backend_of(&backend)?;
+        let packed = Packed::open(Bytes(bytes)).map_err(|error| from_file(&error))?;
+        let tokenizers = packed.tokenizers().map_err(|error| from_file(&error))?;
+        let (spec, card, precision) = (packed.spec.clone(), packed.card.clone(), packed.precision);
+        let parameters = spec.network.parameters();
+        let pipeline = Pipeline::new(spec, tokenizers, packed, backend);
+        let pipeline = pipeline.with_precision(precision).with_role(card.role);
+        let info = Info { parameters, ..pipeline.device().await.map_err(from_sampler)? };
+        Ok(Self { pipeline, card, info, parameters, conditions: None })
+    }
+
+    /// Properties of the model and of its device: `Info` of `index.d.ts`.
+    pub fn describe(&self) -> Result<JsValue, JsValue> {
+        let others = [
+            ("numClasses", JsValue::NULL),
+            ("classes", Array::new().into()),
+            ("role", self.card.role.name().into()),
+            ("source", self.card.source.as_str().into()),
+            ("data", self.card.data.as_str().into()),
+            ("text", JsValue::TRUE),
+            ("steps", number(Solver::of(&self.card).usual_steps())),
+        ];
+        description(self.info.clone(), self.shape(), others)
+    }
+
+    /// Samples images as bytes `[count, height, width, 4]`, as `Engine::sample`, of what `prompt` says, guided by
+    /// `guidance` away from `negative`. `noise` takes the place of the seed's.
+    #[expect(clippy::too_many_arguments, reason = "JavaScript passes numbers and texts, not structs")]
+    pub async fn sample(
+        &mut self,
+        from: u64,
+        to: u64,
+        weight: f32,
+        steps: usize,
+        count: usize,
+        prompt: String,
+        negative: Option<String>,
+        guidance: f32,
+        noise: Option<Vec<f32>>,
+    ) -> Result<Vec<u8>, JsValue> {
+        let is_guided = guidance != 1.0;
+        let is_kept = self.conditions.as_ref().is_some_and(|kept| {
+            kept.prompt == prompt && kept.negative == negative && kept.is_guided == is_guided
+        });
+        if !is_kept {
+            // Texts that no longer matter are freed first.
+            self.conditions = None;
+            let prompts = [prompt.as_str()];
+            let found = self.pipeline.conditions(&prompts, negative.as_deref(), guidance).await;
+            let (mut texts, guided) = found.map_err(from_pipeline)?;
+            let away = guided.and_then(|mut guided| guided.negative.pop());
+            let text = texts.remove(0);
+            self.conditions = Some(Conditions { prompt, negative, is_guided, text, away });
+        }
+        let mut sampler = self.pipeline.denoiser().await.map_err(from_pipeline)?;
+        let spec = sampler.spec();
+        let mut request = match noise {
+            Some(noise) => Request { noise, seed: from, ..Request::default() },
+            None if from == to => Request::from_seeds(spec, from, &[], count),
+            None => Request::between(spec, [from, to], None, &[weight]),
+        };
+        if let Some(Conditions { text, away, .. }) = &self.conditions {
+            request.texts = vec![Arc::clone(text); count];
+            request.guidance = away
+                .as_ref()
+                .map(|away| Guidance { weight: guidance, negative: vec![Arc::clone(away); count] });
+        }
+        let (solver, times) = (sampler.solver(), sample_times(None, sampler.times()));
+        sampler = sampler.with_solver(solver, times);
+        let latents = sampler.sample(&request, steps).await.map_err(from_sampler)?;
+        self.info = Info { parameters: self.parameters, ..sampler.info() };
+        drop(sampler);
+        let planes = self.pipeline.decode(&latents).await.map_err(from_pipeline)?;
+        Ok(to_rgba(&planes, self.shape()))
+    }
+}
+
+impl TextEngine {
+    /// `[channels, height, width]` of the images.
+    fn shape(&self) -> [usize; 3] {
+        let spec = &self.pipeline.spec;
+        let [height, width] = spec.image_size();
+        [spec.autoencoder.image_channels(), height, width]
+    }
+}
