@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use ccm::data::{Dataset, ImageShape, Split, shapes};
+use ccm::data::{Examples, ImageShape, Split, shapes};
 use ccm::import::{Checkpoint, spec_from_json};
 use ccm::method::adversary::Adversary;
 use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::{Curriculum, Mode, Scope, StepSolver};
 use ccm::method::discriminator::{AdversarialLoss, Discriminator};
 use ccm::method::distance::Distance;
+use ccm::method::kdc::PEAK;
 use ccm::method::lpips::Trunk;
 use ccm::metrics::file::open;
 use ccm::metrics::inception;
@@ -24,7 +25,7 @@ use ccm::model::{ModelCard, NetworkSpec, Prediction, TensorSpec, UNetSpec};
 use ccm::nn::denoiser::{Denoiser, random_model};
 use ccm::nn::optimizer::Schedule;
 use ccm::noise::Noise;
-use ccm::train::batches::{Ahead, Batches, StageKind};
+use ccm::train::batches::{Ahead, Batches, Conditioning, StageKind};
 use ccm::train::distill::Distillation;
 use ccm::train::state::{TrainState, Workers};
 use ccm::weights::{HostTensor, Model, TensorFile};
@@ -178,14 +179,14 @@ pub fn small_spec() -> UNetSpec {
 }
 
 /// Eight images for [`small_spec`].
-pub fn small_data() -> Dataset {
-    shapes(8, ImageShape { channels: 3, height: 8, width: 8 }, Split::Train, 1).expect("shapes")
+pub fn small_data() -> Examples {
+    shapes(8, ImageShape { channels: 3, height: 8, width: 8 }, Split::Train, 1).expect("shapes").into()
 }
 
 /// A distillation of [`small_spec`] before its first step, with `batch` images per step.
 pub fn small_distillation<'a>(
     spec: impl Into<NetworkSpec>,
-    data: &'a Dataset,
+    data: &'a Examples,
     batch: usize,
     scope: Scope,
     workers: Workers,
@@ -200,7 +201,7 @@ pub fn small_distillation<'a>(
             size: batch,
             coupling: Coupling::OptimalTransport,
             horizontal_flip: true,
-            class_conditional: true,
+            conditioning: Conditioning::Labels,
             device: device.clone(),
             ahead: Ahead::default(),
         },
@@ -216,6 +217,7 @@ pub fn small_distillation<'a>(
             mode: Mode::Cd,
             scope,
             threshold: 60.0,
+            peak: PEAK,
             step_size: 0.5,
             solver: StepSolver::Euler,
             pad_to: None,
@@ -223,14 +225,14 @@ pub fn small_distillation<'a>(
         distance: Distance::PseudoHuber,
         adversary: None,
         time_alpha: 1.0,
-        teacher: Denoiser::new(&model, device),
+        teacher: Denoiser::new(&model, device).into(),
         state: TrainState::new(&model, &[0.9, 0.999], device),
     }
 }
 
 /// Adds a discriminator whose loss has its full weight from the first step on.
 pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
-    let spec = distillation.teacher.spec().clone();
+    let spec = distillation.teacher.denoiser.spec().clone();
     let encoder = Arc::new(Denoiser::frozen(&lively_model(&spec), device));
     distillation.adversary = Some(Adversary {
         encoder,

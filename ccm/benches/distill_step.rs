@@ -11,11 +11,12 @@ use ccm::data::{ImageShape, Split, shapes};
 use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::{Curriculum, Mode, Scope, StepSolver};
 use ccm::method::distance::Distance;
+use ccm::method::kdc::PEAK;
 use ccm::method::teacher::TimeDistribution;
 use ccm::model::{Prediction, UNetSpec};
 use ccm::nn::denoiser::{Denoiser, random_model};
 use ccm::nn::optimizer::Schedule;
-use ccm::train::batches::{Ahead, Batches, StageKind};
+use ccm::train::batches::{Ahead, Batches, Conditioning, StageKind};
 use ccm::train::distill::Distillation;
 use ccm::train::state::{Stage, TrainState, Workers};
 use ccm::train::teacher::Teacher;
@@ -48,7 +49,7 @@ fn workers() -> Workers {
 fn steps(c: &mut Criterion) {
     let device = Device::flex();
     let shape = ImageShape { channels: 3, height: 32, width: 32 };
-    let data = shapes(256, shape, Split::Train, 1).unwrap();
+    let data = shapes(256, shape, Split::Train, 1).unwrap().into();
     let model = random_model(small(), &Prediction::Velocity, 1);
     let schedule =
         Schedule { learning_rate: 1e-6, warmup_steps: 1, steps: u64::MAX, cooldown: 0.0, gradient_clip: 1.0 };
@@ -59,7 +60,7 @@ fn steps(c: &mut Criterion) {
         size: BATCH,
         coupling: Coupling::Independent,
         horizontal_flip: false,
-        class_conditional: true,
+        conditioning: Conditioning::Labels,
         device: device.clone(),
         ahead: Ahead::default(),
     };
@@ -81,6 +82,7 @@ fn steps(c: &mut Criterion) {
         mode: Mode::Cd,
         scope: Scope::Image,
         threshold: 1000.0,
+        peak: PEAK,
         step_size: 0.4,
         solver: StepSolver::Euler,
         pad_to: None,
@@ -93,7 +95,7 @@ fn steps(c: &mut Criterion) {
         distance: Distance::PseudoHuber,
         adversary: None,
         time_alpha: 1e6,
-        teacher: Denoiser::new(&model, &device),
+        teacher: Denoiser::new(&model, &device).into(),
         state: TrainState::new(&model, &[0.9, 0.9999], &device),
     };
     group.bench_function("distillation step", |b| {

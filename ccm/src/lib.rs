@@ -56,7 +56,7 @@
 //! let shape = ImageShape { channels: 3, height: 16, width: 16 };
 //! let (data, held_out) = (shapes(64, shape, Split::Train, 0)?, shapes(16, shape, Split::HeldOut, 0)?);
 //! let given = Given::default();
-//! suit(&mut config, &given, &data)?;
+//! suit(&mut config, &given, &data.clone().into())?;
 //! let folder = tempfile::tempdir()?;
 //! let run = Run {
 //!     config,
@@ -64,8 +64,8 @@
 //!     device: Device::flex(),
 //!     threads: 2,
 //!     given,
-//!     data,
-//!     held_out,
+//!     data: data.into(),
+//!     held_out: held_out.into(),
 //!     command: "an example".into(),
 //! };
 //! assert_eq!(run.go(false, &mut Quiet)?, Outcome::Finished);

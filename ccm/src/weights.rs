@@ -217,6 +217,17 @@ impl StoredTensor {
         Self { name: name.into(), kind: Dtype::F32, shape: tensor.shape.clone(), bytes }
     }
 
+    /// A tensor in half precision.
+    ///
+    /// # Panics
+    /// If the number of values does not match the shape.
+    #[cfg(feature = "text")]
+    pub fn f16(name: impl Into<String>, shape: Vec<usize>, values: &[half::f16]) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "values of {shape:?}");
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Self { name: name.into(), kind: Dtype::F16, shape, bytes }
+    }
+
     /// A vector of signed integers.
     pub fn i64(name: impl Into<String>, values: &[i64]) -> Self {
         let (shape, bytes) = (vec![values.len()], bytemuck::cast_slice(values).to_vec());

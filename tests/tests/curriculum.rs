@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use burn::tensor::Device;
-use ccm::data::{Dataset, ImageShape, Split, shapes};
+use ccm::data::{Examples, ImageShape, Split, shapes};
 use ccm::method::curriculum::{BATCH_SIZES, Scope, Start, StepSolver};
 use ccm::nn::denoiser::BatchSizes;
 use ccm::nn::host::to_host;
@@ -13,12 +13,12 @@ use ccm_tests::{relative_error, small_distillation, small_spec};
 
 const BATCH: usize = 40;
 
-fn data() -> Dataset {
-    shapes(100, ImageShape { channels: 3, height: 8, width: 8 }, Split::Train, 1).unwrap()
+fn data() -> Examples {
+    shapes(100, ImageShape { channels: 3, height: 8, width: 8 }, Split::Train, 1).unwrap().into()
 }
 
 /// A distillation with many teacher steps for an image, whose networks record the sizes of their batches.
-fn distillation(data: &Dataset, pad_to: Option<usize>) -> (Distillation<'_>, BatchSizes) {
+fn distillation(data: &Examples, pad_to: Option<usize>) -> (Distillation<'_>, BatchSizes) {
     let workers = Workers::new(1, BATCH, BATCH).unwrap();
     let mut distillation =
         small_distillation(small_spec(), data, BATCH, Scope::Image, workers, &Device::flex());
@@ -26,7 +26,7 @@ fn distillation(data: &Dataset, pad_to: Option<usize>) -> (Distillation<'_>, Bat
     let curriculum = &mut distillation.curriculum;
     (curriculum.threshold, curriculum.step_size, curriculum.pad_to) = (f64::INFINITY, 0.05, pad_to);
     let sizes = BatchSizes::default();
-    distillation.teacher.record_sizes(&sizes);
+    distillation.teacher.denoiser.record_sizes(&sizes);
     distillation.state.denoiser.record_sizes(&sizes);
     for ema in &mut distillation.state.emas {
         ema.denoiser.record_sizes(&sizes);
@@ -48,8 +48,8 @@ fn networks_get_batches_of_few_sizes_and_the_results_are_the_same() {
         let batch = distillation.batches.batch(9);
         let t: Vec<f32> = batch.uniform.iter().map(|u| 0.9 * u).collect();
         let (estimate, x_t) = (batch.x0.clone(), batch.x1.clone());
-        let start = Start { estimate, x_t, t, label: batch.label.clone(), direction: None };
-        distillation.curriculum.goal(start, &distillation.teacher, &distillation.teacher)
+        let start = Start { estimate, x_t, t, condition: batch.condition.clone(), direction: None };
+        distillation.curriculum.goal(start, &distillation.teacher, &distillation.teacher.denoiser)
     };
     let (plain, padded) = (goal(&plain), goal(&padded));
     assert_eq!((plain.u, plain.steps), (padded.u, padded.steps));
@@ -88,7 +88,7 @@ fn batches_like<'a>(batches: &Batches<'a>) -> Batches<'a> {
         size: batches.size,
         coupling: batches.coupling,
         horizontal_flip: batches.horizontal_flip,
-        class_conditional: batches.class_conditional,
+        conditioning: batches.conditioning,
         device: batches.device.clone(),
         ahead: Ahead::default(),
     }
@@ -108,10 +108,10 @@ fn heun_steps_are_counted_and_closer_to_the_teachers_path() {
             estimate: batch.x0.clone(),
             x_t: batch.x0.clone(),
             t,
-            label: batch.label.clone(),
+            condition: batch.condition.clone(),
             direction: None,
         };
-        let goal = distillation.curriculum.goal(start, &distillation.teacher, &distillation.teacher);
+        let goal = distillation.curriculum.goal(start, &distillation.teacher, &distillation.teacher.denoiser);
         (to_host(goal.target), goal.evaluations[0])
     };
     let (exact, _) = target(StepSolver::Heun, 0.005);

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use ccm::method::distance::Distance;
 use ccm::method::flow::jump;
 use ccm::model::UNetSpec;
+use ccm::nn::conditions::Conditions;
 use ccm::nn::denoiser::Denoiser;
 use ccm::nn::host::{per_image, to_host};
 use ccm::noise::Noise;
@@ -39,7 +40,7 @@ fn loss(model: &Model, device: &Device, distance: &Distance) -> (Denoiser, Tenso
     let label = Tensor::<1, Int>::from_data([2, 0], device);
     let v = unet.velocity(x_t.clone(), &t, Some(label));
     let estimate = jump(x_t, &per_image(&t, device), v);
-    let loss = distance.mean(estimate, target);
+    let loss = distance.mean(estimate, target, &Conditions::default());
     (unet, loss)
 }
 

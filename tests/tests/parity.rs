@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::{Curriculum, Mode, Scope, Start, StepSolver};
+use ccm::method::kdc::PEAK;
 use ccm::method::lpips::{Lpips, LpipsWeights, Trunk};
+use ccm::nn::conditions::Conditions;
 use ccm::nn::denoiser::Denoiser;
 use ccm::nn::host::to_host;
 use ccm::sampler::schedule::{Request, Solver};
@@ -43,7 +45,7 @@ fn velocities_and_samples_agree_with_pytorch() {
         let labels = io.get("label").map_or(Vec::new(), |it| it.values.iter().map(|l| *l as u32).collect());
         let request = Request { noise: io["x"].values.clone(), labels, ..Request::default() };
         for (solver, steps, tensor) in [(Solver::Jumps, 1, "one_step"), (Solver::Euler, 4, "euler_4")] {
-            let found = sample(&unet, solver, &request, steps, 64, &device).unwrap();
+            let found = sample(&unet.clone().into(), solver, &request, steps, 64, &device).unwrap();
             let found = Tensor::from_data(TensorData::new(found, x.dims()), &device);
             assert_close(&format!("{name}, {tensor}"), found, &io[tensor]);
         }
@@ -126,12 +128,16 @@ fn the_curriculum_agrees_with_the_reference_for_each_image() {
             mode: Mode::Cd,
             scope: Scope::Image,
             threshold: f64::from(threshold),
+            peak: PEAK,
             step_size: 0.03,
             solver: StepSolver::Euler,
             pad_to: None,
         };
-        let goal =
-            curriculum.goal(Start { estimate, x_t, t, label: None, direction: None }, &teacher, &target);
+        let goal = curriculum.goal(
+            Start { estimate, x_t, t, condition: Conditions::default(), direction: None },
+            &teacher.clone().into(),
+            &target,
+        );
         let found = to_host(goal.target);
         for (place, &i) in rows.iter().enumerate() {
             let at = |name: &str| f64::from(io[name].values[i]);

@@ -13,7 +13,7 @@ use ccm::nn::host::{labels_tensor, to_host};
 use ccm::nn::optimizer::Schedule as LearningRate;
 use ccm::noise::Noise;
 use ccm::sampler::schedule::{Request, Solver};
-use ccm::train::batches::{Batches, StageKind};
+use ccm::train::batches::{Batches, Conditioning, StageKind};
 use ccm::train::samples::sample;
 use ccm::train::state::{Stage, TrainState, Workers};
 use ccm::train::teacher::Teacher;
@@ -49,8 +49,13 @@ fn losses_are_those_of_the_publications() {
     };
     let uniform = [0.05, 0.2, 0.4, 0.6, 0.8, 0.97].to_vec();
     let label = Some(labels_tensor(&[0, 1, 2, 3, 4, 5], &device));
-    let batch =
-        Batch { x0: images(0), x1: images(1), uniform: uniform.clone(), label: label.clone(), seed: 0 };
+    let batch = Batch {
+        x0: images(0),
+        x1: images(1),
+        uniform: uniform.clone(),
+        condition: label.clone().into(),
+        seed: 0,
+    };
     let squares = |a: &[f32], b: &[f32]| -> f64 {
         let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
         a.iter().zip(b).map(square).sum::<f64>() / a.len() as f64
@@ -124,7 +129,7 @@ fn teachers_learn_on_every_path_and_students_learn_from_them() {
             size: BATCH,
             coupling: Coupling::Independent,
             horizontal_flip: false,
-            class_conditional: true,
+            conditioning: Conditioning::Labels,
             device: device.clone(),
             ahead: Default::default(),
         };
@@ -144,20 +149,20 @@ fn teachers_learn_on_every_path_and_students_learn_from_them() {
         assert!(last < 0.8 * first, "{prediction:?}: the loss was {first} and is {last}");
 
         let teacher = teacher.sampled().denoiser.to_model(Default::default());
-        distillation.teacher = Denoiser::new(&teacher, &device);
+        distillation.teacher = Denoiser::new(&teacher, &device).into();
         distillation.state = TrainState::new(&teacher, &[0.5, 0.9], &device);
         distillation.curriculum.step_size = 0.1;
         let labels: Vec<u32> = (0..8).collect();
         let request = Request::from_seeds(&teacher.spec, 100, &labels, 8);
         let draw = |denoiser: &Denoiser, solver, steps| {
-            sample(denoiser, solver, &request, steps, 8, &device).unwrap()
+            sample(&denoiser.clone().into(), solver, &request, steps, 8, &device).unwrap()
         };
-        let expected = draw(&distillation.teacher, Solver::Euler, 20);
+        let expected = draw(&distillation.teacher.denoiser, Solver::Euler, 20);
         let distance = |found: &[f32]| -> f64 {
             found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
                 / found.len() as f64
         };
-        let before = distance(&draw(&distillation.teacher, Solver::Jumps, 1));
+        let before = distance(&draw(&distillation.teacher.denoiser, Solver::Jumps, 1));
         for _ in 0..60 {
             distillation.step();
         }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
-use ccm::data::ImageShape;
+use ccm::data::{Examples, ImageShape};
 use ccm::method::curriculum::Scope;
 use ccm::metrics::Extractor;
 use ccm::metrics::classifier::{Classifier, Training};
@@ -79,6 +79,7 @@ fn a_classifier_on_wgpu_agrees_with_the_cpu() {
         return;
     };
     let (data, cpu) = (small_data(), Device::flex());
+    let Examples::Images(data) = data else { panic!("images with classes") };
     let training = Training { epochs: 1, batch: 16, ..Training::default() };
     let bytes = Classifier::train(&data, &data, "shapes", &training, &cpu, |_, _, _| {}).unwrap().to_bytes();
     let images = data.batch(&[0, 1, 2, 3, 4], &[]);

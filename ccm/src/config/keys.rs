@@ -7,9 +7,18 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 25] = [
+pub(super) const OPTIONAL: [&str; 37] = [
+    "data.captions",
     "data.count",
+    "data.image_size",
     "data.source",
+    "distill.fixed_precision",
+    "distill.guidance",
+    "distill.guidance_channels",
+    "distill.kdc_peak",
+    "distill.lora_alpha",
+    "distill.lora_rank",
+    "distill.lora_targets",
     "distill.lpips_heads",
     "distill.lpips_trunk",
     "distill.micro_batch",
@@ -31,8 +40,11 @@ pub(super) const OPTIONAL: [&str; 25] = [
     "path.sigma_max",
     "path.sigma_min",
     "run.threads",
+    "teacher.caption_dropout",
+    "teacher.config",
     "teacher.micro_batch",
     "teacher.model",
+    "teacher.training",
 ];
 
 /// Removed settings of earlier versions, with the reasons.
@@ -92,6 +104,20 @@ pub(super) fn is_optional(key: &str) -> bool {
 /// Whether the setting is in the section `finish`, which configurations of earlier versions do not have.
 pub(super) fn is_finish_key(key: &str) -> bool {
     key.starts_with("finish.")
+}
+
+/// The sections that a pipeline stands for, if the images have captions.
+pub(super) const PIPELINE_SECTIONS: [&str; 2] = ["network", "path"];
+
+/// Adds valid sections in the place of those that a pipeline stands for.
+pub(super) fn add_pipeline_sections(entries: &mut Entries, known: &Known) {
+    if entries.get("data.captions") == Some(&Value::Boolean(true)) {
+        let is_of_pipeline =
+            |key: &str| key.split_once('.').is_some_and(|(section, _)| PIPELINE_SECTIONS.contains(&section));
+        let missing = known.fitting.iter().filter(|(key, _)| is_of_pipeline(key));
+        let missing: Vec<_> = missing.map(|(key, value)| (key.clone(), value.clone())).collect();
+        entries.extend(missing);
+    }
 }
 
 /// Parses a TOML document. The error names the line.

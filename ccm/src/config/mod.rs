@@ -21,6 +21,7 @@ use crate::method::coupling::Coupling;
 use crate::method::curriculum::{Mode, Scope, StepSolver};
 use crate::method::distance::DistanceKind;
 use crate::method::lpips::Trunk;
+use crate::model::graph::lora::LoraSpec;
 use crate::model::{NetworkSpec, TensorSpec, UNetSpec};
 use keys::Known;
 use std::path::Path;
@@ -28,16 +29,20 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 /// Names of the presets, smallest first.
-pub const PRESETS: [&str; 6] = ["shapes", "mnist", "cifar10-small", "avatars", "cifar10", "imagenet64"];
+pub const PRESETS: [&str; 9] =
+    ["shapes", "mnist", "cifar10-small", "avatars", "cifar10", "imagenet64", "sd15", "sd3", "sdxl"];
 
 /// The presets as TOML, in the order of [`PRESETS`].
-const PRESET_TEXTS: [&str; 6] = [
+const PRESET_TEXTS: [&str; 9] = [
     include_str!("../../presets/shapes.toml"),
     include_str!("../../presets/mnist.toml"),
     include_str!("../../presets/cifar10-small.toml"),
     include_str!("../../presets/avatars.toml"),
     include_str!("../../presets/cifar10.toml"),
     include_str!("../../presets/imagenet64.toml"),
+    include_str!("../../presets/sd15.toml"),
+    include_str!("../../presets/sd3.toml"),
+    include_str!("../../presets/sdxl.toml"),
 ];
 
 /// The configuration of a run: data, network, training of the teacher and distillation.
@@ -103,6 +108,18 @@ pub struct DataConfig {
     pub horizontal_flip: bool,
     /// Whether the network is conditioned on class labels. If so, `network.num_classes` is set from the data.
     pub class_conditional: bool,
+    /// Whether the images have captions, and `teacher.model` is a text-to-image pipeline, which gives the network and the path:
+    /// there are no sections `network` and `path`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub captions: bool,
+    /// Height and width of captioned images in pixels; by default, those of the pipeline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<[usize; 2]>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The `data.source` of generated images: shapes drawn by this program.
@@ -112,9 +129,20 @@ pub const SHAPES: &str = "shapes";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherConfig {
-    /// Model file of a trained teacher, such as an imported one. If absent, the run trains a teacher.
+    /// Model file of a trained teacher, such as an imported one, or a text-to-image pipeline: a folder in diffusers' layout or
+    /// a single file. If absent, the run trains a teacher.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Folder in diffusers' layout with the configuration and the tokenizers of `teacher.model`, if that is a single file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// How a teacher is trained from `teacher.model`. By default, the model is the teacher as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training: Option<TeacherTraining>,
+    /// Share of the images, in [0, 1), whose caption is replaced by the negative text while the teacher is trained, so that
+    /// guidance has something to lead away from. By default 0.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption_dropout: Option<f64>,
     /// Length of the training in thousands of images, above 0; at least one optimiser step.
     pub kimg: f64,
     /// Images per optimiser step, `1..=65536`.
@@ -138,6 +166,16 @@ pub struct TeacherConfig {
     pub ema_halflife_kimg: f64,
     /// How noise and images are paired.
     pub coupling: Coupling,
+}
+
+/// How a teacher is trained from a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TeacherTraining {
+    /// Further, from the model's weights.
+    FromWeights,
+    /// From nothing: only the model's network and path are used.
+    FromNothing,
 }
 
 /// Distillation of the student: a consistency model with a curriculum (PAPER.md §5).
@@ -176,6 +214,32 @@ pub struct DistillConfig {
     pub step_size: f64,
     /// Solver of the teacher: `euler`, or `heun` with two evaluations per step.
     pub solver: StepSolver,
+    /// Largest difference between two values of an image or of latents, above 0, from which KDC is computed (PAPER.md §4).
+    /// By default 2; the threshold belongs to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kdc_peak: Option<f64>,
+    /// Range of the teacher's guidance scale, for teachers with text: each image's scale is drawn from it. Without it, the
+    /// teacher has no guidance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<[f64; 2]>,
+    /// Channels of an embedding through which the student reads the guidance scale (`time_cond_proj_dim`, arXiv 2310.04378).
+    /// Without it, the student learns the mean of the range.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_channels: Option<usize>,
+    /// Rank of the low-rank products that are trained beside the fixed weights (LoRA). By default all weights are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_rank: Option<usize>,
+    /// Alpha of the low-rank products, above 0: they are multiplied by `lora_alpha / lora_rank`. By default the rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_alpha: Option<f64>,
+    /// Layers with low-rank products: their names, or the ends of their names after a dot, such as `to_q`. By default the
+    /// projections of attention.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_targets: Option<Vec<String>>,
+    /// Precision in memory of weights that are not trained: the teacher's, and those beside low-rank products. By default
+    /// `f32`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fixed_precision: Option<FixedPrecision>,
     /// `alpha` of `t = (U (1 - s))^alpha`, above 0. Values above 1 give more times near noise (PAPER.md §6).
     pub time_alpha: f64,
     /// The distance that the student minimises.
@@ -279,6 +343,20 @@ impl FixedWeights {
     }
 }
 
+/// Precision in memory of weights that are not trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FixedPrecision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Half precision; each weight is converted to single precision when it is used.
+    F16,
+}
+
+/// Layers with low-rank products unless the configuration names others: the projections of attention.
+const LORA_TARGETS: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
+
 /// The files with the weights of LPIPS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LpipsFiles<'a> {
@@ -291,6 +369,17 @@ pub struct LpipsFiles<'a> {
 }
 
 impl DistillConfig {
+    /// The low-rank products that are trained; `None` if all weights are.
+    pub fn lora(&self) -> Option<LoraSpec> {
+        let rank = self.lora_rank?;
+        let targets = self.lora_targets.clone();
+        Some(LoraSpec {
+            rank,
+            alpha: self.lora_alpha.unwrap_or(rank as f64) as f32,
+            targets: targets.unwrap_or_else(|| LORA_TARGETS.map(str::to_owned).to_vec()),
+        })
+    }
+
     /// The files of LPIPS; `None` if the student minimises another distance.
     ///
     /// # Errors
@@ -332,8 +421,9 @@ impl Config {
     /// # Errors
     /// Text that is not TOML, an unknown or missing key, or a value of the wrong type.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        let entries = keys::parse(text)?;
+        let mut entries = keys::parse(text)?;
         let known = Known::new()?;
+        keys::add_pipeline_sections(&mut entries, &known);
         for (key, value) in &entries {
             known.check(known.find(key)?, value)?;
         }
@@ -355,8 +445,16 @@ impl Config {
     /// # Errors
     /// A value that TOML cannot represent. [`Config::validate`] rejects such values.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self)
-            .map_err(|error| ConfigError::Toml { reason: keys::one_line(&error.to_string()) })
+        let fault =
+            |error: toml::ser::Error| ConfigError::Toml { reason: keys::one_line(&error.to_string()) };
+        if !self.data.captions {
+            return toml::to_string(self).map_err(fault);
+        }
+        let mut sections = toml::Table::try_from(self).map_err(fault)?;
+        keys::PIPELINE_SECTIONS.iter().for_each(|section| {
+            sections.remove(*section);
+        });
+        toml::to_string(&sections).map_err(fault)
     }
 
     /// The settings that differ, one line each, such as `distill.threshold: 60 before, 65 now`: `self` is before,

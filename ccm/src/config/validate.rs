@@ -2,6 +2,7 @@
 
 use super::durations::{LONGEST_KIMG, decay};
 use super::{Config, ConfigError, DataConfig, DistillConfig, FinishConfig, RunConfig, SHAPES, TeacherConfig};
+use crate::method::coupling::Coupling;
 use crate::model::networks::Family as _;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -33,6 +34,7 @@ impl Config {
         self.teacher.validate()?;
         self.distill.validate()?;
         self.finish.validate()?;
+        self.check_pipeline()?;
         if self.distill.model.is_some() && self.teacher.model.is_none() {
             return Err(wrong("distill.model", "none, as teacher.model is not given", "a model"));
         }
@@ -40,6 +42,47 @@ impl Config {
             let expected =
                 "thousands of images above 0, as distill.model is given and there is nothing else to do";
             return Err(wrong("finish.kimg", expected, 0));
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Checks the settings that only pipelines have, and those that they do not have.
+    fn check_pipeline(&self) -> Result<(), ConfigError> {
+        let (teacher, distill) = (&self.teacher, &self.distill);
+        let not_without = |key: &str, given: bool| match given {
+            true => Err(wrong(key, "none, as data.captions is false", "a value")),
+            false => Ok(()),
+        };
+        if !self.data.captions {
+            not_without("data.image_size", self.data.image_size.is_some())?;
+            not_without("teacher.config", teacher.config.is_some())?;
+            not_without("teacher.caption_dropout", teacher.caption_dropout.is_some())?;
+            not_without("distill.guidance", distill.guidance.is_some())?;
+            not_without("distill.guidance_channels", distill.guidance_channels.is_some())?;
+            not_without("distill.lora_rank", distill.lora_rank.is_some())?;
+        } else {
+            let refused = [
+                ("data.horizontal_flip", self.data.horizontal_flip),
+                ("data.class_conditional", self.data.class_conditional),
+            ];
+            if let Some((key, _)) = refused.iter().find(|(_, set)| *set) {
+                return Err(wrong(key, "false, as data.captions is true", true));
+            }
+            for (key, coupling) in
+                [("teacher.coupling", teacher.coupling), ("distill.coupling", distill.coupling)]
+            {
+                if coupling != Coupling::Independent {
+                    return Err(wrong(key, "independent, as data.captions is true", "optimal-transport"));
+                }
+            }
+            if distill.lora_rank.is_some() && self.finish.kimg > 0.0 {
+                return Err(wrong("finish.kimg", "0, as distill.lora_rank is given", self.finish.kimg));
+            }
+        }
+        if teacher.training.is_some() && teacher.model.is_none() {
+            return Err(wrong("teacher.training", "none, as teacher.model is not given", "a value"));
         }
         Ok(())
     }
@@ -81,6 +124,15 @@ impl TeacherConfig {
         duration_or_none("teacher.warmup_kimg", self.warmup_kimg)?;
         some_images("teacher.micro_batch", self.micro_batch)?;
         positive("teacher.learning_rate", self.learning_rate)?;
+        if let Some(dropout) = self.caption_dropout
+            && !(0.0..1.0).contains(&dropout)
+        {
+            return Err(wrong(
+                "teacher.caption_dropout",
+                "a share from 0 up to but not including 1",
+                dropout,
+            ));
+        }
         share("teacher.cooldown", self.cooldown)?;
         positive("teacher.gradient_clip", self.gradient_clip)?;
         halflife("teacher.ema_halflife_kimg", self.ema_halflife_kimg, self.batch)
@@ -88,6 +140,33 @@ impl TeacherConfig {
 }
 
 impl DistillConfig {
+    fn check_text_settings(&self) -> Result<(), ConfigError> {
+        positive("distill.kdc_peak", self.kdc_peak.unwrap_or(1.0))?;
+        if let Some([low, high]) = self.guidance
+            && !(low.is_finite() && high.is_finite() && 0.0 <= low && low <= high)
+        {
+            let found = format!("[{low}, {high}]");
+            return Err(wrong("distill.guidance", "two numbers, 0 or more, the smaller one first", found));
+        }
+        if let Some(channels) = self.guidance_channels {
+            if channels == 0 || channels % 2 == 1 || channels > 4096 {
+                return Err(wrong("distill.guidance_channels", "an even number from 2 to 4096", channels));
+            }
+            if self.guidance.is_none() || self.lora_rank.is_some() {
+                let expected = "none, as the student has no guidance or only low-rank products";
+                return Err(wrong("distill.guidance_channels", expected, channels));
+            }
+        }
+        if let Some(rank) = self.lora_rank {
+            within("distill.lora_rank", rank, 1..=4096)?;
+        }
+        positive("distill.lora_alpha", self.lora_alpha.unwrap_or(1.0))?;
+        if self.lora_rank.is_none() && (self.lora_alpha.is_some() || self.lora_targets.is_some()) {
+            return Err(wrong("distill.lora_rank", "a rank, as lora_alpha or lora_targets is given", "none"));
+        }
+        Ok(())
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         within("distill.batch", self.batch, BATCH)?;
         duration("distill.kimg", self.kimg)?;
@@ -107,6 +186,7 @@ impl DistillConfig {
             ));
         }
         self.lpips_files()?;
+        self.check_text_settings()?;
         positive("distill.time_alpha", self.time_alpha)?;
         zero_or_more("distill.adversarial_weight", self.adversarial_weight)?;
         duration_or_none("distill.adversarial_from_kimg", self.adversarial_from_kimg)?;

@@ -52,7 +52,7 @@ pub(super) fn in_zip(path: &Path) -> Result<Source, DataError> {
             continue;
         }
         let kind = kind(&name);
-        if !matches!(kind, Kind::Data(_)) {
+        if !matches!(kind, Kind::Data(_) | Kind::Text(_)) {
             source.add(kind, Content::default);
             continue;
         }
@@ -104,7 +104,7 @@ fn read_entries(stream: impl Read) -> io::Result<Source> {
             continue;
         }
         let kind = kind(&String::from_utf8_lossy(&entry.path_bytes()));
-        if !matches!(kind, Kind::Data(_)) {
+        if !matches!(kind, Kind::Data(_) | Kind::Text(_)) {
             source.add(kind, Content::default);
             continue;
         }

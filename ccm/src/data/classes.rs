@@ -41,7 +41,10 @@ struct Choices {
 /// # Errors
 /// [`DataError::NoImages`] and [`DataError::EmptySplit`].
 pub(super) fn list(path: &Path, source: Source, split: Split) -> Result<Listing, DataError> {
-    let Source { mut found, not_read, .. } = source;
+    let Source { mut found, texts, mut not_read, .. } = source;
+    for name in texts.into_keys() {
+        not_read.add(name.rsplit_once('.').map_or_else(String::new, |(_, ending)| ending.to_lowercase()));
+    }
     // `batches.meta.txt` can be in the list and is not an image.
     found.retain(|name, _| !super::cifar::is_part(name));
     if found.is_empty() {

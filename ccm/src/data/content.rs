@@ -20,6 +20,8 @@ pub(super) type Found = BTreeMap<String, Content>;
 pub(super) struct Source {
     /// The files that are read.
     pub(super) found: Found,
+    /// Files that may hold captions.
+    pub(super) texts: BTreeMap<String, Content>,
     /// The files that are not read.
     pub(super) not_read: NotRead,
     /// For each path that occurs more than once, the number of its files.
@@ -33,6 +35,9 @@ impl Source {
         match kind {
             Kind::Hidden => {}
             Kind::Other(ending) => self.not_read.add(ending),
+            Kind::Text(name) => {
+                self.texts.insert(name, content());
+            }
             Kind::Data(name) => {
                 let mut free = name.clone();
                 while self.found.contains_key(&free) {

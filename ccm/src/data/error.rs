@@ -52,6 +52,28 @@ pub enum DataError {
         /// What the source would need.
         expected: &'static str,
     },
+    /// A source has images, but no captions.
+    #[error(
+        "{}: {images} images without captions: expected metadata.jsonl or metadata.csv with file_name and text, or a .txt \
+         file beside each image",
+        path.display()
+    )]
+    NoCaptions {
+        /// The folder or archive.
+        path: PathBuf,
+        /// Number of images.
+        images: usize,
+    },
+    /// A file of captions cannot be read.
+    #[error("{}: {name}: {reason}", path.display())]
+    Captions {
+        /// The folder or archive.
+        path: PathBuf,
+        /// The file in it.
+        name: String,
+        /// What was expected, or the reader's message.
+        reason: String,
+    },
     /// A file ends too early.
     #[error("{} is truncated: {detail}", path.display())]
     Truncated {

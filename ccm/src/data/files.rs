@@ -10,11 +10,15 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 
 use super::DataError;
+use super::archive;
 use super::cifar;
 use super::content::{Content, Source};
 
 /// Extensions of the supported image formats, in lower case.
 const IMAGES: [&str; 11] = ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"];
+
+/// Extensions of files that may hold captions, in lower case.
+const CAPTIONS: [&str; 4] = ["txt", "json", "jsonl", "csv"];
 
 /// Kind of a file, by its name.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub(super) enum Kind {
     Hidden,
     /// An image or a part of CIFAR-10, with its path within the source.
     Data(String),
+    /// A file that may hold captions, with its path within the source.
+    Text(String),
     /// Any other file, with its extension in lower case, or an empty string.
     Other(String),
 }
@@ -37,6 +43,8 @@ pub(super) fn kind(path: &str) -> Kind {
     let ending = file.rsplit_once('.').map_or_else(String::new, |(_, ending)| ending.to_lowercase());
     if IMAGES.contains(&ending.as_str()) || cifar::is_part(file) {
         Kind::Data(parts.join("/"))
+    } else if CAPTIONS.contains(&ending.as_str()) {
+        Kind::Text(parts.join("/"))
     } else {
         Kind::Other(ending)
     }
@@ -53,6 +61,28 @@ fn is_hidden(part: &str) -> bool {
 pub(super) fn in_folder(folder: &Path) -> Result<Source, DataError> {
     let mut source = Source::default();
     search(folder, "", &mut source, &mut HashSet::new())?;
+    Ok(source)
+}
+
+/// As [`in_folder`], with the contents of the folder's tar archives: webdataset's shards. Their names become folders.
+///
+/// # Errors
+/// [`DataError`] if a folder cannot be listed or an archive not be read.
+pub(super) fn with_shards(folder: &Path) -> Result<Source, DataError> {
+    let mut source = in_folder(folder)?;
+    let children = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let mut shards: Vec<PathBuf> =
+        children.map_err(|error| DataError::reading(folder, error))?.iter().map(fs::DirEntry::path).collect();
+    shards.retain(|path| path.extension().is_some_and(|ending| ending == "tar"));
+    shards.sort();
+    source.not_read.remove("tar");
+    for path in shards {
+        let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let shard = archive::in_tar(&path)?;
+        let within = |(file, content): (String, Content)| (format!("{name}/{file}"), content);
+        source.found.extend(shard.found.into_iter().map(within));
+        source.texts.extend(shard.texts.into_iter().map(within));
+    }
     Ok(source)
 }
 
@@ -115,7 +145,7 @@ mod tests {
             ("../a/b.tiff", data("a/b.tiff")),
             ("/a/b.Tif", data("a/b.Tif")),
             ("c/data_batch_1.bin", data("c/data_batch_1.bin")),
-            ("a/b.txt", other("txt")),
+            ("a/b.txt", Kind::Text("a/b.txt".to_owned())),
             ("a.b/c.HEIC", other("heic")),
             ("png", other("")),
             ("a.bin", other("bin")),

@@ -1,4 +1,5 @@
-//! Loads images as a [`Dataset`]: CIFAR-10, MNIST, folders and archives of image files, and generated shapes.
+//! Loads images as a [`Dataset`]: CIFAR-10, MNIST, folders and archives of image files, and generated shapes. [`encoded`]
+//! holds captioned images as a text-to-image pipeline sees them.
 //!
 //! [`load`] detects the kind of source from its path, converts every image to one [`ImageShape`] and keeps all images
 //! in memory as bytes. [`shapes()`] generates a data set without a download. Progress and skipped files are reported as
@@ -15,13 +16,16 @@
 
 mod archive;
 mod body;
+mod captions;
 mod cifar;
 mod classes;
 mod colour;
 mod content;
 mod dataset;
 mod decode;
+pub mod encoded;
 mod error;
+mod examples;
 mod files;
 mod idx;
 mod not_read;
@@ -34,7 +38,9 @@ use std::path::Path;
 use rayon::prelude::*;
 
 pub use dataset::{Dataset, ImageShape};
+pub use encoded::Encoded;
 pub use error::DataError;
+pub use examples::Examples;
 pub use not_read::NotRead;
 pub use shapes::{SHAPE_CLASSES, shapes};
 
@@ -68,6 +74,9 @@ pub struct LoadOptions {
     /// How many images may be unreadable and skipped before loading fails. By default 1 % of the split, but at least
     /// 10. A split without a readable image is always an error.
     pub max_unreadable: Option<usize>,
+    /// Whether the classes are the captions of the images: `metadata.jsonl` or `metadata.csv`, or a `.txt` or `.json` file
+    /// beside each image.
+    pub captions: bool,
 }
 
 impl LoadOptions {
@@ -172,23 +181,23 @@ pub fn load(
 ) -> Result<Dataset, DataError> {
     shape.validate()?;
     observer(Event::Reading { path: source });
-    let listing = list(source, split)?;
+    let listing = list(source, split, options.captions)?;
     assemble(source, listing, shape, split, options, observer)
 }
 
 /// Detects the kind of `source` and lists the images of `split`.
-fn list(source: &Path, split: Split) -> Result<Listing, DataError> {
+fn list(source: &Path, split: Split, captions: bool) -> Result<Listing, DataError> {
     let metadata = fs::metadata(source).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             DataError::Missing { path: source.to_path_buf(), expected: "a folder or archive of images" }
         }
         _ => DataError::reading(source, error),
     })?;
-    if metadata.is_dir() && idx::is_in(source) {
+    if metadata.is_dir() && !captions && idx::is_in(source) {
         return idx::list(source, split);
     }
     let files = if metadata.is_dir() {
-        files::in_folder(source)?
+        if captions { files::with_shards(source)? } else { files::in_folder(source)? }
     } else {
         let name = source.to_string_lossy().to_lowercase();
         if name.ends_with(".zip") {
@@ -199,7 +208,9 @@ fn list(source: &Path, split: Split) -> Result<Listing, DataError> {
             return Err(DataError::Unrecognised { path: source.to_path_buf() });
         }
     };
-    if files.found.keys().any(|name| cifar::is_batch(name)) {
+    if captions {
+        captions::list(source, files, split)
+    } else if files.found.keys().any(|name| cifar::is_batch(name)) {
         cifar::list(source, files.found, split)
     } else {
         classes::list(source, files, split)

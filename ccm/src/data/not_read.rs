@@ -26,6 +26,11 @@ impl NotRead {
         *self.counts.entry(ending).or_default() += 1;
     }
 
+    /// Takes back files that are read after all.
+    pub(super) fn remove(&mut self, ending: &str) {
+        self.counts.remove(ending);
+    }
+
     /// Whether all files are read.
     pub fn is_empty(&self) -> bool {
         self.counts.is_empty()

@@ -172,7 +172,9 @@ fn too_many_unreadable_images_are_an_error_that_names_some() {
         file.1.truncate(40);
     }
     let path = write_zip(scratch.path(), &files);
-    let with = |max_unreadable| load(&path, SHAPE, Split::Train, LoadOptions { max_unreadable }, &mut |_| {});
+    let with = |max_unreadable| {
+        load(&path, SHAPE, Split::Train, LoadOptions { max_unreadable, captions: false }, &mut |_| {})
+    };
     let error = with(None).unwrap_err();
     assert!(matches!(error, DataError::TooManyUnreadable { unreadable: 22, total: 58, allowed: 10, .. }));
     assert!(error.to_string().contains("root/elm/18.png ("), "{error}");
@@ -184,7 +186,7 @@ fn too_many_unreadable_images_are_an_error_that_names_some() {
 fn a_source_without_one_readable_image_is_an_error_whatever_the_options() {
     let scratch = TempDir::new().unwrap();
     let path = write_folder(scratch.path(), &vec![("x.png".to_owned(), b"no".to_vec())]);
-    let options = LoadOptions { max_unreadable: Some(1000) };
+    let options = LoadOptions { max_unreadable: Some(1000), captions: false };
     let error = load(&path, SHAPE, Split::Train, options, &mut |_| {}).unwrap_err();
     assert!(
         matches!(error, DataError::TooManyUnreadable { unreadable: 1, total: 1, allowed: 0, .. }),

@@ -121,7 +121,7 @@ impl Adversary {
     /// The encoder's features of the noised images, at times `t`.
     fn features(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &[f32], part: &Batch) -> Vec<Tensor<4>> {
         let time = per_image(t, &images.device());
-        self.encoder.encode(path(noise, images, &time), t, part.label.clone())
+        self.encoder.encode(path(noise, images, &time), t, part.condition.clone())
     }
 }
 
@@ -186,8 +186,9 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::model::{NetworkSpec, Prediction};
+    use crate::nn::conditions::Conditions;
     use crate::nn::denoiser::random_model;
-    use crate::nn::host::{labels_tensor, to_host};
+    use crate::nn::host::to_host;
 
     const IMAGES: usize = 4;
 
@@ -205,8 +206,8 @@ mod tests {
     }
 
     fn batch() -> Batch {
-        let label = Some(labels_tensor(&[0, 1, 2, 0], &Device::flex()));
-        Batch { x0: images(0), x1: images(1), uniform: vec![0.5; IMAGES], label, seed: 7 }
+        let condition = Conditions::of_labels(&[0, 1, 2, 0], &Device::flex());
+        Batch { x0: images(0), x1: images(1), uniform: vec![0.5; IMAGES], condition, seed: 7 }
     }
 
     fn adversary(weight: f64) -> Adversary {

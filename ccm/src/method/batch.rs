@@ -1,8 +1,10 @@
-//! A training batch: pairs of noise and images, with labels and random numbers for the times.
+//! A training batch: pairs of noise and images, with conditions and random numbers for the times.
 
 use std::ops::Range;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
+
+use crate::nn::conditions::Conditions;
 
 /// Pairs of noise and images: row `i` of `x0` belongs to row `i` of `x1`.
 #[derive(Debug, Clone)]
@@ -13,8 +15,8 @@ pub struct Batch {
     pub x1: Tensor<4>,
     /// One uniform random number in [0, 1) per image, from which its time is computed.
     pub uniform: Vec<f32>,
-    /// Class labels, `[B]`; `None` for an unconditional model.
-    pub label: Option<Tensor<1, Int>>,
+    /// What the images show: classes, texts or nothing.
+    pub condition: Conditions,
     /// Seed of this step's other random numbers: dropout, and the discriminator's noise and times.
     pub seed: u64,
 }
@@ -36,7 +38,7 @@ impl Batch {
             x0: self.x0.clone().narrow(0, rows.start, rows.len()),
             x1: self.x1.clone().narrow(0, rows.start, rows.len()),
             uniform: self.uniform[rows.clone()].to_vec(),
-            label: self.label.clone().map(|label| label.narrow(0, rows.start, rows.len())),
+            condition: self.condition.clone().narrow(rows),
             seed: self.seed,
         }
     }

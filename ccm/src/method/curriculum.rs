@@ -7,7 +7,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::flow::{euler_step, jump};
+use super::guidance::Teacher;
 use super::kdc::{kdc, mse};
+use crate::nn::conditions::Conditions;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::host::per_image;
 
@@ -55,6 +57,8 @@ pub struct Curriculum {
     pub scope: Scope,
     /// `T`, in dB.
     pub threshold: f64,
+    /// Largest difference between two values of an image, from which KDC is computed.
+    pub peak: f64,
     /// `s`, the length of the teacher's steps, in (0, 1].
     pub step_size: f32,
     /// How the teacher takes a step.
@@ -76,8 +80,8 @@ pub struct Start {
     pub x_t: Tensor<4>,
     /// `t` of every image.
     pub t: Vec<f32>,
-    /// Labels, `[B]`.
-    pub label: Option<Tensor<1, Int>>,
+    /// What the images show.
+    pub condition: Conditions,
     /// `x1 - x0`, `[B, C, H, W]`; used by [`Mode::Ct`] only.
     pub direction: Option<Tensor<4>>,
 }
@@ -147,7 +151,7 @@ struct Active {
     estimate: Tensor<4>,
     x_u: Tensor<4>,
     u: Vec<f32>,
-    label: Option<Tensor<1, Int>>,
+    condition: Conditions,
     direction: Option<Tensor<4>>,
 }
 
@@ -188,7 +192,7 @@ impl Active {
             u: places.iter().map(|&place| self.u[place]).collect(),
             estimate: self.estimate.select(0, index.clone()),
             x_u: self.x_u.select(0, index.clone()),
-            label: self.label.map(|label| label.select(0, index.clone())),
+            condition: self.condition.select(&index),
             direction: self.direction.map(|direction| direction.select(0, index)),
         }
     }
@@ -196,7 +200,7 @@ impl Active {
 
 impl Curriculum {
     /// Computes the target of every image. `teacher` and `target` must not record gradients; the result has none.
-    pub fn goal(&self, start: Start, teacher: &Denoiser, target: &Denoiser) -> Goal {
+    pub fn goal(&self, start: Start, teacher: &Teacher, target: &Denoiser) -> Goal {
         let device = start.x_t.device();
         let batch = start.t.len();
         let mut goal = GoalRows::new(batch);
@@ -205,7 +209,7 @@ impl Curriculum {
             estimate: start.estimate,
             x_u: start.x_t,
             u: start.t,
-            label: start.label,
+            condition: start.condition,
             direction: start.direction,
         };
         for step in 1.. {
@@ -217,7 +221,7 @@ impl Curriculum {
                     (_, StepSolver::Heun) if u < 1.0 => 2,
                     _ => 1,
                 };
-                goal.evaluations[row] += of_teacher + usize::from(u < 1.0);
+                goal.evaluations[row] += of_teacher * teacher.evaluations() + usize::from(u < 1.0);
             }
             let kdc = self.discrepancy(active.estimate.clone(), reached.clone());
             let far_enough = |place: usize| match (self.mode, self.scope) {
@@ -237,7 +241,7 @@ impl Curriculum {
     }
 
     /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `dt = min(s, 1 - u)`.
-    fn advance(&self, active: &mut Active, teacher: &Denoiser) {
+    fn advance(&self, active: &mut Active, teacher: &Teacher) {
         /// A step that would end closer than this to `u = 1` ends at `u = 1`.
         const ROUNDING: f32 = 1e-5;
         let device = active.x_u.device();
@@ -254,7 +258,8 @@ impl Curriculum {
             active.x_u = euler_step(active.x_u.clone(), &dt, direction.clone());
             return;
         }
-        let v = self.velocity(teacher, active.x_u.clone(), &before, active.label.clone());
+        let of_teacher = |x, t: &[f32], condition| teacher.velocity(x, t, condition);
+        let v = self.velocity(of_teacher, active.x_u.clone(), &before, active.condition.clone());
         let there = euler_step(active.x_u.clone(), &dt, v.clone());
         let (arrived, short) = active.arrived();
         if self.solver == StepSolver::Euler || short.is_empty() {
@@ -264,8 +269,8 @@ impl Curriculum {
         // `x + dt (v + v') / 2` is the Euler step `x + dt v`, corrected by `dt / 2 (v' - v)`.
         let rows = |tensor: &Tensor<4>| tensor.clone().select(0, indices(&short, &device));
         let u: Vec<f32> = short.iter().map(|&place| active.u[place]).collect();
-        let label = active.label.clone().map(|label| label.select(0, indices(&short, &device)));
-        let after = self.velocity(teacher, rows(&there), &u, label);
+        let condition = active.condition.clone().select(&indices(&short, &device));
+        let after = self.velocity(of_teacher, rows(&there), &u, condition);
         let dt = dt.select(0, indices(&short, &device)) * 0.5;
         let corrected = euler_step(rows(&there), &dt, after - rows(&v));
         active.x_u = in_order(corrected, &short, &there, &arrived);
@@ -279,37 +284,37 @@ impl Curriculum {
             return active.x_u.clone();
         }
         let u: Vec<f32> = short.iter().map(|&place| active.u[place]).collect();
-        let label = active.label.clone().map(|label| label.select(0, indices(&short, &device)));
+        let condition = active.condition.clone().select(&indices(&short, &device));
         let x_u = active.x_u.clone().select(0, indices(&short, &device));
-        let v = self.velocity(target, x_u.clone(), &u, label);
+        let of_target = |x, t: &[f32], condition| target.velocity(x, t, condition);
+        let v = self.velocity(of_target, x_u.clone(), &u, condition);
         in_order(jump(x_u, &per_image(&u, &device), v), &short, &active.x_u, &arrived)
     }
 
-    /// The velocity of a network. Pads the batch if [`Curriculum::pad_to`] is set.
+    /// The velocity of a network, for a batch that is padded if [`Curriculum::pad_to`] is set.
     fn velocity(
         &self,
-        network: &Denoiser,
+        velocity: impl Fn(Tensor<4>, &[f32], Conditions) -> Tensor<4>,
         x: Tensor<4>,
         t: &[f32],
-        label: Option<Tensor<1, Int>>,
+        condition: Conditions,
     ) -> Tensor<4> {
         let count = t.len();
         let size = self.pad_to.map_or(count, |most| padded(count, most));
         if size == count {
-            return network.velocity(x, t, label);
+            return velocity(x, t, condition);
         }
         let rows: Vec<usize> = (0..size).map(|row| if row < count { row } else { 0 }).collect();
         let index = indices(&rows, &x.device());
         let t: Vec<f32> = rows.iter().map(|&row| t[row]).collect();
-        let label = label.map(|label| label.select(0, index.clone()));
-        network.velocity(x.select(0, index), &t, label).narrow(0, 0, count)
+        velocity(x.select(0, index.clone()), &t, condition.select(&index)).narrow(0, 0, count)
     }
 
     fn discrepancy(&self, estimate: Tensor<4>, reached: Tensor<4>) -> Vec<f64> {
         let mse = mse(estimate, reached);
         match self.scope {
-            Scope::Image => mse.into_iter().map(kdc).collect(),
-            Scope::Batch => vec![kdc(mse.iter().sum::<f64>() / mse.len() as f64); mse.len()],
+            Scope::Image => mse.into_iter().map(|mse| kdc(mse, self.peak)).collect(),
+            Scope::Batch => vec![kdc(mse.iter().sum::<f64>() / mse.len() as f64, self.peak); mse.len()],
         }
     }
 }

@@ -7,7 +7,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::lpips::{Lpips, Trunk, normalized};
+use crate::nn::conditions::Conditions;
 use crate::nn::denoiser::Denoiser;
+use crate::nn::network::Network;
 
 /// The name of a distance in a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,8 +57,13 @@ pub enum Distance {
     L2,
     /// Mean absolute difference.
     L1,
-    /// LPIPS: distance between the features of a pretrained network.
-    Lpips(Arc<Lpips>),
+    /// LPIPS: distance between the features of a pretrained network. Latents are decoded first.
+    Lpips {
+        /// The network.
+        lpips: Arc<Lpips>,
+        /// The decoder of latents, as a fixed function.
+        decoder: Option<Arc<Network>>,
+    },
     /// Distance between the teacher's features: LPIPS on the feature maps of the teacher's encoder, with equal weights for
     /// all channels. The encoder's inputs are the images at `t = 1`, without a label. The teacher is [`Denoiser::frozen`].
     TeacherFeatures(Arc<Denoiser>),
@@ -67,12 +74,13 @@ impl Distance {
     pub fn evaluations(&self) -> usize {
         match self {
             Self::TeacherFeatures(_) => 1,
-            Self::PseudoHuber | Self::L2 | Self::L1 | Self::Lpips(_) => 0,
+            Self::PseudoHuber | Self::L2 | Self::L1 | Self::Lpips { .. } => 0,
         }
     }
 
-    /// The mean distance over the pairs of a batch. `a`, `b`: `[B, C, H, W]`; result: `[1]`.
-    pub fn mean(&self, a: Tensor<4>, b: Tensor<4>) -> Tensor<1> {
+    /// The mean distance over the pairs of a batch. `a`, `b`: `[B, C, H, W]`; result: `[1]`. `condition` is what the images
+    /// show.
+    pub fn mean(&self, a: Tensor<4>, b: Tensor<4>, condition: &Conditions) -> Tensor<1> {
         let flat = |a: Tensor<4>, b: Tensor<4>| {
             let [batch, channels, height, width] = a.dims();
             (a - b).reshape([batch, channels * height * width])
@@ -90,11 +98,17 @@ impl Distance {
                 (difference.clone() * difference).mean_dim(1).mean()
             }
             Self::L1 => flat(a, b).abs().mean_dim(1).mean(),
-            Self::Lpips(lpips) => lpips.distances(a, b).mean(),
+            Self::Lpips { lpips, decoder } => {
+                let [a, b] = [a, b].map(|x| match decoder {
+                    Some(decoder) => decoder.map(x),
+                    None => x,
+                });
+                lpips.distances(a, b).mean()
+            }
             Self::TeacherFeatures(teacher) => {
                 let encode = |images: Tensor<4>| {
                     let [batch, ..] = images.dims();
-                    teacher.encode(images, &vec![1.0; batch], None)
+                    teacher.encode(images, &vec![1.0; batch], condition.clone().without_label())
                 };
                 let pairs = encode(a).into_iter().zip(encode(b));
                 let distances: Vec<Tensor<1>> = pairs

@@ -9,7 +9,8 @@ use burn::tensor::Tensor;
 use super::batch::Batch;
 use super::distance::Distance;
 use super::flow::path;
-use crate::model::Path;
+use crate::model::{Path, Prediction};
+use crate::nn::conditions::Conditions;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::host::per_image;
 
@@ -27,9 +28,27 @@ pub enum TimeDistribution {
         /// Standard deviation of `ln(sigma)`.
         deviation: f64,
     },
+    /// `ln((1 - t) / t)` normal.
+    LogitNormal {
+        /// Its mean.
+        mean: f64,
+        /// Its standard deviation.
+        deviation: f64,
+    },
 }
 
 impl TimeDistribution {
+    /// The distribution that the authors of each kind of model train with: every step of a schedule alike; for Stable
+    /// Diffusion 3 `ln((1 - t) / t)` normal around the logarithm of its shift (arXiv 2403.03206, sections 3.1 and 5.3.2).
+    pub fn of(prediction: &Prediction) -> Self {
+        match prediction {
+            Prediction::Velocity => Self::Uniform,
+            Prediction::NoiseMinusData { shift } => Self::LogitNormal { mean: shift.ln(), deviation: 1.0 },
+            Prediction::Noise(_) | Prediction::Data(_) | Prediction::V(_) => Self::Steps,
+            Prediction::Edm(_) => Self::LogNormal { mean: -1.2, deviation: 1.2 },
+        }
+    }
+
     /// Maps uniform random numbers in [0, 1) to times of this distribution.
     pub fn times(self, path: &Path, uniform: &[f32]) -> Vec<f32> {
         let time = |u: f64| match self {
@@ -39,6 +58,9 @@ impl TimeDistribution {
                 let [least, most] = path.sigmas();
                 let sigma = (mean + deviation * normal_quantile(u)).exp().clamp(least, most);
                 1.0 / (1.0 + sigma)
+            }
+            Self::LogitNormal { mean, deviation } => {
+                1.0 / (1.0 + (mean + deviation * normal_quantile(u)).exp())
             }
         };
         uniform.iter().map(|&u| time(f64::from(u)) as f32).collect()
@@ -98,21 +120,20 @@ pub fn teacher_loss(denoiser: &Denoiser, times: TimeDistribution, batch: Batch) 
     let t = times.times(straight, &batch.uniform);
     let time = per_image(&t, &batch.x0.device());
     let x_t = path(&batch.x0, &batch.x1, &time);
-    let v = denoiser.velocity(x_t.autodiff(), &t, batch.label);
+    let v = denoiser.velocity(x_t.autodiff(), &t, batch.condition);
     let target = (batch.x1 - batch.x0).autodiff();
     if straight.is_straight() {
-        return Distance::L2.mean(v, target);
+        return Distance::L2.mean(v, target, &Conditions::default());
     }
     let factors: Vec<f32> = t.iter().map(|&t| straight.coefficients(f64::from(t)).b.recip() as f32).collect();
     let count = factors.len();
     let factor = per_image(&factors, &v.device()).reshape([count, 1, 1, 1]);
-    Distance::L2.mean(v * factor.clone(), target * factor)
+    Distance::L2.mean(v * factor.clone(), target * factor, &Conditions::default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Prediction;
     use crate::model::prediction::{Edm, Schedule};
 
     #[test]

@@ -8,6 +8,8 @@
 //! of height 1. Every value is the output of one [`Node`]. Nodes are listed in execution order.
 
 mod builder;
+#[cfg(feature = "text")]
+pub mod lora;
 
 use std::ops::Range;
 
@@ -321,7 +323,7 @@ pub enum Op {
     Dropout(Value, f64),
     /// `x * factor + offset`.
     Scale {
-        /// The map.
+        /// The map; in training also a vector.
         x: Value,
         /// Multiplies it.
         factor: f32,
@@ -564,8 +566,12 @@ impl Graph {
     /// The network cut after every residual connection, the sum of two maps. Between these cuts stand a residual block or an
     /// attention block.
     pub fn segments(&self) -> Vec<Segment> {
-        let residual =
-            |node: &Node| matches!(node.op, Op::Add(a, _) if matches!(self.shape(a), Shape::Map(_)));
+        // A scaled map is a low-rank product beside a layer.
+        let is_scaled = |value: Value| {
+            let of = self.nodes.iter().find(|node| node.output == value);
+            of.is_some_and(|node| matches!(node.op, Op::Scale { .. }))
+        };
+        let residual = |node: &Node| matches!(node.op, Op::Add(a, b) if matches!(self.shape(a), Shape::Map(_)) && !is_scaled(b));
         let mut segments = Vec::new();
         let mut start = 0;
         for (index, node) in self.nodes.iter().enumerate() {

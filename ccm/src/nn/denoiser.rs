@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 
+use super::conditions::Conditions;
 use super::host::{per_image, to_host};
-use super::network::{Conditions, Network};
-use crate::model::graph::Init;
+use super::network::Network;
+use crate::model::graph::lora::LoraSpec;
+use crate::model::graph::{Init, Parameter};
 use crate::model::prediction::Coefficients;
-use crate::model::{ModelCard, NetworkSpec, Path, Prediction, TensorSpec};
+use crate::model::{ModelCard, NetworkSpec, Path, Prediction, SpecError, TensorSpec};
 use crate::noise::Noise;
 use crate::weights::{HostTensor, Model, Precision};
 
@@ -19,6 +21,8 @@ use crate::weights::{HostTensor, Model, Precision};
 pub struct Denoiser {
     network: Network,
     spec: Arc<NetworkSpec>,
+    /// The products beside the layers; its own parameters are then those of the products.
+    lora: Option<Arc<LoraSpec>>,
     path: Arc<Path>,
     sizes: Option<BatchSizes>,
 }
@@ -37,15 +41,43 @@ impl Denoiser {
         Self {
             network: Network::new(&model.spec.graph(), &model.tensors, device),
             spec: Arc::new(model.spec.clone()),
+            lora: None,
             path: Arc::new(Path::new(&model.prediction)),
             sizes: None,
         }
+    }
+
+    /// A denoiser with low-rank products beside the layers of this one, whose weights it shares and never changes.
+    /// `tensors` are the values of [`lora_tensors`], in that order.
+    ///
+    /// # Errors
+    /// If a target of the spec names no layer.
+    ///
+    /// # Panics
+    /// As [`Denoiser::new`].
+    pub fn with_lora(
+        &self,
+        lora: &LoraSpec,
+        tensors: &[HostTensor],
+        device: &Device,
+    ) -> Result<Self, SpecError> {
+        let graph = self.spec.graph().with_lora(lora)?;
+        Ok(Self {
+            network: self.network.beside(&graph, tensors, device),
+            lora: Some(Arc::new(lora.clone())),
+            ..self.clone()
+        })
     }
 
     /// The denoiser as a fixed feature extractor: its input gets gradients, its parameters get none, and dropout is off.
     pub fn frozen(model: &Model, device: &Device) -> Self {
         let denoiser = Self::new(model, &device.clone().without_autodiff());
         Self { network: denoiser.network.frozen(), ..denoiser }
+    }
+
+    /// The same denoiser, fixed, with its weights in half precision. Each weight is converted when it is used.
+    pub fn halved(self) -> Self {
+        Self { network: self.network.halved(), ..self }
     }
 
     /// The same denoiser with gradient checkpointing: less memory in training, for about a third more time. No gradient
@@ -56,7 +88,7 @@ impl Denoiser {
 
     /// The same denoiser, in training, with some weights fixed: their gradients are zero and are not computed.
     pub fn with_fixed_weights(self, fixed: impl Fn(&TensorSpec) -> bool) -> Self {
-        let fixed: Vec<bool> = self.spec.tensors().iter().map(fixed).collect();
+        let fixed: Vec<bool> = self.tensors().iter().map(fixed).collect();
         Self { network: self.network.with_fixed(&fixed), ..self }
     }
 
@@ -73,6 +105,16 @@ impl Denoiser {
     /// The architecture.
     pub fn spec(&self) -> &NetworkSpec {
         &self.spec
+    }
+
+    /// Names and shapes of its own parameters: those of the spec, or those of the low-rank products.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        self.network.tensors()
+    }
+
+    /// The low-rank products beside the layers, if there are any.
+    pub fn lora(&self) -> Option<&LoraSpec> {
+        self.lora.as_deref()
     }
 
     /// The network's prediction type, with its noise schedule.
@@ -132,21 +174,28 @@ impl Denoiser {
         Self { network: self.network.without_gradients(), ..self.clone() }
     }
 
+    /// The values of its own parameters, in the order of [`Denoiser::tensors`].
+    pub fn to_host(&self) -> Vec<HostTensor> {
+        let values = self.parameters().into_iter().zip(self.tensors());
+        values.map(|(values, tensor)| HostTensor { shape: tensor.shape, values: to_host(values) }).collect()
+    }
+
     /// The model: the spec, the prediction type and the weights.
+    ///
+    /// # Panics
+    /// If it has low-rank products beside its layers.
     pub fn to_model(&self, card: ModelCard) -> Model {
-        let tensors = self.parameters().into_iter().zip(self.spec.tensors());
-        let tensors =
-            tensors.map(|(values, tensor)| HostTensor { shape: tensor.shape, values: to_host(values) });
+        assert!(self.lora.is_none(), "a denoiser with all weights of its own");
         Model {
             spec: (*self.spec).clone(),
             prediction: self.path.prediction().clone(),
             card,
             precision: Precision::F32,
-            tensors: tensors.collect(),
+            tensors: self.to_host(),
         }
     }
 
-    /// The parameters, flat, without gradients, in the order of the spec.
+    /// Its own parameters, flat, without gradients, in the order of [`Denoiser::tensors`].
     pub fn parameters(&self) -> Vec<Tensor<1>> {
         self.network.parameters()
     }
@@ -197,8 +246,42 @@ fn factor(x: &Tensor<4>, coefficients: &[Coefficients], of: impl Fn(&Coefficient
 /// A model with the initial weights of its family. They depend on `seed` only.
 pub fn random_model(spec: impl Into<NetworkSpec>, prediction: &Prediction, seed: u64) -> Model {
     let spec = spec.into();
-    let parameters = spec.graph().parameters;
-    let tensors = parameters.into_iter().enumerate().map(|(i, parameter)| {
+    let tensors = random_tensors(&spec.graph().parameters, seed);
+    Model {
+        spec,
+        prediction: prediction.clone(),
+        card: ModelCard::default(),
+        precision: Precision::F32,
+        tensors,
+    }
+}
+
+/// Names and shapes of the matrices of the low-rank products beside the layers of a network.
+///
+/// # Errors
+/// If a target of the spec names no layer.
+pub fn lora_tensors(spec: &NetworkSpec, lora: &LoraSpec) -> Result<Vec<TensorSpec>, SpecError> {
+    let tensor = |Parameter { name, shape, .. }| TensorSpec { name, shape };
+    Ok(lora_parameters(spec, lora)?.into_iter().map(tensor).collect())
+}
+
+/// Initial values of [`lora_tensors`]: `A` at random, `B` zero, so that the network is the same. They depend on `seed` only.
+///
+/// # Errors
+/// If a target of the spec names no layer.
+pub fn random_lora(spec: &NetworkSpec, lora: &LoraSpec, seed: u64) -> Result<Vec<HostTensor>, SpecError> {
+    Ok(random_tensors(&lora_parameters(spec, lora)?, seed))
+}
+
+fn lora_parameters(spec: &NetworkSpec, lora: &LoraSpec) -> Result<Vec<Parameter>, SpecError> {
+    let graph = spec.graph();
+    let own = graph.parameters.len();
+    Ok(graph.with_lora(lora)?.parameters.split_off(own))
+}
+
+/// The initial values of parameters.
+fn random_tensors(parameters: &[Parameter], seed: u64) -> Vec<HostTensor> {
+    let tensors = parameters.iter().enumerate().map(|(i, parameter)| {
         let mut noise = Noise::new(seed, i as u64);
         let count = parameter.shape.iter().product();
         let values = match parameter.init {
@@ -208,15 +291,9 @@ pub fn random_model(spec: impl Into<NetworkSpec>, prediction: &Prediction, seed:
             Init::Ones => vec![1.0; count],
             Init::Sincos { base_size } => sincos_positions(&parameter.shape, base_size),
         };
-        HostTensor { shape: parameter.shape, values }
+        HostTensor { shape: parameter.shape.clone(), values }
     });
-    Model {
-        spec,
-        prediction: prediction.clone(),
-        card: ModelCard::default(),
-        precision: Precision::F32,
-        tensors: tensors.collect(),
-    }
+    tensors.collect()
 }
 
 /// diffusers' `get_2d_sincos_pos_embed`: for each position of a square grid, sines and cosines of its column, then of its

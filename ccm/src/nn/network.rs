@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::Arc;
 
 use burn::tensor::activation::{gelu, relu, sigmoid, silu, softmax, tanh};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 
+use super::conditions::Conditions;
 use super::ops::{Norm, conv, group_norm};
+use crate::model::TensorSpec;
 use crate::model::graph::{
     Activation, Attention, AttentionBias, Conv, GUIDANCE_FACTOR, Graph, GroupNorm, LayerNorm, Node, Op,
     Padding, Param, PositionEmbedding, QkvOrder, Shape, TimestepEmbedding, Value, last_reads,
@@ -20,7 +22,9 @@ use checkpointing::Tape;
 #[derive(Debug, Clone)]
 pub struct Network {
     program: Arc<Program>,
-    /// Flat, in the order of [`Graph::parameters`].
+    /// The first parameters of the graph, flat: weights that are shared with other networks and never change.
+    base: Vec<Tensor<1>>,
+    /// The others, flat, in the order of [`Graph::parameters`].
     parameters: Vec<Tensor<1>>,
     dropout: bool,
     /// Forward passes to be recomputed, with gradient checkpointing.
@@ -52,27 +56,6 @@ struct Inputs {
     time: Tensor<1>,
     /// What the images show.
     condition: Conditions,
-}
-
-/// What a network is conditioned on besides the time, for a batch.
-#[derive(Debug, Clone, Default)]
-pub struct Conditions {
-    /// Labels, `[B]`, for a network with classes. Without labels the label embedding is zero.
-    pub label: Option<Tensor<1, Int>>,
-    /// Embeddings of the text's tokens, `[B, C, 1, tokens]`.
-    pub text: Option<Tensor<4>>,
-    /// Embeddings of the texts as a whole, `[B, C]`.
-    pub pooled: Option<Tensor<2>>,
-    /// Original size, crop and target size, `[B, 6]`.
-    pub sizes: Option<Tensor<2>>,
-    /// Guidance scales, `[B, 1]`.
-    pub guidance: Option<Tensor<2>>,
-}
-
-impl From<Option<Tensor<1, Int>>> for Conditions {
-    fn from(label: Option<Tensor<1, Int>>) -> Self {
-        Self { label, ..Self::default() }
-    }
 }
 
 /// The state of a forward pass between two nodes.
@@ -115,10 +98,26 @@ impl Network {
         let last_reads = last_reads(&graph.nodes);
         Self {
             program: Arc::new(Program { graph, last_reads }),
+            base: Vec::new(),
             parameters,
             dropout: device.is_autodiff(),
             tape: None,
         }
+    }
+
+    /// A network whose first parameters are those of another one, without a copy. `graph` has these parameters first;
+    /// `tensors` are the others.
+    ///
+    /// # Panics
+    /// As [`Network::new`].
+    pub(crate) fn beside(&self, graph: &Graph, tensors: &[HostTensor], device: &Device) -> Self {
+        let base = self.parameters();
+        let own = Graph { parameters: graph.parameters[base.len()..].to_vec(), ..graph.clone() };
+        let network = Self::new(&own, tensors, device);
+        let graph = graph.fused();
+        let last_reads = last_reads(&graph.nodes);
+        let base = if device.is_autodiff() { recording(base) } else { base };
+        Self { program: Arc::new(Program { graph, last_reads }), base, ..network }
     }
 
     /// The network's output.
@@ -139,6 +138,12 @@ impl Network {
                 pass.take(self.program.graph.output).into_map()
             }
         }
+    }
+
+    /// The output of a network that reads only an image, such as a decoder. Shapes are those of [`Network::forward`].
+    pub(crate) fn map(&self, x: Tensor<4>) -> Tensor<4> {
+        let time = Tensor::zeros([x.dims()[0]], &x.device());
+        self.forward(x, time, Conditions::default())
     }
 
     /// The maps of [`Graph::features`]. The inputs are those of [`Network::forward`].
@@ -295,13 +300,25 @@ impl Network {
                 let x = read(x).into_map();
                 Map(if self.dropout { dropout(x, probability, mask) } else { x })
             }
-            Op::Scale { x, factor, offset } => Map(read(x).into_map() * factor + offset),
+            Op::Scale { x, factor, offset } => match read(x) {
+                Map(x) => Map(x * factor + offset),
+                Vector(x) => Vector(x * factor + offset),
+            },
         }
+    }
+
+    /// The values of a parameter, flat, in single precision.
+    fn weight(&self, param: Param) -> Tensor<1> {
+        let values = match param.index().checked_sub(self.base.len()) {
+            None => &self.base[param.index()],
+            Some(place) => &self.parameters[place],
+        };
+        if values.dtype() == DType::F32 { values.clone() } else { values.clone().cast(DType::F32) }
     }
 
     fn parameter<const D: usize>(&self, param: Param) -> Tensor<D> {
         let shape = &self.program.graph.parameter(param).shape;
-        self.parameters[param.index()].clone().reshape(burn::tensor::Shape::from(shape.clone()))
+        self.weight(param).reshape(burn::tensor::Shape::from(shape.clone()))
     }
 
     /// The embedding of a missing label: zeros, `[B, channels]`.
@@ -314,7 +331,7 @@ impl Network {
     fn conv(&self, op: &Conv, x: Tensor<4>, shift: Option<Tensor<2>>) -> Tensor<4> {
         let outputs = self.program.graph.parameter(op.affine.weight).shape[0];
         let inputs = x.dims()[1];
-        let weight = self.parameters[op.affine.weight.index()].clone();
+        let weight = self.weight(op.affine.weight);
         let weight = weight.reshape([outputs, inputs, op.kernel, op.kernel]);
         let bias = match op.affine.bias {
             Some(bias) => self.parameter::<1>(bias),
@@ -376,7 +393,7 @@ impl Network {
     /// The rows of a table that make a map, `[1, C, H, W]`.
     fn position_embedding(&self, op: &PositionEmbedding, shape: Shape) -> Tensor<4> {
         let Shape::Map([channels, height, width]) = shape else { panic!("expected a map, found a vector") };
-        let table = self.parameters[op.table.index()].clone();
+        let table = self.weight(op.table);
         let rows = table.dims()[0] / channels / op.side;
         let table = table.slice([0..rows * op.side * channels]).reshape([rows, op.side, channels]);
         let part = table.narrow(0, op.top, height).narrow(1, op.left, width);
@@ -398,7 +415,8 @@ impl Network {
     /// The bias of every score, `[1, heads or 1, queries, keys]`.
     fn attention_bias(&self, op: &Attention, queries: usize, keys: usize) -> Option<Tensor<4>> {
         let pairs = (0..queries).flat_map(|query| (0..keys).map(move |key| key as isize - query as isize));
-        let device = self.parameters.first().map_or_else(Device::default, Tensor::device);
+        let first = self.base.first().or(self.parameters.first());
+        let device = first.map_or_else(Device::default, Tensor::device);
         match op.bias {
             AttentionBias::None => None,
             AttentionBias::Causal => {
@@ -414,13 +432,15 @@ impl Network {
         }
     }
 
-    /// The parameters, flat, without gradients, in the order of [`Graph::parameters`].
+    /// The network's own parameters, flat, without gradients, in the order of [`Graph::parameters`].
     pub(crate) fn parameters(&self) -> Vec<Tensor<1>> {
-        let plain = |parameter: &Tensor<1>| match parameter.device().is_autodiff() {
-            true => parameter.clone().inner(),
-            false => parameter.clone(),
-        };
-        self.parameters.iter().map(plain).collect()
+        without_gradients(&self.parameters)
+    }
+
+    /// Names and shapes of the network's own parameters.
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
+        let own = &self.program.graph.parameters[self.base.len()..];
+        own.iter().map(|own| TensorSpec { name: own.name.clone(), shape: own.shape.clone() }).collect()
     }
 
     /// The same network with new parameters, in the order of [`Network::parameters`]. They require gradients if the old
@@ -459,13 +479,20 @@ impl Network {
 
     /// The same network without gradients, and therefore without dropout.
     pub(crate) fn without_gradients(&self) -> Self {
-        Self { parameters: self.parameters(), dropout: false, tape: None, ..self.clone() }
+        let base = without_gradients(&self.base);
+        Self { base, parameters: self.parameters(), dropout: false, tape: None, ..self.clone() }
     }
 
     /// The same network as a fixed function: its input gets gradients, its parameters get none, and dropout is off.
     pub(crate) fn frozen(&self) -> Self {
-        let parameters = self.parameters().into_iter().map(Tensor::autodiff).collect();
-        Self { parameters, dropout: false, tape: None, ..self.clone() }
+        let [base, parameters] = [&self.base, &self.parameters].map(|of| recording(without_gradients(of)));
+        Self { base, parameters, dropout: false, tape: None, ..self.clone() }
+    }
+
+    /// The same network with its parameters in half precision. It must not be trained.
+    pub(crate) fn halved(self) -> Self {
+        let parameters = self.parameters.into_iter().map(|values| values.cast(DType::F16)).collect();
+        Self { parameters, ..self }
     }
 
     /// Gradients of a loss with respect to the parameters, in their order; zero for a parameter without influence on it.
@@ -480,6 +507,20 @@ impl Network {
         };
         found.into_iter().zip(&self.parameters).map(or_zero).collect()
     }
+}
+
+/// Parameters that record no gradients.
+fn without_gradients(parameters: &[Tensor<1>]) -> Vec<Tensor<1>> {
+    let plain = |parameter: &Tensor<1>| match parameter.device().is_autodiff() {
+        true => parameter.clone().inner(),
+        false => parameter.clone(),
+    };
+    parameters.iter().map(plain).collect()
+}
+
+/// Constants of a network that records gradients.
+fn recording(parameters: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+    parameters.into_iter().map(Tensor::autodiff).collect()
 }
 
 impl Output {

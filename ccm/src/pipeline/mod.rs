@@ -143,6 +143,11 @@ impl<W: Weights> Pipeline<W> {
         Ok(Evaluator::new(small, tensors, self.precision, self.backend).await?.info())
     }
 
+    /// The same pipeline on another device.
+    pub fn with_backend(self, backend: Backend) -> Self {
+        Self { backend, ..self }
+    }
+
     /// The tokens of a text for each text encoder.
     ///
     /// # Errors
@@ -218,6 +223,14 @@ impl<W: Weights> Pipeline<W> {
         self.weights.read(part, graph, self.precision).map_err(PipelineError::Weights)
     }
 
+    /// The weights of a part in single precision.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn read(&self, part: Part, graph: &Graph) -> Result<Vec<CompactTensor>, W::Error> {
+        self.weights.read(part, graph, Precision::F32)
+    }
+
     /// Decodes latents `[N, C, H, W]` to images `[N, 3, H, W]`, whose values are mostly in [-1, 1].
     ///
     /// # Errors
@@ -233,7 +246,15 @@ impl<W: Weights> Pipeline<W> {
     /// # Errors
     /// As [`Pipeline::decode`].
     pub async fn encode(&self, images: &[f32]) -> Result<Vec<f32>, PipelineError<W::Error>> {
+        Ok(self.encoder().await?.images(images).await?)
+    }
+
+    /// The autoencoder's half from images `[N, 3, H, W]` with values in [-1, 1] to latents.
+    ///
+    /// # Errors
+    /// If weights cannot be read, or the device fails.
+    pub async fn encoder(&self) -> Result<Evaluator, PipelineError<W::Error>> {
         let graph = self.spec.autoencoder.encoder(self.spec.image_size());
-        Ok(self.evaluator(Part::Encoder, graph).await?.images(images).await?)
+        self.evaluator(Part::Encoder, graph).await
     }
 }

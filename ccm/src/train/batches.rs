@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::data::Dataset;
+use crate::data::Examples;
 use crate::method::batch::Batch;
 use crate::method::coupling::Coupling;
-use crate::nn::host::labels_tensor;
+use crate::model::NetworkSpec;
+use crate::model::networks::TextShape;
+use crate::nn::conditions::Conditions;
 use crate::noise::Noise;
 
 /// A stage of training. Each stage has its own random streams.
@@ -48,11 +50,40 @@ impl StageKind {
     }
 }
 
+/// What batches are conditioned on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Conditioning {
+    /// Nothing.
+    None,
+    /// The images' classes.
+    Labels,
+    /// The images' captions.
+    Texts {
+        /// What the network reads of a text.
+        shape: TextShape,
+        /// Share of the images, in [0, 1), whose caption is replaced by the negative text.
+        dropout: f64,
+        /// The range that each image's guidance scale is drawn from.
+        guidance: Option<[f64; 2]>,
+    },
+}
+
+impl Conditioning {
+    /// Captions, if the network reads texts; otherwise classes, if it reads these.
+    pub fn new(network: &NetworkSpec, dropout: f64, guidance: Option<[f64; 2]>) -> Self {
+        match (network.text(), network.num_classes()) {
+            (Some(shape), _) => Self::Texts { shape, dropout, guidance },
+            (None, Some(_)) => Self::Labels,
+            (None, None) => Self::None,
+        }
+    }
+}
+
 /// The source of a stage's batches.
 #[derive(Debug)]
 pub struct Batches<'a> {
     /// The images.
-    pub data: &'a Dataset,
+    pub data: &'a Examples,
     /// The stage, which selects the random streams.
     pub stage: StageKind,
     /// Seed of the run.
@@ -63,8 +94,8 @@ pub struct Batches<'a> {
     pub coupling: Coupling,
     /// Whether each image is mirrored with probability 1/2.
     pub horizontal_flip: bool,
-    /// Whether batches contain labels.
-    pub class_conditional: bool,
+    /// What batches are conditioned on.
+    pub conditioning: Conditioning,
     /// Device of the tensors; they record no gradients.
     pub device: Device,
     /// Cache, and the batch prepared in advance.
@@ -85,7 +116,10 @@ struct HostBatch {
     x0: Vec<f32>,
     x1: Vec<f32>,
     uniform: Vec<f32>,
+    /// Classes, or numbers of captions.
     labels: Vec<u32>,
+    /// Guidance scales; empty without guidance.
+    guidance: Vec<f32>,
     seed: u64,
 }
 
@@ -93,13 +127,20 @@ impl Batches<'_> {
     /// The batch of a step, counted from 0. An epoch contains every image once, in random order.
     pub fn batch(&self, step: u64) -> Batch {
         let prepared = lock(&self.ahead.prepared).take().filter(|(of_step, _)| *of_step == step);
-        let HostBatch { x0, x1, uniform, labels, seed } =
+        let HostBatch { x0, x1, uniform, labels, guidance, seed } =
             prepared.map_or_else(|| self.prepare(step), |(_, batch)| batch);
-        let shape = self.data.shape();
-        let dims = [uniform.len(), shape.channels, shape.height, shape.width];
+        let [channels, height, width] = self.data.shape();
+        let dims = [uniform.len(), channels, height, width];
         let images = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, dims), &self.device);
-        let label = (!labels.is_empty()).then(|| labels_tensor(&labels, &self.device));
-        Batch { x0: images(x0), x1: images(x1), uniform, label, seed }
+        let condition = match (self.conditioning, self.data.texts()) {
+            (Conditioning::Texts { shape, .. }, Some(texts)) => {
+                let texts: Vec<_> = labels.iter().map(|&caption| texts.text(caption as usize)).collect();
+                let condition = Conditions::of_texts(&texts, shape, &self.device);
+                if guidance.is_empty() { condition } else { condition.with_guidance(guidance, &self.device) }
+            }
+            _ => Conditions::of_labels(&labels, &self.device),
+        };
+        Batch { x0: images(x0), x1: images(x1), uniform, condition, seed }
     }
 
     /// Runs `work` while another thread prepares the batch of a step. [`Batches::batch`] uploads that batch later.
@@ -114,8 +155,7 @@ impl Batches<'_> {
     }
 
     fn prepare(&self, step: u64) -> HostBatch {
-        let shape = self.data.shape();
-        let len = shape.channels * shape.height * shape.width;
+        let len = self.data.shape().iter().product();
         let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
         let indices = self.indices(step);
         let flip: Vec<bool> = if self.horizontal_flip {
@@ -126,14 +166,27 @@ impl Batches<'_> {
         let x1 = self.data.batch(&indices, &flip);
         let uniform = indices.iter().map(|_| noise.uniform() as f32).collect();
         let x0 = noise.normals(x1.len());
-        let labels: Vec<u32> = match self.class_conditional {
-            true => indices.iter().map(|&index| self.data.label(index)).collect(),
-            false => Vec::new(),
+        let mut labels: Vec<u32> = match self.conditioning {
+            Conditioning::None => Vec::new(),
+            _ => indices.iter().map(|&index| self.data.label(index)).collect(),
         };
         let pairs = self.coupling.pair(&x0, &x1, len, &labels);
+        let mut guidance = Vec::new();
+        if let (Conditioning::Texts { dropout, guidance: range, .. }, Some(texts)) =
+            (self.conditioning, self.data.texts())
+        {
+            for label in &mut labels {
+                if noise.uniform() < dropout {
+                    *label = texts.captions.len() as u32;
+                }
+            }
+            if let Some([low, high]) = range {
+                guidance = labels.iter().map(|_| (low + (high - low) * noise.uniform()) as f32).collect();
+            }
+        }
         let x0 = pairs.iter().flat_map(|&row| &x0[row * len..(row + 1) * len]).copied().collect();
         let seed = Noise::new(self.seed, self.stream(Purpose::Device, step)).below(SEEDS) as u64;
-        HostBatch { x0, x1, uniform, labels, seed }
+        HostBatch { x0, x1, uniform, labels, guidance, seed }
     }
 
     fn indices(&self, step: u64) -> Vec<usize> {

@@ -13,14 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use super::batches::StageKind;
 use super::state::TrainState;
+use super::trainable::Trainable;
 use crate::disk::{self, DiskError};
 use crate::method::discriminator::{Discriminator, Heads};
-use crate::model::{ModelCard, NetworkSpec, Prediction, TensorSpec};
+use crate::model::TensorSpec;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
 use crate::nn::host::to_host;
 use crate::nn::optimizer::Optimizer;
-use crate::weights::{HostTensor, Model, Precision, TensorFile, WeightsError};
+use crate::weights::{HostTensor, TensorFile, WeightsError};
 
 /// Number of checkpoints that a run keeps.
 const KEPT: usize = 2;
@@ -111,8 +112,8 @@ fn parse(path: &Path) -> Option<Checkpoint> {
 /// Weights, averages or moments that are not finite, a folder that cannot be written, or a full disk. Older
 /// checkpoints are kept in all these cases.
 pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathBuf, CheckpointError> {
-    let spec = state.denoiser.spec();
-    let (of_network, of_heads) = (spec.tensors(), Heads::tensors(spec));
+    let of_network = state.denoiser.tensors();
+    let of_heads = Heads::tensors(state.denoiser.spec());
     let mut tensors = BTreeMap::new();
     let mut add = |prefix: &str, specs: &[TensorSpec], values: Vec<Tensor<1>>| {
         for (TensorSpec { name, .. }, values) in specs.iter().zip(values) {
@@ -168,13 +169,13 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
 pub fn resume(
     folder: &Path,
     stage: StageKind,
-    (spec, prediction): (&NetworkSpec, &Prediction),
+    trainable: &Trainable,
     device: &Device,
     note: &mut dyn FnMut(&str),
 ) -> Result<Option<TrainState>, CheckpointError> {
     let mut damaged = Vec::new();
     for found in list(folder).into_iter().rev().filter(|found| found.stage == stage) {
-        match load(&found.path, stage, (spec, prediction), device) {
+        match load(&found.path, stage, trainable, device) {
             Ok(state) => {
                 for error in &damaged {
                     note(&format!("{error}; going on from {} instead", found.path.display()));
@@ -198,7 +199,7 @@ pub fn resume(
 pub fn load(
     path: &Path,
     stage: StageKind,
-    (spec, prediction): (&NetworkSpec, &Prediction),
+    trainable: &Trainable,
     device: &Device,
 ) -> Result<TrainState, CheckpointError> {
     let wrong = |source| CheckpointError::Weights { path: path.to_owned(), source };
@@ -219,14 +220,7 @@ pub fn load(
         expected.collect()
     };
     let mut denoiser = |prefix: &str, device: &Device| -> Result<Denoiser, WeightsError> {
-        let model = Model {
-            spec: spec.clone(),
-            prediction: prediction.clone(),
-            card: ModelCard::default(),
-            precision: Precision::F32,
-            tensors: take(prefix, spec.tensors())?,
-        };
-        Ok(Denoiser::new(&model, device))
+        Ok(trainable.denoiser(take(prefix, trainable.tensors())?, device))
     };
     let plain = device.clone().without_autodiff();
     let student = denoiser("model", &device.clone().autodiff()).map_err(wrong)?;
@@ -242,7 +236,7 @@ pub fn load(
     for (i, &decay) in description.decays.iter().enumerate() {
         emas.push(Ema { decay, denoiser: denoiser(&format!("ema.{i}"), &plain).map_err(wrong)? });
     }
-    let flat = |tensor: HostTensor| Tensor::<1>::from_data(tensor.values.as_slice(), &plain);
+    let flat = |tensor| Trainable::flat(tensor, &plain);
     // The optimiser has no moments before the first step.
     let mut moments = |prefix: &str, step: u64, specs: &dyn Fn() -> Vec<TensorSpec>| {
         let mut take = |moment| match step {
@@ -252,14 +246,14 @@ pub fn load(
         let (first, second) = (take(0)?, take(1)?);
         Ok(first.into_iter().zip(second).map(|(first, second)| [flat(first), flat(second)]).collect())
     };
-    let of_student = moments("", description.step, &|| spec.tensors()).map_err(wrong)?;
+    let of_student = moments("", description.step, &|| trainable.tensors()).map_err(wrong)?;
     let discriminator = match description.discriminator {
         None => None,
         Some(Opponent { step, balance }) => {
-            let of_heads = || Heads::tensors(spec);
+            let of_heads = || Heads::tensors(trainable.network());
             let moments = moments("discriminator.", step, &of_heads).map_err(wrong)?;
             let heads = take("discriminator", of_heads()).map_err(wrong)?;
-            Some(Discriminator::resumed(spec, &heads, moments, step, balance, device))
+            Some(Discriminator::resumed(trainable.network(), &heads, moments, step, balance, device))
         }
     };
     if let Some(name) = file.tensors.into_keys().next() {
@@ -274,6 +268,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::Config;
+    use crate::model::Prediction;
     use crate::nn::denoiser::random_model;
 
     fn state(step: u64) -> TrainState {
@@ -326,11 +321,10 @@ mod tests {
     fn a_damaged_checkpoint_is_passed_over_and_does_not_outlive_a_good_one() {
         let folder = tempfile::tempdir().unwrap();
         let spec = state(0).denoiser.spec().clone();
+        let trainable = Trainable::Weights { spec, prediction: Prediction::Velocity };
         let mut notes = Vec::new();
         let mut resume = |stage| {
-            resume(folder.path(), stage, (&spec, &Prediction::Velocity), &Device::flex(), &mut |note| {
-                notes.push(note.to_owned())
-            })
+            resume(folder.path(), stage, &trainable, &Device::flex(), &mut |note| notes.push(note.to_owned()))
         };
         assert!(resume(StageKind::Teacher).unwrap().is_none());
         save(folder.path(), StageKind::Teacher, &state(4)).unwrap();

@@ -12,6 +12,7 @@ use crate::method::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start};
 use crate::method::discriminator::DiscriminatorGradients;
 use crate::method::distance::Distance;
 use crate::method::flow::{jump, path};
+use crate::method::guidance::Teacher;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
 use crate::nn::host::per_image;
@@ -39,7 +40,7 @@ pub struct Distillation<'a> {
     /// `alpha` of `t = (U (1 - s))^alpha`.
     pub time_alpha: f32,
     /// The teacher; it records no gradients.
-    pub teacher: Denoiser,
+    pub teacher: Teacher,
     /// The student.
     pub state: TrainState,
 }
@@ -61,32 +62,42 @@ impl Stage for Distillation<'_> {
 
         // `x_t` and `t` of the paper.
         let begin = |Batch { x0, x1, uniform, .. }: &Batch| {
-            let t = sample_times(uniform, teacher.path().first_time(), curriculum.step_size, *time_alpha);
+            let t = sample_times(
+                uniform,
+                teacher.denoiser.path().first_time(),
+                curriculum.step_size,
+                *time_alpha,
+            );
             let times = per_image(&t, &x0.device());
             (path(x0, x1, &times), t, times)
         };
         let goal = |estimate: Tensor<4>, batch: Batch| -> Goal {
             let (x_t, t, _) = begin(&batch);
             let direction = (curriculum.mode == Mode::Ct).then(|| batch.x1 - batch.x0);
-            curriculum.goal(Start { estimate, x_t, t, label: batch.label, direction }, teacher, &target)
+            curriculum.goal(
+                Start { estimate, x_t, t, condition: batch.condition, direction },
+                teacher,
+                &target,
+            )
         };
 
         let batch = batches.batch(state.step);
         // A KDC of the whole batch needs all its images at once, even if the backward pass is split.
         let together = (curriculum.scope == Scope::Batch).then(|| {
             let (x_t, t, times) = begin(&batch);
-            let v = state.denoiser.without_gradients().velocity(x_t.clone(), &t, batch.label.clone());
+            let v = state.denoiser.without_gradients().velocity(x_t.clone(), &t, batch.condition.clone());
             goal(jump(x_t, &times, v), batch.clone())
         });
         let loss = |student: &Denoiser, part: Batch, rows: Range<usize>| {
             let (x_t, t, times) = begin(&part);
-            let v = student.velocity(x_t.clone().autodiff(), &t, part.label.clone());
+            let v = student.velocity(x_t.clone().autodiff(), &t, part.condition.clone());
             let estimate = jump(x_t.autodiff(), &times, v);
             let goal = match &together {
                 Some(goal) => goal.part(rows.clone()),
                 None => goal(estimate.clone().inner(), part.clone()),
             };
-            let distance = |estimate| distance.mean(estimate, goal.target.clone().autodiff());
+            let distance =
+                |estimate| distance.mean(estimate, goal.target.clone().autodiff(), &part.condition);
             let (loss, of_discriminator) = match &adversarial {
                 None => (distance(estimate), None),
                 Some((adversary, discriminator)) => {

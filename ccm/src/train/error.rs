@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use super::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::data::encoded::EncodedError;
 use crate::disk::{DiskError, ModelFileError};
 use crate::import::ImportError;
+use crate::pipeline::PipelineError;
 use crate::report::ReportError;
 
 /// Why a run ends early.
@@ -32,6 +34,12 @@ pub enum RunError {
     /// A model file cannot be used.
     #[error(transparent)]
     Model(#[from] ModelFileError),
+    /// Encoded images cannot be used.
+    #[error(transparent)]
+    Encoded(#[from] EncodedError),
+    /// A pipeline cannot be run.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError<ImportError>),
     /// Weights of a distance cannot be used.
     #[error(transparent)]
     Import(#[from] ImportError),

@@ -29,12 +29,12 @@ pub struct Finish<'a> {
 }
 
 /// The one-step images of a student, from unit noise `x0`, `[B, C, H, W]`: a jump from the path's first time.
-fn generate(student: &Denoiser, Batch { x0, label, .. }: &Batch) -> Tensor<4> {
+fn generate(student: &Denoiser, Batch { x0, condition, .. }: &Batch) -> Tensor<4> {
     let path = student.path();
     let first = path.first_time();
     let t = vec![first as f32; x0.dims()[0]];
     let x = (x0.clone() * path.start_scale(first) as f32).autodiff();
-    let v = student.velocity(x.clone(), &t, label.clone());
+    let v = student.velocity(x.clone(), &t, condition.clone());
     jump(x, &per_image(&t, &x0.device()).autodiff(), v)
 }
 

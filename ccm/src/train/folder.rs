@@ -10,6 +10,8 @@ use crate::disk;
 pub mod files {
     /// The resolved configuration.
     pub const CONFIG: &str = "config.toml";
+    /// Captioned images as the pipeline of the run sees them.
+    pub const ENCODED: &str = "encoded.safetensors";
     /// Training metrics, one line every few steps.
     pub const METRICS: &str = "metrics.jsonl";
     /// Folder of the checkpoints.
@@ -56,17 +58,19 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunErro
     } else if path.exists() {
         return Err(RunError::Exists(folder.to_owned()));
     }
-    Ok(disk::check(folder, still_needed(config, folder))?)
+    // A pipeline's network is not read yet.
+    let trained = if config.data.captions { 0 } else { config.spec().parameters() };
+    Ok(disk::check(folder, still_needed(trained, folder))?)
 }
 
-/// Bytes that a run will add to its folder.
-fn still_needed(config: &Config, folder: &Path) -> u64 {
+/// Bytes that a run will add to its folder if it trains this many values.
+pub(super) fn still_needed(trained: usize, folder: &Path) -> u64 {
     /// Sample grids, metrics and the report.
     const REST: u64 = 32 << 20;
     // Weights (1), averages (2) and moments (2) in three checkpoints and a fourth during the write, and three model
     // files.
     let copies = 4 * (1 + 2 + 2) + 3;
-    let all = copies * 4 * config.spec().parameters() as u64 + REST;
+    let all = copies * 4 * trained as u64 + REST;
     all.saturating_sub(disk::size(folder))
 }
 
@@ -94,14 +98,14 @@ mod tests {
 
     #[test]
     fn what_is_there_is_not_asked_for_again() {
-        let (config, folder) = (Config::preset("shapes").unwrap(), tempfile::tempdir().unwrap());
-        let all = still_needed(&config, folder.path());
-        assert!(all > 20 * 4 * config.spec().parameters() as u64);
-        assert_eq!(still_needed(&config, &folder.path().join("not there yet")), all);
+        let (trained, folder) = (1_000_000, tempfile::tempdir().unwrap());
+        let all = still_needed(trained, folder.path());
+        assert!(all > 20 * 4 * trained as u64);
+        assert_eq!(still_needed(trained, &folder.path().join("not there yet")), all);
         disk::make(&folder.path().join(files::CHECKPOINTS)).unwrap();
         disk::write(&folder.path().join(files::CHECKPOINTS).join("a"), &[0; 1000]).unwrap();
         disk::write(&folder.path().join("b"), &[0; 234]).unwrap();
-        assert_eq!(still_needed(&config, folder.path()), all - 1234);
+        assert_eq!(still_needed(trained, folder.path()), all - 1234);
     }
 
     #[test]

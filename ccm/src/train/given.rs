@@ -1,4 +1,4 @@
-//! The files other than images that a configuration names: a teacher, and the weights of LPIPS.
+//! The files other than images that a configuration names: a teacher or a pipeline, and the weights of LPIPS.
 
 use std::path::Path;
 
@@ -6,16 +6,21 @@ use super::error::RunError;
 use super::folder::files;
 use crate::config::{Config, DistillConfig, LpipsFiles};
 use crate::disk;
+use crate::import::text_to_image::{self, Folder, PartWeights};
 use crate::import::{Checkpoint, ImportError};
 use crate::method::lpips::LpipsWeights;
-use crate::model::{NetworkSpec, Prediction};
-use crate::weights::Model;
+use crate::model::{ModelCard, NetworkSpec, Prediction, Role};
+use crate::pipeline::{Part, Pipeline, Weights as _};
+use crate::sampler::Backend;
+use crate::weights::{HostTensor, Model, Precision};
 
 /// The contents of the files other than images that a configuration names, read and checked.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Given {
-    /// The teacher (`teacher.model`).
+    /// The teacher, or what its training starts from (`teacher.model`): a model, or a pipeline's denoiser.
     pub teacher: Option<Model>,
+    /// The pipeline of a teacher with text.
+    pub pipeline: Option<Pipeline<PartWeights>>,
     /// The distilled student (`distill.model`).
     pub student: Option<Model>,
     /// The weights of LPIPS, one for each trunk that a distance uses.
@@ -30,8 +35,14 @@ impl Given {
     pub fn read(config: &Config) -> Result<Self, RunError> {
         let model =
             |path: &Option<String>| path.as_ref().map(|path| disk::read_model(Path::new(path))).transpose();
-        let (teacher, student) = (model(&config.teacher.model)?, model(&config.distill.model)?);
-        let mut given = Self { teacher, student, lpips: Vec::new() };
+        let mut given = Self::default();
+        if config.data.captions {
+            let (pipeline, teacher) = read_pipeline(config)?;
+            (given.pipeline, given.teacher) = (Some(pipeline), Some(teacher));
+        } else {
+            given.teacher = model(&config.teacher.model)?;
+        }
+        given.student = model(&config.distill.model)?.map(|student| given.adopt(student)).transpose()?;
         if given.student.is_none() {
             given.read_distance(&config.distill)?;
         }
@@ -41,6 +52,21 @@ impl Given {
     /// The architecture of teacher and student: that of the given teacher, otherwise the configuration's.
     pub fn spec(&self, config: &Config) -> NetworkSpec {
         self.teacher.as_ref().map_or_else(|| config.spec(), |teacher| teacher.spec.clone())
+    }
+
+    /// A model of the pipeline's network, with those sizes that a model file does not say.
+    ///
+    /// # Errors
+    /// If it has another network.
+    pub(super) fn adopt(&self, mut model: Model) -> Result<Model, RunError> {
+        if let Some(pipeline) = &self.pipeline {
+            if model.spec.tensors() != pipeline.spec.network.tensors() {
+                let expected = "expected the network of the pipeline, found another one";
+                return Err(RunError::Unsuitable(format!("distill.model: {expected}")));
+            }
+            model.spec = pipeline.spec.network.clone();
+        }
+        Ok(model)
     }
 
     /// What the network predicts: that of the given teacher, otherwise the configuration's.
@@ -72,14 +98,63 @@ impl Given {
     /// A run whose teacher is not trained yet, or a file with another network.
     pub fn teacher_of_run(&self, config: &Config, folder: &Path) -> Result<Model, RunError> {
         match &self.teacher {
-            Some(given) => Ok(given.clone()),
-            None => read_teacher(config, &folder.join(files::TEACHER)),
+            Some(given) if config.teacher.training.is_none() => Ok(given.clone()),
+            _ => self.trained_teacher(config, &folder.join(files::TEACHER)),
         }
     }
 }
 
+impl Given {
+    /// The teacher that a run has trained, if it has the network of the run.
+    pub(super) fn trained_teacher(&self, config: &Config, path: &Path) -> Result<Model, RunError> {
+        match &self.teacher {
+            None => read_teacher(config, path),
+            Some(given) => {
+                let model = self.adopt(disk::read_model(path)?)?;
+                if model.spec != given.spec || model.prediction != given.prediction {
+                    return Err(RunError::Unsuitable(format!(
+                        "{}: its network differs from that of teacher.model",
+                        path.display()
+                    )));
+                }
+                Ok(model)
+            }
+        }
+    }
+}
+
+/// Opens the pipeline that `teacher.model` names, and reads its denoiser.
+fn read_pipeline(config: &Config) -> Result<(Pipeline<PartWeights>, Model), RunError> {
+    let Some(path) = config.teacher.model.as_deref().map(Path::new) else {
+        let reason = "teacher.model: expected a text-to-image pipeline, as data.captions is true, found none";
+        return Err(RunError::Unsuitable(reason.into()));
+    };
+    let folder = match &config.teacher.config {
+        Some(folder) => text_to_image::open_file(path, Path::new(folder))?,
+        None => text_to_image::open(path)?,
+    };
+    let Folder { mut spec, tokenizers, weights, .. } = folder;
+    if let Some(size) = config.data.image_size {
+        spec = spec
+            .with_image_size(size)
+            .map_err(|error| RunError::Unsuitable(format!("data.image_size: {error}")))?;
+    }
+    let tensors = weights.read(Part::Denoiser, &spec.network.graph(), Precision::F32)?;
+    let tensors = tensors
+        .into_iter()
+        .map(|tensor| HostTensor { shape: tensor.shape.clone(), values: tensor.into_f32() });
+    let teacher = Model {
+        spec: spec.network.clone(),
+        prediction: spec.prediction.clone(),
+        card: ModelCard { role: Role::Teacher, ..ModelCard::default() },
+        precision: Precision::F32,
+        tensors: tensors.collect(),
+    };
+    Ok((Pipeline::new(spec, tokenizers, weights, Backend::Cpu), teacher))
+}
+
 /// The teacher that a run has trained, if it has the configuration's network.
-pub(super) fn read_teacher(config: &Config, path: &Path) -> Result<Model, RunError> {
+fn read_teacher(config: &Config, path: &Path) -> Result<Model, RunError> {
     let model = disk::read_model(path)?;
     let mut network = config.network.clone();
     if config.data.class_conditional && network.num_classes.is_none() {

@@ -3,6 +3,7 @@
 use super::batches::Batches;
 use crate::method::curriculum::{Curriculum, Mode, Scope, Start};
 use crate::method::flow::{jump, path};
+use crate::method::guidance::Teacher;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::host::per_image;
 use crate::report::{Curves, KdcBin};
@@ -13,7 +14,7 @@ const BINS: usize = 10;
 /// The networks of a KDC measurement. None records gradients.
 pub struct Networks<'a> {
     /// The teacher.
-    pub teacher: &'a Denoiser,
+    pub teacher: &'a Teacher,
     /// The target network.
     pub target: &'a Denoiser,
     /// The student with its current weights, not their average.
@@ -42,17 +43,17 @@ fn curve(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count:
         let batch = batches.batch(step as u64);
         // Stratified: one random time in each of `len` equal intervals.
         let places = batch.uniform.iter().enumerate().map(|(i, u)| (i as f32 + u) / batch.len() as f32);
-        let first = networks.teacher.path().first_time() as f32;
+        let first = networks.teacher.denoiser.path().first_time() as f32;
         let t: Vec<f32> =
             places.map(|place| first + (1.0 - first) * place * (1.0 - curriculum.step_size)).collect();
         let time = per_image(&t, &batch.x0.device());
         let x_t = path(&batch.x0, &batch.x1, &time);
-        let v = networks.student.velocity(x_t.clone(), &t, batch.label.clone());
+        let v = networks.student.velocity(x_t.clone(), &t, batch.condition.clone());
         let start = Start {
             estimate: jump(x_t.clone(), &time, v),
             x_t,
             t: t.clone(),
-            label: batch.label,
+            condition: batch.condition,
             direction: (curriculum.mode == Mode::Ct).then(|| batch.x1 - batch.x0),
         };
         let goal = curriculum.goal(start, networks.teacher, networks.target);

@@ -1,12 +1,13 @@
 //! A run: from a configuration and images to a teacher, a student and a report, in one folder (see [`super::folder`]).
 //! A run can be stopped at any time and resumed.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
 
-use super::batches::{Ahead, Batches, StageKind};
+use super::batches::{Ahead, Batches, Conditioning, StageKind};
 use super::checkpoint::{self, CheckpointError};
 use super::distill;
 use super::error::RunError;
@@ -14,16 +15,21 @@ use super::folder::{self, files};
 use super::given::Given;
 use super::kdc_curve::{Networks, curves};
 use super::metrics_log::{Line, MetricsLog};
-use super::samples::{SampleGrid, sample_grid};
+use super::samples::{SampleGrid, sample};
 use super::state::{Stage, TrainState};
-use super::summary::{self, Sources};
+use super::summary;
+use super::trainable::Trainable;
 use crate::config::Config;
-use crate::data::Dataset;
+use crate::data::Examples;
 use crate::disk;
 use crate::method::coupling::Coupling;
+use crate::method::guidance::Teacher as Guided;
+use crate::model::graph::Op;
 use crate::model::{ModelCard, NetworkSpec, Path as ModelPath, Prediction, Role};
-use crate::nn::denoiser::Denoiser;
+use crate::nn::denoiser::{Denoiser, lora_tensors};
+use crate::pipeline::PipelineSpec;
 use crate::report::Curves;
+use crate::sampler::image::{Picture, grid};
 use crate::sampler::schedule::Solver;
 use crate::weights::Model;
 
@@ -61,9 +67,9 @@ pub struct Run {
     /// The contents of the files that the configuration names.
     pub given: Given,
     /// The images to train on.
-    pub data: Dataset,
+    pub data: Examples,
     /// The held-out images.
-    pub held_out: Dataset,
+    pub held_out: Examples,
     /// The command line that started the run, for the report.
     pub command: String,
 }
@@ -72,9 +78,11 @@ pub struct Run {
 ///
 /// # Errors
 /// A number of classes or a batch size that does not match the data.
-pub fn suit(config: &mut Config, given: &Given, data: &Dataset) -> Result<(), RunError> {
+pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), RunError> {
     let classes = data.classes().len();
-    if let Some(teacher) = &given.teacher {
+    if let Some(pipeline) = &given.pipeline {
+        suit_pipeline(config, &pipeline.spec, data)?;
+    } else if let Some(teacher) = &given.teacher {
         let expected = config.data.class_conditional.then_some(classes);
         let found = teacher.spec.num_classes();
         if found.unwrap_or(0) < expected.unwrap_or(0) || found.is_some() != expected.is_some() {
@@ -134,13 +142,49 @@ pub fn suit(config: &mut Config, given: &Given, data: &Dataset) -> Result<(), Ru
     Ok(())
 }
 
+/// Checks that the settings suit a pipeline and its captioned images.
+fn suit_pipeline(config: &Config, pipeline: &PipelineSpec, data: &Examples) -> Result<(), RunError> {
+    let distill = &config.distill;
+    let unsuitable = |key: &str, reason: &dyn Display| RunError::Unsuitable(format!("{key}{reason}"));
+    if data.texts().is_none() {
+        return Err(unsuitable("data.source", &": expected images with captions, found images with classes"));
+    }
+    let network = &pipeline.network;
+    let reads_scale = network.graph().nodes.iter().any(|node| node.op == Op::Guidance);
+    if reads_scale {
+        let reason = "expected a pipeline without distilled guidance, found one with time_cond_proj_dim";
+        return Err(unsuitable("teacher.model", &format!(": {reason}")));
+    }
+    if let Some(lora) = distill.lora() {
+        lora_tensors(network, &lora).map_err(|error| unsuitable("distill.", &error))?;
+    }
+    if let Some(channels) = distill.guidance_channels {
+        network.with_guidance(channels).map_err(|error| unsuitable("distill.", &error))?;
+    }
+    Ok(())
+}
+
 /// Checks the folder and the disk space before images are read, and reads the files that the configuration names.
 ///
 /// # Errors
 /// As [`folder::check`] and [`Given::read`].
 pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunError> {
     folder::check(config, folder, resume)?;
-    Given::read(config)
+    let given = Given::read(config)?;
+    if let Some(pipeline) = &given.pipeline {
+        let network = &pipeline.spec.network;
+        let trained = match config.distill.lora() {
+            Some(lora) => lora_tensors(network, &lora)
+                .map_err(|error| RunError::Unsuitable(format!("distill.{error}")))?
+                .iter()
+                .map(|tensor| tensor.shape.iter().product::<usize>())
+                .sum(),
+            None => network.parameters(),
+        };
+        let trained = if config.teacher.training.is_some() { network.parameters() } else { trained };
+        disk::check(folder, folder::still_needed(trained, folder))?;
+    }
+    Ok(given)
 }
 
 impl Run {
@@ -168,15 +212,7 @@ impl Run {
         if let Some(curves) = &curves {
             disk::write(&self.path(files::KDC), curves.to_json().as_bytes())?;
         }
-        let sources = Sources {
-            config: &self.config,
-            folder: &self.folder,
-            spec: &self.spec(),
-            device: &self.device,
-            classes: self.data.classes(),
-            command: &self.command,
-        };
-        summary::write(&sources, &teacher, curves)?;
+        summary::write(self, &teacher, curves)?;
         watch.note(&format!("report: {}", self.path(files::REPORT).display()));
         Ok(Outcome::Finished)
     }
@@ -191,17 +227,29 @@ impl Run {
         self.given.prediction(&self.config)
     }
 
+    /// Height and width of an image in pixels.
+    pub(super) fn image_size(&self) -> [usize; 2] {
+        let [_, height, width] = self.spec().image();
+        self.given.pipeline.as_ref().map_or([height, width], |pipeline| pipeline.spec.image_size())
+    }
+
     pub(super) fn path(&self, file: &str) -> PathBuf {
         self.folder.join(file)
     }
 
     pub(super) fn batches<'a>(
         &'a self,
-        data: &'a Dataset,
+        data: &'a Examples,
         stage: StageKind,
         size: usize,
         coupling: Coupling,
     ) -> Batches<'a> {
+        /// diffusers' training scripts and the authors of guidance (arXiv 2207.12598) drop 10 % of the captions.
+        const CAPTION_DROPOUT: f64 = 0.1;
+        let (dropout, guidance) = match stage {
+            StageKind::Teacher => (self.config.teacher.caption_dropout.unwrap_or(CAPTION_DROPOUT), None),
+            StageKind::Distill | StageKind::Finish => (0.0, self.config.distill.guidance),
+        };
         Batches {
             data,
             stage,
@@ -209,7 +257,7 @@ impl Run {
             size,
             coupling,
             horizontal_flip: self.config.data.horizontal_flip,
-            class_conditional: self.config.data.class_conditional,
+            conditioning: Conditioning::new(&self.spec(), dropout, guidance),
             device: self.device.clone(),
             ahead: Ahead::default(),
         }
@@ -222,18 +270,18 @@ impl Run {
     pub(super) fn resumed(
         &self,
         stage: StageKind,
-        network: (&NetworkSpec, &Prediction),
+        trainable: &Trainable,
         note: &mut dyn FnMut(&str),
     ) -> Result<Option<TrainState>, RunError> {
-        Ok(checkpoint::resume(&self.path(files::CHECKPOINTS), stage, network, &self.device, note)?)
+        Ok(checkpoint::resume(&self.path(files::CHECKPOINTS), stage, trainable, &self.device, note)?)
     }
 
-    pub(super) fn trained(&self, role: Role, stage: &dyn Stage, batch: usize) -> Model {
+    /// The card of the sampled average of a stage.
+    pub(super) fn card(&self, role: Role, stage: &dyn Stage, batch: usize) -> ModelCard {
         let state = stage.state();
-        let ema = stage.sampled();
         // Only the name of the data, since the full path may be private.
         let data = self.config.data.source.as_deref().and_then(|source| Path::new(source).file_stem());
-        ema.denoiser.to_model(ModelCard {
+        ModelCard {
             role,
             source: self.config.run.name.clone(),
             data: data.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
@@ -245,10 +293,10 @@ impl Run {
             steps: state.step,
             images: state.step * batch as u64,
             seed: self.config.run.seed,
-            ema: Some(ema.decay),
+            ema: Some(stage.sampled().decay),
             rounding: None,
             version: env!("CARGO_PKG_VERSION").into(),
-        })
+        }
     }
 
     /// Takes the remaining steps of a stage, with metrics, samples and checkpoints.
@@ -290,19 +338,66 @@ impl Run {
                 }
             }
             if report.step.is_multiple_of(every.sample_every(batch)) || report.step == steps {
-                let (solver, evaluations) = match kind {
-                    StageKind::Teacher => (Solver::Euler, every.report_steps),
-                    StageKind::Distill | StageKind::Finish => (Solver::Jumps, 1),
+                let network = stage.sampled().denoiser.clone();
+                let (picture, _) = match kind {
+                    StageKind::Teacher => {
+                        self.sample_grid(&self.guided(network), Solver::Euler, every.report_steps)?
+                    }
+                    StageKind::Distill | StageKind::Finish => {
+                        self.sample_grid(&network.into(), Solver::Jumps, 1)?
+                    }
                 };
-                let request = SampleGrid::new(&self.spec(), every.report_images);
-                let picture =
-                    sample_grid(&stage.sampled().denoiser, solver, &request, evaluations, &self.device)
-                        .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
                 let name = format!("{}/{}-{:09}.png", files::SAMPLES, kind.name(), report.step);
                 disk::write(&self.path(&name), &picture.to_png()?)?;
             }
         }
         Ok(Outcome::Finished)
+    }
+
+    /// The grid of samples of a run's reports: a row for each class or caption.
+    pub(super) fn grid(&self) -> SampleGrid {
+        let (spec, count) = (self.spec(), self.config.run.report_images);
+        let Some(texts) = self.data.texts() else { return SampleGrid::new(&spec, count) };
+        let guidance = self.config.distill.guidance.map(|[low, high]| ((low + high) / 2.0) as f32);
+        SampleGrid::of_captions(&spec, texts, &self.captions(), count, guidance)
+    }
+
+    /// Numbers of the captions of held-out images, without repetition; of training images if there are none.
+    pub(super) fn captions(&self) -> Vec<usize> {
+        let shown = if self.held_out.is_empty() { &self.data } else { &self.held_out };
+        let mut captions: Vec<usize> = Vec::new();
+        for index in 0..shown.len() {
+            let caption = shown.label(index) as usize;
+            if !captions.contains(&caption) {
+                captions.push(caption);
+            }
+        }
+        captions
+    }
+
+    /// Samples the grid, and decodes latents. Returns the picture and the seconds that sampling took.
+    pub(super) fn sample_grid(
+        &self,
+        network: &Guided,
+        solver: Solver,
+        steps: usize,
+    ) -> Result<(Picture, f64), RunError> {
+        /// Images sampled at once.
+        const BATCH: usize = 64;
+        let SampleGrid { request, columns } = self.grid();
+        let begin = Instant::now();
+        let images = sample(network, solver, &request, steps, BATCH, &self.device)
+            .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
+        let seconds = begin.elapsed().as_secs_f64();
+        let picture = match &self.given.pipeline {
+            None => grid(&images, self.spec().image(), columns),
+            Some(pipeline) => {
+                let images = pollster::block_on(pipeline.decode(&images))?;
+                let [height, width] = pipeline.spec.image_size();
+                grid(&images, [pipeline.spec.autoencoder.image_channels(), height, width], columns)
+            }
+        };
+        Ok((picture, seconds))
     }
 
     pub(super) fn diverged(&self, stage: StageKind, step: u64, what: String) -> RunError {
@@ -321,15 +416,14 @@ impl Run {
     pub fn curves(&self, teacher: &Model, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
         // Eight times the images of a grid: about 50 images in each bin of t.
         let images = 8 * self.config.run.report_images;
-        let state =
-            self.resumed(StageKind::Distill, (&self.spec(), &self.prediction()), note)?.ok_or_else(|| {
-                RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
-            })?;
-        let student = state.denoiser.to_model(ModelCard::default());
+        let basis = self.basis(teacher)?;
+        let state = self.resumed(StageKind::Distill, &basis.trainable, note)?.ok_or_else(|| {
+            RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
+        })?;
         let networks = Networks {
-            teacher: &Denoiser::new(teacher, &self.device),
+            teacher: &self.guided(Denoiser::new(teacher, &self.device)),
             target: &state.emas[distill::TARGET].denoiser,
-            student: &Denoiser::new(&student, &self.device),
+            student: &state.denoiser.without_gradients(),
         };
         let size = self.images_at_once().min(self.held_out.len());
         let batches = self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
@@ -369,7 +463,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let shape = ImageShape::of(&config.spec());
         let data = |split| shapes(64, shape, split, 0).unwrap();
-        let (data, held_out) = (data(Split::Train), data(Split::HeldOut));
+        let (data, held_out) = (data(Split::Train).into(), data(Split::HeldOut).into());
         let (folder, command) = (folder.path().join("run"), String::new());
         let run = Run { config, folder, device: Device::flex(), threads: 1, given, data, held_out, command };
         assert_eq!(run.teacher(&mut Quiet).unwrap().unwrap().tensors, teacher.tensors);

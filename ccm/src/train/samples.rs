@@ -1,14 +1,21 @@
-//! Samples from a network in training: from seeds and labels to image grids.
+//! Samples from a network in training: from seeds and classes or captions to image grids.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use std::sync::Arc;
 
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::data::encoded::Texts;
+use crate::method::guidance::Teacher;
 use crate::model::NetworkSpec;
-use crate::nn::denoiser::Denoiser;
-use crate::nn::host::{labels_tensor, to_host};
-use crate::sampler::image::{Picture, grid};
+use crate::nn::conditions::Conditions;
+use crate::nn::host::to_host;
+use crate::sampler::guidance::Guidance;
 use crate::sampler::schedule::{Combination, Request, Solver};
 
-/// A grid of sample images: one row per class for a conditional model, otherwise about square.
+/// Most rows of a grid.
+const ROWS: usize = 10;
+
+/// A grid of sample images: one row per class or caption for a conditional model, otherwise about square.
 pub struct SampleGrid {
     /// The images, row by row, with seeds from 0.
     pub request: Request,
@@ -19,7 +26,6 @@ pub struct SampleGrid {
 impl SampleGrid {
     /// A grid of about `count` images.
     pub fn new(spec: &NetworkSpec, count: usize) -> Self {
-        const ROWS: usize = 10;
         match spec.num_classes() {
             Some(classes) => {
                 let rows = classes.min(ROWS);
@@ -33,6 +39,25 @@ impl SampleGrid {
             },
         }
     }
+
+    /// A grid of about `count` images with one row for each of the first captions, whose numbers are given.
+    pub fn of_captions(
+        spec: &NetworkSpec,
+        texts: &Texts,
+        captions: &[usize],
+        count: usize,
+        guidance: Option<f32>,
+    ) -> Self {
+        let rows = captions.len().min(ROWS).min(count).max(1);
+        let columns = (count / rows).max(1);
+        let mut request = Request::from_seeds(spec, 0, &[], rows * columns);
+        for &caption in captions.iter().take(rows) {
+            let text = texts.text(caption);
+            request.texts.extend((0..columns).map(|_| Arc::clone(&text)));
+        }
+        request.guidance = guidance.map(|weight| Guidance { weight, negative: Vec::new() });
+        Self { request, columns }
+    }
 }
 
 /// Samples `[N, C, H, W]`, flat, with at most `steps` evaluations per image at the times of the model's own grid. At
@@ -41,13 +66,14 @@ impl SampleGrid {
 /// # Errors
 /// More steps than the model's schedule has.
 pub fn sample(
-    denoiser: &Denoiser,
+    network: &Teacher,
     solver: Solver,
     request: &Request,
     steps: usize,
     batch: usize,
     device: &Device,
 ) -> Result<Vec<f32>, String> {
+    let denoiser = &network.denoiser;
     let spec = denoiser.spec();
     let ([channels, height, width], image) = (spec.image(), spec.image_len());
     let steps = solver.steps(denoiser.path(), solver.grid(denoiser.path()), steps)?;
@@ -57,12 +83,18 @@ pub fn sample(
         let count = noise.len() / image;
         let shape = [count, channels, height, width];
         let tensor = |values: Vec<f32>| Tensor::<4>::from_data(TensorData::new(values, shape), device);
-        let labels = request.labels.get(part * batch..part * batch + count);
-        let label: Option<Tensor<1, Int>> = labels.map(|labels| labels_tensor(labels, device));
+        let rows = part * batch..part * batch + count;
+        let mut condition = match (spec.text(), request.texts.get(rows.clone())) {
+            (Some(shape), Some(texts)) => Conditions::of_texts(texts, shape, device),
+            _ => Conditions::of_labels(request.labels.get(rows).unwrap_or(&[]), device),
+        };
+        if let Some(guidance) = &request.guidance {
+            condition = condition.with_guidance(vec![guidance.weight; count], device);
+        }
         let mut x = tensor(noise.to_vec()) * start;
         let mut memory = x.zeros_like();
         for (number, step) in steps.iter().enumerate() {
-            let v = denoiser.velocity(x.clone(), &vec![step.t; count], label.clone());
+            let v = network.velocity(x.clone(), &vec![step.t; count], condition.clone());
             let combine = |of: Combination| x.clone() * of.x + v.clone() * of.v + memory.clone() * of.memory;
             let next = combine(step.x);
             memory = combine(step.memory);
@@ -76,20 +108,4 @@ pub fn sample(
         images.extend(to_host(x));
     }
     Ok(images)
-}
-
-/// As [`sample`], returned as an image grid.
-///
-/// # Errors
-/// As [`sample`].
-pub fn sample_grid(
-    denoiser: &Denoiser,
-    solver: Solver,
-    SampleGrid { request, columns }: &SampleGrid,
-    steps: usize,
-    device: &Device,
-) -> Result<Picture, String> {
-    const BATCH: usize = 64;
-    let images = sample(denoiser, solver, request, steps, BATCH, device)?;
-    Ok(grid(&images, denoiser.spec().image(), *columns))
 }

@@ -1,5 +1,6 @@
 //! The stages of a run, made from its configuration: training of the teacher, distillation, adversarial fine-tuning.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::batches::StageKind;
@@ -7,44 +8,61 @@ use super::distill::Distillation;
 use super::error::RunError;
 use super::finish::Finish;
 use super::folder::files;
-use super::given::read_teacher;
 use super::run::{Outcome, Run, Watch};
-use super::state::{TrainState, Workers};
+use super::state::{Stage as _, TrainState, Workers};
+use super::student::Student;
 use super::teacher::Teacher;
+use super::trainable::Trainable;
+use crate::config::{FixedPrecision, TeacherTraining};
 use crate::disk;
 use crate::method::adversary::Adversary;
 use crate::method::coupling::Coupling;
 use crate::method::curriculum::{Curriculum, Scope};
 use crate::method::discriminator::{AdversarialLoss, Discriminator};
 use crate::method::distance::{Distance, DistanceKind};
+use crate::method::guidance::Teacher as Guided;
+use crate::method::kdc::PEAK;
 use crate::method::lpips::Lpips;
-use crate::model::Role;
+use crate::method::teacher::TimeDistribution;
 use crate::model::graph::{Graph, Op, Shape};
-use crate::nn::denoiser::{Denoiser, random_model};
+use crate::model::{Role, SpecError, TensorSpec};
+use crate::nn::conditions::Conditions;
+use crate::nn::denoiser::{Denoiser, random_lora, random_model};
+use crate::nn::network::Network;
 use crate::nn::optimizer::Schedule;
-use crate::weights::Model;
+use crate::pipeline::Part;
+use crate::weights::{HostTensor, Model};
+
+/// A given teacher on the device, and what is trained beside or instead of its weights.
+pub(super) struct Basis {
+    /// The teacher as a fixed function. Its weights are on the device once.
+    frozen: Arc<Denoiser>,
+    /// What the student trains.
+    pub(super) trainable: Trainable,
+    /// The values that the student starts from.
+    first: Vec<HostTensor>,
+}
 
 impl Run {
     /// The teacher: the given one, one trained earlier, or one trained now; `None` if interrupted.
     pub(super) fn teacher(&self, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
-        if let Some(given) = &self.given.teacher {
+        let config = &self.config.teacher;
+        if let (Some(given), None) = (&self.given.teacher, config.training) {
             return Ok(Some(given.clone()));
         }
         let path = self.path(files::TEACHER);
         if path.exists() {
-            return Ok(Some(read_teacher(&self.config, &path)?));
+            return Ok(Some(self.given.trained_teacher(&self.config, &path)?));
         }
-        let config = &self.config.teacher;
-        let state =
-            match self.resumed(StageKind::Teacher, (&self.spec(), &self.prediction()), &mut |text| {
-                watch.note(text)
-            })? {
-                Some(state) => state,
-                None => {
-                    let model = random_model(&self.spec(), &self.prediction(), self.config.run.seed);
-                    TrainState::new(&model, &[config.decay()], &self.device)
-                }
-            };
+        let first = match (&self.given.teacher, config.training) {
+            (Some(given), Some(TeacherTraining::FromWeights)) => given.clone(),
+            _ => random_model(&self.spec(), &self.prediction(), self.config.run.seed),
+        };
+        let trainable = Trainable::weights(&first);
+        let state = match self.resumed(StageKind::Teacher, &trainable, &mut |text| watch.note(text))? {
+            Some(state) => state,
+            None => TrainState::new(&first, &[config.decay()], &self.device),
+        };
         let mut teacher = Teacher {
             batches: self.batches(&self.data, StageKind::Teacher, config.batch, config.coupling),
             schedule: Schedule {
@@ -55,7 +73,7 @@ impl Run {
                 gradient_clip: config.gradient_clip,
             },
             workers: self.workers(config.batch, config.micro_batch)?,
-            times: self.config.path.times(),
+            times: self.times(),
             state: self.with_checkpointing(state),
         };
         let steps = (config.steps(), config.batch);
@@ -63,55 +81,68 @@ impl Run {
         if outcome == Outcome::Interrupted {
             return Ok(None);
         }
-        let model = self.trained(Role::Teacher, &teacher, config.batch);
+        let model = teacher.sampled().denoiser.to_model(self.card(Role::Teacher, &teacher, config.batch));
         disk::write(&path, &model.to_bytes())?;
         watch.note(&format!("teacher: {}", path.display()));
         Ok(Some(model))
     }
 
-    /// The distilled student: the given one, one distilled earlier, or one distilled now; `None` if interrupted.
-    pub(super) fn distill(&self, teacher: &Model, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
-        if let Some(given) = &self.given.student {
-            return Ok(Some(given.clone()));
+    /// The distribution of the teacher's training times: the configuration's, or uniform over those of the pipeline.
+    fn times(&self) -> TimeDistribution {
+        match &self.given.pipeline {
+            None => self.config.path.times(),
+            Some(pipeline) => TimeDistribution::of(&pipeline.spec.prediction),
         }
+    }
+
+    /// The distilled student: the given one, one distilled earlier, or one distilled now; `None` if interrupted.
+    pub(super) fn distill(
+        &self,
+        teacher: &Model,
+        watch: &mut dyn Watch,
+    ) -> Result<Option<Student>, RunError> {
+        if let Some(given) = &self.given.student {
+            return Ok(Some(Student::Model(Box::new(given.clone()))));
+        }
+        let basis = self.basis(teacher)?;
         let path = self.path(if self.config.finish.steps() > 0 { files::DISTILLED } else { files::STUDENT });
         if path.exists() {
-            return Ok(Some(disk::read_model(&path)?));
+            return Ok(Some(Student::read(&path, &basis.trainable)?));
         }
         let config = &self.config.distill;
-        let state =
-            match self.resumed(StageKind::Distill, (&self.spec(), &self.prediction()), &mut |text| {
-                watch.note(text)
-            })? {
-                Some(state) => state,
-                None => self.fresh_student(teacher),
-            };
-        let mut distillation = self.distillation(teacher, state)?;
+        let resumed = self.resumed(StageKind::Distill, &basis.trainable, &mut |text| watch.note(text))?;
+        let state = match resumed {
+            Some(state) => state,
+            None => self.fresh_student(&basis),
+        };
+        let mut distillation = self.distillation(&basis, state)?;
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
         if outcome == Outcome::Interrupted {
             return Ok(None);
         }
-        let model = self.trained(Role::Student, &distillation, config.batch);
-        disk::write(&path, &model.to_bytes())?;
+        let card = self.card(Role::Student, &distillation, config.batch);
+        let student = Student::new(&basis.trainable, &distillation.sampled().denoiser, card);
+        disk::write(&path, &student.to_bytes())?;
         watch.note(&format!("student: {}", path.display()));
-        Ok(Some(model))
+        Ok(Some(student))
     }
 
     /// Adversarial fine-tuning, if the configuration has it.
     pub(super) fn finish(
         &self,
         teacher: &Model,
-        distilled: &Model,
+        distilled: &Student,
         watch: &mut dyn Watch,
     ) -> Result<Outcome, RunError> {
         let config = &self.config.finish;
         let path = self.path(files::STUDENT);
+        let Student::Model(distilled) = distilled else { return Ok(Outcome::Finished) };
         if config.steps() == 0 || path.exists() {
             return Ok(Outcome::Finished);
         }
-        let networks = (&distilled.spec, &distilled.prediction);
-        let mut state = match self.resumed(StageKind::Finish, networks, &mut |text| watch.note(text))? {
+        let trainable = Trainable::weights(distilled);
+        let mut state = match self.resumed(StageKind::Finish, &trainable, &mut |text| watch.note(text))? {
             Some(state) => state,
             None => TrainState::new(distilled, &[config.sample_decay()], &self.device),
         };
@@ -141,27 +172,65 @@ impl Run {
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Finish, &mut finish, steps, watch)?;
         if outcome == Outcome::Finished {
-            let mut model = self.trained(Role::Student, &finish, config.batch);
-            model.card.steps += distilled.card.steps;
-            model.card.images += distilled.card.images;
+            let mut card = self.card(Role::Student, &finish, config.batch);
+            card.steps += distilled.card.steps;
+            card.images += distilled.card.images;
+            let model = finish.sampled().denoiser.to_model(card);
             disk::write(&path, &model.to_bytes())?;
             watch.note(&format!("student, fine-tuned: {}", path.display()));
         }
         Ok(outcome)
     }
 
-    /// The student before its first step: a copy of the teacher (PAPER.md §6).
-    pub(super) fn fresh_student(&self, teacher: &Model) -> TrainState {
+    /// Puts the teacher on the device, and decides what the student trains.
+    pub(super) fn basis(&self, teacher: &Model) -> Result<Basis, RunError> {
+        let config = &self.config.distill;
+        let unsuitable = |error: SpecError| RunError::Unsuitable(format!("distill.{error}"));
+        let frozen = Denoiser::frozen(teacher, &self.device);
+        let frozen = match config.fixed_precision.unwrap_or_default() {
+            FixedPrecision::F32 => frozen,
+            FixedPrecision::F16 => frozen.halved(),
+        };
+        let (trainable, first) = match config.lora() {
+            Some(lora) => {
+                let first = random_lora(&teacher.spec, &lora, self.config.run.seed).map_err(unsuitable)?;
+                (Trainable::lora(&frozen, lora).map_err(unsuitable)?, first)
+            }
+            None => self.all_weights(teacher).map_err(unsuitable)?,
+        };
+        Ok(Basis { frozen: Arc::new(frozen), trainable, first })
+    }
+
+    /// The student's network and its first weights: the teacher's (PAPER.md §6), and zeros for an embedding of the guidance
+    /// scale, so that the scale has no influence at first.
+    fn all_weights(&self, teacher: &Model) -> Result<(Trainable, Vec<HostTensor>), SpecError> {
+        let Some(channels) = self.config.distill.guidance_channels else {
+            return Ok((Trainable::weights(teacher), teacher.tensors.clone()));
+        };
+        let spec = teacher.spec.with_guidance(channels)?;
+        let named: BTreeMap<String, &HostTensor> =
+            teacher.spec.tensors().into_iter().map(|tensor| tensor.name).zip(&teacher.tensors).collect();
+        let first = |tensor: TensorSpec| match named.get(&tensor.name) {
+            Some(tensor) => (*tensor).clone(),
+            None => HostTensor::new(tensor.shape.clone(), vec![0.0; tensor.shape.iter().product()]),
+        };
+        let first = spec.tensors().into_iter().map(first).collect();
+        Ok((Trainable::Weights { spec, prediction: teacher.prediction.clone() }, first))
+    }
+
+    /// The student before its first step.
+    pub(super) fn fresh_student(&self, basis: &Basis) -> TrainState {
         let config = &self.config.distill;
         let decays = [config.target_decay(), config.sample_decay()];
         let discriminator = (config.adversarial_weight > 0.0)
-            .then(|| Discriminator::new(&teacher.spec, self.config.run.seed, &self.device));
-        TrainState { discriminator, ..TrainState::new(teacher, &decays, &self.device) }
+            .then(|| Discriminator::new(basis.frozen.spec(), self.config.run.seed, &self.device));
+        let state = TrainState::of(&basis.trainable, &basis.first, &decays, &self.device);
+        TrainState { discriminator, ..state }
     }
 
     pub(super) fn distillation(
         &self,
-        teacher: &Model,
+        basis: &Basis,
         state: TrainState,
     ) -> Result<Distillation<'_>, RunError> {
         let config = &self.config.distill;
@@ -172,10 +241,9 @@ impl Run {
             cooldown: config.cooldown,
             gradient_clip: config.gradient_clip,
         };
-        // One copy on the device: `without_gradients` shares its weights.
-        let frozen = Arc::new(Denoiser::frozen(teacher, &self.device));
+        let frozen = &basis.frozen;
         let adversary = (config.adversarial_weight > 0.0).then(|| Adversary {
-            encoder: Arc::clone(&frozen),
+            encoder: Arc::clone(frozen),
             loss: AdversarialLoss::Hinge,
             weight: config.adversarial_weight,
             from: config.adversarial_from(),
@@ -187,12 +255,24 @@ impl Run {
             schedule,
             workers: self.workers(config.batch, config.micro_batch)?,
             curriculum: self.curriculum(),
-            distance: self.distance(&frozen)?,
+            distance: self.distance(frozen)?,
             adversary,
             time_alpha: config.time_alpha as f32,
-            teacher: frozen.without_gradients(),
+            // `without_gradients` shares the weights.
+            teacher: self.guided(frozen.without_gradients()),
             state: self.with_checkpointing(state),
         })
+    }
+
+    /// A teacher with the guidance of the configuration.
+    pub(super) fn guided(&self, denoiser: Denoiser) -> Guided {
+        let negative = match (self.config.distill.guidance, denoiser.spec().text(), self.data.texts()) {
+            (Some(_), Some(shape), Some(texts)) => {
+                Some(Conditions::of_texts(&[texts.negative()], shape, &self.device))
+            }
+            _ => None,
+        };
+        Guided { denoiser, negative }
     }
 
     fn distance(&self, frozen: &Arc<Denoiser>) -> Result<Distance, RunError> {
@@ -210,10 +290,24 @@ impl Run {
                         config.distance
                     ))
                 })?;
-                Distance::Lpips(Arc::new(Lpips::new(weights, &self.device)))
+                let lpips = Arc::new(Lpips::new(weights, &self.device));
+                Distance::Lpips { lpips, decoder: self.decoder()? }
             }
             DistanceKind::TeacherFeatures => Distance::TeacherFeatures(Arc::clone(frozen)),
         })
+    }
+
+    /// The pipeline's decoder as a fixed function.
+    fn decoder(&self) -> Result<Option<Arc<Network>>, RunError> {
+        let Some(pipeline) = &self.given.pipeline else { return Ok(None) };
+        let [_, height, width] = pipeline.spec.network.image();
+        let graph = pipeline.spec.autoencoder.decoder([height, width]);
+        let tensors = pipeline.read(Part::Decoder, &graph)?;
+        let tensors: Vec<HostTensor> = tensors
+            .into_iter()
+            .map(|tensor| HostTensor { shape: tensor.shape.clone(), values: tensor.into_f32() })
+            .collect();
+        Ok(Some(Arc::new(Network::new(&graph, &tensors, &self.device).frozen())))
     }
 
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
@@ -241,6 +335,7 @@ impl Run {
             mode: config.mode,
             scope: config.scope,
             threshold: config.threshold,
+            peak: config.kdc_peak.unwrap_or(PEAK),
             step_size: config.step_size as f32,
             solver: config.solver,
             // Padding avoids compilation for new batch sizes on a GPU. The CPU compiles nothing.

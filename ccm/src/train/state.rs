@@ -5,13 +5,14 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
+use super::trainable::Trainable;
 use crate::method::batch::Batch;
 use crate::method::discriminator::Discriminator;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
 use crate::nn::host::to_host;
 use crate::nn::optimizer::{Optimizer, Schedule};
-use crate::weights::Model;
+use crate::weights::{HostTensor, Model};
 
 /// The complete state of a training stage, which a checkpoint holds.
 #[derive(Clone)]
@@ -66,9 +67,17 @@ pub trait Stage {
 impl TrainState {
     /// A state whose network and averages start from a model.
     pub fn new(model: &Model, decays: &[f64], device: &Device) -> Self {
-        let plain = Denoiser::new(model, &device.clone().without_autodiff());
+        Self::of(&Trainable::weights(model), &model.tensors, decays, device)
+    }
+
+    /// A state whose network and averages start from these values.
+    ///
+    /// # Panics
+    /// If they are not those of [`Trainable::tensors`].
+    pub fn of(trainable: &Trainable, tensors: &[HostTensor], decays: &[f64], device: &Device) -> Self {
+        let plain = trainable.denoiser(tensors.to_vec(), &device.clone().without_autodiff());
         Self {
-            denoiser: Denoiser::new(model, &device.clone().autodiff()),
+            denoiser: trainable.denoiser(tensors.to_vec(), &device.clone().autodiff()),
             emas: decays.iter().map(|&decay| Ema { decay, denoiser: plain.clone() }).collect(),
             optimizer: Optimizer::default(),
             discriminator: None,

@@ -1,18 +1,16 @@
 //! Collects the results of a run for its report.
 
-use std::path::{Path, PathBuf};
-use std::time::Instant;
-
-use burn::tensor::Device;
+use std::path::PathBuf;
 
 use super::batches::StageKind;
 use super::error::RunError;
 use super::folder::files;
 use super::metrics_log::{self, Line};
-use super::samples::{SampleGrid, sample_grid};
-use crate::config::Config;
+use super::run::Run;
+use super::samples::SampleGrid;
+use super::student::Student;
 use crate::disk;
-use crate::model::NetworkSpec;
+use crate::method::guidance::Teacher as Guided;
 use crate::nn::denoiser::Denoiser;
 use crate::report::{Curves, DistillPoint, FinishPoint, Grid, Growth, Pictures, Report, TeacherPoint};
 use crate::sampler::schedule::Solver;
@@ -21,34 +19,26 @@ use crate::weights::Model;
 /// Number of sample grids in the report that show the student's progress.
 const GROWTH: usize = 6;
 
-/// The parts of a run that the report is made from.
-pub(super) struct Sources<'a> {
-    /// The complete configuration.
-    pub(super) config: &'a Config,
-    /// The architecture of teacher and student.
-    pub(super) spec: &'a NetworkSpec,
-    /// The folder of the run.
-    pub(super) folder: &'a Path,
-    /// Device that computes samples.
-    pub(super) device: &'a Device,
-    /// The class names, indexed by label.
-    pub(super) classes: &'a [String],
-    /// The command that started the run.
-    pub(super) command: &'a str,
-}
-
 /// Writes `report.html`.
-pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> Result<(), RunError> {
+pub(super) fn write(run: &Run, teacher: &Model, curves: Option<Curves>) -> Result<(), RunError> {
     let lines = metrics_log::read(&run.folder.join(files::METRICS))?;
     let of = |stage: StageKind| lines.iter().filter(move |line| line.stage == stage.name());
-    let student = disk::read_model(&run.folder.join(files::STUDENT))?;
-    let spec = run.spec;
-    let [_, height, width] = spec.image();
-    let SampleGrid { request, columns } = SampleGrid::new(spec, run.config.run.report_images);
+    let student = Student::read(&run.folder.join(files::STUDENT), &run.basis(teacher)?.trainable)?;
+    let [height, width] = run.image_size();
+    let SampleGrid { request, columns } = run.grid();
     let rows = request.labels.iter().step_by(columns.max(1));
     // A network may have more classes than the data set has class names.
-    let class =
-        |&label: &u32| run.classes.get(label as usize).cloned().unwrap_or_else(|| format!("class {label}"));
+    let class = |&label: &u32| {
+        let name = run.data.classes().get(label as usize).cloned();
+        name.unwrap_or_else(|| format!("class {label}"))
+    };
+    let rows: Vec<String> = match run.data.texts() {
+        None => rows.map(class).collect(),
+        Some(texts) => {
+            let shown = request.texts.len() / columns.max(1);
+            run.captions().into_iter().take(shown).map(|caption| texts.captions[caption].clone()).collect()
+        }
+    };
     let report = Report {
         title: run.config.run.name.clone(),
         summary: format!(
@@ -68,7 +58,7 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
                 (None, _) => " with the Curriculum Consistency Model, and fine-tuned against a discriminator",
             },
         ),
-        command: run.command.to_owned(),
+        command: run.command.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         tiles: tiles(run, of),
         config_toml: run
@@ -76,9 +66,14 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
             .to_toml()
             .map_err(|source| RunError::Config { path: run.folder.join(files::CONFIG), source })?,
         pictures: Pictures {
-            student: Some(grid(run, &student, Solver::Jumps, 1)?),
-            teacher: Some(grid(run, teacher, Solver::Euler, run.config.run.report_steps)?),
-            rows: rows.map(class).collect(),
+            student: Some(grid(run, &student.denoiser(&run.device).into(), Solver::Jumps, 1)?),
+            teacher: Some(grid(
+                run,
+                &run.guided(Denoiser::new(teacher, &run.device)),
+                Solver::Euler,
+                run.config.run.report_steps,
+            )?),
+            rows,
             note: "Both from the same noise: the same place in both grids is the same seed.".into(),
         },
         growth: growth(run)?,
@@ -105,19 +100,15 @@ pub(super) fn write(run: &Sources, teacher: &Model, curves: Option<Curves>) -> R
     Ok(disk::write(&run.folder.join(files::REPORT), report.to_html()?.as_bytes())?)
 }
 
-fn grid(run: &Sources, model: &Model, solver: Solver, steps: usize) -> Result<Grid, RunError> {
-    let denoiser = Denoiser::new(model, run.device);
-    let samples = SampleGrid::new(run.spec, run.config.run.report_images);
-    let begin = Instant::now();
-    let picture = sample_grid(&denoiser, solver, &samples, steps, run.device)
-        .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
-    let images = samples.request.noise.len() / run.spec.image_len();
-    let ms_per_image = Some(begin.elapsed().as_secs_f64() * 1e3 / images.max(1) as f64);
+fn grid(run: &Run, network: &Guided, solver: Solver, steps: usize) -> Result<Grid, RunError> {
+    let images = run.grid().request.noise.len() / run.spec().image_len();
+    let (picture, seconds) = run.sample_grid(network, solver, steps)?;
+    let ms_per_image = Some(seconds * 1e3 / images.max(1) as f64);
     Ok(Grid { steps: steps as u32, ms_per_image, png: picture.to_png()? })
 }
 
 /// Up to [`GROWTH`] sample grids of the student, evenly spaced over distillation and fine-tuning.
-fn growth(run: &Sources) -> Result<Vec<Growth>, RunError> {
+fn growth(run: &Run) -> Result<Vec<Growth>, RunError> {
     let (distill, finish) = (&run.config.distill, &run.config.finish);
     let mut taken: Vec<(u64, PathBuf)> = Vec::new();
     let mut before = 0;
@@ -142,11 +133,8 @@ fn growth(run: &Sources) -> Result<Vec<Growth>, RunError> {
     shown.into_iter().map(picture).collect()
 }
 
-fn tiles<'a, I: Iterator<Item = &'a Line>>(
-    run: &Sources,
-    of: impl Fn(StageKind) -> I,
-) -> Vec<(String, String)> {
-    let mut tiles = vec![("parameters".to_owned(), format!("{:.2} M", run.spec.parameters() as f64 / 1e6))];
+fn tiles<'a, I: Iterator<Item = &'a Line>>(run: &Run, of: impl Fn(StageKind) -> I) -> Vec<(String, String)> {
+    let mut tiles = vec![("parameters".to_owned(), format!("{:.2} M", run.spec().parameters() as f64 / 1e6))];
     for (stage, who) in [
         (StageKind::Teacher, "teacher"),
         (StageKind::Distill, "student"),

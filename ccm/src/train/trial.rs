@@ -35,7 +35,8 @@ impl Run {
         evaluations: u64,
         watch: &mut dyn FnMut(u64),
     ) -> Result<Trial, RunError> {
-        let mut distillation = self.distillation(teacher, self.fresh_student(teacher))?;
+        let basis = self.basis(teacher)?;
+        let mut distillation = self.distillation(&basis, self.fresh_student(&basis))?;
         // The number of steps within the budget is unknown before the first step.
         self.stretch(&mut distillation, u64::MAX);
         let mut spent = 0;
@@ -53,7 +54,11 @@ impl Run {
             self.stretch(&mut distillation, steps.ceil() as u64);
         }
         Ok(Trial {
-            student: self.trained(Role::Student, &distillation, self.config.distill.batch),
+            student: distillation.sampled().denoiser.to_model(self.card(
+                Role::Student,
+                &distillation,
+                self.config.distill.batch,
+            )),
             steps: distillation.state().step,
             evaluations: spent,
         })
@@ -100,7 +105,7 @@ mod tests {
             Config::preset("shapes").unwrap().with_overrides(&SETTINGS.map(String::from)).unwrap();
         let shape = ImageShape::of(&config.spec());
         let data = |split| shapes(64, shape, split, 0).unwrap();
-        let (data, held_out) = (data(Split::Train), data(Split::HeldOut));
+        let (data, held_out) = (data(Split::Train).into(), data(Split::HeldOut).into());
         let given = Given::default();
         suit(&mut config, &given, &data).unwrap();
         let teacher = random_model(&config.spec(), &config.path.prediction(), 3);
@@ -112,7 +117,8 @@ mod tests {
     fn the_teacher_is_on_the_device_once() {
         let (mut run, teacher) = run();
         run.config.distill.distance = DistanceKind::TeacherFeatures;
-        let distillation = run.distillation(&teacher, run.fresh_student(&teacher)).unwrap();
+        let basis = run.basis(&teacher).unwrap();
+        let distillation = run.distillation(&basis, run.fresh_student(&basis)).unwrap();
         let Distance::TeacherFeatures(of_distance) = &distillation.distance else {
             panic!("{:?}", distillation.distance)
         };
@@ -122,7 +128,8 @@ mod tests {
     #[test]
     fn a_shorter_schedule_keeps_the_shares_of_the_adversarial_loss() {
         let (run, teacher) = run();
-        let mut distillation = run.distillation(&teacher, run.fresh_student(&teacher)).unwrap();
+        let basis = run.basis(&teacher).unwrap();
+        let mut distillation = run.distillation(&basis, run.fresh_student(&basis)).unwrap();
         let mut stretched = |steps| {
             run.stretch(&mut distillation, steps);
             let adversary = distillation.adversary.as_ref().unwrap();

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use ccm::config::{Config, DistillConfig};
-use ccm::data::ImageShape;
+use ccm::data::{Examples, ImageShape};
 use ccm::method::distance::DistanceKind;
 use ccm::metrics::Collection;
 use ccm::metrics::evaluation::Reference;
@@ -74,11 +74,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let mut record = Record::open(&arguments.out, terms).map_err(|error| format!("--out: {error}"))?;
 
-    let (data, held_out) = load_data(&config, &given)?;
+    let [data, held_out] = load_data(&config, &given, &arguments.run)?;
     suit(&mut config, &given, &data)?;
     println!("device: {}; features: {}", opened.name, record.terms().features);
     let threads = opened.threads.map_or(1, |own| config.run.threads.unwrap_or(own));
-    let real = Collection::of_data(&*extractor, &data, &opened.device, |_| {});
+    let Examples::Images(images) = &data else {
+        return Err(format!("{}: expected a run on images with classes", arguments.run.display()).into());
+    };
+    let real = Collection::of_data(&*extractor, images, &opened.device, |_| {});
     let real = real.and_then(|real| real.gaussian()).map_err(|error| format!("data.source: {error}"))?;
     let (folder, command) = (arguments.run, String::new());
     let device = opened.device;

@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     config.validate()?;
     let given = Given::read(&config)?;
     let teacher = given.teacher_of_run(&config, &arguments.run)?;
-    let (data, held_out) = load_data(&config, &given)?;
+    let [data, held_out] = load_data(&config, &given, &arguments.run)?;
     suit(&mut config, &given, &data)?;
     let Opened { device, .. } = device::open(arguments.device)?;
     let (folder, command) = (arguments.run, String::new());

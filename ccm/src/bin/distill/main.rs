@@ -2,6 +2,7 @@
 
 mod claims;
 mod device;
+mod encode;
 mod eval;
 mod export;
 mod extractor;
@@ -59,6 +60,8 @@ enum Command {
     Sample(sample::Arguments),
     /// Convert a checkpoint or a diffusers folder to a model file
     Import(import::Arguments),
+    /// Encode captioned images with a text-to-image pipeline, for `run --data`
+    Encode(encode::Arguments),
     /// Print network, origin and size of a model file
     Inspect(inspect::Arguments),
     /// Convert a model file to f32, f16, q8 or q4 weights, or to a diffusers folder
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
         Command::Sample(arguments) if arguments.has_text() => text_to_image::run(&arguments),
         Command::Sample(arguments) => sample::run(arguments),
         Command::Import(arguments) => import::run(arguments),
+        Command::Encode(arguments) => encode::run(&arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Export(arguments) => export::run(arguments),
         Command::Features(arguments) => features::run(arguments),

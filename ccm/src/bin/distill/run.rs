@@ -1,28 +1,31 @@
-//! `distill run`: trains a teacher on images and distils it into a one-step student.
+//! `distill run`: trains a teacher on images, or takes one, and distils it into a one-step student.
 
 use std::path::{Path, PathBuf};
 
 use ccm::config::{Config, PRESETS, SHAPES};
-use ccm::data::{self, Dataset, Event, ImageShape, LoadOptions, Split};
+use ccm::data::{self, Dataset, Event, Examples, ImageShape, LoadOptions, Split};
 use ccm::train::folder::{files, read_config};
 use ccm::train::given::Given;
 use ccm::train::run::{Outcome, Run, check, suit};
 
 use crate::Failure;
 use crate::device::{self, Choice, Opened};
+use crate::encode;
 use crate::progress::Progress;
+use crate::sample::backend;
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
-    /// Preset configuration: shapes, mnist, cifar10-small, avatars, cifar10 or imagenet64 [default: shapes; with
-    /// --resume, the configuration of the run]
+    /// Preset configuration: shapes, mnist, cifar10-small, avatars, cifar10, imagenet64, sd15, sd3 or sdxl [default: shapes;
+    /// with --resume, the configuration of the run]
     #[arg(long)]
     preset: Option<String>,
     /// Images: MNIST's IDX files, CIFAR-10's binary batches, or a folder, .zip, .tar or .tgz of images. The class of an
-    /// image is the first folder in which the paths differ
+    /// image is the first folder in which the paths differ. For sd15, sd3 and sdxl, captioned images (see `distill encode`)
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// Model file of a teacher to distil instead of training one. The run uses its network and path
+    /// Model file of a teacher to distil instead of training one, or a text-to-image pipeline: a folder in diffusers' layout,
+    /// or a single file with teacher.config. The run uses its network and path
     #[arg(long, value_name = "MODEL")]
     teacher: Option<PathBuf>,
     /// Model file of a student to fine-tune (finish.kimg) instead of distilling one; with --teacher
@@ -55,9 +58,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.resume && arguments.out.is_none() {
         println!("--resume: {}, the newest run of its preset", folder.display());
     }
-    let given = check(&config, &folder, arguments.resume)?;
+    let mut given = check(&config, &folder, arguments.resume)?;
+    given.pipeline = given.pipeline.map(|pipeline| pipeline.with_backend(backend(arguments.device)));
     let Opened { device, name, threads } = device::open(arguments.device)?;
-    let (data, held_out) = load_data(&config, &given)?;
+    let [data, held_out] = load_data(&config, &given, &folder)?;
     suit(&mut config, &given, &data)?;
     let on_cpu = threads.is_some();
     let threads = share(&mut config, threads, arguments.resume);
@@ -158,12 +162,17 @@ fn before(folder: &Path) -> Result<Config, Failure> {
     Ok(read_config(folder).map_err(|error| format!("--resume: {error}"))?)
 }
 
-pub(crate) fn load_data(config: &Config, given: &Given) -> Result<(Dataset, Dataset), Failure> {
-    let shape = ImageShape::of(&given.spec(config));
+/// Loads both splits of the images, of the kind that the run trains on. Captioned images are encoded once; the result is kept
+/// in the run's folder.
+pub(crate) fn load_data(config: &Config, given: &Given, folder: &Path) -> Result<[Examples; 2], Failure> {
     let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
+    if let Some(pipeline) = &given.pipeline {
+        return encode::load(pipeline, Path::new(source), folder);
+    }
+    let shape = ImageShape::of(&given.spec(config));
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
     let load = |split, told| load_part(source, shape, split, (count, seed), told);
-    Ok((load(Split::Train, false)?, load(Split::HeldOut, true)?))
+    Ok([load(Split::Train, false)?.into(), load(Split::HeldOut, true)?.into()])
 }
 
 /// Number of held-out shapes.
@@ -221,7 +230,7 @@ fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-fn describe(source: &str, split: Split, event: Event<'_>) {
+pub(crate) fn describe(source: &str, split: Split, event: Event<'_>) {
     match event {
         Event::Found { images, classes, left_out, bytes } => {
             let left_out = if left_out > 0 { format!(", {left_out} left out") } else { String::new() };

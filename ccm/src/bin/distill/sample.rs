@@ -102,7 +102,7 @@ pub(crate) fn lora(text: &str) -> Result<(PathBuf, f32), String> {
     }
 }
 
-fn size(text: &str) -> Result<[usize; 2], String> {
+pub(crate) fn size(text: &str) -> Result<[usize; 2], String> {
     let sizes = text.split_once('x').map(|(height, width)| [height.parse().ok(), width.parse().ok()]);
     match sizes {
         Some([Some(height), Some(width)]) => Ok([height, width]),

@@ -247,6 +247,24 @@ impl NetworkSpec {
         self.family().text()
     }
 
+    /// The same network with an embedding of the guidance scale (`time_cond_proj_dim`) of this many channels.
+    ///
+    /// # Errors
+    /// If the family has no such embedding.
+    #[cfg(feature = "text")]
+    pub fn with_guidance(&self, channels: usize) -> Result<Self, SpecError> {
+        match self {
+            Self::UNet2DCondition(spec) => {
+                let time_cond_proj_dim = Some(channels);
+                Ok(Self::UNet2DCondition(UNet2DConditionSpec { time_cond_proj_dim, ..spec.clone() }))
+            }
+            _ => Err(SpecError {
+                field: "guidance_channels".into(),
+                reason: "only UNet2DConditionModel has an embedding of the guidance scale".into(),
+            }),
+        }
+    }
+
     /// See [`Family::patch_size`].
     pub fn patch_size(&self) -> usize {
         self.family().patch_size()

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Gradients, Tensor};
 
-use super::{Inputs, Network, Output, Pass};
+use super::{Inputs, Network, Output, Pass, without_gradients};
 use crate::model::graph::{Segment, Value};
 
 /// The forward passes of a network whose backward pass is due.
@@ -46,7 +46,8 @@ impl Network {
     /// The output `[B, C, H, W]` as a leaf of a new autodiff graph.
     pub(super) fn forward_checkpointed(&self, inputs: Inputs, tape: &Tape) -> Tensor<4> {
         let graph = &self.program.graph;
-        let plain = Self { parameters: self.parameters(), ..self.clone() };
+        let base = without_gradients(&self.base);
+        let plain = Self { base, parameters: self.parameters(), ..self.clone() };
         let inputs = Inputs { x: inputs.x.inner(), time: inputs.time.inner(), ..inputs };
         let mut pass = Pass::new(inputs, graph.shapes.len());
         let mut passed = pass.values.clone();
