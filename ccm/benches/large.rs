@@ -8,36 +8,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ccm::model::json::Json;
 use ccm::model::{NetworkSpec, Prediction, Role, Text};
 use ccm::noise::Noise;
 use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler};
+use ccm::train::memory::reference_network;
 use ccm::weights::{CompactTensor, Precision, Values};
 use pollster::block_on;
-
-/// `config.json` of the networks, with latents for 512x512 pixels.
-fn config(name: &str) -> Option<&'static str> {
-    match name {
-        "sd15" => {
-            Some(r#"{"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768}"#)
-        }
-        "sdxl" => Some(
-            r#"{"_class_name": "UNet2DConditionModel", "sample_size": 64,
-                "block_out_channels": [320, 640, 1280], "transformer_layers_per_block": [1, 2, 10],
-                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-                "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048,
-                "use_linear_projection": true, "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}"#,
-        ),
-        "sd3" => Some(
-            r#"{"_class_name": "SD3Transformer2DModel", "sample_size": 64, "num_layers": 24,
-                "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}"#,
-        ),
-        _ => None,
-    }
-}
 
 /// Peak memory of this process in bytes, on Linux.
 fn peak() -> Option<f64> {
@@ -48,11 +25,14 @@ fn peak() -> Option<f64> {
 }
 
 fn main() {
-    let Some((name, config)) = std::env::args().skip(1).find_map(|name| Some((name.clone(), config(&name)?)))
-    else {
-        return println!("choose a network: sd15, sdxl or sd3");
-    };
-    let spec = NetworkSpec::from_config(&Json::parse(config).unwrap()).unwrap();
+    let named = std::env::args().skip(1).find_map(|name| Some((name.clone(), reference_network(&name)?)));
+    let Some((name, mut spec)) = named else { return println!("choose a network: sd15, sdxl or sd3") };
+    // Latents of 512x512 pixels.
+    match &mut spec {
+        NetworkSpec::UNet2DCondition(spec) => spec.sample_size = [64, 64],
+        NetworkSpec::Mmdit(spec) => spec.sample_size = [64, 64],
+        _ => {}
+    }
     spec.validate().unwrap();
     let mut noise = Noise::new(0, 0);
     let mut stored = 0;

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::single_file::origins;
 use super::{Checkpoint, ImportError};
-use crate::model::graph::{Graph, Parameter};
-use crate::pipeline::{Part, PipelineSpec, Weights};
-use crate::weights::{CompactTensor, HostTensor, Precision, WeightsError};
+use crate::model::graph::Parameter;
+use crate::pipeline::{Part, PipelineSpec};
+use crate::weights::{CompactTensor, HostTensor, WeightsError};
 
 /// Endings of the names of `A`, `B` and alpha, in the styles that exist.
 const ENDINGS: [(&str, Role); 13] = [
@@ -165,7 +165,7 @@ impl Lora {
     }
 
     /// Adds the change of a tensor, if there is one.
-    fn apply(
+    pub(super) fn apply(
         &self,
         part: Part,
         parameter: &Parameter,
@@ -201,37 +201,5 @@ impl Lora {
             }
         }
         Ok(HostTensor { shape, values }.into())
-    }
-}
-
-/// Weights with the changes of any number of files.
-#[derive(Debug, Clone)]
-pub struct Changed<W> {
-    /// The weights.
-    pub weights: W,
-    /// The files.
-    pub loras: Vec<Lora>,
-}
-
-impl<W: Weights<Error = ImportError>> Weights for Changed<W> {
-    type Error = ImportError;
-
-    fn each(
-        &self,
-        part: Part,
-        graph: &Graph,
-        precision: Precision,
-        take: &mut dyn FnMut(CompactTensor) -> Result<(), ImportError>,
-    ) -> Result<(), ImportError> {
-        if self.loras.is_empty() {
-            return self.weights.each(part, graph, precision, take);
-        }
-        let mut parameters = graph.parameters.iter();
-        // Changes are added before weights are rounded.
-        self.weights.each(part, graph, Precision::F32, &mut |tensor| {
-            let Some(parameter) = parameters.next() else { panic!("more weights than parameters") };
-            let apply = |tensor, lora: &Lora| lora.apply(part, parameter, tensor);
-            take(self.loras.iter().try_fold(tensor, apply)?.rounded(precision))
-        })
     }
 }

@@ -5,6 +5,7 @@
 //! imports whole pipelines in diffusers' layout.
 
 mod arguments;
+pub mod changes;
 mod checkpoint;
 pub mod description;
 pub mod diffusers;

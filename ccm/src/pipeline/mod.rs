@@ -194,8 +194,11 @@ impl<W: Weights> Pipeline<W> {
         negative: Option<&str>,
         weight: f32,
     ) -> Result<(Vec<Arc<Text>>, Option<Guidance>), PipelineError<W::Error>> {
-        if weight == 1.0 {
-            return Ok((self.texts(prompts).await?, None));
+        // A network that reads the scale has guidance distilled into it.
+        let is_distilled = self.spec.network.graph().nodes.iter().any(|node| node.op == graph::Op::Guidance);
+        if is_distilled || weight == 1.0 {
+            let guidance = is_distilled.then_some(Guidance { weight, negative: Vec::new() });
+            return Ok((self.texts(prompts).await?, guidance));
         }
         let negative = negative.or((!self.spec.zeros_for_empty).then_some(""));
         let all: Vec<&str> = prompts.iter().copied().chain(negative).collect();

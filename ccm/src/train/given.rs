@@ -123,22 +123,37 @@ impl Given {
     }
 }
 
-/// Opens the pipeline that `teacher.model` names, and reads its denoiser.
-fn read_pipeline(config: &Config) -> Result<(Pipeline<PartWeights>, Model), RunError> {
+/// The network of `teacher.model`, without its weights.
+///
+/// # Errors
+/// If the model or pipeline cannot be read.
+pub fn given_network(config: &Config) -> Result<Option<NetworkSpec>, RunError> {
+    match &config.teacher.model {
+        Some(_) if config.data.captions => Ok(Some(open_pipeline(config)?.spec.network)),
+        Some(path) => Ok(Some(disk::read_model(Path::new(path))?.spec)),
+        None => Ok(None),
+    }
+}
+
+/// Opens the pipeline that `teacher.model` names, for images of the configured size.
+fn open_pipeline(config: &Config) -> Result<Folder, RunError> {
     let Some(path) = config.teacher.model.as_deref().map(Path::new) else {
         let reason = "teacher.model: expected a text-to-image pipeline, as data.captions is true, found none";
         return Err(RunError::Unsuitable(reason.into()));
     };
-    let folder = match &config.teacher.config {
-        Some(folder) => text_to_image::open_file(path, Path::new(folder))?,
-        None => text_to_image::open(path)?,
-    };
-    let Folder { mut spec, tokenizers, weights, .. } = folder;
+    let mut folder = text_to_image::open_any(path, config.teacher.config.as_deref().map(Path::new))?;
     if let Some(size) = config.data.image_size {
-        spec = spec
+        folder.spec = folder
+            .spec
             .with_image_size(size)
             .map_err(|error| RunError::Unsuitable(format!("data.image_size: {error}")))?;
     }
+    Ok(folder)
+}
+
+/// Opens the pipeline that `teacher.model` names, and reads its denoiser.
+fn read_pipeline(config: &Config) -> Result<(Pipeline<PartWeights>, Model), RunError> {
+    let Folder { spec, tokenizers, weights, .. } = open_pipeline(config)?;
     let tensors = weights.read(Part::Denoiser, &spec.network.graph(), Precision::F32)?;
     let tensors = tensors
         .into_iter()

@@ -13,6 +13,7 @@ pub mod finish;
 pub mod folder;
 pub mod given;
 pub mod kdc_curve;
+pub mod memory;
 pub mod metrics_log;
 pub mod run;
 pub mod samples;

@@ -38,10 +38,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let Folder { mut spec, tokenizers, weights, .. } = match &arguments.config {
-        Some(config) => text_to_image::open_file(&arguments.model, config)?,
-        None => text_to_image::open(&arguments.model)?,
-    };
+    let Folder { mut spec, tokenizers, weights, .. } =
+        text_to_image::open_any(&arguments.model, arguments.config.as_deref())?;
     if let Some(size) = arguments.size {
         spec = spec.with_image_size(size).map_err(|error| format!("--size: {error}"))?;
     }

@@ -7,7 +7,6 @@ use ccm::disk;
 use ccm::import::description::{
     Description, PUBLISHED, described_folder, description_from_json, prediction, published,
 };
-use ccm::import::lora::{Changed, Lora};
 use ccm::import::{Checkpoint, ImportError, diffusers, pack, text_to_image};
 use ccm::model::{ModelCard, Prediction, Role};
 use ccm::weights::{Model, Precision};
@@ -30,6 +29,9 @@ pub(crate) struct Arguments {
     /// Leave T5, by far the largest text encoder, out of a Stable Diffusion 3 pipeline
     #[arg(long)]
     without_t5: bool,
+    /// Model file of a denoiser in the place of the pipeline's own, such as the student of `distill run`
+    #[arg(long, value_name = "MODEL")]
+    denoiser: Option<PathBuf>,
     /// LoRA file that is added to the weights of a pipeline with text, and its weight [default: 1]; may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = lora)]
     lora: Vec<(PathBuf, f32)>,
@@ -71,6 +73,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let shown = arguments.source.display();
     for (flag, given) in [
         ("--precision", arguments.precision.is_some()),
+        ("--denoiser", arguments.denoiser.is_some()),
         ("--lora", !arguments.lora.is_empty()),
         ("--without-t5", arguments.without_t5),
     ] {
@@ -106,12 +109,8 @@ fn pipeline(arguments: &Arguments) -> Result<(), Failure> {
         }
     }
     folder.notes.iter().for_each(|note| println!("{note}"));
-    let mut loras = Vec::new();
-    for (file, weight) in &arguments.lora {
-        loras.push(Lora::open(file, *weight, &folder.spec)?);
-    }
+    let weights = folder.read_changes(arguments.denoiser.as_deref(), &arguments.lora)?;
     disk::check_file(&arguments.out)?;
-    let weights = Changed { weights: folder.weights.clone(), loras };
     let precision = arguments.precision.unwrap_or_default().max(folder.precision);
     let written = pack::pack(&folder, &weights, precision, arguments.role, &arguments.out)?;
     println!("{}: {precision}, {written}", arguments.out.display());
@@ -204,7 +203,13 @@ fn describe(
         let known = [&PUBLISHED[..], &PRESETS[..]].concat().join(", ");
         return Err(format!("--preset: expected one of {known}, found `{preset}`").into());
     }
-    let mut spec = Config::preset(preset).map_err(|error| format!("--preset: {error}"))?.network;
+    let config = Config::preset(preset).map_err(|error| format!("--preset: {error}"))?;
+    if config.data.captions {
+        return Err(
+            format!("--preset: {preset} is for pipelines, which describe their networks themselves").into()
+        );
+    }
+    let mut spec = config.network;
     // A preset does not set the number of classes. The checkpoint's label embedding has one row per class.
     spec.num_classes = spec.num_classes.or(checkpoint.rows("label_emb.weight"));
     Ok(Description { spec: spec.into(), prediction: Prediction::Velocity })

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use ccm::config::{Config, PRESETS, SHAPES};
 use ccm::data::{self, Dataset, Event, Examples, ImageShape, LoadOptions, Split};
 use ccm::train::folder::{files, read_config};
-use ccm::train::given::Given;
+use ccm::train::given::{Given, given_network};
+use ccm::train::memory::{Memory, reference_network};
 use ccm::train::run::{Outcome, Run, check, suit};
 
 use crate::Failure;
@@ -53,7 +54,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut config = configuration(&arguments, &folder)?;
     if arguments.show_config {
         print!("{}", config.to_toml()?);
-        return Ok(());
+        return show_memory(&config);
     }
     if arguments.resume && arguments.out.is_none() {
         println!("--resume: {}, the newest run of its preset", folder.display());
@@ -77,6 +78,26 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     match run.go(arguments.resume, &mut Progress::new()?)? {
         Outcome::Finished | Outcome::Interrupted => Ok(()),
     }
+}
+
+/// Prints what a training step of distillation needs of a device's memory, as comments of the configuration.
+fn show_memory(config: &Config) -> Result<(), Failure> {
+    let (network, of) = match (given_network(config)?, reference_network(&config.run.name)) {
+        (Some(network), _) => (network, "teacher.model"),
+        (None, Some(network)) => (network, "the published model"),
+        (None, None) if config.data.captions => return Ok(()),
+        (None, None) => (config.spec(), "the network"),
+    };
+    let images = config.distill.micro_batch.unwrap_or(config.distill.batch);
+    let checkpointing = config.run.gradient_checkpointing;
+    let memory = Memory::of_distillation(&network, &config.distill, images, checkpointing)?;
+    let [_, height, width] = network.image();
+    println!(
+        "\n# Memory of a step of distillation with {images} images of {height}x{width} in a backward pass, for {of}, computed \
+         from its graph:"
+    );
+    memory.to_string().lines().for_each(|line| println!("# {line}"));
+    Ok(())
 }
 
 /// Number of threads over which a batch is split: the configuration's, otherwise the machine's, `own`. A new run

@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Guidance scale; 1 is no guidance [default: 5 for a pipeline with text]
     #[arg(long, value_name = "W")]
     pub(crate) guidance: Option<f32>,
+    /// Model file of a denoiser in the place of the pipeline's own, such as the student of `distill run`
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) denoiser: Option<PathBuf>,
     /// LoRA file for a pipeline with text, in the names of diffusers or of kohya's scripts, and its weight [default: 1]; may be
     /// given several times
     #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = lora)]

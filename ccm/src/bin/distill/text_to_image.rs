@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use ccm::disk;
-use ccm::import::lora::{Changed, Lora};
 use ccm::import::{ImportError, text_to_image};
+use ccm::model::Role;
 use ccm::pipeline::{Pipeline, PipelineError, sample_times};
 use ccm::sampler::image::grid;
 use ccm::sampler::schedule::{Request, Solver};
@@ -13,7 +13,7 @@ use ccm::weights::{HostTensor, StoredTensor, serialize};
 use crate::Failure;
 use crate::sample::{Arguments, backend, counted, read_noise};
 
-/// Default guidance scale.
+/// Default guidance scale of a teacher.
 const GUIDANCE: f32 = 5.0;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -25,27 +25,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.label.is_some() {
         return Err(format!("--label: {shown} has no classes").into());
     }
-    let weight = arguments.guidance.unwrap_or(GUIDANCE);
-    if !weight.is_finite() {
-        return Err(format!("--guidance: expected a number, found {weight}").into());
-    }
     let mut folder = text_to_image::open_any(&arguments.model, arguments.config.as_deref())?;
     folder.notes.iter().for_each(|note| println!("{note}"));
     if let Some(size) = arguments.size {
         folder.spec = folder.spec.with_image_size(size).map_err(|error| format!("--size: {error}"))?;
     }
+    let weights = folder.read_changes(arguments.denoiser.as_deref(), &arguments.lora)?;
     let spec = folder.spec.clone();
+    let usual = if folder.card.role == Role::Student { 1.0 } else { GUIDANCE };
+    let weight = arguments.guidance.unwrap_or(usual);
+    if !weight.is_finite() {
+        return Err(format!("--guidance: expected a number, found {weight}").into());
+    }
     let steps = arguments.steps.unwrap_or(Solver::of(&folder.card).usual_steps());
     arguments.check_counts(steps)?;
     let mut request = request(arguments, &spec.network)?;
     let images = request.images(&spec.network);
     let seed = arguments.seed();
 
-    let mut loras = Vec::new();
-    for (file, weight) in &arguments.lora {
-        loras.push(Lora::open(file, *weight, &spec)?);
-    }
-    let weights = Changed { weights: folder.weights, loras };
     let pipeline = Pipeline::new(folder.spec, folder.tokenizers, weights, backend(arguments.device));
     let precision = arguments.precision.max(folder.precision);
     let pipeline = pipeline.with_precision(precision).with_role(folder.card.role);
@@ -57,9 +54,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let begin = Instant::now();
     let of_image = |image: usize| arguments.prompt[image * arguments.prompt.len() / images].as_str();
     let prompts: Vec<&str> = (0..images).map(of_image).collect();
-    let is_guided = weight != 1.0;
     let found = pipeline.conditions(&prompts, arguments.negative.as_deref(), weight);
     (request.texts, request.guidance) = pollster::block_on(found).map_err(at_fault)?;
+    let is_guided = request.guidance.as_ref().is_some_and(|guidance| !guidance.negative.is_empty());
 
     let sampler = pollster::block_on(pipeline.denoiser()).map_err(at_fault)?;
     let times = sample_times(arguments.times, sampler.times());

@@ -1,0 +1,217 @@
+//! What a training step of distillation needs of a device's memory, by part, computed from the networks' graphs.
+//!
+//! The figures are those of tensors in single precision that Burn keeps at once; its allocator and its kernels add to them.
+
+use std::fmt;
+
+use crate::config::{DistillConfig, FixedPrecision};
+use crate::method::discriminator::Heads;
+use crate::model::graph::{Attention, Graph, Node, Op, Value, last_reads};
+use crate::model::json::Json;
+use crate::model::{NetworkSpec, SpecError, TensorSpec};
+use crate::nn::denoiser::lora_tensors;
+
+/// Bytes of a value in single precision.
+const SINGLE: u64 = 4;
+
+/// The network that a preset is for, at full size, if the preset needs a pipeline and the pipeline is not given.
+pub fn reference_network(preset: &str) -> Option<NetworkSpec> {
+    let config = match preset {
+        "sd15" => include_str!("../../presets/networks/sd15.json"),
+        "sd3" => include_str!("../../presets/networks/sd3.json"),
+        "sdxl" => include_str!("../../presets/networks/sdxl.json"),
+        _ => return None,
+    };
+    NetworkSpec::from_config(&Json::parse(config).ok()?).ok()
+}
+
+/// Bytes of one part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// What they hold.
+    pub name: &'static str,
+    /// Their number.
+    pub bytes: u64,
+}
+
+/// The parts of a training step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// Parts that are in memory at the same time, at the step's peak.
+    pub parts: Vec<Part>,
+}
+
+impl Memory {
+    /// Bytes of all parts.
+    pub fn total(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
+    /// The memory of a distillation step with `images` images in a backward pass.
+    ///
+    /// # Errors
+    /// If a target of the low-rank products names no layer.
+    pub fn of_distillation(
+        network: &NetworkSpec,
+        config: &DistillConfig,
+        images: usize,
+        checkpointing: bool,
+    ) -> Result<Self, SpecError> {
+        let count = |tensors: &[TensorSpec]| -> u64 {
+            tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum()
+        };
+        let graph = network.graph();
+        let (student, trained) = match config.lora() {
+            Some(lora) => (graph.with_lora(&lora)?, count(&lora_tensors(network, &lora)?)),
+            None => (graph.clone(), count(&network.tensors())),
+        };
+        let fixed = match config.fixed_precision.unwrap_or_default() {
+            FixedPrecision::F32 => SINGLE,
+            FixedPrecision::F16 => SINGLE / 2,
+        };
+        let converted = if fixed == SINGLE { 0 } else { SINGLE * largest(&graph) };
+        let images = images as u64;
+        let guided = if config.guidance.is_some() { 2 } else { 1 };
+        let adversarial = config.adversarial_weight > 0.0;
+        let heads = if adversarial { count(&Heads::tensors(network)) } else { 0 };
+        let encoder = if adversarial { kept(&graph, encoder(&graph)) } else { 0 };
+        let backward = match checkpointing {
+            true => checkpoints(&student) + largest_segment(&student),
+            false => kept(&student, &student.nodes),
+        };
+        // The teacher is done before the student's backward pass begins.
+        let forward = guided * live(&graph);
+        let parts = [
+            (
+                "the teacher's weights, which are also those beside low-rank products",
+                fixed * count(&network.tensors()),
+            ),
+            ("trained values, two averages, two moments and a gradient", 6 * SINGLE * trained),
+            ("the discriminator with its averages, moments and gradient", 4 * SINGLE * heads),
+            ("a weight in single precision while it is used", converted),
+            ("the discriminator's features of the student's images", SINGLE * images * encoder),
+            (
+                "activations at the peak: the student's backward pass, or the teacher",
+                SINGLE * images * backward.max(forward),
+            ),
+        ];
+        let parts = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
+        Ok(Self { parts: parts.map(|(name, bytes)| Part { name, bytes }).collect() })
+    }
+}
+
+impl fmt::Display for Memory {
+    /// One line for each part, and the sum.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+        for Part { name, bytes } in &self.parts {
+            writeln!(f, "{:>8.3} GB  {name}", gigabytes(*bytes))?;
+        }
+        write!(f, "{:>8.3} GB  together", gigabytes(self.total()))
+    }
+}
+
+/// Values of the largest parameter.
+fn largest(graph: &Graph) -> u64 {
+    let sizes = graph.parameters.iter().map(|parameter| parameter.shape.iter().product::<usize>() as u64);
+    sizes.max().unwrap_or(0)
+}
+
+/// Number of values of a node's output, for one image.
+fn size(graph: &Graph, value: Value) -> u64 {
+    let shape = graph.shape(value);
+    (shape.channels() * shape.positions()) as u64
+}
+
+/// Values that a node computes besides its output and that its backward pass reads: the scores of attention before and after
+/// the softmax, and the centred and the divided values of a norm.
+fn inner(graph: &Graph, node: &Node) -> u64 {
+    let scores = |heads: usize, queries: Value, keys: Value| {
+        let positions = |of: Value| graph.shape(of).positions() as u64;
+        2 * heads as u64 * positions(queries) * positions(keys)
+    };
+    match node.op {
+        Op::QkvAttention { qkv, heads, .. } => scores(heads, qkv, qkv),
+        Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => scores(heads, q, k),
+        Op::GroupNorm(_) | Op::LayerNorm(_) => 2 * size(graph, node.output),
+        _ => 0,
+    }
+}
+
+/// Values that a forward pass of these nodes keeps for its backward pass.
+fn kept(graph: &Graph, nodes: &[Node]) -> u64 {
+    nodes.iter().map(|node| size(graph, node.output) + inner(graph, node)).sum()
+}
+
+/// The nodes that compute the network's features.
+fn encoder(graph: &Graph) -> &[Node] {
+    let is_feature = |node: &Node| graph.features.contains(&node.output);
+    let end = graph.nodes.iter().rposition(is_feature).map_or(0, |last| last + 1);
+    &graph.nodes[..end]
+}
+
+/// Values that gradient checkpointing keeps: those that segments pass to each other.
+fn checkpoints(graph: &Graph) -> u64 {
+    let mut passed: Vec<Value> = graph.segments().into_iter().flat_map(|segment| segment.inputs).collect();
+    passed.sort_unstable();
+    passed.dedup();
+    passed.into_iter().map(|value| size(graph, value)).sum()
+}
+
+/// Values of the backward pass of the segment that needs most: what it keeps, and the gradients of its largest node.
+fn largest_segment(graph: &Graph) -> u64 {
+    let of_segment = |nodes: &[Node]| {
+        let gradients = nodes.iter().map(|node| size(graph, node.output) + inner(graph, node)).max();
+        kept(graph, nodes) + gradients.unwrap_or(0)
+    };
+    graph.segments().into_iter().map(|segment| of_segment(&graph.nodes[segment.nodes])).max().unwrap_or(0)
+}
+
+/// Most values at one time in a forward pass without gradients: those that are still to be read, and what a node computes.
+fn live(graph: &Graph) -> u64 {
+    let (mut now, mut most) = (0, 0);
+    for (node, dropped) in graph.nodes.iter().zip(last_reads(&graph.nodes)) {
+        now += size(graph, node.output);
+        most = most.max(now + inner(graph, node));
+        now -= dropped.into_iter().map(|value| size(graph, value)).sum::<u64>();
+    }
+    most
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::Config;
+    use crate::model::graph::build;
+
+    #[test]
+    fn values_are_counted_until_their_last_reader() {
+        // 4 x 36 values each; the sum has both of its terms and itself.
+        let graph = build(|g| {
+            let x = g.conv("a", g.image([4, 6, 6]), 4, 3);
+            let y = g.conv("b", x, 4, 3);
+            g.conv("c", g.add(x, y), 4, 3)
+        });
+        let map = 4 * 36;
+        assert_eq!((live(&graph), kept(&graph, &graph.nodes)), (3 * map, 5 * map));
+        assert_eq!(checkpoints(&graph), map);
+        let attention = build(|g| {
+            let x = g.image([4, 6, 6]);
+            g.attention([x, x, x], 2)
+        });
+        assert_eq!(kept(&attention, &attention.nodes), map + map + 2 * 2 * 36 * 36);
+    }
+
+    #[test]
+    fn stable_diffusion_xl_fits_a_card_of_24_gigabytes() {
+        let config = Config::preset("sdxl").unwrap();
+        let network = reference_network("sdxl").unwrap();
+        assert_eq!((network.parameters(), network.image()), (2_567_463_684, [4, 128, 128]));
+        let memory = Memory::of_distillation(&network, &config.distill, 1, true).unwrap();
+        println!("{memory}");
+        assert!(memory.total() < 24_000_000_000, "{memory}");
+        // Half precision: two bytes a weight.
+        assert_eq!(memory.parts[0].bytes, 2 * 2_567_463_684);
+    }
+}
