@@ -109,12 +109,15 @@ pub(super) fn is_finish_key(key: &str) -> bool {
 /// The sections that a pipeline stands for, if the images have captions.
 pub(super) const PIPELINE_SECTIONS: [&str; 2] = ["network", "path"];
 
+/// Whether the setting is in one of the [`PIPELINE_SECTIONS`].
+pub(super) fn is_pipeline_key(key: &str) -> bool {
+    key.split_once('.').is_some_and(|(section, _)| PIPELINE_SECTIONS.contains(&section))
+}
+
 /// Adds valid sections in the place of those that a pipeline stands for.
 pub(super) fn add_pipeline_sections(entries: &mut Entries, known: &Known) {
     if entries.get("data.captions") == Some(&Value::Boolean(true)) {
-        let is_of_pipeline =
-            |key: &str| key.split_once('.').is_some_and(|(section, _)| PIPELINE_SECTIONS.contains(&section));
-        let missing = known.fitting.iter().filter(|(key, _)| is_of_pipeline(key));
+        let missing = known.fitting.iter().filter(|(key, _)| is_pipeline_key(key));
         let missing: Vec<_> = missing.map(|(key, value)| (key.clone(), value.clone())).collect();
         entries.extend(missing);
     }
