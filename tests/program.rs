@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use ccm::data::{ImageShape, Split, shapes};
 use ccm::sampler::image::grid;
+use ccm::train::batches::StageKind;
+use ccm::train::checkpoint::{self, Checkpoint};
 
 /// Settings of a very short training run: 4 steps of 8 images for the teacher and for the student.
 pub const TINY: [&str; 44] = [
@@ -105,4 +108,25 @@ pub fn write_idx(folder: &Path, count: usize) -> PathBuf {
         fs::write(folder.join(format!("{name}-labels-idx1-ubyte")), labels).expect("a file");
     }
     folder.to_owned()
+}
+
+/// Starts a run and waits for a checkpoint of at least `step` steps.
+pub fn start(command: &mut Command, out: &Path, stage: StageKind, step: u64) -> Child {
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let begin = Instant::now();
+    let reached = |found: &Checkpoint| found.stage == stage && found.step >= step;
+    while !checkpoint::list(&out.join("checkpoints")).iter().any(reached) {
+        assert!(child.try_wait().expect("a process").is_none(), "the run ended before step {step}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "no step {step} after two minutes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+/// Starts a run, waits for a checkpoint of at least `step` steps, and kills the run.
+pub fn kill_after(command: &mut Command, out: &Path, stage: StageKind, step: u64) {
+    let mut child = start(command, out, stage, step);
+    child.kill().expect("a process");
+    child.wait().expect("a process");
 }

@@ -3,14 +3,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use ccm::method::lpips::Trunk;
 use ccm::train::batches::StageKind;
-use ccm::train::checkpoint::{self, Checkpoint};
+use ccm::train::checkpoint;
 use ccm::weights::{Model, TensorFile};
-use ccm_tests::program::{TINY, distill, fail, picture_folder, succeed, write_idx};
+use ccm_tests::program::{TINY, distill, fail, kill_after, picture_folder, start, succeed, write_idx};
 use ccm_tests::{configurations, fixtures, lpips_weights, relative_error, tensors};
 use tempfile::tempdir;
 
@@ -127,26 +126,6 @@ fn slow(out: &Path, more: &[&str]) -> Command {
     ]);
     command.args(more);
     command
-}
-
-/// Starts a run and waits for a checkpoint of at least `step` steps.
-fn start(command: &mut Command, out: &Path, stage: StageKind, step: u64) -> Child {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let begin = Instant::now();
-    let reached = |found: &Checkpoint| found.stage == stage && found.step >= step;
-    while !checkpoint::list(&out.join("checkpoints")).iter().any(reached) {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended before step {step}");
-        assert!(begin.elapsed() < Duration::from_secs(120), "no step {step} after two minutes");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child
-}
-
-/// Starts a run, waits for a checkpoint of at least `step` steps, and kills the run.
-fn kill_after(command: &mut Command, out: &Path, stage: StageKind, step: u64) {
-    let mut child = start(command, out, stage, step);
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 fn assert_same_models(whole: &Path, resumed: &Path) {

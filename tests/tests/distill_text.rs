@@ -1,0 +1,230 @@
+//! Distillation of text-to-image pipelines: a tiny one is trained on a few captioned pictures, then distilled, as low-rank
+//! products and with all weights. The one step of the student is then nearer to the teacher's twenty than the teacher's own.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ccm::noise::Noise;
+use ccm::sampler::image::grid;
+use ccm::train::batches::StageKind;
+use ccm::weights::{HostTensor, TensorFile};
+use ccm_tests::fixtures;
+use ccm_tests::program::{distill, fail, kill_after, succeed};
+use tempfile::tempdir;
+
+/// Side of the pictures in pixels.
+const SIDE: usize = 32;
+
+/// Pictures of figures in one colour, with their captions in `.txt` files. No picture shows a red square.
+fn write_pictures(folder: &Path) {
+    let colours = [("red", [0.9, -0.7, -0.7]), ("green", [-0.7, 0.8, -0.5]), ("blue", [-0.6, -0.4, 0.9])];
+    type Figure = fn(f32, f32) -> bool;
+    let figures: [(&str, Figure); 3] = [
+        ("circle", |x, y| x * x + y * y < 1.0),
+        ("square", |x, y| x.abs().max(y.abs()) < 0.9),
+        ("cross", |x, y| x.abs().min(y.abs()) < 0.35 && x.abs().max(y.abs()) < 1.0),
+    ];
+    let mut number = 0;
+    for (colour, rgb) in colours {
+        for (figure, is_inside) in figures {
+            if (colour, figure) == ("red", "square") {
+                continue;
+            }
+            for _ in 0..6 {
+                let mut noise = Noise::new(3, number);
+                let [x, y, size] = [noise.uniform(), noise.uniform(), noise.uniform()].map(|u| u as f32);
+                let (x, y, size) = (12.0 + 8.0 * x, 12.0 + 8.0 * y, 7.0 + 4.0 * size);
+                let pixel = |place: usize, channel: usize| {
+                    let [row, column] = [place / SIDE, place % SIDE].map(|at| at as f32);
+                    if is_inside((column - x) / size, (row - y) / size) { rgb[channel] } else { 0.95 }
+                };
+                let planes: Vec<f32> = (0..3)
+                    .flat_map(|channel| (0..SIDE * SIDE).map(move |place| (channel, place)))
+                    .map(|(channel, place)| pixel(place, channel))
+                    .collect();
+                let name = folder.join(format!("{number:03}"));
+                fs::write(name.with_extension("png"), grid(&planes, [3, SIDE, SIDE], 1).to_png().unwrap())
+                    .unwrap();
+                fs::write(name.with_extension("txt"), format!("a {colour} {figure}\n")).unwrap();
+                number += 1;
+            }
+        }
+    }
+}
+
+fn pipeline(name: &str) -> PathBuf {
+    fixtures().join("pipelines").join(name)
+}
+
+/// A run of a tiny pipeline: its denoiser is trained from its random weights, then distilled.
+fn run(preset: &str, data: &Path, out: &Path, more: &[&str]) -> Command {
+    let settings = [
+        "data.image_size=none",
+        "teacher.training=from-weights",
+        "teacher.kimg=0.96",
+        "teacher.batch=16",
+        "teacher.micro_batch=8",
+        "teacher.learning_rate=2e-3",
+        "teacher.warmup_kimg=0.08",
+        "teacher.ema_halflife_kimg=0.06",
+        "distill.kimg=0.8",
+        "distill.batch=16",
+        "distill.micro_batch=8",
+        "distill.learning_rate=2e-3",
+        "distill.warmup_kimg=0.08",
+        "distill.cooldown=0.5",
+        "distill.step_size=0.1",
+        "distill.guidance=[2, 3]",
+        "distill.target_halflife_kimg=0.02",
+        "distill.sample_halflife_kimg=0.06",
+        "distill.lora_rank=8",
+        "distill.lora_alpha=8",
+        "distill.fixed_precision=f32",
+        "run.gradient_checkpointing=false",
+        "run.sample_every_kimg=1",
+        "run.checkpoint_every_kimg=0.08",
+        "run.log_every_kimg=0.08",
+        "run.report_steps=4",
+        "run.report_images=8",
+    ];
+    let mut command = distill();
+    command.args(["run", "--device", "cpu", "--preset", preset, "--teacher"]).arg(pipeline(preset));
+    command.arg("--data").arg(data).arg("--out").arg(out);
+    command.args(settings.iter().chain(more).flat_map(|setting| ["--set", setting]));
+    command
+}
+
+/// Pictures from noise and prompts that no training saw, `[N, C, H, W]`, not clamped.
+fn sample(preset: &str, folder: &Path, more: &[&str]) -> Vec<f32> {
+    const PROMPTS: [&str; 3] = ["a red square", "a blue circle", "a green cross"];
+    let reference = pipeline(preset).join("reference.safetensors");
+    let reference = TensorFile::from_bytes(&fs::read(reference).unwrap()).unwrap();
+    let mut shape = reference.tensors["noise"].shape.clone();
+    shape[0] = 4 * PROMPTS.len();
+    let (noise, out) = (folder.join("noise.safetensors"), folder.join("images.safetensors"));
+    let values = Noise::new(99, 0).normals(shape.iter().product());
+    let tensors = [("x".to_owned(), HostTensor::new(shape, values))].into();
+    fs::write(&noise, TensorFile { tensors, description: String::new() }.to_bytes()).unwrap();
+    let mut command = distill();
+    command.arg("sample").arg(pipeline(preset)).arg("--noise").arg(noise).arg("--out").arg(&out);
+    command.args(["--device", "cpu", "--solver", "euler"]).args(more);
+    succeed(command.args(PROMPTS.iter().flat_map(|prompt| ["--prompt", prompt])));
+    TensorFile::from_bytes(&fs::read(out).unwrap()).unwrap().take("images").unwrap().values
+}
+
+fn mean_squared_error(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>() / a.len() as f32
+}
+
+/// The error of the student's one step, relative to that of the teacher's one step. Both are measured from the teacher's
+/// twenty steps with guidance. `student` are the arguments that choose the student.
+fn relative_error_of_student(preset: &str, run: &Path, folder: &Path, student: &[&str]) -> f32 {
+    let teacher = run.join("teacher.safetensors");
+    let of_teacher = ["--denoiser", teacher.to_str().unwrap(), "--guidance", "2.5"];
+    let steps = |steps| sample(preset, folder, &[&of_teacher[..], &["--steps", steps]].concat());
+    let (expected, one) = (steps("20"), steps("1"));
+    let found = sample(preset, folder, &[student, &["--steps", "1"]].concat());
+    let errors = [&one, &found].map(|found| mean_squared_error(found, &expected));
+    println!("{preset}: the teacher's one step {:.4}, the student's {:.4}", errors[0], errors[1]);
+    errors[1] / errors[0]
+}
+
+#[test]
+fn low_rank_products_of_stable_diffusion_xl_learn_one_step_and_resume_to_the_same_bytes() {
+    let folder = tempdir().unwrap();
+    let [pictures, whole, stopped] = ["pictures", "whole", "stopped"].map(|name| folder.path().join(name));
+    fs::create_dir(&pictures).unwrap();
+    write_pictures(&pictures);
+    let said = succeed(&mut run("sdxl", &pictures, &whole, &[]));
+    assert!(said.contains("8 captions"), "{said}");
+    let (teacher, student) = (whole.join("teacher.safetensors"), whole.join("student.safetensors"));
+    let (teacher, student) = (teacher.to_str().unwrap(), student.to_str().unwrap());
+    let error = relative_error_of_student(
+        "sdxl",
+        &whole,
+        folder.path(),
+        &["--denoiser", teacher, "--lora", student, "--guidance", "1"],
+    );
+    assert!(error < 0.7, "{error}");
+    // diffusers' names.
+    let lora = TensorFile::from_bytes(&fs::read(student).unwrap()).unwrap();
+    assert!(
+        lora.tensors.keys().all(|name| name.starts_with("unet.") && name.contains(".lora_")),
+        "{:?}",
+        lora.tensors.keys()
+    );
+
+    // Data encoded before, and the teacher that is there: killed in the middle of the distillation.
+    let encoded = folder.path().join("encoded.safetensors");
+    succeed(
+        distill().arg("encode").arg(pipeline("sdxl")).arg("--data").arg(&pictures).arg("--out").arg(&encoded),
+    );
+    assert_eq!(fs::read(&encoded).unwrap(), fs::read(whole.join("encoded.safetensors")).unwrap());
+    kill_after(&mut run("sdxl", &pictures, &stopped, &[]), &stopped, StageKind::Teacher, 10);
+    succeed(distill().args(["run", "--device", "cpu", "--resume", "--out"]).arg(&stopped));
+    for file in ["teacher.safetensors", "student.safetensors"] {
+        assert!(
+            fs::read(whole.join(file)).unwrap() == fs::read(stopped.join(file)).unwrap(),
+            "{file} differs"
+        );
+    }
+}
+
+#[test]
+fn all_weights_of_stable_diffusion_3_learn_one_step() {
+    let folder = tempdir().unwrap();
+    let [pictures, out] = ["pictures", "run"].map(|name| folder.path().join(name));
+    fs::create_dir(&pictures).unwrap();
+    write_pictures(&pictures);
+    let all = ["distill.lora_rank=none", "distill.lora_alpha=none", "distill.lora_targets=none"];
+    succeed(&mut run("sd3", &pictures, &out, &all));
+    let student = out.join("student.safetensors");
+    let error =
+        relative_error_of_student("sd3", &out, folder.path(), &["--denoiser", student.to_str().unwrap()]);
+    assert!(error < 0.7, "{error}");
+    let report = fs::read_to_string(out.join("report.html")).unwrap();
+    let is_prompt = |colour| {
+        ["circle", "square", "cross"].iter().any(|figure| report.contains(&format!("a {colour} {figure}")))
+    };
+    assert!(["red", "green", "blue"].into_iter().any(is_prompt), "the report names its prompts");
+
+    // A file with all parts, for a page.
+    let one = folder.path().join("one.safetensors");
+    succeed(
+        distill().arg("import").arg(pipeline("sd3")).arg("--denoiser").arg(&student).arg("--out").arg(&one),
+    );
+    let picture = folder.path().join("picture.png");
+    let prompt = ["--prompt", "a green cross", "--device", "cpu"];
+    succeed(distill().arg("sample").arg(&one).args(prompt).arg("--out").arg(&picture));
+    assert!(picture.exists());
+}
+
+#[test]
+fn what_does_not_suit_a_pipeline_is_named() {
+    let folder = tempdir().unwrap();
+    let [pictures, out] = ["pictures", "run"].map(|name| folder.path().join(name));
+    fs::create_dir(&pictures).unwrap();
+    write_pictures(&pictures);
+    let refused = |preset: &str, more: &[&str], expected: &[&str]| {
+        fail(&mut run(preset, &pictures, &out, more), expected);
+    };
+    refused("sdxl", &["distill.lora_targets=[\"to_z\"]"], &["lora_targets", "to_z"]);
+    refused("sdxl", &["distill.guidance_channels=8"], &["guidance_channels"]);
+    refused("sdxl", &["distill.guidance=[3, 2]"], &["distill.guidance"]);
+    refused("sdxl", &["data.horizontal_flip=true"], &["data.horizontal_flip"]);
+    refused("sdxl", &["data.image_size=[33, 32]"], &["data.image_size", "33"]);
+    let of_sd3 = folder.path().join("sd3.safetensors");
+    succeed(
+        distill().arg("encode").arg(pipeline("sd3")).arg("--data").arg(&pictures).arg("--out").arg(&of_sd3),
+    );
+    fail(&mut run("sdxl", &of_sd3, &out, &[]), &["sd3.safetensors", "as the denoiser reads"]);
+    fs::read_dir(&pictures).unwrap().flatten().map(|entry| entry.path()).for_each(|path| {
+        if path.extension().is_some_and(|ending| ending == "txt") {
+            fs::remove_file(path).unwrap();
+        }
+    });
+    fail(&mut run("sdxl", &pictures, &out, &[]), &["pictures", "captions", "metadata.jsonl"]);
+}
