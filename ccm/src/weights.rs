@@ -108,7 +108,7 @@ impl std::str::FromStr for Precision {
 }
 
 /// Suffix of a tensor's name that gives the name of its scales.
-const SCALE_SUFFIX: &str = "_scale";
+pub(crate) const SCALE_SUFFIX: &str = "_scale";
 
 /// A tensor in memory: row-major values.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -358,14 +358,9 @@ fn expand_nibbles(name: &str, tensor: &mut HostTensor, scales: HostTensor) -> Re
         range: 0..tensor.values.len(),
     };
     let entries = [entry("U8", tensor), entry("F16", &scales)];
-    let found = CompactTensor::find::<WeightsError>(name, &shape, |asked| {
-        let of_scales = scales.values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes());
-        let of_tensor = tensor.values.iter().map(|&value| value as u8);
-        Ok(Some(match asked == name {
-            true => (&entries[0], of_tensor.collect()),
-            false => (&entries[1], of_scales.collect()),
-        }))
-    })?;
+    let bytes = tensor.values.iter().map(|&value| value as u8).collect();
+    let halves = scales.values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect();
+    let found = CompactTensor::find(name, &shape, [Some((&entries[0], bytes)), Some((&entries[1], halves))])?;
     *tensor = HostTensor { shape, values: found.into_f32() };
     Ok(())
 }
@@ -466,6 +461,9 @@ impl Model {
             Some(Some("q8")) => Precision::Q8,
             #[cfg(feature = "text")]
             Some(Some("q4")) => Precision::Q4,
+            #[cfg(feature = "text")]
+            Some(_) => return Err(no_model("precision: expected f32, f16, q8 or q4")),
+            #[cfg(not(feature = "text"))]
             Some(_) => return Err(no_model("precision: expected f32, f16 or q8")),
         };
         apply_scales(&mut file.tensors)?;

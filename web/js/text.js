@@ -65,8 +65,8 @@ class Text {
   }
 }
 
-/** Opens a model file with a pipeline. The bytes must not change as long as the engine is in use. */
+/** Opens a model file with a pipeline. It becomes a `Blob`, which browsers keep on disk if it is large, and is read in parts. */
 export async function load(bytes, backend) {
   await start();
-  return new Text(await TextEngine.load(bytes, backend));
+  return new Text(await TextEngine.load(new Blob([bytes]), backend));
 }

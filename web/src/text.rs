@@ -1,8 +1,8 @@
 //! The interface of `ccm`'s text-to-image pipelines to JavaScript. JavaScript checks the arguments first, because its error
 //! messages use the names of the page's API.
 //!
-//! The bytes of the file stay in JavaScript's memory. Every sample reads the parts from them one after another, so that the
-//! memory of WebAssembly, which never shrinks, grows to the largest part only.
+//! The file is a `Blob`, which browsers keep on disk if it is large. Every sample reads the parts from it one after another,
+//! tensor by tensor, so that the memory of WebAssembly, which never shrinks, grows to the largest part only.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,24 +14,26 @@ use ccm::sampler::guidance::Guidance;
 use ccm::sampler::schedule::{Request, Solver};
 use js_sys::{Array, Uint8Array};
 use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::JsFuture;
+use web_sys::Blob;
 
 use crate::error::{coded, from_sampler};
 use crate::interface::{backend_of, description, number, to_rgba};
 
-/// The bytes of a file in JavaScript's memory.
-struct Bytes(Uint8Array);
+/// A file that the browser holds, in memory or on disk.
+struct File(Blob);
 
-impl Source for Bytes {
+impl Source for File {
     fn size(&self) -> u64 {
-        self.0.length().into()
+        self.0.size() as u64
     }
 
-    fn read(&self, range: Range<u64>) -> Result<Vec<u8>, String> {
-        let place = |place: u64| u32::try_from(place).ok().filter(|&place| place <= self.0.length());
-        match (place(range.start), place(range.end)) {
-            (Some(start), Some(end)) if start <= end => Ok(self.0.subarray(start, end).to_vec()),
-            _ => Err("a part that is not in the file".into()),
-        }
+    async fn read(&self, range: Range<u64>) -> Result<Vec<u8>, String> {
+        let fault = |error: JsValue| error.as_string().unwrap_or_else(|| "the file cannot be read".into());
+        let (start, end) = (range.start as f64, range.end as f64);
+        let part = self.0.slice_with_f64_and_f64(start, end).map_err(fault)?;
+        let buffer = JsFuture::from(part.array_buffer()).await.map_err(fault)?;
+        Ok(Uint8Array::new(&buffer).to_vec())
     }
 }
 
@@ -48,7 +50,7 @@ struct Conditions {
 /// A pipeline with text.
 #[wasm_bindgen]
 pub struct TextEngine {
-    pipeline: Pipeline<Packed<Bytes>>,
+    pipeline: Pipeline<Packed<File>>,
     card: ModelCard,
     info: Info,
     parameters: usize,
@@ -70,10 +72,10 @@ fn from_pipeline(error: PipelineError<PackedError>) -> JsValue {
 #[wasm_bindgen]
 impl TextEngine {
     /// Opens a model file with a pipeline; `backend` is `auto`, `webgpu`, `webgpu-software` or `cpu`.
-    pub async fn load(bytes: Uint8Array, backend: String) -> Result<TextEngine, JsValue> {
+    pub async fn load(file: Blob, backend: String) -> Result<TextEngine, JsValue> {
         let backend = backend_of(&backend)?;
-        let packed = Packed::open(Bytes(bytes)).map_err(|error| from_file(&error))?;
-        let tokenizers = packed.tokenizers().map_err(|error| from_file(&error))?;
+        let packed = Packed::open(File(file)).await.map_err(|error| from_file(&error))?;
+        let tokenizers = packed.tokenizers().await.map_err(|error| from_file(&error))?;
         let (spec, card, precision) = (packed.spec.clone(), packed.card.clone(), packed.precision);
         let parameters = spec.network.parameters();
         let pipeline = Pipeline::new(spec, tokenizers, packed, backend);

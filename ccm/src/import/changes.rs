@@ -72,7 +72,7 @@ fn like(network: &NetworkSpec, other: &NetworkSpec) -> Result<NetworkSpec, SpecE
 impl Weights for Changed {
     type Error = ImportError;
 
-    fn each(
+    async fn each(
         &self,
         part: Part,
         graph: &Graph,
@@ -81,7 +81,7 @@ impl Weights for Changed {
     ) -> Result<(), ImportError> {
         let replaced = self.denoiser.as_ref().filter(|_| part == Part::Denoiser);
         if self.loras.is_empty() && replaced.is_none() {
-            return self.weights.each(part, graph, precision, take);
+            return self.weights.each(part, graph, precision, take).await;
         }
         let mut parameters = graph.parameters.iter();
         // Changes are added before weights are rounded.
@@ -92,7 +92,7 @@ impl Weights for Changed {
         };
         match replaced {
             Some(tensors) => tensors.iter().try_for_each(|tensor| changed(tensor.clone().into())),
-            None => self.weights.each(part, graph, Precision::F32, &mut changed),
+            None => self.weights.each(part, graph, Precision::F32, &mut changed).await,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufWriter, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
+use pollster::block_on;
 use serde_json::{Value, json};
 
 use super::ImportError;
@@ -14,7 +15,7 @@ use crate::disk::{self, DiskError};
 use crate::model::graph::Graph;
 use crate::model::{ModelCard, Role};
 use crate::pipeline::{Part, Weights, part_name};
-use crate::weights::{Precision, StoredTensor};
+use crate::weights::{CompactTensor, Precision, StoredTensor};
 
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub fn pack(
         let mut writer = Writer::new(file, &parts, &files, description).map_err(DiskError::of(out))?;
         for (part, graph) in &parts {
             let mut parameters = graph.parameters.iter();
-            weights.each(*part, graph, precision, &mut |tensor| {
+            let take = &mut |tensor: CompactTensor| {
                 let Some(parameter) = parameters.next() else { panic!("more weights than parameters") };
                 written.tensors += 1;
                 written.parameters += parameter.shape.iter().product::<usize>();
@@ -76,7 +77,8 @@ pub fn pack(
                     .into_iter()
                     .try_for_each(|stored| writer.push(stored))
                     .map_err(DiskError::of(out))?)
-            })?;
+            };
+            block_on(weights.each(*part, graph, precision, take))?;
         }
         for (name, bytes) in files {
             writer.push(StoredTensor::bytes(name, bytes)).map_err(DiskError::of(out))?;
@@ -110,8 +112,8 @@ impl Contents {
                     list.truncate(folder.spec.text_encoders.len());
                 }
             }
-            let files =
-                packed.files(folder.spec.text_encoders.len()).map_err(|error| at_fault(path, error))?;
+            let files = block_on(packed.files(folder.spec.text_encoders.len()))
+                .map_err(|error| at_fault(path, error))?;
             return Ok(Self { pipeline, files });
         }
         let Some(config) = &folder.config else { panic!("a pipeline in a folder has one") };

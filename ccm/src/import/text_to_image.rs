@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pollster::block_on;
+
 use super::checkpoint::Stored;
 use super::diffusers::{current_name, parsed, scheduler, weights};
 use super::single_file::{Origin, Taken, origins};
@@ -70,6 +72,21 @@ pub enum PartWeights {
     },
 }
 
+impl PartWeights {
+    /// Reads all weights of a part, as [`Weights::each`].
+    ///
+    /// # Errors
+    /// If they cannot be read, or a tensor is missing or of another shape (by name).
+    pub fn read(
+        &self,
+        part: Part,
+        graph: &Graph,
+        precision: Precision,
+    ) -> Result<Vec<CompactTensor>, ImportError> {
+        block_on(Weights::read(self, part, graph, precision))
+    }
+}
+
 /// An open file that is read in parts.
 #[derive(Debug)]
 pub struct FileSource {
@@ -82,7 +99,7 @@ impl Source for FileSource {
         self.size
     }
 
-    fn read(&self, range: Range<u64>) -> Result<Vec<u8>, String> {
+    async fn read(&self, range: Range<u64>) -> Result<Vec<u8>, String> {
         let size = range.end.checked_sub(range.start).filter(|_| range.end <= self.size);
         let size = size.and_then(|size| usize::try_from(size).ok());
         let size = size.ok_or("a part that is not in the file")?;
@@ -123,11 +140,11 @@ pub fn open_any(path: &Path, config: Option<&Path>) -> Result<Folder, ImportErro
 pub fn open_packed(path: &Path) -> Result<Folder, ImportError> {
     let file = File::open(path).map_err(DiskError::of(path))?;
     let size = file.metadata().map_err(DiskError::of(path))?.len();
-    let packed = Packed::open(FileSource { file: Mutex::new(file), size });
+    let packed = block_on(Packed::open(FileSource { file: Mutex::new(file), size }));
     let packed = packed.map_err(|error| at_fault(path, error))?;
     Ok(Folder {
         spec: packed.spec.clone(),
-        tokenizers: packed.tokenizers().map_err(|error| at_fault(path, error))?,
+        tokenizers: block_on(packed.tokenizers()).map_err(|error| at_fault(path, error))?,
         notes: Vec::new(),
         card: packed.card.clone(),
         precision: packed.precision,
@@ -268,7 +285,7 @@ pub(super) fn tokenizer_files(folder: &Path) -> Result<TokenizerFiles, ImportErr
 impl Weights for PartWeights {
     type Error = ImportError;
 
-    fn each(
+    async fn each(
         &self,
         part: Part,
         graph: &Graph,
@@ -290,12 +307,13 @@ impl Weights for PartWeights {
             }
             (Self::Packed { path, packed }, _) => {
                 let mut failed = None;
-                let read = packed.each(part, graph, precision, &mut |tensor| {
+                let take = &mut |tensor| {
                     take(tensor).map_err(|error| {
                         failed = Some(error);
                         PackedError::Read(String::new())
                     })
-                });
+                };
+                let read = packed.each(part, graph, precision, take).await;
                 match (read, failed) {
                     (_, Some(error)) => Err(error),
                     (read, None) => read.map_err(|error| at_fault(path, error)),

@@ -51,7 +51,7 @@ pub trait Weights {
         graph: &Graph,
         precision: Precision,
         take: &mut dyn FnMut(CompactTensor) -> Result<(), Self::Error>,
-    ) -> Result<(), Self::Error>;
+    ) -> impl Future<Output = Result<(), Self::Error>>;
 
     /// Reads all weights of a part, as [`Weights::each`].
     ///
@@ -62,13 +62,16 @@ pub trait Weights {
         part: Part,
         graph: &Graph,
         precision: Precision,
-    ) -> Result<Vec<CompactTensor>, Self::Error> {
-        let mut tensors = Vec::with_capacity(graph.parameters.len());
-        self.each(part, graph, precision, &mut |tensor| {
-            tensors.push(tensor);
-            Ok(())
-        })?;
-        Ok(tensors)
+    ) -> impl Future<Output = Result<Vec<CompactTensor>, Self::Error>> {
+        async move {
+            let mut tensors = Vec::with_capacity(graph.parameters.len());
+            let take = &mut |tensor| {
+                tensors.push(tensor);
+                Ok(())
+            };
+            self.each(part, graph, precision, take).await?;
+            Ok(tensors)
+        }
     }
 }
 
@@ -157,7 +160,7 @@ impl<W: Weights> Pipeline<W> {
     }
 
     async fn evaluator(&self, part: Part, graph: Graph) -> Result<Evaluator, PipelineError<W::Error>> {
-        let tensors = self.tensors(part, &graph)?;
+        let tensors = self.tensors(part, &graph).await?;
         Ok(Evaluator::new(graph, tensors, self.precision, self.backend).await?)
     }
 
@@ -216,14 +219,18 @@ impl<W: Weights> Pipeline<W> {
     /// If weights cannot be read, or the device fails.
     pub async fn denoiser(&self) -> Result<Sampler, PipelineError<W::Error>> {
         let spec = self.spec.network.clone();
-        let tensors = self.tensors(Part::Denoiser, &spec.graph())?;
+        let tensors = self.tensors(Part::Denoiser, &spec.graph()).await?;
         let prediction = &self.spec.prediction;
         Ok(Sampler::with_weights(spec, prediction, self.role, tensors, self.precision, self.backend).await?)
     }
 
     /// The weights of a part, rounded to the pipeline's precision.
-    fn tensors(&self, part: Part, graph: &Graph) -> Result<Vec<CompactTensor>, PipelineError<W::Error>> {
-        self.weights.read(part, graph, self.precision).map_err(PipelineError::Weights)
+    async fn tensors(
+        &self,
+        part: Part,
+        graph: &Graph,
+    ) -> Result<Vec<CompactTensor>, PipelineError<W::Error>> {
+        self.weights.read(part, graph, self.precision).await.map_err(PipelineError::Weights)
     }
 
     /// The weights of a part in single precision.

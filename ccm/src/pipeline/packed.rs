@@ -1,14 +1,4 @@
 //! A pipeline in one file: a safetensors file with the tensors of all parts, the files of the tokenizers, and a description.
-//!
-//! | in the file | what it is |
-//! | --- | --- |
-//! | `denoiser.NAME`, `decoder.NAME`, `text_encoder.NAME`, `text_encoder_2.NAME`, `text_encoder_3.NAME` | the parameter `NAME` of a part, in any precision of [`Precision`] |
-//! | `encoder.NAME` | the same of the autoencoder's half from pixels to latents, which only training needs; may be absent |
-//! | `tokenizer/FILE`, `tokenizer_2/FILE`, `tokenizer_3/FILE` | bytes of a file of a tokenizer |
-//! | metadata `ccm` | JSON: `pipeline`, `card` and `precision` |
-//!
-//! `pipeline` has the `config.json` of `denoiser`, `autoencoder` and `text_encoders`, the `tokenizer_config.json` of
-//! `tokenizers`, the `prediction` ([`Prediction::from_json`]), and `zeros_for_empty`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,7 +8,7 @@ use crate::model::graph::{Graph, Parameter};
 use crate::model::json::Json;
 use crate::model::{AutoencoderSpec, ModelCard, NetworkSpec, Prediction, TextEncoderSpec};
 use crate::weights::header::{Entry, read_head, too_long};
-use crate::weights::{CompactTensor, Precision, WeightsError};
+use crate::weights::{CompactTensor, Precision, SCALE_SUFFIX, WeightsError};
 
 /// Bytes that can be read in parts.
 pub trait Source {
@@ -29,7 +19,7 @@ pub trait Source {
     ///
     /// # Errors
     /// A message, if they cannot be read.
-    fn read(&self, range: Range<u64>) -> Result<Vec<u8>, String>;
+    fn read(&self, range: Range<u64>) -> impl Future<Output = Result<Vec<u8>, String>>;
 }
 
 /// Why a file with a pipeline cannot be used.
@@ -46,7 +36,17 @@ pub enum PackedError {
     Read(String),
 }
 
-/// A file with a pipeline. Its tensors are read on demand.
+/// A safetensors file with a pipeline. Its tensors are read on demand.
+///
+/// | in the file | what it is |
+/// | --- | --- |
+/// | `denoiser.NAME`, `decoder.NAME`, `text_encoder.NAME`, `text_encoder_2.NAME`, `text_encoder_3.NAME` | the parameter `NAME` of a part, in any precision of [`Precision`] |
+/// | `encoder.NAME` | the same of the autoencoder's half from pixels to latents, which only training needs; may be absent |
+/// | `tokenizer/FILE`, `tokenizer_2/FILE`, `tokenizer_3/FILE` | bytes of a file of a tokenizer |
+/// | metadata `ccm` | JSON: `pipeline`, `card` and `precision` |
+///
+/// `pipeline` has the `config.json` of `denoiser`, `autoencoder` and `text_encoders`, the `tokenizer_config.json` of
+/// `tokenizers`, the `prediction` ([`Prediction::from_json`]), and `zeros_for_empty`.
 #[derive(Debug)]
 pub struct Packed<S> {
     /// The parts.
@@ -98,10 +98,11 @@ impl<S: Source> Packed<S> {
     ///
     /// # Errors
     /// If it cannot be read, does not describe the file, or does not describe a pipeline.
-    pub fn open(source: S) -> Result<Self, PackedError> {
+    pub async fn open(source: S) -> Result<Self, PackedError> {
         let size = source.size();
         let malformed = |reason| PackedError::Weights(WeightsError::Malformed(reason));
-        let length = if size < 8 { Vec::new() } else { source.read(0..8).map_err(PackedError::Read)? };
+        let length = if size < 8 { Ok(Vec::new()) } else { source.read(0..8).await };
+        let length = length.map_err(PackedError::Read)?;
         let Some(length) = length.first_chunk::<8>() else {
             return Err(malformed(format!("expected a header of at least 8 bytes, found {size} bytes")));
         };
@@ -110,7 +111,7 @@ impl<S: Source> Packed<S> {
         let values = rest.checked_sub(length).and_then(|values| usize::try_from(values).ok());
         let values = values.ok_or_else(|| malformed(too_long(length, rest as usize)))?;
         let start = 8 + length;
-        let head = source.read(8..start).map_err(PackedError::Read)?;
+        let head = source.read(8..start).await.map_err(PackedError::Read)?;
         let (entries, description) = read_head(&head, values)?;
         let json = Json::parse(&description).map_err(no_model)?;
         let pipeline = json.get("pipeline").ok_or_else(|| no_model("expected a `pipeline`"))?;
@@ -130,33 +131,34 @@ impl<S: Source> Packed<S> {
     ///
     /// # Errors
     /// If a file is missing or malformed.
-    pub fn tokenizers(&self) -> Result<Vec<Tokenizer>, PackedError> {
+    pub async fn tokenizers(&self) -> Result<Vec<Tokenizer>, PackedError> {
+        let count = self.tokenizers.len();
+        let files: BTreeMap<String, Vec<u8>> = self.files(count).await?.into_iter().collect();
         let open = |(index, config): (usize, &Json)| {
-            Ok(self.tokenizer_files(index)?.open(config, self.spec.tokens(index))?)
+            let folder = numbered("tokenizer", index);
+            let files = TokenizerFiles::find(|file| -> Result<Option<String>, PackedError> {
+                let name = format!("{folder}/{file}");
+                let text = files.get(&name).map(|bytes| String::from_utf8(bytes.clone())).transpose();
+                text.map_err(|_| PackedError::Read(format!("`{name}`: expected text in UTF-8")))
+            });
+            Ok(files?.open(config, self.spec.tokens(index))?)
         };
         self.tokenizers.iter().enumerate().map(open).collect()
-    }
-
-    /// The files of a tokenizer.
-    fn tokenizer_files(&self, index: usize) -> Result<TokenizerFiles, PackedError> {
-        let folder = numbered("tokenizer", index);
-        TokenizerFiles::find(|file| {
-            let name = format!("{folder}/{file}");
-            let Some(entry) = self.entries.get(&name) else { return Ok(None) };
-            let text = String::from_utf8(self.bytes(entry)?);
-            Ok(Some(text.map_err(|_| PackedError::Read(format!("`{name}`: expected text in UTF-8")))?))
-        })
     }
 
     /// The names and the bytes of the files of the first `count` tokenizers.
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn files(&self, count: usize) -> Result<Vec<(String, Vec<u8>)>, PackedError> {
+    pub async fn files(&self, count: usize) -> Result<Vec<(String, Vec<u8>)>, PackedError> {
         let folders: Vec<String> = (0..count).map(|index| numbered("tokenizer", index) + "/").collect();
-        let is_of = |name: &str| folders.iter().any(|folder| name.starts_with(folder.as_str()));
-        let files = self.entries.iter().filter(|(name, _)| is_of(name));
-        files.map(|(name, entry)| Ok((name.clone(), self.bytes(entry)?))).collect()
+        let mut files = Vec::new();
+        for (name, entry) in &self.entries {
+            if folders.iter().any(|folder| name.starts_with(folder.as_str())) {
+                files.push((name.clone(), self.bytes(entry).await?));
+            }
+        }
+        Ok(files)
     }
 
     /// Number of tensors of a part, scales included, and the bytes of their values.
@@ -166,25 +168,29 @@ impl<S: Source> Packed<S> {
         own.fold((0, 0), |(count, bytes), (_, entry)| (count + 1, bytes + entry.range.len() as u64))
     }
 
-    fn bytes(&self, entry: &Entry) -> Result<Vec<u8>, PackedError> {
+    async fn bytes(&self, entry: &Entry) -> Result<Vec<u8>, PackedError> {
         let range = self.start + entry.range.start as u64..self.start + entry.range.end as u64;
-        self.source.read(range).map_err(PackedError::Read)
+        self.source.read(range).await.map_err(PackedError::Read)
+    }
+
+    /// An entry of the file and its bytes.
+    async fn find(&self, name: &str) -> Result<Option<(&Entry, Vec<u8>)>, PackedError> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        Ok(Some((entry, self.bytes(entry).await?)))
     }
 
     /// Reads a parameter of a part.
-    fn tensor(&self, part: &str, parameter: &Parameter) -> Result<CompactTensor, PackedError> {
+    async fn tensor(&self, part: &str, parameter: &Parameter) -> Result<CompactTensor, PackedError> {
         let name = format!("{part}.{}", parameter.name);
-        CompactTensor::find(&name, &parameter.shape, |name| {
-            let Some(entry) = self.entries.get(name) else { return Ok(None) };
-            Ok(Some((entry, self.bytes(entry)?)))
-        })
+        let scales = self.find(&format!("{name}{SCALE_SUFFIX}")).await?;
+        Ok(CompactTensor::find(&name, &parameter.shape, [self.find(&name).await?, scales])?)
     }
 }
 
 impl<S: Source> Weights for Packed<S> {
     type Error = PackedError;
 
-    fn each(
+    async fn each(
         &self,
         part: Part,
         graph: &Graph,
@@ -192,10 +198,10 @@ impl<S: Source> Weights for Packed<S> {
         take: &mut dyn FnMut(CompactTensor) -> Result<(), PackedError>,
     ) -> Result<(), PackedError> {
         let part = part_name(part);
-        graph
-            .parameters
-            .iter()
-            .try_for_each(|parameter| take(self.tensor(&part, parameter)?.rounded(precision)))
+        for parameter in &graph.parameters {
+            take(self.tensor(&part, parameter).await?.rounded(precision))?;
+        }
+        Ok(())
     }
 }
 

@@ -234,7 +234,7 @@ fn character(byte: u8) -> char {
     char::from_u32(0x100 + others).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
-#[cfg(all(test, not(target_arch = "wasm32")))]
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use serde_json::json;
