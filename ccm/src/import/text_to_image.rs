@@ -72,21 +72,6 @@ pub enum PartWeights {
     },
 }
 
-impl PartWeights {
-    /// Reads all weights of a part, as [`Weights::each`].
-    ///
-    /// # Errors
-    /// If they cannot be read, or a tensor is missing or of another shape (by name).
-    pub fn read(
-        &self,
-        part: Part,
-        graph: &Graph,
-        precision: Precision,
-    ) -> Result<Vec<CompactTensor>, ImportError> {
-        block_on(Weights::read(self, part, graph, precision))
-    }
-}
-
 /// An open file that is read in parts.
 #[derive(Debug)]
 pub struct FileSource {

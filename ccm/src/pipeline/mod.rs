@@ -53,26 +53,35 @@ pub trait Weights {
         take: &mut dyn FnMut(CompactTensor) -> Result<(), Self::Error>,
     ) -> impl Future<Output = Result<(), Self::Error>>;
 
-    /// Reads all weights of a part, as [`Weights::each`].
+    /// Reads all weights of a part, as [`Weights::each`], and waits for them.
     ///
     /// # Errors
     /// As [`Weights::each`].
+    #[cfg(not(target_arch = "wasm32"))]
     fn read(
         &self,
         part: Part,
         graph: &Graph,
         precision: Precision,
-    ) -> impl Future<Output = Result<Vec<CompactTensor>, Self::Error>> {
-        async move {
-            let mut tensors = Vec::with_capacity(graph.parameters.len());
-            let take = &mut |tensor| {
-                tensors.push(tensor);
-                Ok(())
-            };
-            self.each(part, graph, precision, take).await?;
-            Ok(tensors)
-        }
+    ) -> Result<Vec<CompactTensor>, Self::Error> {
+        pollster::block_on(all(self, part, graph, precision))
     }
+}
+
+/// Reads all weights of a part.
+async fn all<W: Weights + ?Sized>(
+    weights: &W,
+    part: Part,
+    graph: &Graph,
+    precision: Precision,
+) -> Result<Vec<CompactTensor>, W::Error> {
+    let mut tensors = Vec::with_capacity(graph.parameters.len());
+    let take = &mut |tensor| {
+        tensors.push(tensor);
+        Ok(())
+    };
+    weights.each(part, graph, precision, take).await?;
+    Ok(tensors)
 }
 
 /// Why a pipeline cannot be run.
@@ -230,13 +239,14 @@ impl<W: Weights> Pipeline<W> {
         part: Part,
         graph: &Graph,
     ) -> Result<Vec<CompactTensor>, PipelineError<W::Error>> {
-        self.weights.read(part, graph, self.precision).await.map_err(PipelineError::Weights)
+        all(&self.weights, part, graph, self.precision).await.map_err(PipelineError::Weights)
     }
 
     /// The weights of a part in single precision.
     ///
     /// # Errors
     /// If they cannot be read.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn read(&self, part: Part, graph: &Graph) -> Result<Vec<CompactTensor>, W::Error> {
         self.weights.read(part, graph, Precision::F32)
     }
