@@ -24,7 +24,7 @@ export interface CcmImageAttributes {
   prompt?: string | undefined;
   /** What guidance leads away from. */
   negative?: string | undefined;
-  /** Guidance scale; default 5. */
+  /** Guidance scale; default 5, for a student 1. */
   guidance?: number | string | undefined;
   /** Where the model runs; default `auto`. */
   backend?: Backend | undefined;

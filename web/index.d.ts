@@ -77,7 +77,7 @@ export interface DrawOptions {
   prompt?: string | null;
   /** What guidance leads away from; default the empty text, or zeros if the model says so. Only for models with text. */
   negative?: string | null;
-  /** Guidance scale; 1 is no guidance and takes half the time. Default 5. Only for models with text. */
+  /** Guidance scale; 1 is no guidance and takes half the time. Default 5, for a student 1. Only for models with text. */
   guidance?: number | null;
   /** Initial latents of one image, `[channels, height, width]`, in place of the seed's; for comparisons. Only with text. */
   noise?: Float32Array;

@@ -5,8 +5,6 @@ import init, { TextEngine } from "../pkg/ccm_text.js";
 import { DownloadError, RequestError } from "./errors.js";
 import { isAddress, settings } from "./settings.js";
 
-const GUIDANCE = 5;
-
 let engine;
 let heap;
 
@@ -29,12 +27,11 @@ function start() {
 function asked({ prompt, negative, guidance, noise }, count) {
   if (typeof prompt !== "string") throw new RequestError(`prompt: expected a text, found ${prompt}`);
   if (typeof (negative ?? "") !== "string") throw new RequestError(`negative: expected a text, found ${negative}`);
-  const weight = guidance ?? GUIDANCE;
-  if (!Number.isFinite(weight)) throw new RequestError(`guidance: expected a number, found ${guidance}`);
+  if (!Number.isFinite(guidance ?? 1)) throw new RequestError(`guidance: expected a number, found ${guidance}`);
   if (noise !== undefined && !(noise instanceof Float32Array && count === 1)) {
     throw new RequestError(`noise: expected a Float32Array for one image, found ${noise} for ${count}`);
   }
-  return [prompt, negative ?? undefined, weight, noise];
+  return [prompt, negative ?? undefined, guidance ?? undefined, noise];
 }
 
 /** The engine of a pipeline, with the calls of `Engine` that `Sampler` makes. Its images are drawn from bytes. */

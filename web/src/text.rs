@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ccm::model::{ModelCard, Text};
+use ccm::model::{ModelCard, Role, Text};
 use ccm::pipeline::{Packed, PackedError, Pipeline, PipelineError, Source, sample_times};
 use ccm::sampler::Info;
 use ccm::sampler::guidance::Guidance;
@@ -44,8 +44,11 @@ struct Conditions {
     negative: Option<String>,
     is_guided: bool,
     text: Arc<Text>,
-    away: Option<Arc<Text>>,
+    guidance: Option<Guidance>,
 }
+
+/// Default guidance scale of a teacher; a student has none.
+const GUIDANCE: f32 = 5.0;
 
 /// A pipeline with text.
 #[wasm_bindgen]
@@ -110,9 +113,10 @@ impl TextEngine {
         count: usize,
         prompt: String,
         negative: Option<String>,
-        guidance: f32,
+        guidance: Option<f32>,
         noise: Option<Vec<f32>>,
     ) -> Result<Vec<u8>, JsValue> {
+        let guidance = guidance.unwrap_or(if self.card.role == Role::Student { 1.0 } else { GUIDANCE });
         let is_guided = guidance != 1.0;
         let is_kept = self.conditions.as_ref().is_some_and(|kept| {
             kept.prompt == prompt && kept.negative == negative && kept.is_guided == is_guided
@@ -122,10 +126,9 @@ impl TextEngine {
             self.conditions = None;
             let prompts = [prompt.as_str()];
             let found = self.pipeline.conditions(&prompts, negative.as_deref(), guidance).await;
-            let (mut texts, guided) = found.map_err(from_pipeline)?;
-            let away = guided.and_then(|mut guided| guided.negative.pop());
+            let (mut texts, guidance) = found.map_err(from_pipeline)?;
             let text = texts.remove(0);
-            self.conditions = Some(Conditions { prompt, negative, is_guided, text, away });
+            self.conditions = Some(Conditions { prompt, negative, is_guided, text, guidance });
         }
         let mut sampler = self.pipeline.denoiser().await.map_err(from_pipeline)?;
         let spec = sampler.spec();
@@ -134,11 +137,12 @@ impl TextEngine {
             None if from == to => Request::from_seeds(spec, from, &[], count),
             None => Request::between(spec, [from, to], None, &[weight]),
         };
-        if let Some(Conditions { text, away, .. }) = &self.conditions {
+        if let Some(Conditions { text, guidance: kept, .. }) = &self.conditions {
             request.texts = vec![Arc::clone(text); count];
-            request.guidance = away
-                .as_ref()
-                .map(|away| Guidance { weight: guidance, negative: vec![Arc::clone(away); count] });
+            request.guidance = kept.as_ref().map(|kept| Guidance {
+                weight: guidance,
+                negative: kept.negative.iter().cycle().take(kept.negative.len() * count).cloned().collect(),
+            });
         }
         let (solver, times) = (sampler.solver(), sample_times(None, sampler.times()));
         sampler = sampler.with_solver(solver, times);

@@ -56,7 +56,10 @@ pub fn pack(
     role: Option<Role>,
     out: &Path,
 ) -> Result<Written, ImportError> {
-    let Contents { pipeline, files } = Contents::read(folder)?;
+    let Contents { mut pipeline, files } = Contents::read(folder)?;
+    // Not the configuration of the folder: another denoiser may have taken the place of its own.
+    let network = folder.spec.network.to_json();
+    pipeline["denoiser"] = network.map_err(|error| ImportError::Spec(error.to_string()))?;
     let card = ModelCard { role: role.unwrap_or(folder.card.role), ..folder.card.clone() };
     let (card, precision_name) = (json(&card)?, json(&precision)?);
     // A page knows from the first key that this is a pipeline.
@@ -95,7 +98,7 @@ fn json(value: &impl serde::Serialize) -> Result<Value, ImportError> {
 
 /// What a file holds besides weights.
 struct Contents {
-    /// The description of the pipeline.
+    /// The description of the pipeline, but for its denoiser.
     pipeline: Value,
     /// The files of the tokenizers, by name in the file.
     files: Vec<(String, Vec<u8>)>,
@@ -129,7 +132,6 @@ impl Contents {
             folders.iter().map(|folder| config(folder, name)).collect()
         };
         let pipeline = json!({
-            "denoiser": config(&layout.denoiser, "config.json")?,
             "autoencoder": config(&layout.autoencoder, "config.json")?,
             "text_encoders": all(text_encoders, "config.json")?,
             "tokenizers": all(tokenizers, "tokenizer_config.json")?,
