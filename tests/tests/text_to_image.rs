@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use ccm::import::text_to_image::{self, Folder};
 use ccm::model::json::Json;
 use ccm::model::prediction::Spacing;
-use ccm::model::{AutoencoderSpec, ModelCard, NetworkSpec, Prediction, Text, TimeGrid};
+use ccm::model::{AutoencoderSpec, ModelCard, NetworkSpec, Prediction, Role, Text, TimeGrid};
 use ccm::nn::conditions::Conditions;
 use ccm::nn::denoiser::{Denoiser, random_model};
 use ccm::nn::host::{labels_tensor, to_host};
@@ -658,6 +658,36 @@ fn one_file_has_the_changes_of_loras_and_the_encoder_of_a_teacher() {
     assert!(lines.contains("text_encoder_2") && !lines.contains("text_encoder_3"), "{lines}");
     assert_ne!(sample(&one, &[], "a.safetensors"), sample(&all, &[], "b.safetensors"));
     fail(pack(&one, "f32", &again).arg("--without-t5"), &["--without-t5", "one.safetensors", "no T5"]);
+}
+
+#[test]
+fn one_file_has_a_denoiser_in_the_place_of_the_pipelines_own() {
+    let temporary = tempdir().unwrap();
+    let path = |name: &str| temporary.path().join(name);
+    let folder = fixtures().join("pipelines/sd1");
+    let opened = text_to_image::open(&folder).unwrap();
+    // A student that reads the guidance scale, which the pipeline's own denoiser does not.
+    let network = opened.spec.network.with_guidance(32).unwrap();
+    let mut student = random_model(network.clone(), &opened.spec.prediction, 7);
+    student.card = ModelCard { role: Role::Student, ..ModelCard::default() };
+    fs::write(path("student.safetensors"), student.to_bytes()).unwrap();
+    let (student, one) = (path("student.safetensors"), path("one.safetensors"));
+    succeed(pack(&folder, "f32", &one).arg("--denoiser").arg(&student));
+    let found = text_to_image::open_packed(&one).unwrap();
+    assert_eq!(
+        (found.spec.network, found.card.role),
+        (opened.spec.network.with_guidance(32).unwrap(), Role::Student)
+    );
+    let sample = |model: &Path, more: &[&Path], out: &str| {
+        let mut command = distill();
+        command.arg("sample").arg(model).args(more).args(["--prompt", "a horse", "--device", "cpu"]);
+        let line = succeed(command.arg("--out").arg(path(out)));
+        (fs::read(path(out)).unwrap(), line.contains("1 evaluation each"))
+    };
+    let (expected, _) = sample(&folder, &[Path::new("--denoiser"), &student], "a.safetensors");
+    let (found, is_one) = sample(&one, &[], "b.safetensors");
+    assert!(found == expected && is_one);
+    assert!(sample(&folder, &[Path::new("--steps"), Path::new("1")], "c.safetensors").0 != expected);
 }
 
 /// A safetensors file with a changed header.
