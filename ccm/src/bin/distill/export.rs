@@ -22,7 +22,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_parser = layout, default_value = "ccm")]
     layout: Layout,
     /// Precision of the weights in a model file: f32, f16 (half the size), q8 (a quarter of the size: bytes with one
-    /// scale per output channel), or q4 (a seventh of the size: four bits, with one scale per 32 inputs). The input must be f32;
+    /// scale per output channel), or q4 (a seventh of the size: four bits, with one scale per 32 inputs;
+    /// a web page reads it only in pipelines with text). The input must be f32;
     /// in a pipeline with text, weights that are stored in a smaller precision stay as they are
     #[arg(long, required_if_eq("layout", "ccm"))]
     precision: Option<Precision>,
