@@ -174,6 +174,33 @@ fn low_rank_products_of_stable_diffusion_xl_learn_one_step_and_resume_to_the_sam
 }
 
 #[test]
+fn a_student_of_stable_diffusion_xl_reads_the_guidance_scale() {
+    let folder = tempdir().unwrap();
+    let [pictures, out] = ["pictures", "run"].map(|name| folder.path().join(name));
+    fs::create_dir(&pictures).unwrap();
+    write_pictures(&pictures);
+    let settings = [
+        "distill.lora_rank=none",
+        "distill.lora_alpha=none",
+        "distill.lora_targets=none",
+        "distill.guidance_channels=8",
+        "distill.guidance=[1, 4]",
+        "distill.adversarial_weight=0.1",
+        "distill.fixed_precision=f16",
+        "run.gradient_checkpointing=true",
+    ];
+    succeed(&mut run("sdxl", &pictures, &out, &settings));
+    let student = out.join("student.safetensors");
+    let student = ["--denoiser", student.to_str().unwrap()];
+    let guided = |scale| [&student[..], &["--guidance", scale]].concat();
+    let error = relative_error_of_student("sdxl", &out, folder.path(), &guided("2.5"));
+    assert!(error < 0.7, "{error}");
+    // In one evaluation, the scale changes the picture.
+    let step = |scale| sample("sdxl", folder.path(), &[&guided(scale)[..], &["--steps", "1"]].concat());
+    assert!(mean_squared_error(&step("1"), &step("4")) > 1e-5);
+}
+
+#[test]
 fn all_weights_of_stable_diffusion_3_learn_one_step() {
     let folder = tempdir().unwrap();
     let [pictures, out] = ["pictures", "run"].map(|name| folder.path().join(name));

@@ -235,6 +235,36 @@ fn a_given_student_is_fine_tuned_but_for_its_fixed_weights() {
 }
 
 #[test]
+fn an_imported_teacher_is_trained_further_or_from_nothing() {
+    let folder = tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let given = file("ddpm.safetensors");
+    succeed(distill().arg("import").arg(fixtures().join("pipelines/ddpm")).arg("--out").arg(&given));
+    let read = |path: &Path| Model::from_bytes(&fs::read(path).unwrap()).unwrap();
+    let model = read(&given);
+    let classes = format!("data.class_conditional={}", model.spec.num_classes().is_some());
+    let mut trained = Vec::new();
+    for training in ["from-weights", "from-nothing"] {
+        let out = file(training);
+        let training = format!("teacher.training={training}");
+        let settings = ["teacher.kimg=0.032", "distill.kimg=0.032", &classes, &training];
+        let more = settings.map(|setting| ["--set", setting]).concat();
+        succeed(slow(&out, &more).arg("--teacher").arg(&given));
+        let found = read(&out.join("teacher.safetensors"));
+        assert_eq!((&found.spec, &found.prediction), (&model.spec, &model.prediction));
+        trained.push(found);
+    }
+    let distance = |found: &Model| -> f64 {
+        let values =
+            |model: &Model| model.tensors.iter().flat_map(|tensor| tensor.values.clone()).collect::<Vec<_>>();
+        relative_error(&values(found), &values(&model))
+    };
+    // Four steps of at most 1e-3 a weight.
+    let [further, anew] = [&trained[0], &trained[1]].map(distance);
+    assert!(further > 0.0 && further < 0.1 && anew > 0.5, "{further} {anew}");
+}
+
+#[test]
 fn a_resumed_run_keeps_its_number_of_threads() {
     let folder = tempdir().unwrap();
     let [whole, stopped, other] = ["whole", "stopped", "other"].map(|name| folder.path().join(name));

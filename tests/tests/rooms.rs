@@ -19,15 +19,15 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ("export", &["model", "sampler", "weights"]),
     ("pipeline", &["model", "sampler", "weights"]),
     ("import", &["disk", "model", "pipeline", "weights"]),
-    ("data", &["model", "noise"]),
+    ("data", &["disk", "model", "noise", "weights"]),
     ("config", &["method", "model"]),
     ("report", &[]),
     ("metrics", &["data", "disk", "import", "nn", "noise", "sampler", "model", "weights"]),
     (
         "train",
         &[
-            "config", "data", "disk", "import", "method", "metrics", "nn", "noise", "report", "sampler",
-            "model", "weights",
+            "config", "data", "disk", "import", "method", "metrics", "nn", "noise", "pipeline", "report",
+            "sampler", "model", "weights",
         ],
     ),
 ];

@@ -87,11 +87,11 @@ impl Run {
         Ok(Some(model))
     }
 
-    /// The distribution of the teacher's training times: the configuration's, or uniform over those of the pipeline.
+    /// The distribution of the teacher's training times: the configuration's, or the usual one of a given model's path.
     fn times(&self) -> TimeDistribution {
-        match &self.given.pipeline {
+        match &self.given.teacher {
             None => self.config.path.times(),
-            Some(pipeline) => TimeDistribution::of(&pipeline.spec.prediction),
+            Some(given) => TimeDistribution::of(&given.prediction),
         }
     }
 

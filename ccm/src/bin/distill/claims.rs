@@ -15,10 +15,10 @@ use ccm::train::given::Given;
 use ccm::train::run::{Run, suit};
 
 use crate::Failure;
+use crate::data::load_data;
 use crate::device::{self, Choice};
 use crate::extractor::{LEAST_IMAGES, open_extractor};
 use crate::progress::counter;
-use crate::run::load_data;
 use crate::sample::backend;
 
 #[derive(clap::Args)]

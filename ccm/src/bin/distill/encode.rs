@@ -1,18 +1,13 @@
 //! `distill encode`: encodes captioned images with a pipeline, so that training starts from latents and embeddings.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use ccm::data::{self, Encoded, Examples, LoadOptions, Split};
-use ccm::disk;
-use ccm::import::text_to_image::{self, Folder, PartWeights};
+use ccm::import::text_to_image::{self, Folder};
 use ccm::pipeline::Pipeline;
-use ccm::train::encode::{self, Progress};
-use ccm::train::folder::files;
 
 use crate::Failure;
+use crate::data::write_encoded;
 use crate::device::Choice;
-use crate::progress::counter;
-use crate::run::describe;
 use crate::sample::{backend, size};
 
 #[derive(clap::Args)]
@@ -44,46 +39,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         spec = spec.with_image_size(size).map_err(|error| format!("--size: {error}"))?;
     }
     let pipeline = Pipeline::new(spec, tokenizers, weights, backend(arguments.device));
-    write(&pipeline, &arguments.data, &arguments.out)
-}
-
-/// Encodes the images of a source, and writes them to a file.
-fn write(pipeline: &Pipeline<PartWeights>, source: &Path, out: &Path) -> Result<(), Failure> {
-    let Some(shape) = pipeline.spec.network.text() else {
-        return Err("expected a pipeline with text".into());
-    };
-    let shown = source.display().to_string();
-    let load = |split| {
-        let options = LoadOptions { captions: true, ..LoadOptions::default() };
-        let say = &mut |event: data::Event<'_>| describe(&shown, split, event);
-        data::load(source, encode::image_shape(pipeline), split, options, say)
-    };
-    let (train, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
-    let bar = counter("images encoded");
-    let [train, held_out] = encode::encode(pipeline, [&train, &held_out], &mut |progress| match progress {
-        Progress::Texts { captions } => println!("encoding {captions} captions"),
-        Progress::Images { done, total } => {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        }
-    })?;
-    bar.finish_and_clear();
-    Encoded::write(out, &train, &held_out, shape)?;
-    println!("{}: {} images to train on, {} held out", out.display(), train.len(), held_out.len());
-    Ok(())
-}
-
-/// Encoded images for a run: a file that `distill encode` wrote, or a source that is encoded now or was when the run began.
-pub(crate) fn load(
-    pipeline: &Pipeline<PartWeights>,
-    source: &Path,
-    folder: &Path,
-) -> Result<[Examples; 2], Failure> {
-    let is_encoded = source.extension().is_some_and(|ending| ending == "safetensors");
-    let path = if is_encoded { source.to_owned() } else { folder.join(files::ENCODED) };
-    if !path.exists() && !is_encoded {
-        disk::make(folder)?;
-        write(pipeline, source, &path)?;
-    }
-    Ok(Encoded::read(&path, &pipeline.spec.network)?.map(Examples::from))
+    write_encoded(&pipeline, &arguments.data, &arguments.out)
 }

@@ -16,10 +16,10 @@ use ccm::sampler::schedule::Solver;
 use serde::Serialize;
 
 use crate::Failure;
+use crate::data::load_split;
 use crate::device::{self, Choice, Opened};
 use crate::extractor::{LEAST_IMAGES, SHAPES, open_extractor, trained_extractor};
 use crate::progress::counter;
-use crate::run::load_split;
 use crate::sample::backend;
 
 #[derive(clap::Args)]

@@ -9,8 +9,8 @@ use ccm::metrics::classifier::{Classifier, Training};
 use ccm::metrics::file::open;
 
 use crate::Failure;
+use crate::data::load_split;
 use crate::progress::counter;
-use crate::run::load_split;
 
 /// Smallest number of images per set for all metrics.
 pub(crate) const LEAST_IMAGES: usize = 10;

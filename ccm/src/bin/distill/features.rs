@@ -7,9 +7,9 @@ use ccm::disk;
 use ccm::metrics::classifier::Training;
 
 use crate::Failure;
+use crate::data::load_split;
 use crate::device::{self, Choice, Opened};
 use crate::extractor::{SHAPES, train_classifier};
-use crate::run::load_split;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {

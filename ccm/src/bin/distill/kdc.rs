@@ -8,8 +8,8 @@ use ccm::train::given::Given;
 use ccm::train::run::{Run, suit};
 
 use crate::Failure;
+use crate::data::load_data;
 use crate::device::{self, Choice, Opened};
-use crate::run::load_data;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {

@@ -1,6 +1,7 @@
 //! `distill`: the command line of the library. Each subcommand has its own file.
 
 mod claims;
+mod data;
 mod device;
 mod encode;
 mod eval;

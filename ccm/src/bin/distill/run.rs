@@ -2,16 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use ccm::config::{Config, PRESETS, SHAPES};
-use ccm::data::{self, Dataset, Event, Examples, ImageShape, LoadOptions, Split};
+use ccm::config::{Config, PRESETS};
 use ccm::train::folder::{files, read_config};
-use ccm::train::given::{Given, given_network};
+use ccm::train::given::given_network;
 use ccm::train::memory::{Memory, reference_network};
 use ccm::train::run::{Outcome, Run, check, suit};
 
 use crate::Failure;
+use crate::data::load_data;
 use crate::device::{self, Choice, Opened};
-use crate::encode;
 use crate::progress::Progress;
 use crate::sample::backend;
 
@@ -181,98 +180,4 @@ fn configuration(arguments: &Arguments, folder: &Path) -> Result<Config, Failure
 /// The configuration of the run to resume.
 fn before(folder: &Path) -> Result<Config, Failure> {
     Ok(read_config(folder).map_err(|error| format!("--resume: {error}"))?)
-}
-
-/// Loads both splits of the images, of the kind that the run trains on. Captioned images are encoded once; the result is kept
-/// in the run's folder.
-pub(crate) fn load_data(config: &Config, given: &Given, folder: &Path) -> Result<[Examples; 2], Failure> {
-    let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
-    if let Some(pipeline) = &given.pipeline {
-        return encode::load(pipeline, Path::new(source), folder);
-    }
-    let shape = ImageShape::of(&given.spec(config));
-    let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
-    let load = |split, told| load_part(source, shape, split, (count, seed), told);
-    Ok([load(Split::Train, false)?.into(), load(Split::HeldOut, true)?.into()])
-}
-
-/// Number of held-out shapes.
-const SHAPES_HELD_OUT: usize = 1024;
-
-/// One split of a source: a path, or `shapes`, for which `count` training images are generated.
-pub(crate) fn load_split(
-    source: &str,
-    shape: ImageShape,
-    split: Split,
-    count: usize,
-    seed: u64,
-) -> Result<Dataset, Failure> {
-    load_part(source, shape, split, (count, seed), false)
-}
-
-/// As [`load_split`]. If `told`, does not repeat messages about the whole source.
-fn load_part(
-    source: &str,
-    shape: ImageShape,
-    split: Split,
-    (count, seed): (usize, u64),
-    told: bool,
-) -> Result<Dataset, Failure> {
-    if source == SHAPES {
-        let count = if split == Split::Train { count } else { SHAPES_HELD_OUT };
-        let data = data::shapes(count, shape, split, seed)?;
-        println!(
-            "data: {split}: {} shapes, {} classes; {:.1} MB of memory",
-            data.len(),
-            data.classes().len(),
-            megabytes(data.memory() as u64)
-        );
-        return Ok(data);
-    }
-    let say = &mut |event: Event<'_>| match event {
-        // These messages are about the source, not the split.
-        Event::Nested { .. } | Event::NotRead { .. } if told => {}
-        event => describe(source, split, event),
-    };
-    Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)
-}
-
-/// The first names of a list, and the number of the others.
-fn listed(names: &[String]) -> String {
-    const MOST: usize = 8;
-    let listed = names.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(MOST) {
-        0 => listed,
-        more => format!("{listed} and {more} more"),
-    }
-}
-
-fn megabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e6
-}
-
-pub(crate) fn describe(source: &str, split: Split, event: Event<'_>) {
-    match event {
-        Event::Found { images, classes, left_out, bytes } => {
-            let left_out = if left_out > 0 { format!(", {left_out} left out") } else { String::new() };
-            println!(
-                "data: {source}: {split}: {images} images, {classes} classes{left_out}; {:.1} MB of memory",
-                megabytes(bytes)
-            );
-        }
-        Event::Nested { classes, below } => {
-            println!(
-                "data: {source}: the classes are the folders {}; folders below them, such as {below}, are not classes",
-                listed(classes)
-            );
-        }
-        Event::NotRead { files, formats } => {
-            println!("data: {source}: not read: {files} (read are {formats})");
-        }
-        Event::Unreadable { name, reason } => eprintln!("data: {name}: {reason}; skipped"),
-        Event::Skipped { unreadable, kept } => {
-            println!("data: {split}: {unreadable} images skipped, {kept} kept");
-        }
-        Event::Reading { .. } | Event::Progress { .. } => {}
-    }
 }
