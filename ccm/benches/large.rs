@@ -8,11 +8,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ccm::model::{NetworkSpec, Prediction, Role, Text};
+use ccm::model::{Prediction, Role, Text};
 use ccm::noise::Noise;
 use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler};
-use ccm::train::memory::reference_network;
+use ccm::train::memory::published_network;
 use ccm::weights::{CompactTensor, Precision, Values};
 use pollster::block_on;
 
@@ -25,14 +25,10 @@ fn peak() -> Option<f64> {
 }
 
 fn main() {
-    let named = std::env::args().skip(1).find_map(|name| Some((name.clone(), reference_network(&name)?)));
-    let Some((name, mut spec)) = named else { return println!("choose a network: sd15, sdxl or sd3") };
+    let named = std::env::args().skip(1).find_map(|name| Some((name.clone(), published_network(&name)?)));
+    let Some((name, spec)) = named else { return println!("choose a network: sd15, sdxl or sd3") };
     // Latents of 512x512 pixels.
-    match &mut spec {
-        NetworkSpec::UNet2DCondition(spec) => spec.sample_size = [64, 64],
-        NetworkSpec::Mmdit(spec) => spec.sample_size = [64, 64],
-        _ => {}
-    }
+    let spec = spec.with_size([64, 64]);
     spec.validate().unwrap();
     let mut noise = Noise::new(0, 0);
     let mut stored = 0;

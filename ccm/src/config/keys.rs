@@ -106,7 +106,7 @@ pub(super) fn is_finish_key(key: &str) -> bool {
     key.starts_with("finish.")
 }
 
-/// The sections that a pipeline stands for, if the images have captions.
+/// The sections whose values come from the pipeline, if the images have captions.
 pub(super) const PIPELINE_SECTIONS: [&str; 2] = ["network", "path"];
 
 /// Whether the setting is in one of the [`PIPELINE_SECTIONS`].
@@ -114,13 +114,22 @@ pub(super) fn is_pipeline_key(key: &str) -> bool {
     key.split_once('.').is_some_and(|(section, _)| PIPELINE_SECTIONS.contains(&section))
 }
 
-/// Adds valid sections in the place of those that a pipeline stands for.
-pub(super) fn add_pipeline_sections(entries: &mut Entries, known: &Known) {
-    if entries.get("data.captions") == Some(&Value::Boolean(true)) {
-        let missing = known.fitting.iter().filter(|(key, _)| is_pipeline_key(key));
-        let missing: Vec<_> = missing.map(|(key, value)| (key.clone(), value.clone())).collect();
-        entries.extend(missing);
+/// Adds valid sections in the place of those whose values come from the pipeline, if the images have captions.
+///
+/// # Errors
+/// A setting of these sections.
+pub(super) fn add_pipeline_sections(entries: &mut Entries, known: &Known) -> Result<(), ConfigError> {
+    if entries.get("data.captions") != Some(&Value::Boolean(true)) {
+        return Ok(());
     }
+    if let Some((key, value)) = entries.iter().find(|(key, _)| is_pipeline_key(key)) {
+        let expected = "none, as data.captions is true and the pipeline decides".to_owned();
+        return Err(ConfigError::Value { key: key.clone(), expected, found: shown(value) });
+    }
+    let missing = known.fitting.iter().filter(|(key, _)| is_pipeline_key(key));
+    let missing: Vec<_> = missing.map(|(key, value)| (key.clone(), value.clone())).collect();
+    entries.extend(missing);
+    Ok(())
 }
 
 /// Parses a TOML document. The error names the line.

@@ -423,7 +423,7 @@ impl Config {
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         let mut entries = keys::parse(text)?;
         let known = Known::new()?;
-        keys::add_pipeline_sections(&mut entries, &known);
+        keys::add_pipeline_sections(&mut entries, &known)?;
         for (key, value) in &entries {
             known.check(known.find(key)?, value)?;
         }

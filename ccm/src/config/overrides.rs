@@ -33,7 +33,7 @@ impl Config {
                 entries.insert(key.to_owned(), fitting(&known, key, value)?);
             }
         }
-        keys::add_pipeline_sections(&mut entries, &known);
+        keys::add_pipeline_sections(&mut entries, &known)?;
         keys::assemble(entries)
     }
 }

@@ -3,6 +3,7 @@
 use super::durations::{LONGEST_KIMG, decay};
 use super::{Config, ConfigError, DataConfig, DistillConfig, FinishConfig, RunConfig, SHAPES, TeacherConfig};
 use crate::method::coupling::Coupling;
+use crate::method::curriculum::Mode;
 use crate::model::networks::Family as _;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -147,6 +148,13 @@ impl DistillConfig {
         {
             let found = format!("[{low}, {high}]");
             return Err(wrong("distill.guidance", "two numbers, 0 or more, the smaller one first", found));
+        }
+        if self.guidance.is_some() && self.mode == Mode::Ct {
+            return Err(wrong(
+                "distill.guidance",
+                "none, as distill.mode is `ct`, which has no teacher",
+                "a range",
+            ));
         }
         if let Some(channels) = self.guidance_channels {
             if channels == 0 || channels % 2 == 1 || channels > 4096 {

@@ -23,33 +23,40 @@ const CAPTION: [&str; 3] = ["text", "caption", "prompt"];
 const FILE: [&str; 2] = ["file_name", "file"];
 
 /// Lists the captioned images of `split`, sorted by path. The classes are the captions of both splits, sorted. Images without
-/// a caption are left out.
+/// a caption are left out. Folders `train` and `test` are the splits, as in [`classes`]; otherwise every 20th image is held
+/// out.
 ///
 /// # Errors
-/// As [`classes::list`]; a file of captions that cannot be read; no captions at all.
-pub(super) fn list(path: &Path, mut source: Source, split: Split) -> Result<Listing, DataError> {
-    let found = captions(path, std::mem::take(&mut source.texts))?;
-    let captions: BTreeMap<String, String> =
-        source.found.keys().filter_map(|name| Some((name.clone(), found.of(name)?))).collect();
-    if captions.is_empty() && !source.found.is_empty() {
-        return Err(DataError::NoCaptions { path: path.to_path_buf(), images: source.found.len() });
+/// A file of captions that cannot be read; no captions at all; an empty split.
+pub(super) fn list(path: &Path, source: Source, split: Split) -> Result<Listing, DataError> {
+    let Source { found, texts, not_read, .. } = source;
+    let stems: BTreeSet<&str> = found.keys().map(|name| stem(name)).collect();
+    let read = captions(path, texts, &stems)?;
+    let total = found.len();
+    if total == 0 {
+        return Err(DataError::NoImages { path: path.to_path_buf(), not_read });
     }
-    let without = source.found.len() - captions.len();
-    source.found.retain(|name, _| captions.contains_key(name));
-    let listing = classes::list(path, source, split)?;
-    let unique: BTreeSet<&str> = captions.values().map(String::as_str).collect();
-    let unique: Vec<&str> = unique.into_iter().collect();
-    let of = |entry: Entry| {
-        let label = unique.binary_search(&captions[&entry.name].as_str()).ok()?;
-        Some(Entry { label: label as u32, ..entry })
+    let captioned: Vec<(String, String, Content)> =
+        found.into_iter().filter_map(|(name, content)| Some((read.of(&name)?, name, content))).collect();
+    if captioned.is_empty() {
+        return Err(DataError::NoCaptions { path: path.to_path_buf(), images: total });
+    }
+    let names: Vec<&str> = captioned.iter().map(|(_, name, _)| name.as_str()).collect();
+    let splits = classes::splits(&names);
+    let unique: BTreeSet<&str> = captioned.iter().map(|(caption, ..)| caption.as_str()).collect();
+    let classes: Vec<String> = unique.into_iter().map(str::to_owned).collect();
+    let left_out = total - splits.iter().flatten().count();
+    let of = |((caption, name, content), own): ((String, String, Content), Option<Split>)| {
+        let label = classes.binary_search(&caption).ok()? as u32;
+        (own == Some(split)).then_some(Entry { name, label, content })
     };
-    Ok(Listing {
-        entries: listing.entries.into_iter().filter_map(of).collect(),
-        classes: unique.into_iter().map(str::to_owned).collect(),
-        below: None,
-        left_out: listing.left_out + without,
-        not_read: listing.not_read,
-    })
+    let entries: Vec<Entry> = captioned.into_iter().zip(splits).filter_map(of).collect();
+    if entries.is_empty() {
+        let expected =
+            "at least two images with captions, or some in a folder train and some in a folder test";
+        return Err(DataError::EmptySplit { path: path.to_path_buf(), split, expected });
+    }
+    Ok(Listing { entries, classes, below: None, left_out, not_read })
 }
 
 /// The captions of a source.
@@ -73,21 +80,29 @@ fn stem(path: &str) -> &str {
     path[name..].rfind('.').map_or(path, |dot| &path[..name + dot])
 }
 
-/// Reads all captions.
-fn captions(path: &Path, texts: BTreeMap<String, Content>) -> Result<Captions, DataError> {
+/// Reads the captions of images, whose paths without their endings are `stems`. Other texts are not opened.
+fn captions(
+    path: &Path,
+    texts: BTreeMap<String, Content>,
+    stems: &BTreeSet<&str>,
+) -> Result<Captions, DataError> {
     let mut captions = Captions::default();
     for (name, content) in texts {
         let fault =
             |reason: String| DataError::Captions { path: path.to_path_buf(), name: name.clone(), reason };
         let text = |content: Content| {
-            let bytes = content.into_bytes().map_err(&fault)?;
+            let bytes = match content {
+                // A file of captions may be larger than an image.
+                Content::File(path) => std::fs::read(path).map_err(|error| fault(error.to_string()))?,
+                other => other.into_bytes().map_err(&fault)?,
+            };
             String::from_utf8(bytes).map_err(|error| fault(format!("expected UTF-8: {error}")))
         };
         let (folder, file) =
             name.rsplit_once('/').map_or(("", name.as_str()), |(folder, file)| (folder, file));
-        let in_folder = |image: &str| match folder {
-            "" => image.to_owned(),
-            _ => format!("{folder}/{image}"),
+        let in_folder = |image: &str| {
+            let parts = folder.split('/').chain(image.split(['/', '\\']));
+            parts.filter(|part| !matches!(*part, "" | "." | "..")).collect::<Vec<_>>().join("/")
         };
         match file {
             "metadata.jsonl" => {
@@ -106,6 +121,7 @@ fn captions(path: &Path, texts: BTreeMap<String, Content>) -> Result<Captions, D
                     .of_file
                     .extend(rows.into_iter().map(|(image, caption)| (in_folder(&image), caption)));
             }
+            _ if !stems.contains(stem(&name)) => {}
             _ if file.ends_with(".txt") => {
                 let caption = one_line(&text(content)?);
                 captions.of_stem.insert(stem(&name).to_owned(), caption);
@@ -230,7 +246,7 @@ mod tests {
                 "{\"file_name\":\"x.png\",\"text\":\"a fox\"}\n\n{\"file_name\":\"y.jpg\",\"text\":\"two birds\",\"n\":1}\n",
             )],
             &[("a/metadata.csv", "n,file_name,caption\n1,x.png,a fox\n2,y.jpg,\"two birds\"\n")],
-            &[("metadata.csv", "file_name,text\na/x.png,a fox\na/y.jpg,two birds\n")],
+            &[("metadata.csv", "file_name,text\n./a/x.png,a fox\na\\y.jpg,two birds\n")],
             &[("a/x.json", "{\"caption\":\"a fox\"}"), ("a/y.json", "{\"caption\":\"two birds\"}")],
         ];
         for texts in forms {
@@ -248,10 +264,11 @@ mod tests {
 
     #[test]
     fn images_without_a_caption_are_left_out() {
-        let names = ["x.png", "y.png", "z.png"];
-        let texts = [("x.txt", "a"), ("y.txt", "b")];
+        let names = ["x.png", "y.png", "z.png", "a/w.png"];
+        let texts = [("x.txt", "a"), ("y.txt", "b"), ("a/w.txt", "c")];
         let listing = list(Path::new("d"), source(&names, &texts), Split::Train).unwrap();
-        assert_eq!((listing.left_out, listing.classes), (1, vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!((listing.left_out, listing.classes), (1, ["a", "b", "c"].map(str::to_owned).to_vec()));
+        assert_eq!(listing.entries.len(), 2);
         let error = list(Path::new("d"), source(&names, &[]), Split::Train).err().unwrap();
         assert!(error.to_string().contains("metadata.jsonl"), "{error}");
     }

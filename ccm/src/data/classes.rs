@@ -116,6 +116,17 @@ fn split_by_position(position: usize, total: usize) -> Split {
     if held_out && total > 1 { Split::HeldOut } else { Split::Train }
 }
 
+/// The split of each of the sorted paths, whatever its class: that of its folder `train` or `test`; `None` outside of these
+/// folders. Without such folders, every 20th image is held out.
+pub(super) fn splits(names: &[&str]) -> Vec<Option<Split>> {
+    let places = places(names);
+    let has_splits = places.iter().any(|place| place.split.is_some());
+    let by_position = |place: usize| split_by_position(place + 1, names.len());
+    let split =
+        |(place, of): (usize, &Place<'_>)| if has_splits { of.split } else { Some(by_position(place)) };
+    places.iter().enumerate().map(split).collect()
+}
+
 fn places<'a>(names: &[&'a str]) -> Vec<Place<'a>> {
     let folders: Vec<Vec<&str>> = names
         .iter()

@@ -1,4 +1,4 @@
-//! Captioned images as a text-to-image pipeline sees them: latents and texts, encoded once before training.
+//! Latents and text embeddings of captioned images, encoded once before training.
 //!
 //! A file of encoded images is a safetensors file:
 //!
@@ -38,6 +38,29 @@ pub enum EncodedError {
         /// What is wrong with it.
         source: WeightsError,
     },
+    /// An image's caption is not in the file.
+    #[error("{path}: caption: expected a number below {captions}, found {found}")]
+    Caption {
+        /// The file.
+        path: String,
+        /// Number of captions.
+        captions: usize,
+        /// The number found.
+        found: f32,
+    },
+    /// It was made from other images or with another pipeline than the run has.
+    #[error(
+        "{path}: made from {} with {} at {:?} pixels, but the run has {}, {} and {:?}; delete it to encode the images again",
+        found.data, found.pipeline, found.size, expected.data, expected.pipeline, expected.size
+    )]
+    Origin {
+        /// The file.
+        path: String,
+        /// What the run has.
+        expected: Box<Origin>,
+        /// What the file was made from.
+        found: Box<Origin>,
+    },
     /// It was encoded for another pipeline.
     #[error("{path}: {what}: expected {expected}, as the denoiser reads, found {found}")]
     Other {
@@ -63,7 +86,7 @@ pub struct Encoded {
     texts: Arc<Texts>,
 }
 
-/// The captions of both splits, and what the text encoders make of them.
+/// The captions of both splits and their embeddings.
 #[derive(Debug, PartialEq)]
 pub struct Texts {
     /// The captions.
@@ -90,7 +113,7 @@ impl Texts {
         }
     }
 
-    /// The text of a caption; that of number `captions.len()` is the negative one.
+    /// The text of a caption; index `captions.len()` is the negative text.
     pub fn text(&self, caption: usize) -> Arc<Text> {
         let row = |values: &[f16]| {
             let width = values.len() / (self.captions.len() + 1);
@@ -109,6 +132,19 @@ impl Texts {
 struct Description {
     /// The captions of an encoded data set.
     captions: Vec<String>,
+    /// What the images were read from and encoded with.
+    origin: Origin,
+}
+
+/// What encoded images were made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Path of the images.
+    pub data: String,
+    /// Path of the pipeline.
+    pub pipeline: String,
+    /// Height and width in pixels.
+    pub size: [usize; 2],
 }
 
 /// Prefix of a split's tensors.
@@ -161,16 +197,16 @@ impl Encoded {
         indices.iter().flat_map(|&index| &self.latents[index * len..][..len]).copied().collect()
     }
 
-    /// Bytes in memory, without the texts' captions.
-    pub fn memory(&self) -> usize {
-        self.latents.len() * 4 + (self.texts.tokens.len() + self.texts.pooled.len()) * 2
-    }
-
     /// Writes both splits to a file.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(path: &Path, train: &Self, held_out: &Self, shape: TextShape) -> Result<(), DiskError> {
+    pub fn write(
+        path: &Path,
+        [train, held_out]: [&Self; 2],
+        shape: TextShape,
+        origin: Origin,
+    ) -> Result<(), DiskError> {
         let texts = &train.texts;
         let rows = texts.captions.len() + 1;
         let mut tensors = Vec::new();
@@ -191,17 +227,21 @@ impl Encoded {
             let sizes = HostTensor::new([texts.sizes.len()], texts.sizes.clone());
             tensors.push(StoredTensor::f32("text.sizes", &sizes));
         }
-        let captions = Description { captions: texts.captions.clone() };
+        let captions = Description { captions: texts.captions.clone(), origin };
         #[expect(clippy::expect_used, reason = "a list of texts becomes JSON")]
         let description = serde_json::to_string(&captions).expect("texts");
         disk::write(path, &serialize(&tensors, &description))
     }
 
-    /// Reads both splits, and checks that a denoiser can read them.
+    /// Reads both splits, and checks that a denoiser can read them; with `origin`, also what they were made from.
     ///
     /// # Errors
-    /// If the file cannot be read, is damaged, or was encoded for another pipeline.
-    pub fn read(path: &Path, network: &NetworkSpec) -> Result<[Self; 2], EncodedError> {
+    /// If the file cannot be read, is damaged, has no images, or was encoded for another pipeline or from other images.
+    pub fn read(
+        path: &Path,
+        network: &NetworkSpec,
+        origin: Option<&Origin>,
+    ) -> Result<[Self; 2], EncodedError> {
         let shown = || path.display().to_string();
         let wrong = |source| EncodedError::Weights { path: shown(), source };
         let mut file = TensorFile::from_bytes(&disk::read(path)?).map_err(wrong)?;
@@ -214,30 +254,27 @@ impl Encoded {
         let description: Description = serde_json::from_str(&file.description).map_err(|_| {
             wrong(WeightsError::NoModel("expected encoded images, as `distill encode` writes them".into()))
         })?;
+        if let Some(origin) = origin
+            && *origin != description.origin
+        {
+            let found = Box::new(description.origin);
+            return Err(EncodedError::Origin { path: shown(), expected: Box::new(origin.clone()), found });
+        }
         let rows = description.captions.len() + 1;
         let Some(shape) = network.text() else {
-            return Err(other("text", &"none", &"captions"));
+            return Err(wrong(WeightsError::NoModel("the network reads no text".into())));
         };
-        let mut take = |name: &str, expected: Option<Vec<usize>>| -> Result<Vec<f32>, EncodedError> {
+        let mut take = |name: &'static str, expected: Vec<usize>| -> Result<Vec<f32>, EncodedError> {
             let found = file.take(name).map_err(wrong)?;
-            match expected {
-                Some(expected) if expected != found.shape => {
-                    let what = if name == "text.tokens" { "text.tokens" } else { "text.pooled" };
-                    Err(other(what, &expected, &found.shape))
-                }
-                _ => Ok(found.values),
-            }
+            if found.shape != expected { Err(other(name, &expected, &found.shape)) } else { Ok(found.values) }
         };
         let halves = |values: Vec<f32>| values.into_iter().map(f16::from_f32).collect();
-        let tokens = take("text.tokens", Some(vec![rows, shape.tokens, shape.channels]))?;
+        let tokens = take("text.tokens", vec![rows, shape.tokens, shape.channels])?;
         let pooled = match shape.pooled {
             0 => Vec::new(),
-            width => take("text.pooled", Some(vec![rows, width]))?,
+            width => take("text.pooled", vec![rows, width])?,
         };
-        let sizes = if shape.sizes { take("text.sizes", None)? } else { Vec::new() };
-        if shape.sizes && sizes.len() != 6 {
-            return Err(other("text.sizes", &6, &sizes.len()));
-        }
+        let sizes = if shape.sizes { take("text.sizes", vec![6])? } else { Vec::new() };
         let texts = Arc::new(Texts {
             captions: description.captions,
             tokens: halves(tokens),
@@ -252,12 +289,15 @@ impl Encoded {
             if latents.shape.len() != 4 || latents.shape[1..] != expected {
                 return Err(other("latents", &expected, &latents.shape));
             }
+            if captions.values.is_empty() {
+                return Err(wrong(WeightsError::NoModel(format!("expected {split} images, found none"))));
+            }
             if captions.shape != latents.shape[..1] {
                 return Err(other("caption", &latents.shape[0], &captions.shape));
             }
             let most = (rows - 1) as f32;
             if let Some(wrong) = captions.values.iter().find(|caption| !(0.0..most).contains(*caption)) {
-                return Err(other("caption", &format_args!("numbers below {most}"), wrong));
+                return Err(EncodedError::Caption { path: shown(), captions: rows - 1, found: *wrong });
             }
             let captions = captions.values.iter().map(|&caption| caption as u32).collect();
             Ok(Self::new(latents.values, expected, captions, Arc::clone(&texts)))

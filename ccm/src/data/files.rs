@@ -64,7 +64,7 @@ pub(super) fn in_folder(folder: &Path) -> Result<Source, DataError> {
     Ok(source)
 }
 
-/// As [`in_folder`], with the contents of the folder's tar archives: webdataset's shards. Their names become folders.
+/// As [`in_folder`], with the contents of the folder's tar archives: webdataset's shards. Their file names become folders.
 ///
 /// # Errors
 /// [`DataError`] if a folder cannot be listed or an archive not be read.
@@ -75,10 +75,10 @@ pub(super) fn with_shards(folder: &Path) -> Result<Source, DataError> {
         children.map_err(|error| DataError::reading(folder, error))?.iter().map(fs::DirEntry::path).collect();
     shards.retain(|path| path.extension().is_some_and(|ending| ending == "tar"));
     shards.sort();
-    source.not_read.remove("tar");
     for path in shards {
-        let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let shard = archive::in_tar(&path)?;
+        source.not_read.replace("tar", &shard.not_read);
         let within = |(file, content): (String, Content)| (format!("{name}/{file}"), content);
         source.found.extend(shard.found.into_iter().map(within));
         source.texts.extend(shard.texts.into_iter().map(within));

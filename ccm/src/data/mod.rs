@@ -1,5 +1,5 @@
 //! Loads images as a [`Dataset`]: CIFAR-10, MNIST, folders and archives of image files, and generated shapes. [`encoded`]
-//! holds captioned images as a text-to-image pipeline sees them.
+//! holds latents and text embeddings of captioned images.
 //!
 //! [`load`] detects the kind of source from its path, converts every image to one [`ImageShape`] and keeps all images
 //! in memory as bytes. [`shapes()`] generates a data set without a download. Progress and skipped files are reported as

@@ -26,9 +26,15 @@ impl NotRead {
         *self.counts.entry(ending).or_default() += 1;
     }
 
-    /// Takes back files that are read after all.
-    pub(super) fn remove(&mut self, ending: &str) {
-        self.counts.remove(ending);
+    /// Counts the files of an archive that are not read, instead of the archive, which has this extension.
+    pub(super) fn replace(&mut self, ending: &str, contents: &Self) {
+        if let Some(count) = self.counts.get_mut(ending) {
+            *count -= 1;
+        }
+        self.counts.retain(|_, count| *count > 0);
+        for (ending, count) in &contents.counts {
+            *self.counts.entry(ending.clone()).or_default() += count;
+        }
     }
 
     /// Whether all files are read.

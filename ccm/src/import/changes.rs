@@ -7,8 +7,8 @@ use super::ImportError;
 use super::lora::Lora;
 use super::text_to_image::{Folder, PartWeights};
 use crate::disk;
+use crate::model::Role;
 use crate::model::graph::Graph;
-use crate::model::{NetworkSpec, SpecError};
 use crate::pipeline::{Part, Weights};
 use crate::weights::{CompactTensor, HostTensor, Precision};
 
@@ -23,7 +23,7 @@ pub struct Changed {
 
 impl Folder {
     /// The weights with the denoiser of a model file of this program in the place of the pipeline's own, and with LoRA files,
-    /// each with its weight. Changes the spec and the card to those of that denoiser.
+    /// each with its weight. Changes the spec and the card to those of the changed denoiser.
     ///
     /// # Errors
     /// If a file cannot be read, or does not belong to the pipeline.
@@ -34,7 +34,11 @@ impl Folder {
     ) -> Result<Changed, ImportError> {
         let denoiser = denoiser.map(|path| self.replace_denoiser(path)).transpose()?;
         let open = |(file, weight): &(PathBuf, f32)| Lora::open(file, *weight, &self.spec);
-        let loras = loras.iter().map(open).collect::<Result<_, _>>()?;
+        let loras = loras.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        // Low-rank products that were trained to be a student make one of the denoiser.
+        if loras.iter().filter_map(|lora| lora.card.as_ref()).any(|card| card.role == Role::Student) {
+            self.card.role = Role::Student;
+        }
         Ok(Changed { weights: self.weights.clone(), denoiser, loras })
     }
 
@@ -42,7 +46,7 @@ impl Folder {
         let fault =
             |reason: &dyn std::fmt::Display| ImportError::Spec(format!("{}: {reason}", path.display()));
         let model = disk::read_model(path).map_err(|error| ImportError::Spec(error.to_string()))?;
-        let network = like(&self.spec.network, &model.spec).map_err(|error| fault(&error))?;
+        let network = self.spec.network.like(&model.spec).map_err(|error| fault(&error))?;
         if model.prediction != self.spec.prediction {
             return Err(fault(&"its prediction or its schedule is not that of the pipeline"));
         }
@@ -50,23 +54,6 @@ impl Folder {
         self.card = model.card;
         Ok(model.tensors.into())
     }
-}
-
-/// The network of a pipeline, with the embedding of the guidance scale that `other` may have.
-fn like(network: &NetworkSpec, other: &NetworkSpec) -> Result<NetworkSpec, SpecError> {
-    let guided = match other {
-        NetworkSpec::UNet2DCondition(other) => other.time_cond_proj_dim,
-        _ => None,
-    };
-    let network = match guided {
-        Some(channels) => network.with_guidance(channels)?,
-        None => network.clone(),
-    };
-    if network.tensors() == other.tensors() {
-        return Ok(network);
-    }
-    let reason = "expected the network of the pipeline's denoiser, found another one".into();
-    Err(SpecError { field: "network".into(), reason })
 }
 
 impl Weights for Changed {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::single_file::origins;
 use super::{Checkpoint, ImportError};
+use crate::model::ModelCard;
 use crate::model::graph::Parameter;
+use crate::model::json::Json;
 use crate::pipeline::{Part, PipelineSpec};
 use crate::weights::{CompactTensor, HostTensor, WeightsError};
 
@@ -52,6 +54,8 @@ pub struct Lora {
     path: PathBuf,
     /// Multiplies every change.
     weight: f32,
+    /// The origin, if the file is of this program.
+    pub(super) card: Option<ModelCard>,
     /// By part of the pipeline and name of the parameter.
     changes: BTreeMap<(usize, String), Change>,
 }
@@ -141,7 +145,7 @@ impl Lora {
             let place =
                 known.get(&base).ok_or_else(|| fault(name, "no weight of this pipeline has its name"))?;
             let tensor = checkpoint.compact(name)?;
-            let tensor = HostTensor { shape: tensor.shape.clone(), values: tensor.into_f32() };
+            let tensor = tensor.into_host();
             let change = changes.entry(place.clone()).or_default();
             match role {
                 Role::Down => change.down = Some(tensor),
@@ -155,7 +159,9 @@ impl Lora {
         if changes.is_empty() {
             return Err(fault("lora_A", "expected at least one, found none"));
         }
-        let lora = Self { path: path.into(), weight, changes };
+        let description = Json::parse(&checkpoint.description).ok();
+        let card = description.and_then(|it| ModelCard::from_json(it.get("card")?).ok());
+        let lora = Self { path: path.into(), weight, card, changes };
         for (place, change) in &lora.changes {
             if change.down.is_none() || change.up.is_none() {
                 return Err(fault(&place.1, "expected both A and B of its LoRA, found one"));

@@ -47,6 +47,9 @@ impl DistanceKind {
     }
 }
 
+/// Side of the images that LPIPS' networks were trained on; smaller images are enlarged to it.
+const LPIPS_SIDE: usize = 224;
+
 /// A distance between images.
 #[derive(Debug, Clone)]
 pub enum Distance {
@@ -65,7 +68,7 @@ pub enum Distance {
         decoder: Option<Arc<Network>>,
     },
     /// Distance between the teacher's features: LPIPS on the feature maps of the teacher's encoder, with equal weights for
-    /// all channels. The encoder's inputs are the images at `t = 1`, without a label. The teacher is [`Denoiser::frozen`].
+    /// all channels. The encoder's inputs are the images at `t = 1`, without a label but with the text. The teacher is [`Denoiser::frozen`].
     TeacherFeatures(Arc<Denoiser>),
 }
 
@@ -99,11 +102,15 @@ impl Distance {
             }
             Self::L1 => flat(a, b).abs().mean_dim(1).mean(),
             Self::Lpips { lpips, decoder } => {
-                let [a, b] = [a, b].map(|x| match decoder {
-                    Some(decoder) => decoder.map(x),
-                    None => x,
-                });
-                lpips.distances(a, b).mean()
+                let Some(decoder) = decoder else { return lpips.distances(a, b).mean() };
+                let [a, b] = [a, b].map(|latents| decoder.map(latents));
+                // Large pictures as they are: a reduction without a filter would skip most of their pixels.
+                let [_, _, height, width] = a.dims();
+                if height.min(width) < LPIPS_SIDE {
+                    lpips.distances(a, b).mean()
+                } else {
+                    lpips.distances_at(a, b).mean()
+                }
             }
             Self::TeacherFeatures(teacher) => {
                 let encode = |images: Tensor<4>| {

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use crate::nn::conditions::Conditions;
 use crate::nn::denoiser::Denoiser;
 
-/// A teacher, and what guidance leads away from.
+/// The teacher and the negative condition of classifier-free guidance.
 pub struct Teacher {
     /// The network.
     pub denoiser: Denoiser,

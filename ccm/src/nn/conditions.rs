@@ -70,7 +70,7 @@ impl Conditions {
         Self { label: None, ..self }
     }
 
-    /// Applies the functions to what there is.
+    /// Applies a function to every part that is present.
     fn map(
         self,
         label: impl Fn(Tensor<1, Int>) -> Tensor<1, Int>,
@@ -114,11 +114,18 @@ impl Conditions {
         self.select(&rows)
     }
 
-    /// The rows of this batch, then those of another. A part that one of them lacks is dropped.
+    /// The rows of this batch, then those of another, without guidance scales.
+    ///
+    /// # Panics
+    /// If one of them has a part that the other lacks.
     #[must_use]
     pub fn join(self, other: Self) -> Self {
         fn both<T>(a: Option<T>, b: Option<T>, cat: impl FnOnce(Vec<T>) -> T) -> Option<T> {
-            a.zip(b).map(|(a, b)| cat(vec![a, b]))
+            match (a, b) {
+                (Some(a), Some(b)) => Some(cat(vec![a, b])),
+                (None, None) => None,
+                _ => panic!("conditions with the same parts"),
+            }
         }
         let vectors = |a, b| both(a, b, |of| Tensor::cat(of, 0));
         Self {
@@ -126,7 +133,7 @@ impl Conditions {
             text: both(self.text, other.text, |of| Tensor::cat(of, 0)),
             pooled: vectors(self.pooled, other.pooled),
             sizes: vectors(self.sizes, other.sizes),
-            guidance: vectors(self.guidance, other.guidance),
+            guidance: None,
         }
     }
 

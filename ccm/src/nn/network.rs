@@ -86,23 +86,7 @@ impl Network {
     /// # Panics
     /// If a tensor is missing, or its shape differs from the parameter's; the message then has its name.
     pub(crate) fn new(graph: &Graph, tensors: &[HostTensor], device: &Device) -> Self {
-        assert_eq!(graph.parameters.len(), tensors.len(), "tensors of the network");
-        let parameter = |(parameter, tensor): (&crate::model::graph::Parameter, &HostTensor)| {
-            assert_eq!(tensor.shape, parameter.shape, "shape of tensor `{}`", parameter.name);
-            let count = tensor.values.len();
-            let value = Tensor::<1>::from_data(TensorData::new(tensor.values.clone(), [count]), device);
-            if device.is_autodiff() { value.require_grad() } else { value }
-        };
-        let parameters = graph.parameters.iter().zip(tensors).map(parameter).collect();
-        let graph = graph.fused();
-        let last_reads = last_reads(&graph.nodes);
-        Self {
-            program: Arc::new(Program { graph, last_reads }),
-            base: Vec::new(),
-            parameters,
-            dropout: device.is_autodiff(),
-            tape: None,
-        }
+        Self::with_base(Vec::new(), graph, tensors, device)
     }
 
     /// A network whose first parameters are those of another one, without a copy. `graph` has these parameters first;
@@ -112,12 +96,30 @@ impl Network {
     /// As [`Network::new`].
     pub(crate) fn beside(&self, graph: &Graph, tensors: &[HostTensor], device: &Device) -> Self {
         let base = self.parameters();
-        let own = Graph { parameters: graph.parameters[base.len()..].to_vec(), ..graph.clone() };
-        let network = Self::new(&own, tensors, device);
+        let base = if device.is_autodiff() { recording(base) } else { base };
+        Self::with_base(base, graph, tensors, device)
+    }
+
+    /// A network with the values of its parameters; the first ones are on the device.
+    fn with_base(base: Vec<Tensor<1>>, graph: &Graph, tensors: &[HostTensor], device: &Device) -> Self {
+        let own = &graph.parameters[base.len()..];
+        assert_eq!(own.len(), tensors.len(), "tensors of the network");
+        let parameter = |(parameter, tensor): (&crate::model::graph::Parameter, &HostTensor)| {
+            assert_eq!(tensor.shape, parameter.shape, "shape of tensor `{}`", parameter.name);
+            let count = tensor.values.len();
+            let value = Tensor::<1>::from_data(TensorData::new(tensor.values.clone(), [count]), device);
+            if device.is_autodiff() { value.require_grad() } else { value }
+        };
+        let parameters = own.iter().zip(tensors).map(parameter).collect();
         let graph = graph.fused();
         let last_reads = last_reads(&graph.nodes);
-        let base = if device.is_autodiff() { recording(base) } else { base };
-        Self { program: Arc::new(Program { graph, last_reads }), base, ..network }
+        Self {
+            program: Arc::new(Program { graph, last_reads }),
+            base,
+            parameters,
+            dropout: device.is_autodiff(),
+            tape: None,
+        }
     }
 
     /// The network's output.

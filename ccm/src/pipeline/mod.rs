@@ -207,7 +207,7 @@ impl<W: Weights> Pipeline<W> {
         weight: f32,
     ) -> Result<(Vec<Arc<Text>>, Option<Guidance>), PipelineError<W::Error>> {
         // A network that reads the scale has guidance distilled into it.
-        let is_distilled = self.spec.network.graph().nodes.iter().any(|node| node.op == graph::Op::Guidance);
+        let is_distilled = self.spec.network.reads_guidance();
         if is_distilled || weight == 1.0 {
             let guidance = is_distilled.then_some(Guidance { weight, negative: Vec::new() });
             return Ok((self.texts(prompts).await?, guidance));

@@ -185,12 +185,7 @@ impl PipelineSpec {
         if let Some(wrong) = size.iter().find(|size| !size.is_multiple_of(reduction)) {
             return Err(refused("size", format!("expected multiples of {reduction} pixels, found {wrong}")));
         }
-        let latents = size.map(|size| size / reduction);
-        match &mut self.network {
-            NetworkSpec::UNet2DCondition(spec) => spec.sample_size = latents,
-            NetworkSpec::Mmdit(spec) => spec.sample_size = latents,
-            NetworkSpec::Adm(_) | NetworkSpec::UNet2D(_) => {}
-        }
+        self.network = self.network.with_size(size.map(|size| size / reduction));
         self.network.validate()?;
         Ok(self)
     }

@@ -236,7 +236,7 @@ pub fn load(
     for (i, &decay) in description.decays.iter().enumerate() {
         emas.push(Ema { decay, denoiser: denoiser(&format!("ema.{i}"), &plain).map_err(wrong)? });
     }
-    let flat = |tensor| Trainable::flat(tensor, &plain);
+    let flat = |tensor: HostTensor| Tensor::<1>::from_data(tensor.values.as_slice(), &plain);
     // The optimiser has no moments before the first step.
     let mut moments = |prefix: &str, step: u64, specs: &dyn Fn() -> Vec<TensorSpec>| {
         let mut take = |moment| match step {

@@ -10,7 +10,7 @@ use crate::disk;
 pub mod files {
     /// The resolved configuration.
     pub const CONFIG: &str = "config.toml";
-    /// Captioned images as the pipeline of the run sees them.
+    /// Latents and text embeddings of captioned images.
     pub const ENCODED: &str = "encoded.safetensors";
     /// Training metrics, one line every few steps.
     pub const METRICS: &str = "metrics.jsonl";

@@ -1,5 +1,6 @@
 //! The files other than images that a configuration names: a teacher or a pipeline, and the weights of LPIPS.
 
+use std::fmt::Display;
 use std::path::Path;
 
 use super::error::RunError;
@@ -12,7 +13,7 @@ use crate::method::lpips::LpipsWeights;
 use crate::model::{ModelCard, NetworkSpec, Prediction, Role};
 use crate::pipeline::{Part, Pipeline, Weights as _};
 use crate::sampler::Backend;
-use crate::weights::{HostTensor, Model, Precision};
+use crate::weights::{CompactTensor, Model, Precision};
 
 /// The contents of the files other than images that a configuration names, read and checked.
 #[derive(Default)]
@@ -21,6 +22,8 @@ pub struct Given {
     pub teacher: Option<Model>,
     /// The pipeline of a teacher with text.
     pub pipeline: Option<Pipeline<PartWeights>>,
+    /// Messages about settings of the pipeline's scheduler that are not applied.
+    pub notes: Vec<String>,
     /// The distilled student (`distill.model`).
     pub student: Option<Model>,
     /// The weights of LPIPS, one for each trunk that a distance uses.
@@ -37,12 +40,15 @@ impl Given {
             |path: &Option<String>| path.as_ref().map(|path| disk::read_model(Path::new(path))).transpose();
         let mut given = Self::default();
         if config.data.captions {
-            let (pipeline, teacher) = read_pipeline(config)?;
+            let mut folder = open_pipeline(config)?;
+            given.notes = std::mem::take(&mut folder.notes);
+            let (pipeline, teacher) = read_pipeline(folder)?;
             (given.pipeline, given.teacher) = (Some(pipeline), Some(teacher));
         } else {
             given.teacher = model(&config.teacher.model)?;
         }
-        given.student = model(&config.distill.model)?.map(|student| given.adopt(student)).transpose()?;
+        let student = model(&config.distill.model)?;
+        given.student = student.map(|student| given.adopt(student, &"distill.model")).transpose()?;
         if given.student.is_none() {
             given.read_distance(&config.distill)?;
         }
@@ -54,17 +60,14 @@ impl Given {
         self.teacher.as_ref().map_or_else(|| config.spec(), |teacher| teacher.spec.clone())
     }
 
-    /// A model of the pipeline's network, with those sizes that a model file does not say.
+    /// A model of the pipeline's network, for latents of the pipeline's size. `what` is the setting or the file to name.
     ///
     /// # Errors
     /// If it has another network.
-    pub(super) fn adopt(&self, mut model: Model) -> Result<Model, RunError> {
+    fn adopt(&self, mut model: Model, what: &dyn Display) -> Result<Model, RunError> {
         if let Some(pipeline) = &self.pipeline {
-            if model.spec.tensors() != pipeline.spec.network.tensors() {
-                let expected = "expected the network of the pipeline, found another one";
-                return Err(RunError::Unsuitable(format!("distill.model: {expected}")));
-            }
-            model.spec = pipeline.spec.network.clone();
+            let network = pipeline.spec.network.like(&model.spec);
+            model.spec = network.map_err(|error| RunError::Unsuitable(format!("{what}: {error}")))?;
         }
         Ok(model)
     }
@@ -102,15 +105,13 @@ impl Given {
             _ => self.trained_teacher(config, &folder.join(files::TEACHER)),
         }
     }
-}
 
-impl Given {
     /// The teacher that a run has trained, if it has the network of the run.
     pub(super) fn trained_teacher(&self, config: &Config, path: &Path) -> Result<Model, RunError> {
         match &self.teacher {
             None => read_teacher(config, path),
             Some(given) => {
-                let model = self.adopt(disk::read_model(path)?)?;
+                let model = self.adopt(disk::read_model(path)?, &path.display())?;
                 if model.spec != given.spec || model.prediction != given.prediction {
                     return Err(RunError::Unsuitable(format!(
                         "{}: its network differs from that of teacher.model",
@@ -151,13 +152,11 @@ fn open_pipeline(config: &Config) -> Result<Folder, RunError> {
     Ok(folder)
 }
 
-/// Opens the pipeline that `teacher.model` names, and reads its denoiser.
-fn read_pipeline(config: &Config) -> Result<(Pipeline<PartWeights>, Model), RunError> {
-    let Folder { spec, tokenizers, weights, .. } = open_pipeline(config)?;
+/// Reads the denoiser of a pipeline.
+fn read_pipeline(folder: Folder) -> Result<(Pipeline<PartWeights>, Model), RunError> {
+    let Folder { spec, tokenizers, weights, .. } = folder;
     let tensors = weights.read(Part::Denoiser, &spec.network.graph(), Precision::F32)?;
-    let tensors = tensors
-        .into_iter()
-        .map(|tensor| HostTensor { shape: tensor.shape.clone(), values: tensor.into_f32() });
+    let tensors = tensors.into_iter().map(CompactTensor::into_host);
     let teacher = Model {
         spec: spec.network.clone(),
         prediction: spec.prediction.clone(),

@@ -4,9 +4,9 @@
 
 use std::fmt;
 
-use crate::config::{DistillConfig, FixedPrecision};
+use crate::config::{Config, DistillConfig, FixedPrecision};
 use crate::method::discriminator::Heads;
-use crate::model::graph::{Attention, Graph, Node, Op, Value, last_reads};
+use crate::model::graph::{Attention, Conv, Graph, Node, Op, Value, last_reads};
 use crate::model::json::Json;
 use crate::model::{NetworkSpec, SpecError, TensorSpec};
 use crate::nn::denoiser::lora_tensors;
@@ -14,8 +14,19 @@ use crate::nn::denoiser::lora_tensors;
 /// Bytes of a value in single precision.
 const SINGLE: u64 = 4;
 
-/// The network that a preset is for, at full size, if the preset needs a pipeline and the pipeline is not given.
-pub fn reference_network(preset: &str) -> Option<NetworkSpec> {
+/// The published network that a preset is for, if the preset needs a pipeline, for the configuration's image size.
+pub fn reference_network(preset: &str, config: &Config) -> Option<NetworkSpec> {
+    /// Pixels a side of a value of Stable Diffusion's latents.
+    const REDUCTION: usize = 8;
+    let network = published_network(preset)?;
+    Some(match config.data.image_size {
+        Some(size) => network.with_size(size.map(|size| size / REDUCTION)),
+        None => network,
+    })
+}
+
+/// The published network that a preset is for, if the preset needs a pipeline.
+pub fn published_network(preset: &str) -> Option<NetworkSpec> {
     let config = match preset {
         "sd15" => include_str!("../../presets/networks/sd15.json"),
         "sd3" => include_str!("../../presets/networks/sd3.json"),
@@ -69,7 +80,12 @@ impl Memory {
             FixedPrecision::F32 => SINGLE,
             FixedPrecision::F16 => SINGLE / 2,
         };
-        let converted = if fixed == SINGLE { 0 } else { SINGLE * largest(&graph) };
+        // The backward pass of a layer reads the weight that its forward pass has converted.
+        let converted = match (fixed == SINGLE, checkpointing) {
+            (true, _) => 0,
+            (false, true) => SINGLE * largest_weights(&student),
+            (false, false) => SINGLE * count(&network.tensors()),
+        };
         let images = images as u64;
         let guided = if config.guidance.is_some() { 2 } else { 1 };
         let adversarial = config.adversarial_weight > 0.0;
@@ -88,7 +104,7 @@ impl Memory {
             ),
             ("trained values, two averages, two moments and a gradient", 6 * SINGLE * trained),
             ("the discriminator with its averages, moments and gradient", 4 * SINGLE * heads),
-            ("a weight in single precision while it is used", converted),
+            ("fixed weights in single precision, as long as a backward pass needs them", converted),
             ("the discriminator's features of the student's images", SINGLE * images * encoder),
             (
                 "activations at the peak: the student's backward pass, or the teacher",
@@ -111,10 +127,16 @@ impl fmt::Display for Memory {
     }
 }
 
-/// Values of the largest parameter.
-fn largest(graph: &Graph) -> u64 {
-    let sizes = graph.parameters.iter().map(|parameter| parameter.shape.iter().product::<usize>() as u64);
-    sizes.max().unwrap_or(0)
+/// Values of the weights of the segment that has most of them.
+fn largest_weights(graph: &Graph) -> u64 {
+    let weight = |node: &Node| match node.op {
+        Op::Conv(Conv { affine, .. }) | Op::Linear(_, affine) => {
+            graph.parameter(affine.weight).shape.iter().product::<usize>() as u64
+        }
+        _ => 0,
+    };
+    let of_segment = |nodes: &[Node]| nodes.iter().map(weight).sum::<u64>();
+    graph.segments().into_iter().map(|segment| of_segment(&graph.nodes[segment.nodes])).max().unwrap_or(0)
 }
 
 /// Number of values of a node's output, for one image.
@@ -182,7 +204,6 @@ fn live(graph: &Graph) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::config::Config;
     use crate::model::graph::build;
 
     #[test]
@@ -206,7 +227,7 @@ mod tests {
     #[test]
     fn stable_diffusion_xl_fits_a_card_of_24_gigabytes() {
         let config = Config::preset("sdxl").unwrap();
-        let network = reference_network("sdxl").unwrap();
+        let network = reference_network("sdxl", &config).unwrap();
         assert_eq!((network.parameters(), network.image()), (2_567_463_684, [4, 128, 128]));
         let memory = Memory::of_distillation(&network, &config.distill, 1, true).unwrap();
         println!("{memory}");

@@ -1,7 +1,6 @@
 //! A run: from a configuration and images to a teacher, a student and a report, in one folder (see [`super::folder`]).
 //! A run can be stopped at any time and resumed.
 
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,6 +15,7 @@ use super::given::Given;
 use super::kdc_curve::{Networks, curves};
 use super::metrics_log::{Line, MetricsLog};
 use super::samples::{SampleGrid, sample};
+use super::stages::{Basis, distill_setting};
 use super::state::{Stage, TrainState};
 use super::summary;
 use super::trainable::Trainable;
@@ -24,9 +24,8 @@ use crate::data::Examples;
 use crate::disk;
 use crate::method::coupling::Coupling;
 use crate::method::guidance::Teacher as Guided;
-use crate::model::graph::Op;
 use crate::model::{ModelCard, NetworkSpec, Path as ModelPath, Prediction, Role};
-use crate::nn::denoiser::{Denoiser, lora_tensors};
+use crate::nn::denoiser::lora_tensors;
 use crate::pipeline::PipelineSpec;
 use crate::report::Curves;
 use crate::sampler::image::{Picture, grid};
@@ -80,8 +79,11 @@ pub struct Run {
 /// A number of classes or a batch size that does not match the data.
 pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), RunError> {
     let classes = data.classes().len();
-    if let Some(pipeline) = &given.pipeline {
-        suit_pipeline(config, &pipeline.spec, data)?;
+    if given.pipeline.is_some() {
+        if data.texts().is_none() {
+            let expected = "expected images with captions, found images with classes";
+            return Err(RunError::Unsuitable(format!("data.source: {expected}")));
+        }
     } else if let Some(teacher) = &given.teacher {
         let expected = config.data.class_conditional.then_some(classes);
         let found = teacher.spec.num_classes();
@@ -113,7 +115,7 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
         if student.card.role != Role::Student {
             return unlike("a student", &format!("a {}", student.card.role.name()));
         }
-        if student.spec != given.spec(config) {
+        if given.pipeline.is_none() && student.spec != given.spec(config) {
             return unlike("the network of teacher.model", "another network");
         }
         if !student.card.classes.is_empty() && student.card.classes != data.classes() {
@@ -127,7 +129,7 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
         .steps(&path, solver.grid(&path), config.run.report_steps)
         .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
     let batches = [
-        ("teacher.batch", config.teacher.batch, given.teacher.is_none()),
+        ("teacher.batch", config.teacher.batch, given.teacher.is_none() || config.teacher.training.is_some()),
         ("distill.batch", config.distill.batch, given.student.is_none()),
         ("finish.batch", config.finish.batch, config.finish.steps() > 0),
     ];
@@ -142,26 +144,25 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
     Ok(())
 }
 
-/// Checks that the settings suit a pipeline and its captioned images.
-fn suit_pipeline(config: &Config, pipeline: &PipelineSpec, data: &Examples) -> Result<(), RunError> {
-    let distill = &config.distill;
-    let unsuitable = |key: &str, reason: &dyn Display| RunError::Unsuitable(format!("{key}{reason}"));
-    if data.texts().is_none() {
-        return Err(unsuitable("data.source", &": expected images with captions, found images with classes"));
-    }
+/// Checks that the settings suit a pipeline, and that its files fit on the disk.
+fn check_pipeline(config: &Config, pipeline: &PipelineSpec, folder: &Path) -> Result<(), RunError> {
     let network = &pipeline.network;
-    let reads_scale = network.graph().nodes.iter().any(|node| node.op == Op::Guidance);
-    if reads_scale {
-        let reason = "expected a pipeline without distilled guidance, found one with time_cond_proj_dim";
-        return Err(unsuitable("teacher.model", &format!(": {reason}")));
+    if network.reads_guidance() {
+        let expected = "expected a pipeline without distilled guidance, found one with time_cond_proj_dim";
+        return Err(RunError::Unsuitable(format!("teacher.model: {expected}")));
     }
-    if let Some(lora) = distill.lora() {
-        lora_tensors(network, &lora).map_err(|error| unsuitable("distill.", &error))?;
+    if let Some(channels) = config.distill.guidance_channels {
+        network.with_guidance(channels).map_err(distill_setting)?;
     }
-    if let Some(channels) = distill.guidance_channels {
-        network.with_guidance(channels).map_err(|error| unsuitable("distill.", &error))?;
-    }
-    Ok(())
+    let trained = match config.distill.lora() {
+        Some(lora) => {
+            let matrices = lora_tensors(network, &lora).map_err(distill_setting)?;
+            matrices.iter().map(|matrix| matrix.shape.iter().product::<usize>()).sum()
+        }
+        None => network.parameters(),
+    };
+    let trained = if config.teacher.training.is_some() { network.parameters() } else { trained };
+    Ok(disk::check(folder, folder::still_needed(trained, folder))?)
 }
 
 /// Checks the folder and the disk space before images are read, and reads the files that the configuration names.
@@ -172,17 +173,7 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunE
     folder::check(config, folder, resume)?;
     let given = Given::read(config)?;
     if let Some(pipeline) = &given.pipeline {
-        let network = &pipeline.spec.network;
-        let trained = match config.distill.lora() {
-            Some(lora) => lora_tensors(network, &lora)
-                .map_err(|error| RunError::Unsuitable(format!("distill.{error}")))?
-                .iter()
-                .map(|tensor| tensor.shape.iter().product::<usize>())
-                .sum(),
-            None => network.parameters(),
-        };
-        let trained = if config.teacher.training.is_some() { network.parameters() } else { trained };
-        disk::check(folder, folder::still_needed(trained, folder))?;
+        check_pipeline(config, &pipeline.spec, folder)?;
     }
     Ok(given)
 }
@@ -198,21 +189,22 @@ impl Run {
             Some(teacher) => teacher,
             None => return Ok(Outcome::Interrupted),
         };
-        let distilled = match self.distill(&teacher, watch)? {
+        let basis = self.basis(&teacher)?;
+        let distilled = match self.distill(&basis, watch)? {
             Some(student) => student,
             None => return Ok(Outcome::Interrupted),
         };
-        if self.finish(&teacher, &distilled, watch)? == Outcome::Interrupted {
+        if self.finish(&basis, &distilled, watch)? == Outcome::Interrupted {
             return Ok(Outcome::Interrupted);
         }
         let curves = match self.given.student {
-            None => Some(self.curves(&teacher, &mut |text| watch.note(text))?),
+            None => Some(self.curves_of(&basis, &mut |text| watch.note(text))?),
             Some(_) => None,
         };
         if let Some(curves) = &curves {
             disk::write(&self.path(files::KDC), curves.to_json().as_bytes())?;
         }
-        summary::write(self, &teacher, curves)?;
+        summary::write(self, &basis, curves)?;
         watch.note(&format!("report: {}", self.path(files::REPORT).display()));
         Ok(Outcome::Finished)
     }
@@ -382,11 +374,12 @@ impl Run {
         solver: Solver,
         steps: usize,
     ) -> Result<(Picture, f64), RunError> {
-        /// Images sampled at once.
+        /// Most images sampled at once.
         const BATCH: usize = 64;
+        let batch = BATCH.min(self.part(BATCH, self.config.distill.micro_batch));
         let SampleGrid { request, columns } = self.grid();
         let begin = Instant::now();
-        let images = sample(network, solver, &request, steps, BATCH, &self.device)
+        let images = sample(network, solver, &request, steps, batch, &self.device)
             .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
         let seconds = begin.elapsed().as_secs_f64();
         let picture = match &self.given.pipeline {
@@ -414,14 +407,17 @@ impl Run {
     /// # Errors
     /// A run without a distillation checkpoint.
     pub fn curves(&self, teacher: &Model, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
+        self.curves_of(&self.basis(teacher)?, note)
+    }
+
+    fn curves_of(&self, basis: &Basis, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
         // Eight times the images of a grid: about 50 images in each bin of t.
         let images = 8 * self.config.run.report_images;
-        let basis = self.basis(teacher)?;
         let state = self.resumed(StageKind::Distill, &basis.trainable, note)?.ok_or_else(|| {
             RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
         })?;
         let networks = Networks {
-            teacher: &self.guided(Denoiser::new(teacher, &self.device)),
+            teacher: &self.guided_teacher(basis),
             target: &state.emas[distill::TARGET].denoiser,
             student: &state.denoiser.without_gradients(),
         };

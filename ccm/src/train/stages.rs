@@ -12,7 +12,7 @@ use super::run::{Outcome, Run, Watch};
 use super::state::{Stage as _, TrainState, Workers};
 use super::student::Student;
 use super::teacher::Teacher;
-use super::trainable::Trainable;
+use super::trainable::{Adaptation, Trainable};
 use crate::config::{FixedPrecision, TeacherTraining};
 use crate::disk;
 use crate::method::adversary::Adversary;
@@ -31,16 +31,22 @@ use crate::nn::denoiser::{Denoiser, random_lora, random_model};
 use crate::nn::network::Network;
 use crate::nn::optimizer::Schedule;
 use crate::pipeline::Part;
-use crate::weights::{HostTensor, Model};
+use crate::weights::{CompactTensor, HostTensor, Model};
 
-/// A given teacher on the device, and what is trained beside or instead of its weights.
+/// The teacher, given or trained, on the device, and what the student trains: one copy of the teacher's weights serves the whole
+/// run.
 pub(super) struct Basis {
-    /// The teacher as a fixed function. Its weights are on the device once.
+    /// The teacher as a fixed function.
     frozen: Arc<Denoiser>,
     /// What the student trains.
     pub(super) trainable: Trainable,
     /// The values that the student starts from.
     first: Vec<HostTensor>,
+}
+
+/// The error of a setting of the section `distill` that does not suit the network.
+pub(super) fn distill_setting(error: SpecError) -> RunError {
+    RunError::Unsuitable(format!("distill.{error}"))
 }
 
 impl Run {
@@ -96,15 +102,10 @@ impl Run {
     }
 
     /// The distilled student: the given one, one distilled earlier, or one distilled now; `None` if interrupted.
-    pub(super) fn distill(
-        &self,
-        teacher: &Model,
-        watch: &mut dyn Watch,
-    ) -> Result<Option<Student>, RunError> {
+    pub(super) fn distill(&self, basis: &Basis, watch: &mut dyn Watch) -> Result<Option<Student>, RunError> {
         if let Some(given) = &self.given.student {
             return Ok(Some(Student::Model(Box::new(given.clone()))));
         }
-        let basis = self.basis(teacher)?;
         let path = self.path(if self.config.finish.steps() > 0 { files::DISTILLED } else { files::STUDENT });
         if path.exists() {
             return Ok(Some(Student::read(&path, &basis.trainable)?));
@@ -113,9 +114,9 @@ impl Run {
         let resumed = self.resumed(StageKind::Distill, &basis.trainable, &mut |text| watch.note(text))?;
         let state = match resumed {
             Some(state) => state,
-            None => self.fresh_student(&basis),
+            None => self.fresh_student(basis),
         };
-        let mut distillation = self.distillation(&basis, state)?;
+        let mut distillation = self.distillation(basis, state)?;
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Distill, &mut distillation, steps, watch)?;
         if outcome == Outcome::Interrupted {
@@ -131,7 +132,7 @@ impl Run {
     /// Adversarial fine-tuning, if the configuration has it.
     pub(super) fn finish(
         &self,
-        teacher: &Model,
+        basis: &Basis,
         distilled: &Student,
         watch: &mut dyn Watch,
     ) -> Result<Outcome, RunError> {
@@ -147,7 +148,9 @@ impl Run {
             None => TrainState::new(distilled, &[config.sample_decay()], &self.device),
         };
         let seed = self.config.run.seed;
-        state.discriminator.get_or_insert_with(|| Discriminator::new(&teacher.spec, seed, &self.device));
+        state
+            .discriminator
+            .get_or_insert_with(|| Discriminator::new(basis.frozen.spec(), seed, &self.device));
         state.denoiser = state.denoiser.with_fixed_weights(|tensor| config.fixed.contains(tensor));
         let mut finish = Finish {
             batches: self.batches(&self.data, StageKind::Finish, config.batch, Coupling::Independent),
@@ -160,7 +163,7 @@ impl Run {
             },
             workers: self.workers(config.batch, config.micro_batch)?,
             adversary: Adversary {
-                encoder: Arc::new(Denoiser::frozen(teacher, &self.device)),
+                encoder: Arc::clone(&basis.frozen),
                 loss: AdversarialLoss::NonSaturating { r1: config.r1_weight },
                 weight: 1.0,
                 from: 0,
@@ -185,7 +188,6 @@ impl Run {
     /// Puts the teacher on the device, and decides what the student trains.
     pub(super) fn basis(&self, teacher: &Model) -> Result<Basis, RunError> {
         let config = &self.config.distill;
-        let unsuitable = |error: SpecError| RunError::Unsuitable(format!("distill.{error}"));
         let frozen = Denoiser::frozen(teacher, &self.device);
         let frozen = match config.fixed_precision.unwrap_or_default() {
             FixedPrecision::F32 => frozen,
@@ -193,10 +195,11 @@ impl Run {
         };
         let (trainable, first) = match config.lora() {
             Some(lora) => {
-                let first = random_lora(&teacher.spec, &lora, self.config.run.seed).map_err(unsuitable)?;
-                (Trainable::lora(&frozen, lora).map_err(unsuitable)?, first)
+                let first =
+                    random_lora(&teacher.spec, &lora, self.config.run.seed).map_err(distill_setting)?;
+                (Trainable::Lora(Box::new(Adaptation::new(&frozen, lora).map_err(distill_setting)?)), first)
             }
-            None => self.all_weights(teacher).map_err(unsuitable)?,
+            None => self.all_weights(teacher).map_err(distill_setting)?,
         };
         Ok(Basis { frozen: Arc::new(frozen), trainable, first })
     }
@@ -258,13 +261,18 @@ impl Run {
             distance: self.distance(frozen)?,
             adversary,
             time_alpha: config.time_alpha as f32,
-            // `without_gradients` shares the weights.
-            teacher: self.guided(frozen.without_gradients()),
+            teacher: self.guided_teacher(basis),
             state: self.with_checkpointing(state),
         })
     }
 
-    /// A teacher with the guidance of the configuration.
+    /// The teacher of a run, with the guidance of the configuration.
+    pub(super) fn guided_teacher(&self, basis: &Basis) -> Guided {
+        // `without_gradients` shares the weights.
+        self.guided(basis.frozen.without_gradients())
+    }
+
+    /// A network with the guidance of the configuration.
     pub(super) fn guided(&self, denoiser: Denoiser) -> Guided {
         let negative = match (self.config.distill.guidance, denoiser.spec().text(), self.data.texts()) {
             (Some(_), Some(shape), Some(texts)) => {
@@ -303,10 +311,7 @@ impl Run {
         let [_, height, width] = pipeline.spec.network.image();
         let graph = pipeline.spec.autoencoder.decoder([height, width]);
         let tensors = pipeline.read(Part::Decoder, &graph)?;
-        let tensors: Vec<HostTensor> = tensors
-            .into_iter()
-            .map(|tensor| HostTensor { shape: tensor.shape.clone(), values: tensor.into_f32() })
-            .collect();
+        let tensors: Vec<HostTensor> = tensors.into_iter().map(CompactTensor::into_host).collect();
         Ok(Some(Arc::new(Network::new(&graph, &tensors, &self.device).frozen())))
     }
 
@@ -317,9 +322,11 @@ impl Run {
     }
 
     /// Largest number of images in a part of a batch.
-    fn part(&self, batch: usize, micro_batch: Option<usize>) -> usize {
-        let most = if self.is_gpu() { most_on_gpu(&self.spec().graph()) } else { usize::MAX };
-        micro_batch.unwrap_or(batch).min(most)
+    pub(super) fn part(&self, batch: usize, micro_batch: Option<usize>) -> usize {
+        // A teacher with guidance evaluates every image twice.
+        let evaluations = if self.config.distill.guidance.is_some() { 2 } else { 1 };
+        let most = if self.is_gpu() { most_on_gpu(&self.spec().graph()) / evaluations } else { usize::MAX };
+        micro_batch.unwrap_or(batch).min(most).max(1)
     }
 
     fn with_checkpointing(&self, mut state: TrainState) -> TrainState {

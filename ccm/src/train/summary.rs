@@ -8,22 +8,21 @@ use super::folder::files;
 use super::metrics_log::{self, Line};
 use super::run::Run;
 use super::samples::SampleGrid;
+use super::stages::Basis;
 use super::student::Student;
 use crate::disk;
 use crate::method::guidance::Teacher as Guided;
-use crate::nn::denoiser::Denoiser;
 use crate::report::{Curves, DistillPoint, FinishPoint, Grid, Growth, Pictures, Report, TeacherPoint};
 use crate::sampler::schedule::Solver;
-use crate::weights::Model;
 
 /// Number of sample grids in the report that show the student's progress.
 const GROWTH: usize = 6;
 
 /// Writes `report.html`.
-pub(super) fn write(run: &Run, teacher: &Model, curves: Option<Curves>) -> Result<(), RunError> {
+pub(super) fn write(run: &Run, basis: &Basis, curves: Option<Curves>) -> Result<(), RunError> {
     let lines = metrics_log::read(&run.folder.join(files::METRICS))?;
     let of = |stage: StageKind| lines.iter().filter(move |line| line.stage == stage.name());
-    let student = Student::read(&run.folder.join(files::STUDENT), &run.basis(teacher)?.trainable)?;
+    let student = Student::read(&run.folder.join(files::STUDENT), &basis.trainable)?;
     let [height, width] = run.image_size();
     let SampleGrid { request, columns } = run.grid();
     let rows = request.labels.iter().step_by(columns.max(1));
@@ -51,7 +50,7 @@ pub(super) fn write(run: &Run, teacher: &Model, curves: Option<Curves>) -> Resul
             } else {
                 "distilled from"
             },
-            teacher.prediction.kind(),
+            run.prediction().kind(),
             match (&run.config.distill.model, run.config.finish.steps()) {
                 (Some(_), _) => "",
                 (None, 0) => " with the Curriculum Consistency Model",
@@ -67,12 +66,7 @@ pub(super) fn write(run: &Run, teacher: &Model, curves: Option<Curves>) -> Resul
             .map_err(|source| RunError::Config { path: run.folder.join(files::CONFIG), source })?,
         pictures: Pictures {
             student: Some(grid(run, &student.denoiser(&run.device).into(), Solver::Jumps, 1)?),
-            teacher: Some(grid(
-                run,
-                &run.guided(Denoiser::new(teacher, &run.device)),
-                Solver::Euler,
-                run.config.run.report_steps,
-            )?),
+            teacher: Some(grid(run, &run.guided_teacher(basis), Solver::Euler, run.config.run.report_steps)?),
             rows,
             note: "Both from the same noise: the same place in both grids is the same seed.".into(),
         },

@@ -1,6 +1,6 @@
 //! What is trained of a network: all its weights, or low-rank products beside them.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
 use crate::model::graph::lora::LoraSpec;
 use crate::model::{ModelCard, NetworkSpec, Prediction, SpecError, TensorSpec};
@@ -17,15 +17,39 @@ pub enum Trainable {
         /// The prediction.
         prediction: Prediction,
     },
-    /// Low-rank products beside weights that stay as they are and are shared.
-    Lora {
-        /// The network with these weights.
-        base: Box<Denoiser>,
-        /// The products.
-        spec: LoraSpec,
-        /// Names and shapes of their matrices.
-        tensors: Vec<TensorSpec>,
-    },
+    /// Low-rank products beside weights that stay as they are.
+    Lora(Box<Adaptation>),
+}
+
+/// Low-rank products beside the weights of a network, which are shared.
+#[derive(Debug, Clone)]
+pub struct Adaptation {
+    /// The network with these weights.
+    pub base: Denoiser,
+    /// The products.
+    pub spec: LoraSpec,
+    /// Names and shapes of their matrices.
+    pub tensors: Vec<TensorSpec>,
+}
+
+impl Adaptation {
+    /// Products beside the weights of `base`.
+    ///
+    /// # Errors
+    /// If a target names no layer.
+    pub fn new(base: &Denoiser, spec: LoraSpec) -> Result<Self, SpecError> {
+        let tensors = lora_tensors(base.spec(), &spec)?;
+        Ok(Self { base: base.without_gradients(), spec, tensors })
+    }
+
+    /// The network with these values of the matrices, in order.
+    ///
+    /// # Panics
+    /// If a matrix is missing or has another shape.
+    pub fn denoiser(&self, tensors: &[HostTensor], device: &Device) -> Denoiser {
+        let found = self.base.with_lora(&self.spec, tensors, device);
+        found.unwrap_or_else(|error| panic!("the targets are checked: {error}"))
+    }
 }
 
 impl Trainable {
@@ -34,20 +58,11 @@ impl Trainable {
         Self::Weights { spec: model.spec.clone(), prediction: model.prediction.clone() }
     }
 
-    /// Low-rank products beside the weights of `base`.
-    ///
-    /// # Errors
-    /// If a target names no layer.
-    pub fn lora(base: &Denoiser, spec: LoraSpec) -> Result<Self, SpecError> {
-        let tensors = lora_tensors(base.spec(), &spec)?;
-        Ok(Self::Lora { base: Box::new(base.without_gradients()), spec, tensors })
-    }
-
     /// The architecture, without products.
     pub fn network(&self) -> &NetworkSpec {
         match self {
             Self::Weights { spec, .. } => spec,
-            Self::Lora { base, .. } => base.spec(),
+            Self::Lora(lora) => lora.base.spec(),
         }
     }
 
@@ -55,7 +70,7 @@ impl Trainable {
     pub fn tensors(&self) -> Vec<TensorSpec> {
         match self {
             Self::Weights { spec, .. } => spec.tensors(),
-            Self::Lora { tensors, .. } => tensors.clone(),
+            Self::Lora(lora) => lora.tensors.clone(),
         }
     }
 
@@ -75,15 +90,7 @@ impl Trainable {
                 };
                 Denoiser::new(&model, device)
             }
-            Self::Lora { base, spec, .. } => {
-                let found = base.with_lora(spec, &tensors, device);
-                found.unwrap_or_else(|error| panic!("the targets are checked: {error}"))
-            }
+            Self::Lora(lora) => lora.denoiser(&tensors, device),
         }
-    }
-
-    /// A tensor on a device that records no gradients.
-    pub(super) fn flat(tensor: HostTensor, device: &Device) -> Tensor<1> {
-        Tensor::from_data(tensor.values.as_slice(), device)
     }
 }

@@ -58,6 +58,11 @@ impl From<HostTensor> for CompactTensor {
 }
 
 impl CompactTensor {
+    /// The tensor in single precision.
+    pub fn into_host(self) -> HostTensor {
+        HostTensor { shape: self.shape.clone(), values: self.into_f32() }
+    }
+
     /// The values in single precision.
     pub fn into_f32(self) -> Vec<f32> {
         match self.values {

@@ -59,6 +59,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     arguments.check()?;
     let mut config = read_config(&arguments.run)?;
     config.validate()?;
+    if config.data.captions {
+        return Err(format!("{}: expected a run on images with classes", arguments.run.display()).into());
+    }
     let mut given = Given::read(&config)?;
     let settings = arguments.settings(&config, &mut given)?;
     let teacher = given.teacher_of_run(&config, &arguments.run)?;

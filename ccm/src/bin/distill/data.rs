@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ccm::config::{Config, SHAPES};
+use ccm::data::encoded::Origin;
 use ccm::data::{self, Dataset, Encoded, Event, Examples, ImageShape, LoadOptions, Split};
 use ccm::disk;
 use ccm::import::text_to_image::PartWeights;
@@ -19,11 +20,12 @@ use crate::progress::counter;
 pub(crate) fn load_data(config: &Config, given: &Given, folder: &Path) -> Result<[Examples; 2], Failure> {
     let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
     if let Some(pipeline) = &given.pipeline {
-        return load_encoded(pipeline, Path::new(source), folder);
+        let teacher = config.teacher.model.as_deref().unwrap_or_default();
+        return load_encoded(pipeline, teacher, Path::new(source), folder);
     }
     let shape = ImageShape::of(&given.spec(config));
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
-    let load = |split, told| load_part(source, shape, split, (count, seed), told);
+    let load = |split, quiet| load_part(source, shape, split, (count, seed), quiet);
     Ok([load(Split::Train, false)?.into(), load(Split::HeldOut, true)?.into()])
 }
 
@@ -41,13 +43,13 @@ pub(crate) fn load_split(
     load_part(source, shape, split, (count, seed), false)
 }
 
-/// As [`load_split`]. If `told`, does not repeat messages about the whole source.
+/// As [`load_split`]; `quiet` omits messages about the whole source.
 fn load_part(
     source: &str,
     shape: ImageShape,
     split: Split,
     (count, seed): (usize, u64),
-    told: bool,
+    quiet: bool,
 ) -> Result<Dataset, Failure> {
     if source == SHAPES {
         let count = if split == Split::Train { count } else { SHAPES_HELD_OUT };
@@ -62,7 +64,7 @@ fn load_part(
     }
     let say = &mut |event: Event<'_>| match event {
         // These messages are about the source, not the split.
-        Event::Nested { .. } | Event::NotRead { .. } if told => {}
+        Event::Nested { .. } | Event::NotRead { .. } if quiet => {}
         event => describe(source, split, event),
     };
     Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)
@@ -112,15 +114,23 @@ fn describe(source: &str, split: Split, event: Event<'_>) {
 pub(crate) fn write_encoded(
     pipeline: &Pipeline<PartWeights>,
     source: &Path,
+    origin: Origin,
     out: &Path,
 ) -> Result<(), Failure> {
+    disk::check_file(out)?;
     let Some(shape) = pipeline.spec.network.text() else {
         return Err("expected a pipeline with text".into());
     };
     let shown = source.display().to_string();
     let load = |split| {
         let options = LoadOptions { captions: true, ..LoadOptions::default() };
-        let say = &mut |event: data::Event<'_>| describe(&shown, split, event);
+        let say = &mut |event: data::Event<'_>| match event {
+            Event::Found { images, classes, left_out, .. } => println!(
+                "data: {shown}: {split}: {images} images; {classes} captions in both splits; {left_out} images left out, \
+                 which have no caption or are in neither split"
+            ),
+            event => describe(&shown, split, event),
+        };
         data::load(source, encode::image_shape(pipeline), split, options, say)
     };
     let (train, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
@@ -133,7 +143,7 @@ pub(crate) fn write_encoded(
         }
     })?;
     bar.finish_and_clear();
-    Encoded::write(out, &train, &held_out, shape)?;
+    Encoded::write(out, [&train, &held_out], shape, origin)?;
     println!("{}: {} images to train on, {} held out", out.display(), train.len(), held_out.len());
     Ok(())
 }
@@ -141,14 +151,24 @@ pub(crate) fn write_encoded(
 /// Encoded images for a run: a file that `distill encode` wrote, or a source that is encoded now or was when the run began.
 fn load_encoded(
     pipeline: &Pipeline<PartWeights>,
+    teacher: &str,
     source: &Path,
     folder: &Path,
 ) -> Result<[Examples; 2], Failure> {
     let is_encoded = source.extension().is_some_and(|ending| ending == "safetensors");
     let path = if is_encoded { source.to_owned() } else { folder.join(files::ENCODED) };
-    if !path.exists() && !is_encoded {
-        disk::make(folder)?;
-        write_encoded(pipeline, source, &path)?;
+    let network = &pipeline.spec.network;
+    if is_encoded {
+        return Ok(Encoded::read(&path, network, None)?.map(Examples::from));
     }
-    Ok(Encoded::read(&path, &pipeline.spec.network)?.map(Examples::from))
+    let origin = Origin {
+        data: source.display().to_string(),
+        pipeline: teacher.to_owned(),
+        size: pipeline.spec.image_size(),
+    };
+    if !path.exists() {
+        disk::make(folder)?;
+        write_encoded(pipeline, source, origin.clone(), &path)?;
+    }
+    Ok(Encoded::read(&path, network, Some(&origin))?.map(Examples::from))
 }

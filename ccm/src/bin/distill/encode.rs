@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ccm::data::encoded::Origin;
 use ccm::import::text_to_image::{self, Folder};
 use ccm::pipeline::Pipeline;
 
@@ -33,11 +34,17 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let Folder { mut spec, tokenizers, weights, .. } =
+    let Folder { mut spec, tokenizers, weights, notes, .. } =
         text_to_image::open_any(&arguments.model, arguments.config.as_deref())?;
+    notes.iter().for_each(|note| println!("{note}"));
     if let Some(size) = arguments.size {
         spec = spec.with_image_size(size).map_err(|error| format!("--size: {error}"))?;
     }
     let pipeline = Pipeline::new(spec, tokenizers, weights, backend(arguments.device));
-    write_encoded(&pipeline, &arguments.data, &arguments.out)
+    let origin = Origin {
+        data: arguments.data.display().to_string(),
+        pipeline: arguments.model.display().to_string(),
+        size: pipeline.spec.image_size(),
+    };
+    write_encoded(&pipeline, &arguments.data, origin, &arguments.out)
 }

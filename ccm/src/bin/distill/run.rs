@@ -53,12 +53,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut config = configuration(&arguments, &folder)?;
     if arguments.show_config {
         print!("{}", config.to_toml()?);
-        return show_memory(&config);
+        return show_memory(&config, arguments.preset.as_deref());
     }
     if arguments.resume && arguments.out.is_none() {
         println!("--resume: {}, the newest run of its preset", folder.display());
     }
     let mut given = check(&config, &folder, arguments.resume)?;
+    given.notes.iter().for_each(|note| println!("{note}"));
     given.pipeline = given.pipeline.map(|pipeline| pipeline.with_backend(backend(arguments.device)));
     let Opened { device, name, threads } = device::open(arguments.device)?;
     let [data, held_out] = load_data(&config, &given, &folder)?;
@@ -80,17 +81,19 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 /// Prints what a training step of distillation needs of a device's memory, as comments of the configuration.
-fn show_memory(config: &Config) -> Result<(), Failure> {
-    let (network, of) = match (given_network(config)?, reference_network(&config.run.name)) {
-        (Some(network), _) => (network, "teacher.model"),
-        (None, Some(network)) => (network, "the published model"),
-        (None, None) if config.data.captions => return Ok(()),
-        (None, None) => (config.spec(), "the network"),
-    };
+fn show_memory(config: &Config, preset: Option<&str>) -> Result<(), Failure> {
+    let (network, of) =
+        match (given_network(config)?, preset.and_then(|preset| reference_network(preset, config))) {
+            (Some(network), _) => (network, "teacher.model"),
+            (None, Some(network)) => (network, "the published model"),
+            (None, None) if config.data.captions => return Ok(()),
+            (None, None) => (config.spec(), "the network"),
+        };
     let images = config.distill.micro_batch.unwrap_or(config.distill.batch);
     let checkpointing = config.run.gradient_checkpointing;
     let memory = Memory::of_distillation(&network, &config.distill, images, checkpointing)?;
     let [_, height, width] = network.image();
+    let [height, width] = config.data.image_size.unwrap_or([height, width]);
     println!(
         "\n# Memory of a step of distillation with {images} images of {height}x{width} in a backward pass, for {of}, computed \
          from its graph:"

@@ -32,6 +32,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let weights = folder.read_changes(arguments.denoiser.as_deref(), &arguments.lora)?;
     let spec = folder.spec.clone();
+    if arguments.guidance.is_none() && spec.network.reads_guidance() {
+        return Err("--guidance: expected the scale, which this student reads".into());
+    }
     let usual = if folder.card.role == Role::Student { 1.0 } else { GUIDANCE };
     let weight = arguments.guidance.unwrap_or(usual);
     if !weight.is_finite() {

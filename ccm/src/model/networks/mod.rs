@@ -265,6 +265,44 @@ impl NetworkSpec {
         }
     }
 
+    /// Whether the network reads the guidance scale, which is then distilled into it.
+    #[cfg(feature = "text")]
+    pub fn reads_guidance(&self) -> bool {
+        self.graph().nodes.iter().any(|node| node.op == super::graph::Op::Guidance)
+    }
+
+    /// The same network for latents of another height and width; other families stay as they are.
+    #[cfg(feature = "text")]
+    pub fn with_size(mut self, size: [usize; 2]) -> Self {
+        match &mut self {
+            Self::UNet2DCondition(spec) => spec.sample_size = size,
+            Self::Mmdit(spec) => spec.sample_size = size,
+            Self::Adm(_) | Self::UNet2D(_) => {}
+        }
+        self
+    }
+
+    /// This network, with the embedding of the guidance scale that `other` has, if both have the same tensors then.
+    ///
+    /// # Errors
+    /// If `other` is another network.
+    #[cfg(feature = "text")]
+    pub fn like(&self, other: &Self) -> Result<Self, SpecError> {
+        let guided = match other {
+            Self::UNet2DCondition(other) => other.time_cond_proj_dim,
+            _ => None,
+        };
+        let network = match guided {
+            Some(channels) => self.with_guidance(channels)?,
+            None => self.clone(),
+        };
+        if network.tensors() == other.tensors() {
+            return Ok(network);
+        }
+        let reason = "expected the network of the pipeline's denoiser, found another one".into();
+        Err(SpecError { field: "network".into(), reason })
+    }
+
     /// See [`Family::patch_size`].
     pub fn patch_size(&self) -> usize {
         self.family().patch_size()
