@@ -155,7 +155,7 @@ fn low_rank_products_of_stable_diffusion_xl_learn_one_step_and_resume_to_the_sam
 
     // Killed in both stages.
     let data = whole.join("encoded.safetensors");
-    let mut again = run("sdxl", &data, &stopped, &settings);
+    let mut again = run("sdxl", &pictures, &stopped, &settings);
     kill_after(&mut again, &stopped, StageKind::Teacher, 10);
     let resume = || {
         let mut command = distill();
@@ -171,7 +171,7 @@ fn low_rank_products_of_stable_diffusion_xl_learn_one_step_and_resume_to_the_sam
     // A student of another rank, and a folder with the images of another run.
     fs::copy(student, stopped.join("student.safetensors")).unwrap();
     let other = ["distill.lora_rank=4", "distill.lora_alpha=4"];
-    fail(run("sdxl", &data, &stopped, &other).arg("--resume"), &["distill.lora_rank", "8", "4"]);
+    fail(run("sdxl", &pictures, &stopped, &other).arg("--resume"), &["distill.lora_rank", "8", "4"]);
     let elsewhere = folder.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     fs::copy(&data, elsewhere.join("encoded.safetensors")).unwrap();
