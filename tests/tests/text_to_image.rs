@@ -680,7 +680,8 @@ fn one_file_has_a_denoiser_in_the_place_of_the_pipelines_own() {
     );
     let sample = |model: &Path, more: &[&Path], out: &str| {
         let mut command = distill();
-        command.arg("sample").arg(model).args(more).args(["--prompt", "a horse", "--device", "cpu"]);
+        command.arg("sample").arg(model).args(more);
+        command.args(["--prompt", "a horse", "--guidance", "3", "--device", "cpu"]);
         let line = succeed(command.arg("--out").arg(path(out)));
         (fs::read(path(out)).unwrap(), line.contains("1 evaluation each"))
     };
