@@ -229,7 +229,7 @@ impl Encoded {
         }
         let captions = Description { captions: texts.captions.clone(), origin };
         #[expect(clippy::expect_used, reason = "a list of texts becomes JSON")]
-        let description = serde_json::to_string(&captions).expect("texts");
+        let description = serde_json::to_string(&captions).expect("a description has string keys only");
         disk::write(path, &serialize(&tensors, &description))
     }
 

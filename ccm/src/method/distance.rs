@@ -68,7 +68,8 @@ pub enum Distance {
         decoder: Option<Arc<Network>>,
     },
     /// Distance between the teacher's features: LPIPS on the feature maps of the teacher's encoder, with equal weights for
-    /// all channels. The encoder's inputs are the images at `t = 1`, without a label but with the text. The teacher is [`Denoiser::frozen`].
+    /// all channels. The encoder's inputs are the images at `t = 1`, without a label but with the text. The teacher is
+    /// [`Denoiser::frozen`].
     TeacherFeatures(Arc<Denoiser>),
 }
 

@@ -21,8 +21,8 @@ use crate::weights::{HostTensor, Model, Precision};
 pub struct Denoiser {
     network: Network,
     spec: Arc<NetworkSpec>,
-    /// The products beside the layers; its own parameters are then those of the products.
-    lora: Option<Arc<LoraSpec>>,
+    /// Whether its own parameters are those of low-rank products beside the layers.
+    has_products: bool,
     path: Arc<Path>,
     sizes: Option<BatchSizes>,
 }
@@ -41,7 +41,7 @@ impl Denoiser {
         Self {
             network: Network::new(&model.spec.graph(), &model.tensors, device),
             spec: Arc::new(model.spec.clone()),
-            lora: None,
+            has_products: false,
             path: Arc::new(Path::new(&model.prediction)),
             sizes: None,
         }
@@ -62,11 +62,7 @@ impl Denoiser {
         device: &Device,
     ) -> Result<Self, SpecError> {
         let graph = self.spec.graph().with_lora(lora)?;
-        Ok(Self {
-            network: self.network.beside(&graph, tensors, device),
-            lora: Some(Arc::new(lora.clone())),
-            ..self.clone()
-        })
+        Ok(Self { network: self.network.beside(&graph, tensors, device), has_products: true, ..self.clone() })
     }
 
     /// The denoiser as a fixed feature extractor: its input gets gradients, its parameters get none, and dropout is off.
@@ -110,11 +106,6 @@ impl Denoiser {
     /// Names and shapes of its own parameters: those of the spec, or those of the low-rank products.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         self.network.tensors()
-    }
-
-    /// The low-rank products beside the layers, if there are any.
-    pub fn lora(&self) -> Option<&LoraSpec> {
-        self.lora.as_deref()
     }
 
     /// The network's prediction type, with its noise schedule.
@@ -185,7 +176,7 @@ impl Denoiser {
     /// # Panics
     /// If it has low-rank products beside its layers.
     pub fn to_model(&self, card: ModelCard) -> Model {
-        assert!(self.lora.is_none(), "a denoiser with all weights of its own");
+        assert!(!self.has_products, "a denoiser with all weights of its own");
         Model {
             spec: (*self.spec).clone(),
             prediction: self.path.prediction().clone(),

@@ -20,7 +20,8 @@ use crate::progress::counter;
 pub(crate) fn load_data(config: &Config, given: &Given, folder: &Path) -> Result<[Examples; 2], Failure> {
     let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
     if let Some(pipeline) = &given.pipeline {
-        let teacher = config.teacher.model.as_deref().unwrap_or_default();
+        let teacher =
+            config.teacher.model.as_deref().ok_or("teacher.model: expected a pipeline, found none")?;
         return load_encoded(pipeline, teacher, Path::new(source), folder);
     }
     let shape = ImageShape::of(&given.spec(config));
