@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ccm::model::{ModelCard, Role, Text};
+use ccm::model::{ModelCard, Text};
 use ccm::pipeline::{Packed, PackedError, Pipeline, PipelineError, Source, sample_times};
 use ccm::sampler::Info;
 use ccm::sampler::guidance::Guidance;
@@ -37,8 +37,8 @@ impl Source for File {
     }
 }
 
-/// What a sample is about, in text encoders' terms: the last one is kept, so that a page that changes only the seed does not
-/// encode it again.
+/// The encoded prompt and negative prompt of the last sample. They are kept, so that a page that changes only the seed does not
+/// encode them again.
 struct Conditions {
     prompt: String,
     negative: Option<String>,
@@ -46,9 +46,6 @@ struct Conditions {
     text: Arc<Text>,
     guidance: Option<Guidance>,
 }
-
-/// Default guidance scale of a teacher; a student has none.
-const GUIDANCE: f32 = 5.0;
 
 /// A pipeline with text.
 #[wasm_bindgen]
@@ -116,7 +113,9 @@ impl TextEngine {
         guidance: Option<f32>,
         noise: Option<Vec<f32>>,
     ) -> Result<Vec<u8>, JsValue> {
-        let guidance = guidance.unwrap_or(if self.card.role == Role::Student { 1.0 } else { GUIDANCE });
+        let guidance = guidance.or(self.pipeline.usual_guidance());
+        let missing = || coded("request", "guidance: expected the scale, which this student reads");
+        let guidance = guidance.ok_or_else(missing)?;
         let is_guided = guidance != 1.0;
         let is_kept = self.conditions.as_ref().is_some_and(|kept| {
             kept.prompt == prompt && kept.negative == negative && kept.is_guided == is_guided

@@ -160,6 +160,16 @@ impl<W: Weights> Pipeline<W> {
         Self { backend, ..self }
     }
 
+    /// The guidance scale of a sample that names none: 5 for a teacher, 1 (no guidance) for a student. `None` for a student
+    /// that reads the scale: only its trainer knows the range.
+    pub fn usual_guidance(&self) -> Option<f32> {
+        match (self.spec.network.reads_guidance(), self.role) {
+            (true, _) => None,
+            (false, Role::Teacher) => Some(5.0),
+            (false, Role::Student) => Some(1.0),
+        }
+    }
+
     /// The tokens of a text for each text encoder.
     ///
     /// # Errors

@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use ccm::disk;
 use ccm::import::{ImportError, text_to_image};
-use ccm::model::Role;
 use ccm::pipeline::{Pipeline, PipelineError, sample_times};
 use ccm::sampler::image::grid;
 use ccm::sampler::schedule::{Request, Solver};
@@ -12,9 +11,6 @@ use ccm::weights::{HostTensor, StoredTensor, serialize};
 
 use crate::Failure;
 use crate::sample::{Arguments, backend, counted, read_noise};
-
-/// Default guidance scale of a teacher.
-const GUIDANCE: f32 = 5.0;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let as_tensor = arguments.as_tensor()?;
@@ -32,14 +28,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let weights = folder.read_changes(arguments.denoiser.as_deref(), &arguments.lora)?;
     let spec = folder.spec.clone();
-    if arguments.guidance.is_none() && spec.network.reads_guidance() {
-        return Err("--guidance: expected the scale, which this student reads".into());
-    }
-    let usual = if folder.card.role == Role::Student { 1.0 } else { GUIDANCE };
-    let weight = arguments.guidance.unwrap_or(usual);
-    if !weight.is_finite() {
-        return Err(format!("--guidance: expected a number, found {weight}").into());
-    }
     let steps = arguments.steps.unwrap_or(Solver::of(&folder.card).usual_steps());
     arguments.check_counts(steps)?;
     let mut request = request(arguments, &spec.network)?;
@@ -49,6 +37,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let pipeline = Pipeline::new(folder.spec, folder.tokenizers, weights, backend(arguments.device));
     let precision = arguments.precision.max(folder.precision);
     let pipeline = pipeline.with_precision(precision).with_role(folder.card.role);
+    let weight = arguments.guidance.or(pipeline.usual_guidance());
+    let weight = weight.ok_or("--guidance: expected the scale, which this student reads")?;
+    if !weight.is_finite() {
+        return Err(format!("--guidance: expected a number, found {weight}").into());
+    }
     let at_fault = |error: PipelineError<ImportError>| match error {
         // It names its file.
         PipelineError::Weights(error) => error.to_string(),
