@@ -414,11 +414,10 @@ fn single_files_hold_the_same_weights_as_folders() {
         let from_folder = text_to_image::open(&folder).unwrap();
         let from_file = text_to_image::open_file(&file, &folder).unwrap();
         let spec = &from_folder.spec;
-        let size = spec.image_size();
         let mut parts: Vec<(Part, ccm::model::graph::Graph)> = vec![
             (Part::Denoiser, spec.network.graph()),
-            (Part::Encoder, spec.autoencoder.encoder(size)),
-            (Part::Decoder, spec.autoencoder.decoder(size)),
+            (Part::Encoder, spec.encoder().unwrap()),
+            (Part::Decoder, spec.decoder().unwrap()),
         ];
         let encoders = 0..spec.text_encoders.len();
         parts.extend(encoders.map(|index| (Part::TextEncoder(index), spec.text_encoder(index))));
@@ -644,7 +643,7 @@ fn one_file_has_the_changes_of_loras_and_the_encoder_of_a_teacher() {
     let lines = succeed(distill().arg("inspect").arg(&one));
     assert!(!lines.contains("none") && lines.contains("\"role\": \"teacher\""), "{lines}");
     let opened = text_to_image::open_packed(&one).unwrap();
-    let encoder = opened.spec.autoencoder.encoder(opened.spec.image_size());
+    let encoder = opened.spec.encoder().unwrap();
     assert!(opened.weights.read(Part::Encoder, &encoder, Precision::F32).is_ok());
 
     // T5 may be left out, of a folder or of a file.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 37] = [
+pub(super) const OPTIONAL: [&str; 38] = [
     "data.captions",
     "data.count",
     "data.image_size",
@@ -44,6 +44,7 @@ pub(super) const OPTIONAL: [&str; 37] = [
     "teacher.config",
     "teacher.micro_batch",
     "teacher.model",
+    "teacher.train_text_encoder",
     "teacher.training",
 ];
 

@@ -29,15 +29,16 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 /// Names of the presets, smallest first.
-pub const PRESETS: [&str; 9] =
-    ["shapes", "mnist", "cifar10-small", "avatars", "cifar10", "imagenet64", "sd15", "sd3", "sdxl"];
+pub const PRESETS: [&str; 10] =
+    ["shapes", "mnist", "cifar10-small", "avatars", "emoji", "cifar10", "imagenet64", "sd15", "sd3", "sdxl"];
 
 /// The presets as TOML, in the order of [`PRESETS`].
-const PRESET_TEXTS: [&str; 9] = [
+const PRESET_TEXTS: [&str; 10] = [
     include_str!("../../presets/shapes.toml"),
     include_str!("../../presets/mnist.toml"),
     include_str!("../../presets/cifar10-small.toml"),
     include_str!("../../presets/avatars.toml"),
+    include_str!("../../presets/emoji.toml"),
     include_str!("../../presets/cifar10.toml"),
     include_str!("../../presets/imagenet64.toml"),
     include_str!("../../presets/sd15.toml"),
@@ -139,6 +140,10 @@ pub struct TeacherConfig {
     /// How a teacher is trained from `teacher.model`. By default, the model is the teacher as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training: Option<TeacherTraining>,
+    /// Whether a pipeline's text encoder is trained with the denoiser, by the teacher's training and by distillation. Its weights
+    /// are then part of both models.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub train_text_encoder: bool,
     /// Share of the images, in [0, 1), whose caption is replaced by the negative text while the teacher is trained, so that
     /// guidance has something to lead away from. By default 0.1.
     #[serde(skip_serializing_if = "Option::is_none")]

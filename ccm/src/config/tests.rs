@@ -62,7 +62,7 @@ fn an_unknown_preset_is_told_all_names_and_the_nearest() {
     let message = Config::preset("cifar-10").unwrap_err().to_string();
     assert_eq!(
         message,
-        "preset `cifar-10`: expected one of `shapes`, `mnist`, `cifar10-small`, `avatars`, `cifar10`, `imagenet64`, `sd15`, `sd3`, `sdxl`; the nearest is `cifar10`"
+        "preset `cifar-10`: expected one of `shapes`, `mnist`, `cifar10-small`, `avatars`, `emoji`, `cifar10`, `imagenet64`, `sd15`, `sd3`, `sdxl`; the nearest is `cifar10`"
     );
 }
 

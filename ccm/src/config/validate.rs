@@ -60,6 +60,7 @@ impl Config {
             not_without("data.image_size", self.data.image_size.is_some())?;
             not_without("teacher.config", teacher.config.is_some())?;
             not_without("teacher.caption_dropout", teacher.caption_dropout.is_some())?;
+            not_without("teacher.train_text_encoder", teacher.train_text_encoder)?;
             not_without("distill.guidance", distill.guidance.is_some())?;
             not_without("distill.guidance_channels", distill.guidance_channels.is_some())?;
             not_without("distill.lora_rank", distill.lora_rank.is_some())?;
@@ -77,6 +78,13 @@ impl Config {
                 if coupling != Coupling::Independent {
                     return Err(wrong(key, "independent, as data.captions is true", "optimal-transport"));
                 }
+            }
+            if teacher.train_text_encoder && teacher.training.is_none() {
+                return Err(wrong("teacher.train_text_encoder", "false without teacher.training", true));
+            }
+            if teacher.train_text_encoder && distill.lora_rank.is_some() {
+                let expected = "none, as teacher.train_text_encoder is true";
+                return Err(wrong("distill.lora_rank", expected, "a number"));
             }
             if distill.lora_rank.is_some() && self.finish.kimg > 0.0 {
                 return Err(wrong("finish.kimg", "0, as distill.lora_rank is given", self.finish.kimg));

@@ -6,11 +6,11 @@
 //! |---|---|---|
 //! | `train.latents`, `held_out.latents` | `[N, C, H, W]` | the mean of each image's latents, scaled and shifted as the denoiser reads them |
 //! | `train.caption`, `held_out.caption` | `[N]` | number of the caption |
-//! | `text.tokens` | `[captions + 1, tokens, channels]` | the embedding of each caption's tokens; the last one is the negative text |
+//! | `text.tokens` | `[captions + 1, tokens, channels]` | the embedding of each caption's tokens, or their ids with one channel; the last one is the negative text |
 //! | `text.pooled` | `[captions + 1, channels]` | embeddings of whole captions, if the denoiser reads them |
 //! | `text.sizes` | `[6]` | sizes of the picture, if the denoiser reads them |
 //!
-//! Its description has the captions. Texts are stored and kept in half precision.
+//! Its description has the captions. Embeddings are stored and kept in half precision.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -92,14 +92,35 @@ pub struct Texts {
     /// The captions.
     pub captions: Vec<String>,
     /// `[captions + 1, tokens, channels]`.
-    tokens: Vec<f16>,
+    tokens: Tokens,
     /// `[captions + 1, channels]`, or empty.
     pooled: Vec<f16>,
     /// Sizes of the picture, or empty.
     sizes: Vec<f32>,
 }
 
+/// What a network reads of the tokens of texts.
+#[derive(Debug, PartialEq)]
+enum Tokens {
+    /// Their embeddings.
+    Embeddings(Vec<f16>),
+    /// Their ids, in single precision, because half precision is exact only up to 2048.
+    Ids(Vec<f32>),
+}
+
+/// A row of values of which there are this many rows.
+fn row<T>(values: &[T], index: usize, rows: usize) -> &[T] {
+    let width = values.len() / rows;
+    &values[index * width..][..width]
+}
+
 impl Texts {
+    /// The texts of captions as the ids of their tokens; the last one is the negative text.
+    pub fn of_ids(captions: Vec<String>, ids: &[Vec<u32>]) -> Self {
+        let ids = ids.iter().flatten().map(|&id| id as f32).collect();
+        Self { captions, tokens: Tokens::Ids(ids), pooled: Vec::new(), sizes: Vec::new() }
+    }
+
     /// The texts of captions, and the negative text.
     pub fn new(captions: Vec<String>, encoded: &[Arc<Text>], negative: &Text) -> Self {
         let all = || encoded.iter().map(|text| &**text).chain([negative]);
@@ -107,7 +128,7 @@ impl Texts {
             |of: fn(&Text) -> &Vec<f32>| all().flat_map(of).map(|&value| f16::from_f32(value)).collect();
         Self {
             captions,
-            tokens: halves(|text| &text.tokens),
+            tokens: Tokens::Embeddings(halves(|text| &text.tokens)),
             pooled: halves(|text| &text.pooled),
             sizes: negative.sizes.clone(),
         }
@@ -115,11 +136,13 @@ impl Texts {
 
     /// The text of a caption; index `captions.len()` is the negative text.
     pub fn text(&self, caption: usize) -> Arc<Text> {
-        let row = |values: &[f16]| {
-            let width = values.len() / (self.captions.len() + 1);
-            values[caption * width..][..width].iter().map(|value| value.to_f32()).collect()
+        let rows = self.captions.len() + 1;
+        let halves = |values: &[f16]| row(values, caption, rows).iter().map(|value| value.to_f32()).collect();
+        let tokens = match &self.tokens {
+            Tokens::Embeddings(values) => halves(values),
+            Tokens::Ids(ids) => row(ids, caption, rows).to_vec(),
         };
-        Arc::new(Text { tokens: row(&self.tokens), pooled: row(&self.pooled), sizes: self.sizes.clone() })
+        Arc::new(Text { tokens, pooled: halves(&self.pooled), sizes: self.sizes.clone() })
     }
 
     /// The text that guidance leads away from.
@@ -218,7 +241,10 @@ impl Encoded {
             tensors.push(StoredTensor::i64(format!("{}.caption", prefix(split)), &captions));
         }
         let tokens = vec![rows, shape.tokens, shape.channels];
-        tensors.push(StoredTensor::f16("text.tokens", tokens, &texts.tokens));
+        tensors.push(match &texts.tokens {
+            Tokens::Embeddings(values) => StoredTensor::f16("text.tokens", tokens, values),
+            Tokens::Ids(ids) => StoredTensor::f32("text.tokens", &HostTensor::new(tokens, ids.clone())),
+        });
         if !texts.pooled.is_empty() {
             let dims = vec![rows, texts.pooled.len() / rows];
             tensors.push(StoredTensor::f16("text.pooled", dims, &texts.pooled));
@@ -268,7 +294,7 @@ impl Encoded {
             let found = file.take(name).map_err(wrong)?;
             if found.shape != expected { Err(other(name, &expected, &found.shape)) } else { Ok(found.values) }
         };
-        let halves = |values: Vec<f32>| values.into_iter().map(f16::from_f32).collect();
+        let halves = |values: Vec<f32>| -> Vec<f16> { values.into_iter().map(f16::from_f32).collect() };
         let tokens = take("text.tokens", vec![rows, shape.tokens, shape.channels])?;
         let pooled = match shape.pooled {
             0 => Vec::new(),
@@ -277,7 +303,11 @@ impl Encoded {
         let sizes = if shape.sizes { take("text.sizes", vec![6])? } else { Vec::new() };
         let texts = Arc::new(Texts {
             captions: description.captions,
-            tokens: halves(tokens),
+            tokens: if shape.channels == 1 {
+                Tokens::Ids(tokens)
+            } else {
+                Tokens::Embeddings(halves(tokens))
+            },
             pooled: halves(pooled),
             sizes,
         });

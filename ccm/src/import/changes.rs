@@ -18,6 +18,8 @@ pub struct Changed {
     weights: PartWeights,
     /// The denoiser in the place of the pipeline's own.
     denoiser: Option<Arc<[HostTensor]>>,
+    /// The text encoder that was trained with it.
+    text_encoder: Option<Arc<[HostTensor]>>,
     loras: Vec<Lora>,
 }
 
@@ -32,17 +34,23 @@ impl Folder {
         denoiser: Option<&Path>,
         loras: &[(PathBuf, f32)],
     ) -> Result<Changed, ImportError> {
-        let denoiser = denoiser.map(|path| self.replace_denoiser(path)).transpose()?;
+        let trained = denoiser.map(|path| self.replace_denoiser(path)).transpose()?;
+        let (text_encoder, denoiser) = trained.unwrap_or_default();
         let open = |(file, weight): &(PathBuf, f32)| Lora::open(file, *weight, &self.spec);
         let loras = loras.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         // Low-rank products that were trained to be a student make one of the denoiser.
         if loras.iter().filter_map(|lora| lora.card.as_ref()).any(|card| card.role == Role::Student) {
             self.card.role = Role::Student;
         }
-        Ok(Changed { weights: self.weights.clone(), denoiser, loras })
+        Ok(Changed { weights: self.weights.clone(), denoiser, text_encoder, loras })
     }
 
-    fn replace_denoiser(&mut self, path: &Path) -> Result<Arc<[HostTensor]>, ImportError> {
+    /// Returns the weights of the text encoder that was trained with a denoiser, if there is one, and those of the denoiser.
+    #[expect(clippy::type_complexity, reason = "two lists of tensors")]
+    fn replace_denoiser(
+        &mut self,
+        path: &Path,
+    ) -> Result<(Option<Arc<[HostTensor]>>, Option<Arc<[HostTensor]>>), ImportError> {
         let fault =
             |reason: &dyn std::fmt::Display| ImportError::Spec(format!("{}: {reason}", path.display()));
         let model = disk::read_model(path).map_err(|error| ImportError::Spec(error.to_string()))?;
@@ -50,9 +58,16 @@ impl Folder {
         if model.prediction != self.spec.prediction {
             return Err(fault(&"its prediction or its schedule is not that of the pipeline"));
         }
-        self.spec.network = network;
         self.card = model.card;
-        Ok(model.tensors.into())
+        let mut text_encoder = model.tensors;
+        // The parameters of the text encoder come first.
+        let of_text_encoder = match network.has_text_encoder() {
+            true => self.spec.text_encoder(0).parameters.len(),
+            false => 0,
+        };
+        let denoiser = text_encoder.split_off(of_text_encoder);
+        self.spec.network = network.without_text_encoder();
+        Ok(((of_text_encoder > 0).then(|| text_encoder.into()), Some(denoiser.into())))
     }
 }
 
@@ -66,7 +81,11 @@ impl Weights for Changed {
         precision: Precision,
         take: &mut dyn FnMut(CompactTensor) -> Result<(), ImportError>,
     ) -> Result<(), ImportError> {
-        let replaced = self.denoiser.as_ref().filter(|_| part == Part::Denoiser);
+        let replaced = match part {
+            Part::Denoiser => self.denoiser.as_ref(),
+            Part::TextEncoder(0) => self.text_encoder.as_ref(),
+            _ => None,
+        };
         if self.loras.is_empty() && replaced.is_none() {
             return self.weights.each(part, graph, precision, take).await;
         }

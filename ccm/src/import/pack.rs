@@ -132,7 +132,7 @@ impl Contents {
             folders.iter().map(|folder| config(folder, name)).collect()
         };
         let pipeline = json!({
-            "autoencoder": config(&layout.autoencoder, "config.json")?,
+            "autoencoder": layout.autoencoder.as_deref().map(|part| config(part, "config.json")).transpose()?,
             "text_encoders": all(text_encoders, "config.json")?,
             "tokenizers": all(tokenizers, "tokenizer_config.json")?,
             "prediction": folder.spec.prediction.to_json(),

@@ -36,7 +36,7 @@ pub(super) fn origins(spec: &PipelineSpec, part: Part, name: &str) -> Vec<Origin
             origin.into_iter().map(|(name, taken)| (format!("model.diffusion_model.{name}"), taken)).collect()
         }
         Part::Encoder | Part::Decoder => {
-            let levels = spec.autoencoder.reduction().ilog2() as usize + 1;
+            let levels = spec.reduction().ilog2() as usize + 1;
             let name = autoencoder(name, levels).into_iter();
             name.map(|name| (format!("first_stage_model.{name}"), Taken::Whole)).collect()
         }

@@ -51,8 +51,8 @@ pub enum PartWeights {
     Folders {
         /// The denoiser's.
         denoiser: PathBuf,
-        /// The autoencoder's.
-        autoencoder: PathBuf,
+        /// The autoencoder's, if there is one.
+        autoencoder: Option<PathBuf>,
         /// One for each text encoder.
         text_encoders: Vec<PathBuf>,
     },
@@ -149,7 +149,7 @@ pub(super) fn at_fault(path: &Path, error: PackedError) -> ImportError {
 /// The folders of the parts of a pipeline in diffusers' layout.
 pub(super) struct Layout {
     pub(super) denoiser: PathBuf,
-    pub(super) autoencoder: PathBuf,
+    pub(super) autoencoder: Option<PathBuf>,
     pub(super) text_encoders: Vec<PathBuf>,
     pub(super) tokenizers: Vec<PathBuf>,
     /// Whether guidance leads away from zeros, not from the empty text.
@@ -163,7 +163,7 @@ impl Layout {
         let of = |name: &str| folder.join(name);
         let mut layout = Self {
             denoiser: of(if has_part(&index, "transformer") { "transformer" } else { "unet" }),
-            autoencoder: of("vae"),
+            autoencoder: has_part(&index, "vae").then(|| of("vae")),
             text_encoders: Vec::new(),
             tokenizers: Vec::new(),
             zeros_for_empty: index.get("force_zeros_for_empty_prompt").and_then(Json::flag).unwrap_or(false),
@@ -194,7 +194,7 @@ pub fn open(folder: &Path) -> Result<Folder, ImportError> {
     let found = scheduler(&folder.join("scheduler/scheduler_config.json"))?;
     let encoders = text_encoders.iter().map(|part| read(part, TextEncoderSpec::from_config));
     let encoders = encoders.collect::<Result<_, _>>()?;
-    let decoder = read(&autoencoder, AutoencoderSpec::from_config)?;
+    let decoder = autoencoder.as_deref().map(|part| read(part, AutoencoderSpec::from_config)).transpose()?;
     let spec = PipelineSpec::new(network, found.prediction, decoder, encoders, zeros_for_empty);
     let spec = spec.map_err(|error| fault(folder, &error))?;
     let tokenizers = tokenizers.iter().enumerate().map(|(index, path)| tokenizer(path, spec.tokens(index)));
@@ -308,6 +308,7 @@ impl Weights for PartWeights {
                 weights(denoiser, STEM)?.each_compact(&expected, true, precision, take)
             }
             (Self::Folders { autoencoder, .. }, Part::Encoder | Part::Decoder) => {
+                let Some(autoencoder) = autoencoder else { return Ok(()) };
                 let checkpoint = weights(autoencoder, STEM)?.renamed(current_name).reshaped(&expected);
                 checkpoint.each_compact(&expected, false, precision, take)
             }

@@ -20,7 +20,7 @@ pub struct Condition {
 #[cfg(feature = "text")]
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Text {
-    /// The embedding of each token, `[tokens, channels]`.
+    /// The embedding of each token, `[tokens, channels]`, or its id, for a network with its own text encoder.
     pub tokens: Vec<f32>,
     /// The embedding of the text as a whole; empty for networks that do not read it.
     pub pooled: Vec<f32>,

@@ -244,7 +244,7 @@ pub enum Op {
     Guidance,
     /// The label's row of a table `[classes, channels]`, a vector.
     LabelEmbedding(Param),
-    /// The rows of a table `[vocabulary, channels]` of the input's token ids, a map.
+    /// The rows of a table `[vocabulary, channels]` of the ids of the text's tokens, a map.
     TokenEmbedding(Param),
     /// A learned or fixed map that is the same for all images.
     PositionEmbedding(PositionEmbedding),
@@ -488,13 +488,13 @@ impl Graph {
         self.shapes[value.0]
     }
 
-    /// The network's input: the image or the embedded tokens.
+    /// The network's input: the image, or the embedded tokens of a network without an image.
     ///
     /// # Panics
     /// If it reads neither.
     pub fn input(&self) -> Value {
-        let is_input = |node: &&Node| matches!(node.op, Op::Image | Op::TokenEmbedding(_));
-        let node = self.nodes.iter().find(is_input);
+        let find = |is_input: fn(&Op) -> bool| self.nodes.iter().find(|node| is_input(&node.op));
+        let node = find(|op| *op == Op::Image).or_else(|| find(|op| matches!(op, Op::TokenEmbedding(_))));
         node.unwrap_or_else(|| panic!("a network reads an image or tokens")).output
     }
 

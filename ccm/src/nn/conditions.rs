@@ -14,7 +14,8 @@ use crate::model::networks::TextShape;
 pub struct Conditions {
     /// Labels, `[B]`, for a network with classes. Without labels the label embedding is zero.
     pub label: Option<Tensor<1, Int>>,
-    /// Embeddings of the text's tokens, `[B, C, 1, tokens]`.
+    /// Embeddings of the text's tokens, `[B, C, 1, tokens]`, or their ids, `[B, 1, 1, tokens]`, for a network with its own text
+    /// encoder.
     pub text: Option<Tensor<4>>,
     /// Embeddings of the texts as a whole, `[B, C]`.
     pub pooled: Option<Tensor<2>>,

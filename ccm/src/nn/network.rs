@@ -205,10 +205,9 @@ impl Network {
                 None => self.no_label(table, &inputs.time),
             }),
             Op::TokenEmbedding(table) => {
-                // The ids stand in the first channel.
-                let [batch, _, _, tokens] = inputs.x.dims();
-                let rows =
-                    self.parameter::<2>(table).select(0, inputs.x.clone().reshape([batch * tokens]).int());
+                let ids = given(&inputs.condition.text, "the ids of a text's tokens");
+                let [batch, _, _, tokens] = ids.dims();
+                let rows = self.parameter::<2>(table).select(0, ids.reshape([batch * tokens]).int());
                 let [_, channels] = rows.dims();
                 Map(rows.reshape([batch, 1, tokens, channels]).permute([0, 3, 1, 2]))
             }

@@ -1,4 +1,5 @@
-//! Text-to-image pipelines: text encoders with their tokenizers, a denoiser of latents and an autoencoder.
+//! Text-to-image pipelines: text encoders with their tokenizers, a denoiser of latents and an autoencoder; or a denoiser of
+//! pixels.
 //!
 //! [`PipelineSpec`] says how the parts fit together; [`Pipeline`] runs them on one device. It loads each part when it needs
 //! it, and frees it before the next one, so that only the largest must fit into memory.
@@ -261,14 +262,16 @@ impl<W: Weights> Pipeline<W> {
         self.weights.read(part, graph, Precision::F32)
     }
 
-    /// Decodes latents `[N, C, H, W]` to images `[N, 3, H, W]`, whose values are mostly in [-1, 1].
+    /// Decodes latents `[N, C, H, W]` to images `[N, 3, H, W]`, whose values are mostly in [-1, 1]. Without an autoencoder they are
+    /// these images.
     ///
     /// # Errors
     /// If weights cannot be read, the number of values is not that of whole images, or the device fails.
     pub async fn decode(&self, latents: &[f32]) -> Result<Vec<f32>, PipelineError<W::Error>> {
-        let [_, height, width] = self.spec.network.image();
-        let graph = self.spec.autoencoder.decoder([height, width]);
-        Ok(self.evaluator(Part::Decoder, graph).await?.images(latents).await?)
+        match self.spec.decoder() {
+            Some(graph) => Ok(self.evaluator(Part::Decoder, graph).await?.images(latents).await?),
+            None => Ok(latents.to_vec()),
+        }
     }
 
     /// Encodes images `[N, 3, H, W]` with values in [-1, 1] to latents.
@@ -276,15 +279,20 @@ impl<W: Weights> Pipeline<W> {
     /// # Errors
     /// As [`Pipeline::decode`].
     pub async fn encode(&self, images: &[f32]) -> Result<Vec<f32>, PipelineError<W::Error>> {
-        Ok(self.encoder().await?.images(images).await?)
+        match self.encoder().await? {
+            Some(mut encoder) => Ok(encoder.images(images).await?),
+            None => Ok(images.to_vec()),
+        }
     }
 
-    /// The autoencoder's half from images `[N, 3, H, W]` with values in [-1, 1] to latents.
+    /// The autoencoder's half from images `[N, 3, H, W]` with values in [-1, 1] to latents, if there is an autoencoder.
     ///
     /// # Errors
     /// If weights cannot be read, or the device fails.
-    pub async fn encoder(&self) -> Result<Evaluator, PipelineError<W::Error>> {
-        let graph = self.spec.autoencoder.encoder(self.spec.image_size());
-        self.evaluator(Part::Encoder, graph).await
+    pub async fn encoder(&self) -> Result<Option<Evaluator>, PipelineError<W::Error>> {
+        match self.spec.encoder() {
+            Some(graph) => Ok(Some(self.evaluator(Part::Encoder, graph).await?)),
+            None => Ok(None),
+        }
     }
 }

@@ -45,7 +45,7 @@ pub enum PackedError {
 /// | `tokenizer/FILE`, `tokenizer_2/FILE`, `tokenizer_3/FILE` | bytes of a file of a tokenizer |
 /// | metadata `ccm` | JSON: `pipeline`, `card` and `precision` |
 ///
-/// `pipeline` has the `config.json` of `denoiser`, `autoencoder` and `text_encoders`, the `tokenizer_config.json` of
+/// `pipeline` has the `config.json` of `denoiser`, `autoencoder` (null without one) and `text_encoders`, the `tokenizer_config.json` of
 /// `tokenizers`, the `prediction` ([`Prediction::from_json`]), and `zeros_for_empty`.
 #[derive(Debug)]
 pub struct Packed<S> {
@@ -215,11 +215,12 @@ fn spec(pipeline: &Json) -> Result<PipelineSpec, WeightsError> {
     let part = |key: &str| pipeline.get(key).ok_or_else(|| no_model(format!("expected `{key}`")));
     let prediction = Prediction::from_json(part("prediction")?)?;
     prediction.validate()?;
+    let autoencoder = Some(part("autoencoder")?).filter(|config| **config != Json::Null);
     let encoders = list(pipeline, "text_encoders")?.iter().map(TextEncoderSpec::from_config);
     Ok(PipelineSpec::new(
         NetworkSpec::from_config(part("denoiser")?)?,
         prediction,
-        AutoencoderSpec::from_config(part("autoencoder")?)?,
+        autoencoder.map(AutoencoderSpec::from_config).transpose()?,
         encoders.collect::<Result<_, _>>()?,
         pipeline.get("zeros_for_empty").and_then(Json::flag).unwrap_or(false),
     )?)

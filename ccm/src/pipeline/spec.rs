@@ -9,6 +9,9 @@ use crate::sampler::evaluator::Encoded;
 /// Tokens that T5 reads in Stable Diffusion 3 (diffusers' `max_sequence_length`).
 const T5_TOKENS: usize = 256;
 
+/// Channels of images without an autoencoder.
+const RGB: usize = 3;
+
 /// The families of pipelines. They differ in what they make of their text encoders' outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PipelineKind {
@@ -31,8 +34,8 @@ pub struct PipelineSpec {
     pub network: NetworkSpec,
     /// What the denoiser predicts.
     pub prediction: Prediction,
-    /// The autoencoder between latents and pixels.
-    pub autoencoder: AutoencoderSpec,
+    /// The autoencoder between latents and pixels; `None` if the denoiser makes RGB pixels, as in DeepFloyd IF.
+    pub autoencoder: Option<AutoencoderSpec>,
     /// The text encoders.
     pub text_encoders: Vec<TextEncoderSpec>,
     /// Whether guidance leads away from zeros, not from the empty text, if there is no negative prompt.
@@ -51,7 +54,7 @@ impl PipelineSpec {
     pub fn new(
         mut network: NetworkSpec,
         prediction: Prediction,
-        autoencoder: AutoencoderSpec,
+        autoencoder: Option<AutoencoderSpec>,
         text_encoders: Vec<TextEncoderSpec>,
         zeros_for_empty: bool,
     ) -> Result<Self, SpecError> {
@@ -77,10 +80,18 @@ impl PipelineSpec {
 
     fn check_channels(&self) -> Result<(), SpecError> {
         let [latents, ..] = self.network.image();
-        let found = self.autoencoder.latent_channels();
-        if found != latents {
-            let reason = format!("expected {latents}, as the denoiser reads, found {found}");
-            return Err(refused("autoencoder: latent_channels", reason));
+        match &self.autoencoder {
+            Some(autoencoder) if autoencoder.latent_channels() != latents => {
+                let found = autoencoder.latent_channels();
+                let reason = format!("expected {latents}, as the denoiser reads, found {found}");
+                return Err(refused("autoencoder: latent_channels", reason));
+            }
+            None if latents != RGB => {
+                let reason =
+                    format!("expected {RGB} for pixels, as there is no autoencoder, found {latents}");
+                return Err(refused("in_channels", reason));
+            }
+            _ => {}
         }
         let Some(shape) = self.network.text() else { return Ok(()) };
         let of_clips: usize = self.clips().map(|clip| clip.hidden_size).sum();
@@ -147,18 +158,39 @@ impl PipelineSpec {
         }
     }
 
-    /// The parts with their networks. The encoder turns pixels into latents, which only training needs.
+    /// The parts with their networks, without those that the pipeline does not have. The encoder turns pixels into latents,
+    /// which only training needs.
     pub fn parts(&self, with_encoder: bool) -> Vec<(Part, Graph)> {
-        let [_, height, width] = self.network.image();
         let encoders = 0..self.text_encoders.len();
         let mut parts: Vec<(Part, Graph)> =
             encoders.map(|index| (Part::TextEncoder(index), self.text_encoder(index))).collect();
         parts.push((Part::Denoiser, self.network.graph()));
-        parts.push((Part::Decoder, self.autoencoder.decoder([height, width])));
+        parts.extend(self.decoder().map(|graph| (Part::Decoder, graph)));
         if with_encoder {
-            parts.push((Part::Encoder, self.autoencoder.encoder(self.image_size())));
+            parts.extend(self.encoder().map(|graph| (Part::Encoder, graph)));
         }
         parts
+    }
+
+    /// The autoencoder's half from latents to pixels.
+    pub fn decoder(&self) -> Option<Graph> {
+        let [_, height, width] = self.network.image();
+        self.autoencoder.as_ref().map(|autoencoder| autoencoder.decoder([height, width]))
+    }
+
+    /// The autoencoder's half from pixels to latents.
+    pub fn encoder(&self) -> Option<Graph> {
+        self.autoencoder.as_ref().map(|autoencoder| autoencoder.encoder(self.image_size()))
+    }
+
+    /// Channels of the images in pixels.
+    pub fn image_channels(&self) -> usize {
+        self.autoencoder.as_ref().map_or(RGB, AutoencoderSpec::image_channels)
+    }
+
+    /// Side of the square of pixels for one position of the denoiser's images.
+    pub fn reduction(&self) -> usize {
+        self.autoencoder.as_ref().map_or(1, AutoencoderSpec::reduction)
     }
 
     /// The same pipeline without T5, with zeros in its place, as diffusers has it; the same if it has none.
@@ -173,7 +205,7 @@ impl PipelineSpec {
     /// Height and width of the images in pixels.
     pub fn image_size(&self) -> [usize; 2] {
         let [_, height, width] = self.network.image();
-        [height, width].map(|size| size * self.autoencoder.reduction())
+        [height, width].map(|size| size * self.reduction())
     }
 
     /// The same pipeline for images of another height and width in pixels.
@@ -181,7 +213,7 @@ impl PipelineSpec {
     /// # Errors
     /// If a size does not suit the autoencoder or the denoiser.
     pub fn with_image_size(mut self, size: [usize; 2]) -> Result<Self, SpecError> {
-        let reduction = self.autoencoder.reduction();
+        let reduction = self.reduction();
         if let Some(wrong) = size.iter().find(|size| !size.is_multiple_of(reduction)) {
             return Err(refused("size", format!("expected multiples of {reduction} pixels, found {wrong}")));
         }

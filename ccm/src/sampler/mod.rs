@@ -179,6 +179,12 @@ impl Sampler {
         precision: Precision,
         backend: Backend,
     ) -> Result<Self, SamplerError> {
+        #[cfg(feature = "text")]
+        if spec.has_text_encoder() {
+            let text = "a denoiser with its own text encoder is sampled as a part of its pipeline; in the program, sample PIPELINE \
+                        --denoiser MODEL";
+            return Err(SamplerError::Request(text.into()));
+        }
         let mut plan = Plan::new(spec.graph(), tensors);
         let executor = Executor::new(&mut plan, precision, backend).await?;
         let denoiser = Denoiser { plan, spec, path: Path::new(prediction) };

@@ -29,30 +29,41 @@ pub enum Progress {
 /// The shape of the images that a pipeline encodes.
 pub fn image_shape(pipeline: &Pipeline<PartWeights>) -> ImageShape {
     let [height, width] = pipeline.spec.image_size();
-    ImageShape { channels: pipeline.spec.autoencoder.image_channels(), height, width }
+    ImageShape { channels: pipeline.spec.image_channels(), height, width }
 }
 
 /// Encodes both splits of a captioned data set, whose classes are the captions. Latents are the means of the autoencoder's
-/// distribution.
+/// distribution, or pixels. With `ids`, the tokens of a text are their ids, for a network with its own text encoder.
 ///
 /// # Errors
 /// If a caption cannot be split into tokens, weights cannot be read, or the device fails.
 pub fn encode(
     pipeline: &Pipeline<PartWeights>,
     splits: [&Dataset; 2],
+    ids: bool,
     observer: &mut dyn FnMut(Progress),
 ) -> Result<[Encoded; 2], PipelineError<ImportError>> {
     let captions = splits[0].classes();
     observer(Progress::Texts { captions: captions.len() });
     // The empty text last, for guidance.
     let all: Vec<&str> = captions.iter().map(String::as_str).chain([""]).collect();
-    let mut texts = pollster::block_on(pipeline.texts(&all))?;
-    let empty = texts.split_off(captions.len());
-    let negative: Arc<Text> = match empty.into_iter().next() {
-        Some(empty) if !pipeline.spec.zeros_for_empty => empty,
-        _ => Arc::new(pipeline.spec.zero_text()),
+    let texts = match ids {
+        true => {
+            let tokens =
+                |text: &&str| pipeline.tokens(text).map(|of| of.into_iter().next().unwrap_or_default());
+            Texts::of_ids(captions.to_vec(), &all.iter().map(tokens).collect::<Result<Vec<_>, _>>()?)
+        }
+        false => {
+            let mut texts = pollster::block_on(pipeline.texts(&all))?;
+            let empty = texts.split_off(captions.len());
+            let negative: Arc<Text> = match empty.into_iter().next() {
+                Some(empty) if !pipeline.spec.zeros_for_empty => empty,
+                _ => Arc::new(pipeline.spec.zero_text()),
+            };
+            Texts::new(captions.to_vec(), &texts, &negative)
+        }
     };
-    let texts = Arc::new(Texts::new(captions.to_vec(), &texts, &negative));
+    let texts = Arc::new(texts);
 
     let mut encoder = pollster::block_on(pipeline.encoder())?;
     let shape = pipeline.spec.network.image();
@@ -61,7 +72,11 @@ pub fn encode(
     let mut encoded = |split: &Dataset| -> Result<Encoded, PipelineError<ImportError>> {
         let mut latents = Vec::with_capacity(split.len() * shape.iter().product::<usize>());
         for index in 0..split.len() {
-            latents.extend(pollster::block_on(encoder.images(&split.batch(&[index], &[])))?);
+            let pixels = split.batch(&[index], &[]);
+            match &mut encoder {
+                Some(encoder) => latents.extend(pollster::block_on(encoder.images(&pixels))?),
+                None => latents.extend(pixels),
+            }
             done += 1;
             observer(Progress::Images { done, total });
         }

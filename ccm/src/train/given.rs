@@ -5,13 +5,15 @@ use std::path::Path;
 
 use super::error::RunError;
 use super::folder::files;
-use crate::config::{Config, DistillConfig, LpipsFiles};
+use crate::config::{Config, DistillConfig, LpipsFiles, TeacherTraining};
 use crate::disk;
 use crate::import::text_to_image::{self, Folder, PartWeights};
 use crate::import::{Checkpoint, ImportError};
 use crate::method::lpips::LpipsWeights;
+use crate::model::graph::Graph;
 use crate::model::{ModelCard, NetworkSpec, Prediction, Role};
-use crate::pipeline::{Part, Pipeline, Weights as _};
+use crate::nn::denoiser::random_model;
+use crate::pipeline::{Part, Pipeline, PipelineSpec, Weights as _};
 use crate::sampler::Backend;
 use crate::weights::{CompactTensor, Model, Precision};
 
@@ -42,7 +44,7 @@ impl Given {
         if config.data.captions {
             let mut folder = open_pipeline(config)?;
             given.notes = std::mem::take(&mut folder.notes);
-            let (pipeline, teacher) = read_pipeline(folder)?;
+            let (pipeline, teacher) = read_pipeline(folder, config)?;
             (given.pipeline, given.teacher) = (Some(pipeline), Some(teacher));
         } else {
             given.teacher = model(&config.teacher.model)?;
@@ -130,7 +132,7 @@ impl Given {
 /// If the model or pipeline cannot be read.
 pub fn given_network(config: &Config) -> Result<Option<NetworkSpec>, RunError> {
     match &config.teacher.model {
-        Some(_) if config.data.captions => Ok(Some(open_pipeline(config)?.spec.network)),
+        Some(_) if config.data.captions => Ok(Some(trained_network(&open_pipeline(config)?.spec, config)?)),
         Some(path) => Ok(Some(disk::read_model(Path::new(path))?.spec)),
         None => Ok(None),
     }
@@ -152,19 +154,40 @@ fn open_pipeline(config: &Config) -> Result<Folder, RunError> {
     Ok(folder)
 }
 
-/// Reads the denoiser of a pipeline.
-fn read_pipeline(folder: Folder) -> Result<(Pipeline<PartWeights>, Model), RunError> {
+/// What a run trains of a pipeline: the denoiser, and the text encoder if the configuration says so.
+fn trained_network(pipeline: &PipelineSpec, config: &Config) -> Result<NetworkSpec, RunError> {
+    if !config.teacher.train_text_encoder {
+        return Ok(pipeline.network.clone());
+    }
+    let network = pipeline.network.with_text_encoder(&pipeline.text_encoders);
+    network.map_err(|error| RunError::Unsuitable(format!("teacher.{error}")))
+}
+
+/// Reads what a run trains of a pipeline. Training from nothing needs no weights.
+fn read_pipeline(folder: Folder, config: &Config) -> Result<(Pipeline<PartWeights>, Model), RunError> {
     let Folder { spec, tokenizers, weights, .. } = folder;
-    let tensors = weights.read(Part::Denoiser, &spec.network.graph(), Precision::F32)?;
-    let tensors = tensors.into_iter().map(CompactTensor::into_host);
-    let teacher = Model {
-        spec: spec.network.clone(),
-        prediction: spec.prediction.clone(),
-        card: ModelCard { role: Role::Teacher, ..ModelCard::default() },
-        precision: Precision::F32,
-        tensors: tensors.collect(),
+    let network = trained_network(&spec, config)?;
+    let card = ModelCard { role: Role::Teacher, ..ModelCard::default() };
+    let teacher = match config.teacher.training {
+        Some(TeacherTraining::FromNothing) => random_model(&network, &spec.prediction, config.run.seed),
+        _ => {
+            let read = |part, graph: &Graph| weights.read(part, graph, Precision::F32);
+            // The parameters of the text encoder come first.
+            let mut tensors = match network.has_text_encoder() {
+                true => read(Part::TextEncoder(0), &spec.text_encoder(0))?,
+                false => Vec::new(),
+            };
+            tensors.extend(read(Part::Denoiser, &spec.network.graph())?);
+            Model {
+                spec: network,
+                prediction: spec.prediction.clone(),
+                card: ModelCard::default(),
+                precision: Precision::F32,
+                tensors: tensors.into_iter().map(CompactTensor::into_host).collect(),
+            }
+        }
     };
-    Ok((Pipeline::new(spec, tokenizers, weights, Backend::Cpu), teacher))
+    Ok((Pipeline::new(spec, tokenizers, weights, Backend::Cpu), Model { card, ..teacher }))
 }
 
 /// The teacher that a run has trained, if it has the configuration's network.

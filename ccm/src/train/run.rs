@@ -387,7 +387,7 @@ impl Run {
             Some(pipeline) => {
                 let images = pollster::block_on(pipeline.decode(&images))?;
                 let [height, width] = pipeline.spec.image_size();
-                grid(&images, [pipeline.spec.autoencoder.image_channels(), height, width], columns)
+                grid(&images, [pipeline.spec.image_channels(), height, width], columns)
             }
         };
         Ok((picture, seconds))

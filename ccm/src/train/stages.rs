@@ -305,11 +305,10 @@ impl Run {
         })
     }
 
-    /// The pipeline's decoder as a fixed function.
+    /// The pipeline's decoder as a fixed function, if it has one.
     fn decoder(&self) -> Result<Option<Arc<Network>>, RunError> {
         let Some(pipeline) = &self.given.pipeline else { return Ok(None) };
-        let [_, height, width] = pipeline.spec.network.image();
-        let graph = pipeline.spec.autoencoder.decoder([height, width]);
+        let Some(graph) = pipeline.spec.decoder() else { return Ok(None) };
         let tensors = pipeline.read(Part::Decoder, &graph)?;
         let tensors: Vec<HostTensor> = tensors.into_iter().map(CompactTensor::into_host).collect();
         Ok(Some(Arc::new(Network::new(&graph, &tensors, &self.device).frozen())))

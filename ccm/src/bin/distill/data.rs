@@ -7,6 +7,7 @@ use ccm::data::encoded::Origin;
 use ccm::data::{self, Dataset, Encoded, Event, Examples, ImageShape, LoadOptions, Split};
 use ccm::disk;
 use ccm::import::text_to_image::PartWeights;
+use ccm::model::NetworkSpec;
 use ccm::pipeline::Pipeline;
 use ccm::train::encode::{self, Progress};
 use ccm::train::folder::files;
@@ -22,7 +23,8 @@ pub(crate) fn load_data(config: &Config, given: &Given, folder: &Path) -> Result
     if let Some(pipeline) = &given.pipeline {
         let teacher =
             config.teacher.model.as_deref().ok_or("teacher.model: expected a pipeline, found none")?;
-        return load_encoded(pipeline, teacher, Path::new(source), folder);
+        let network = &given.spec(config);
+        return load_encoded(pipeline, network, teacher, Path::new(source), folder);
     }
     let shape = ImageShape::of(&given.spec(config));
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
@@ -111,15 +113,16 @@ fn describe(source: &str, split: Split, event: Event<'_>) {
     }
 }
 
-/// Encodes the images of a source, and writes them to a file.
+/// Encodes the images of a source for a network, and writes them to a file.
 pub(crate) fn write_encoded(
     pipeline: &Pipeline<PartWeights>,
+    network: &NetworkSpec,
     source: &Path,
     origin: Origin,
     out: &Path,
 ) -> Result<(), Failure> {
     disk::check_file(out)?;
-    let Some(shape) = pipeline.spec.network.text() else {
+    let Some(shape) = network.text() else {
         return Err("expected a pipeline with text".into());
     };
     let shown = source.display().to_string();
@@ -136,13 +139,15 @@ pub(crate) fn write_encoded(
     };
     let (train, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
     let bar = counter("images encoded");
-    let [train, held_out] = encode::encode(pipeline, [&train, &held_out], &mut |progress| match progress {
-        Progress::Texts { captions } => println!("encoding {captions} captions"),
-        Progress::Images { done, total } => {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        }
-    })?;
+    let ids = network.has_text_encoder();
+    let [train, held_out] =
+        encode::encode(pipeline, [&train, &held_out], ids, &mut |progress| match progress {
+            Progress::Texts { captions } => println!("encoding {captions} captions"),
+            Progress::Images { done, total } => {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            }
+        })?;
     bar.finish_and_clear();
     Encoded::write(out, [&train, &held_out], shape, origin)?;
     println!("{}: {} images to train on, {} held out", out.display(), train.len(), held_out.len());
@@ -152,13 +157,13 @@ pub(crate) fn write_encoded(
 /// Encoded images for a run: a file that `distill encode` wrote, or a source that is encoded now or was when the run began.
 fn load_encoded(
     pipeline: &Pipeline<PartWeights>,
+    network: &NetworkSpec,
     teacher: &str,
     source: &Path,
     folder: &Path,
 ) -> Result<[Examples; 2], Failure> {
     let is_encoded = source.extension().is_some_and(|ending| ending == "safetensors");
     let path = if is_encoded { source.to_owned() } else { folder.join(files::ENCODED) };
-    let network = &pipeline.spec.network;
     if is_encoded {
         return Ok(Encoded::read(&path, network, None)?.map(Examples::from));
     }
@@ -169,7 +174,7 @@ fn load_encoded(
     };
     if !path.exists() {
         disk::make(folder)?;
-        write_encoded(pipeline, source, origin.clone(), &path)?;
+        write_encoded(pipeline, network, source, origin.clone(), &path)?;
     }
     Ok(Encoded::read(&path, network, Some(&origin))?.map(Examples::from))
 }

@@ -46,5 +46,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         pipeline: arguments.model.display().to_string(),
         size: pipeline.spec.image_size(),
     };
-    write_encoded(&pipeline, &arguments.data, origin, &arguments.out)
+    let network = pipeline.spec.network.clone();
+    write_encoded(&pipeline, &network, &arguments.data, origin, &arguments.out)
 }

@@ -70,10 +70,7 @@ fn pipeline(arguments: &Arguments) -> Result<(), Failure> {
     println!("{}", arguments.model.display());
     println!("  file        {:.2} MB, {:?}, {}", bytes as f64 / 1e6, spec.kind, file.precision);
     let [height, width] = spec.image_size();
-    println!(
-        "  images      {} x {height} x {width} (channels, height, width)",
-        spec.autoencoder.image_channels()
-    );
+    println!("  images      {} x {height} x {width} (channels, height, width)", spec.image_channels());
     println!("parts");
     for (part, graph) in spec.parts(true) {
         let (tensors, bytes) = packed.size_of(part);

@@ -16,12 +16,12 @@ use crate::sample::backend;
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
-    /// Preset configuration: shapes, mnist, cifar10-small, avatars, cifar10, imagenet64, sd15, sd3 or sdxl [default: shapes;
-    /// with --resume, the configuration of the run]
+    /// Preset configuration: shapes, mnist, cifar10-small, avatars, emoji, cifar10, imagenet64, sd15, sd3 or sdxl [default:
+    /// shapes; with --resume, the configuration of the run]
     #[arg(long)]
     preset: Option<String>,
     /// Images: MNIST's IDX files, CIFAR-10's binary batches, or a folder, .zip, .tar or .tgz of images. The class of an
-    /// image is the first folder in which the paths differ. For sd15, sd3 and sdxl, captioned images (see `distill encode`)
+    /// image is the first folder in which the paths differ. For emoji, sd15, sd3 and sdxl, captioned images (see `distill encode`)
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Model file of a teacher to distil instead of training one, or a text-to-image pipeline: a folder in diffusers' layout,

@@ -68,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let seconds = begin.elapsed().as_secs_f64();
 
     let [height, width] = spec.image_size();
-    let dims = [spec.autoencoder.image_channels(), height, width];
+    let dims = [spec.image_channels(), height, width];
     let file = if as_tensor {
         let tensor = HostTensor::new([images, dims[0], height, width], found);
         let mut tensors = vec![StoredTensor::f32("images", &tensor)];

@@ -124,7 +124,7 @@ impl Builder<'_> {
         self.push(Op::LabelEmbedding(table), Shape::Vector(channels))
     }
 
-    /// `nn.Embedding` of the input's token ids.
+    /// `nn.Embedding` of the ids of the text's tokens.
     pub fn token_embedding(&self, name: &str, vocabulary: usize, channels: usize, tokens: usize) -> Value {
         let table = self.at(name).param("weight", &[vocabulary, channels], Init::Normal);
         self.push(Op::TokenEmbedding(table), Shape::Map([channels, 1, tokens]))

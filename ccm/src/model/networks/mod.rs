@@ -87,7 +87,7 @@ pub trait Family {
 pub struct TextShape {
     /// Number of tokens.
     pub tokens: usize,
-    /// Channels of a token's embedding.
+    /// Channels of a token's embedding; 1 for a network that reads the ids of tokens, with its own text encoder.
     pub channels: usize,
     /// Channels of the embedding of the whole text; 0 if the network does not read it.
     pub pooled: usize,
@@ -265,6 +265,41 @@ impl NetworkSpec {
         }
     }
 
+    /// The same network with a text encoder of its own, which is trained with it. It reads the ids of tokens.
+    ///
+    /// # Errors
+    /// If the family cannot have one, or the text encoder is not of a kind that it can have.
+    #[cfg(feature = "text")]
+    pub fn with_text_encoder(&self, encoders: &[TextEncoderSpec]) -> Result<Self, SpecError> {
+        match (self, encoders) {
+            (Self::UNet2DCondition(spec), [TextEncoderSpec::Clip(clip)]) if spec.text_time.is_none() => {
+                let text_encoder = Some(clip.clone());
+                Ok(Self::UNet2DCondition(UNet2DConditionSpec { text_encoder, ..spec.clone() }))
+            }
+            _ => Err(SpecError {
+                field: "train_text_encoder".into(),
+                reason: "only the CLIP of a UNet2DConditionModel without text_time can be trained".into(),
+            }),
+        }
+    }
+
+    /// The same network without a text encoder of its own.
+    #[cfg(feature = "text")]
+    pub fn without_text_encoder(&self) -> Self {
+        match self {
+            Self::UNet2DCondition(spec) => {
+                Self::UNet2DCondition(UNet2DConditionSpec { text_encoder: None, ..spec.clone() })
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// Whether the network has a text encoder of its own.
+    #[cfg(feature = "text")]
+    pub fn has_text_encoder(&self) -> bool {
+        matches!(self, Self::UNet2DCondition(UNet2DConditionSpec { text_encoder: Some(_), .. }))
+    }
+
     /// Whether the network reads the guidance scale, which is then distilled into it.
     #[cfg(feature = "text")]
     pub fn reads_guidance(&self) -> bool {
@@ -282,19 +317,19 @@ impl NetworkSpec {
         self
     }
 
-    /// This network, with the embedding of the guidance scale that `other` has, if both have the same tensors then.
+    /// This network, with the embedding of the guidance scale and the text encoder that `other` has, if both have the same
+    /// tensors then.
     ///
     /// # Errors
     /// If `other` is another network.
     #[cfg(feature = "text")]
     pub fn like(&self, other: &Self) -> Result<Self, SpecError> {
-        let guided = match other {
-            Self::UNet2DCondition(other) => other.time_cond_proj_dim,
-            _ => None,
-        };
-        let network = match guided {
-            Some(channels) => self.with_guidance(channels)?,
-            None => self.clone(),
+        let network = match (self, other) {
+            (Self::UNet2DCondition(own), Self::UNet2DCondition(other)) => {
+                let UNet2DConditionSpec { time_cond_proj_dim, text_encoder, .. } = other.clone();
+                Self::UNet2DCondition(UNet2DConditionSpec { time_cond_proj_dim, text_encoder, ..own.clone() })
+            }
+            _ => self.clone(),
         };
         if network.tensors() == other.tensors() {
             return Ok(network);

@@ -1,6 +1,8 @@
 //! Text encoders: CLIP's (arXiv 2103.00020) and T5's (arXiv 1910.10683). Parameters and options have the names of the library
 //! transformers; CLIP's begin with `text_model.`.
 
+use serde_json::json;
+
 use super::{SpecError, require, require_positive, require_range};
 use crate::model::graph::{
     Activation, Attention, AttentionBias, Builder, Graph, Init, PositionEmbedding, RelativeBias, Value, build,
@@ -164,6 +166,20 @@ impl TextEncoderSpec {
 }
 
 impl ClipSpec {
+    /// As [`TextEncoderSpec::from_config`], of CLIP's text encoder.
+    ///
+    /// # Errors
+    /// As that one; also if it is T5's.
+    pub fn from_config(config: &Json) -> Result<Self, SpecError> {
+        match TextEncoderSpec::from_config(config)? {
+            TextEncoderSpec::Clip(spec) => Ok(spec),
+            TextEncoderSpec::T5(_) => {
+                let reason = "expected clip_text_model, found t5".into();
+                Err(SpecError { field: "model_type".into(), reason })
+            }
+        }
+    }
+
     fn read(options: &Options, config: &Json) -> Self {
         let projects = config
             .get("architectures")
@@ -183,6 +199,32 @@ impl ClipSpec {
         }
     }
 
+    /// Converts to transformers' `config.json`, which [`TextEncoderSpec::from_config`] reads back.
+    pub fn to_config(&self) -> serde_json::Value {
+        let class =
+            ["CLIPTextModel", "CLIPTextModelWithProjection"][usize::from(self.projection_dim.is_some())];
+        json!({
+            "architectures": [class],
+            "eos_token_id": self.eos_token_id,
+            "hidden_act": match self.activation {
+                Activation::QuickGelu => "quick_gelu",
+                Activation::Gelu => "gelu",
+                Activation::GeluTanh => "gelu_new",
+                Activation::Relu => "relu",
+                _ => "silu",
+            },
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "layer_norm_eps": self.layer_norm_eps.to_string().parse::<f64>().unwrap_or(self.layer_norm_eps.into()),
+            "max_position_embeddings": self.max_position_embeddings,
+            "model_type": "clip_text_model",
+            "num_attention_heads": self.num_attention_heads,
+            "num_hidden_layers": self.num_hidden_layers,
+            "projection_dim": self.projection_dim,
+            "vocab_size": self.vocab_size,
+        })
+    }
+
     /// The position whose output is the embedding of the whole text.
     pub fn pooled_position(&self, tokens: &[u32]) -> usize {
         let found = match self.eos_token_id {
@@ -195,34 +237,35 @@ impl ClipSpec {
     /// Builds the network. Its output embeds the tokens; [`Graph::pooled`] is the projection of every position after the
     /// last layer, with `pooled` and if there is a projection.
     pub fn graph(&self, layer: ClipLayer, pooled: bool) -> Graph {
-        build(|g| {
-            let projection = self.projection_dim.filter(|_| pooled);
-            let outer = g;
-            let g = &outer.at("text_model");
-            let (channels, tokens) = (self.hidden_size, self.max_position_embeddings);
-            let embedded = g.token_embedding("embeddings.token_embedding", self.vocab_size, channels, tokens);
-            let table =
-                g.at("embeddings.position_embedding").param("weight", &[tokens, channels], Init::Normal);
-            let positions = PositionEmbedding { table, side: tokens, top: 0, left: 0 };
-            let mut h = g.add(embedded, g.position_embedding(positions, [channels, 1, tokens]));
-            let mut before = h;
-            let needed = match (layer, projection) {
-                (ClipLayer::Penultimate, None) => self.num_hidden_layers - 1,
-                _ => self.num_hidden_layers,
-            };
-            for layer in 0..needed {
-                before = h;
-                h = self.layer(&g.at(format!("encoder.layers.{layer}")), h);
-            }
-            if layer == ClipLayer::Penultimate && projection.is_none() {
-                return h;
-            }
-            let last = g.layer_norm("final_layer_norm", h, self.layer_norm_eps);
-            if let Some(channels) = projection {
-                outer.pooled(outer.linear_without_bias("text_projection", last, channels));
-            }
-            if layer == ClipLayer::Last { last } else { before }
-        })
+        build(|g| self.network(g, layer, pooled))
+    }
+
+    /// The operations of [`ClipSpec::graph`]; the result embeds the tokens.
+    pub(super) fn network(&self, outer: &Builder, layer: ClipLayer, pooled: bool) -> Value {
+        let projection = self.projection_dim.filter(|_| pooled);
+        let g = &outer.at("text_model");
+        let (channels, tokens) = (self.hidden_size, self.max_position_embeddings);
+        let embedded = g.token_embedding("embeddings.token_embedding", self.vocab_size, channels, tokens);
+        let table = g.at("embeddings.position_embedding").param("weight", &[tokens, channels], Init::Normal);
+        let positions = PositionEmbedding { table, side: tokens, top: 0, left: 0 };
+        let mut h = g.add(embedded, g.position_embedding(positions, [channels, 1, tokens]));
+        let mut before = h;
+        let needed = match (layer, projection) {
+            (ClipLayer::Penultimate, None) => self.num_hidden_layers - 1,
+            _ => self.num_hidden_layers,
+        };
+        for layer in 0..needed {
+            before = h;
+            h = self.layer(&g.at(format!("encoder.layers.{layer}")), h);
+        }
+        if layer == ClipLayer::Penultimate && projection.is_none() {
+            return h;
+        }
+        let last = g.layer_norm("final_layer_norm", h, self.layer_norm_eps);
+        if let Some(channels) = projection {
+            outer.pooled(outer.linear_without_bias("text_projection", last, channels));
+        }
+        if layer == ClipLayer::Last { last } else { before }
     }
 
     fn layer(&self, g: &Builder, x: Value) -> Value {

@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use super::blocks::{Resnet, TimeScaleShift};
+use super::text_encoder::{ClipLayer, ClipSpec};
 use super::{Family, SpecError, TextShape, require, require_below, require_positive, require_range};
 use crate::model::graph::{Activation, Builder, Graph, Padding, TimestepEmbedding, Value, build};
 use crate::model::json::Json;
@@ -21,6 +22,9 @@ pub struct UNet2DConditionSpec {
     pub in_channels: usize,
     /// Height and width of the latents.
     pub sample_size: [usize; 2],
+    /// Side of the patches of the input that the first convolution reads as channels, and the last one writes; 1 in diffusers,
+    /// which does not store it.
+    pub patch_size: usize,
     /// Number of tokens of a text. diffusers does not store it: it is the text encoder's.
     pub tokens: usize,
     /// Channels of each level. Each further level halves the resolution.
@@ -65,6 +69,9 @@ pub struct UNet2DConditionSpec {
     pub num_class_embeds: Option<usize>,
     /// Dropout probability in training, in `[0, 1)`.
     pub dropout: f64,
+    /// A text encoder that is trained with the network, which then reads the ids of tokens. Its parameters' names begin with
+    /// `text_encoder.`; diffusers stores it as another network.
+    pub text_encoder: Option<ClipSpec>,
 }
 
 /// diffusers' `addition_embed_type` `text_time`.
@@ -110,13 +117,22 @@ impl Family for UNet2DConditionSpec {
             format_args!("expected a multiple of 4, found {}", self.cross_attention_dim),
         )?;
         in_range("norm_num_groups", self.norm_num_groups, 1024)?;
-        let divisor = 1 << (levels - 1);
+        in_range("patch_size", self.patch_size, 8)?;
+        let divisor = self.patch_size << (levels - 1);
         for size in self.sample_size {
             require(
                 (1..=1024).contains(&size) && size % divisor == 0,
                 "sample_size",
                 format_args!("expected up to 1024, divisible by {divisor} for {levels} levels, found {size}"),
             )?;
+        }
+        if let Some(clip) = &self.text_encoder {
+            for (field, found, expected) in [
+                ("text_encoder: hidden_size", clip.hidden_size, self.cross_attention_dim),
+                ("text_encoder: max_position_embeddings", clip.max_position_embeddings, self.tokens),
+            ] {
+                require(found == expected, field, format_args!("expected {expected}, found {found}"))?;
+            }
         }
         require(
             matches!(self.downsample_padding, 0 | 1),
@@ -182,10 +198,14 @@ impl Family for UNet2DConditionSpec {
     fn text(&self) -> Option<TextShape> {
         Some(TextShape {
             tokens: self.tokens,
-            channels: self.cross_attention_dim,
+            channels: if self.text_encoder.is_some() { 1 } else { self.cross_attention_dim },
             pooled: self.text_time.map_or(0, |of| of.pooled_dim()),
             sizes: self.text_time.is_some(),
         })
+    }
+
+    fn patch_size(&self) -> usize {
+        self.patch_size
     }
 
     fn dropout(&self) -> f64 {
@@ -283,6 +303,7 @@ impl UNet2DConditionSpec {
         let spec = Self {
             in_channels,
             sample_size: options.needed("sample_size", options.size("sample_size")),
+            patch_size: options.count("patch_size").unwrap_or(1),
             tokens: options.count("tokens").unwrap_or(77),
             layers_per_block: per_level("layers_per_block", 2),
             down_attention: attention("down_block_types", &DOWN, [1, 1, 1, 0]),
@@ -315,6 +336,7 @@ impl UNet2DConditionSpec {
             text_time,
             num_class_embeds: options.count("num_class_embeds"),
             dropout: options.number("dropout").unwrap_or(0.0),
+            text_encoder: options.get("text_encoder").map(ClipSpec::from_config).transpose()?,
             block_out_channels,
         };
         options.finish()?;
@@ -348,12 +370,14 @@ impl UNet2DConditionSpec {
             "norm_num_groups": self.norm_num_groups,
             "num_class_embeds": self.num_class_embeds,
             "out_channels": self.in_channels,
+            "patch_size": (self.patch_size > 1).then_some(self.patch_size),
             "projection_class_embeddings_input_dim": self.text_time.map(|of| of.input_dim),
             "resnet_time_scale_shift": match self.resnet_time_scale_shift {
                 TimeScaleShift::Default => "default",
                 TimeScaleShift::ScaleShift => "scale_shift",
             },
             "sample_size": self.sample_size,
+            "text_encoder": self.text_encoder.as_ref().map(ClipSpec::to_config),
             "time_cond_proj_dim": self.time_cond_proj_dim,
             "time_embedding_dim": self.time_embedding_dim,
             "tokens": self.tokens,
@@ -365,11 +389,15 @@ impl UNet2DConditionSpec {
 
     fn network(&self, g: &Builder) -> Value {
         let channels = &self.block_out_channels;
-        let [height, width] = self.sample_size;
-        let text = g.text(self.cross_attention_dim, self.tokens);
+        let [height, width] = self.sample_size.map(|size| size / self.patch_size);
+        let pixels = self.in_channels * self.patch_size * self.patch_size;
+        let text = match &self.text_encoder {
+            Some(clip) => clip.network(&g.at("text_encoder"), ClipLayer::Last, false),
+            None => g.text(self.cross_attention_dim, self.tokens),
+        };
         let embed = self.embedding(g);
 
-        let mut h = g.conv("conv_in", g.image([self.in_channels, height, width]), channels[0], 3);
+        let mut h = g.conv("conv_in", g.image([pixels, height, width]), channels[0], 3);
         let mut skips = vec![h];
         for level in 0..channels.len() {
             let g = g.at(format!("down_blocks.{level}"));
@@ -411,7 +439,7 @@ impl UNet2DConditionSpec {
             }
         }
         let h = g.silu(g.group_norm("conv_norm_out", h, self.norm_num_groups, self.norm_eps));
-        g.conv("conv_out", h, self.in_channels, 3)
+        g.conv("conv_out", h, pixels, 3)
     }
 
     /// The embedding of time, guidance scale, label, text and sizes, after SiLU: every residual block applies it first.
