@@ -1,9 +1,15 @@
-//! The demo page in a browser: a name's picture, the morph, the race, the visitor's own model.
+//! The demo page in a browser: a name's picture, the morph, the race, the visitor's own model, and one that reads words.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use std::fs;
+use std::path::Path;
 
+use ccm::import::pack::pack;
+use ccm::import::text_to_image;
+use ccm::model::Role;
+use ccm::weights::Precision;
 use ccm_tests::browser::{Browser, WebGpu};
+use ccm_tests::fixtures;
 use ccm_tests::site::{Site, assert_no_complaints, assert_same_picture, grey, native, shapes};
 use serde_json::json;
 
@@ -33,6 +39,14 @@ fn enter(browser: &mut Browser, field: &str, name: &str) {
         "(() => {{ const field = document.getElementById('{field}'); field.value = '{name}';
             field.dispatchEvent(new Event('input')); return 0; }})()"
     ));
+}
+
+/// Chooses a file as the visitor's own model.
+fn choose(browser: &mut Browser, file: &Path) {
+    let document = browser.call("DOM.getDocument", json!({}));
+    let root = &document["root"]["nodeId"];
+    let input = browser.call("DOM.querySelector", json!({ "nodeId": root, "selector": "#file" }));
+    browser.call("DOM.setFileInputFiles", json!({ "files": [file], "nodeId": input["nodeId"] }));
 }
 
 fn the_page_works(webgpu: WebGpu, backend: &str) {
@@ -70,10 +84,7 @@ fn the_page_works(webgpu: WebGpu, backend: &str) {
     let own = site.scratch.path().join("own.safetensors");
     for (bytes, expected) in [(vec![1; 99], "failed"), (grey(), "ready")] {
         fs::write(&own, bytes).unwrap();
-        let document = browser.call("DOM.getDocument", json!({}));
-        let root = &document["root"]["nodeId"];
-        let input = browser.call("DOM.querySelector", json!({ "nodeId": root, "selector": "#file" }));
-        browser.call("DOM.setFileInputFiles", json!({ "files": [own], "nodeId": input["nodeId"] }));
+        choose(&mut browser, &own);
         browser.wait_for(&has_state(expected));
     }
     browser.wait_for("document.querySelector('#stage canvas').height === 12");
@@ -97,6 +108,36 @@ fn it_works_without_workers_and_shows_the_picture_of_a_name() {
     assert_eq!(browser.eval("document.getElementById('problem').hidden"), json!(true));
     let violation = |complaint: &String| complaint.contains("worker-src");
     assert!(browser.complaints.iter().all(violation), "errors of the page: {:?}", browser.complaints);
+}
+
+#[test]
+fn it_draws_what_words_say() {
+    let site = Site::with_headers(&[("Content-Security-Policy", PAGE_POLICY)]);
+    let mut browser = Browser::start(WebGpu::Absent);
+    browser.open(&format!("{}/?still", site.server.url()));
+    browser.wait_for(&has_state("ready"));
+    let own = site.scratch.path().join("words.safetensors");
+    let folder = text_to_image::open(&fixtures().join("pipelines/sd1")).unwrap();
+    pack(&folder, &folder.weights, Precision::Q8, Some(Role::Student), &own).unwrap();
+    choose(&mut browser, &own);
+    browser.wait_for("document.getElementById('field').textContent === 'Words'");
+    browser.wait_for(&has_state("ready"));
+    for id in ["morph", "race"] {
+        assert_eq!(browser.eval(&format!("document.getElementById('{id}').hidden")), json!(true), "{id}");
+    }
+    let first = browser.eval(PIXELS_OF_STAGE);
+    enter(&mut browser, "name", "a dog");
+    browser.wait_for("document.getElementById('stage').getAttribute('aria-label').endsWith('a dog')");
+    assert_ne!(browser.eval(PIXELS_OF_STAGE), first);
+    let html = browser.eval("document.getElementById('html').textContent");
+    let html = html.as_str().unwrap();
+    assert!(html.ends_with("prompt=\"a dog\" seed=\"0\"></ccm-image>"), "{html}");
+    // Back to names.
+    browser.eval("(() => { const list = document.getElementById('model'); list.value = 0; list.onchange({ target: list }); })()");
+    browser.wait_for("document.getElementById('field').textContent === 'Name'");
+    browser.wait_for(GALLERY_IS_DRAWN);
+    assert_eq!(browser.eval("document.getElementById('morph').hidden"), json!(false));
+    assert_no_complaints(&browser);
 }
 
 #[test]

@@ -242,7 +242,6 @@ fn settings_that_a_text_encoder_does_not_suit_are_refused() {
     for (setting, expected) in [
         ("teacher.training=none", "teacher.train_text_encoder"),
         ("distill.lora_rank=4", "distill.lora_rank"),
-        ("data.captions=false", "data.captions"),
     ] {
         fail(&mut run(&prepared, &out, &[setting]), &[expected]);
     }

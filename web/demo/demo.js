@@ -4,7 +4,7 @@
 import { AbortedError, NoWebGpuError, NoWorkerError } from "../pkg/errors.js";
 import { WorkerSampler } from "../pkg/remote.js";
 import { seedFrom } from "../pkg/seed.js";
-import { MODELS, NAMES, own } from "./models.js";
+import { MODELS, own, wording } from "./models.js";
 
 const TILES = 24;
 /** Duration of a morph from one name to the other, in ms. */
@@ -21,6 +21,7 @@ const still = query.has("still");
 /** The models in use and the current request. */
 const state = {
   entry: MODELS[0],
+  wording: wording(MODELS[0], false),
   backend: query.get("backend") ?? "auto",
   student: null,
   teacher: null,
@@ -100,8 +101,7 @@ async function load(entry) {
     for (const id of ["student", "teacher"]) $(id).replaceChildren();
     for (const id of ["student-clock", "teacher-clock"]) $(id).textContent = "–";
     $("verdict").textContent = "\u00a0";
-    $("title").textContent = entry.title;
-    $("credits").innerHTML = entry.credits;
+    say(entry, student.info);
     document.documentElement.dataset.size = student.info.width < 48 ? "small" : "large";
     listClasses(student.info, entry.legend);
     nameLanes();
@@ -124,6 +124,28 @@ async function load(entry) {
   } finally {
     $("progress").hidden = true;
   }
+}
+
+/** Writes what the page says about a model. A model with text has no pictures between two names; without a teacher there is no race. */
+function say(entry, { text }) {
+  const words = (state.wording = wording(entry, text));
+  $("title").textContent = entry.title;
+  $("credits").innerHTML = entry.credits;
+  $("lede").textContent = words.lede;
+  $("field").textContent = words.field;
+  $("again").textContent = words.another;
+  [$("gallery-title").textContent, $("gallery-lede").textContent] = words.gallery;
+  if ($("name").defaultValue !== words.samples[0]) $("name").defaultValue = $("name").value = words.samples[0];
+  $("grid").replaceChildren();
+  for (const [id, hidden] of [["morph", text], ["race", text && !entry.teacher]]) {
+    for (const element of [$(id), document.querySelector(`nav a[href="#${id}"]`)]) element.hidden = hidden;
+  }
+}
+
+/** What a picture is about, for the sampler: a name's seed, or words. */
+async function subject(text) {
+  const { student, label } = state;
+  return student.info.text ? { prompt: text, seed: 0 } : { seed: await seedFrom(text), label };
 }
 
 /** Loads a model in a worker, or on the page's own thread where no worker can start. */
@@ -210,11 +232,11 @@ function choose(label) {
 
 /** Draws the picture of the typed name. */
 async function paint() {
-  const { student, stage, label } = state;
+  const { student, stage } = state;
   const name = nameOf("name");
-  const seed = await seedFrom(name);
+  const request = await subject(name);
   const start = performance.now();
-  await student.draw(stage, { seed, label });
+  await student.draw(stage, request);
   state.time = performance.now() - start;
   $("stage").setAttribute("aria-label", `generated picture of ${name}`);
   $("stage-clock").textContent = milliseconds(state.time);
@@ -236,15 +258,16 @@ function htmlOf(name) {
   const quoted = (text) => text.replaceAll("&", "&amp;").replaceAll('"', "&quot;").replaceAll("<", "&lt;");
   const absolute = (address) => new URL(address, document.baseURI).href;
   const model = state.entry.student instanceof Blob ? state.entry.name : absolute(state.entry.student);
-  const { numClasses, classes } = state.student.info;
+  const { numClasses, classes, text } = state.student.info;
   const label = numClasses ? ` label="${quoted(classes[state.label] ?? String(state.label))}"` : "";
   const script = `<script type="module" src="${absolute("web/pkg/element.js")}"></script>`;
-  return `${script}<ccm-image model="${quoted(model)}" seed="${quoted(name)}"${label}></ccm-image>`;
+  const about = text ? `prompt="${quoted(name)}" seed="0"` : `seed="${quoted(name)}"${label}`;
+  return `${script}<ccm-image model="${quoted(model)}" ${about}></ccm-image>`;
 }
 
 async function save() {
   const name = nameOf("name");
-  const [image] = await state.student.sample({ seed: await seedFrom(name), label: state.label });
+  const [image] = await state.student.sample(await subject(name));
   const canvas = document.createElement("canvas");
   show(image, canvas);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve));
@@ -264,10 +287,10 @@ async function copy() {
 async function fillGallery() {
   state.gallery.abort();
   const { signal } = (state.gallery = new AbortController());
-  const { student, label } = state;
+  const { student } = state;
   try {
     for (const tile of tiles()) {
-      const [image] = await student.sample({ seed: await seedFrom(tile.dataset.name), label, signal });
+      const [image] = await student.sample({ ...(await subject(tile.dataset.name)), signal });
       if (signal.aborted) return;
       show(image, tile.firstChild);
     }
@@ -276,10 +299,10 @@ async function fillGallery() {
   }
 }
 
-/** The buttons of the gallery, one for each of the first names. */
+/** The buttons of the gallery, one for each of the first names or words. */
 function tiles() {
   const grid = $("grid");
-  for (const name of NAMES.slice(grid.childElementCount, TILES)) {
+  for (const name of state.wording.samples.slice(grid.childElementCount, TILES)) {
     const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile" });
     tile.dataset.name = name;
     tile.append(newCanvas(), Object.assign(document.createElement("span"), { textContent: name }));
@@ -296,6 +319,7 @@ function tiles() {
 /** Draws the picture between the two names. Returns the time it took, in ms. */
 async function blend() {
   const { student, label, blend: canvas } = state;
+  if (student.info.text) return 0;
   const [from, to] = await Promise.all([seedFrom(nameOf("from")), seedFrom(nameOf("to"))]);
   const start = performance.now();
   await student.interpolate(canvas, from, to, Number($("weight").value), { label });
@@ -366,7 +390,7 @@ async function race() {
   try {
     state.teacher ??= entry.teacher ? open(entry.teacher, state.loading.signal) : Promise.resolve(student);
     const teacher = await state.teacher;
-    const request = { seed: await seedFrom(nameOf("name")), label: state.label };
+    const request = await subject(nameOf("name"));
     // One untimed call, so that neither time includes the start of an engine.
     await teacher.sample(request);
     const quick = await lane(student, $("student"), $("student-clock"), { ...request, steps: 1 });
@@ -455,7 +479,7 @@ $("name").oninput = () => {
   repaint();
 };
 $("again").onclick = () => {
-  const others = NAMES.filter((name) => name !== nameOf("name"));
+  const others = state.wording.samples.filter((name) => name !== nameOf("name"));
   select(others[Math.floor(Math.random() * others.length)]);
 };
 $("save").onclick = () => save().catch(showError);

@@ -8,6 +8,7 @@
  * @property {string | Blob} student
  * @property {string | Blob | null} teacher
  * @property {string} credits - of the training images, as HTML of this file
+ * @property {string[]} [samples] - words for the gallery of a model with text
  */
 
 /** @returns {Entry} */
@@ -29,8 +30,39 @@ export const MODELS = [
 export const own = (file) => ({ name: file.name, title: "A picture for every name", legend: "Class", credits: "", student: file, teacher: null });
 
 /** First names, for the gallery and for "another name". */
-export const NAMES = (
+const NAMES = (
   "Ada Alan Grace Linus Mei Kofi Priya Mateo Yuki Amara Omar Ingrid Tariq Chloé Diego Anouk Hiro Zola Leila Emil Noor " +
   "Sven Aiko Luca Maya Ravi Elif Jonas Nia Pablo Iris Otto Rosa Felix Sana Hugo Uma Milo Vera Igor Lola Karim Edda " +
   "Theo Wangari Ines Bo Marta Axel Dalia Ewa Farid Greta Jun Kira Lars Mina Nils Olga Paul Quinn Rhea Sami Tess"
 ).split(" ");
+
+/**
+ * What the page says about a model: of names, whose seeds draw different pictures, or of words that a model with text reads.
+ *
+ * @typedef {object} Wording
+ * @property {string} field - label of the text field
+ * @property {string} lede
+ * @property {string} another - the button for another picture
+ * @property {string[]} gallery - heading and sentence of the gallery
+ * @property {string[]} samples - the texts of the gallery; the first one is the text field's
+ */
+
+const PLACE = "in a single step, in this page: on your own GPU or CPU, without a server.";
+
+/** @param {Entry} entry @param {boolean} readsText @returns {Wording} */
+export const wording = (entry, readsText) =>
+  readsText
+    ? {
+        field: "Words",
+        lede: `Type words. A neural network draws what they say ${PLACE}`,
+        another: "Other words",
+        gallery: ["Words to try", "Choose a picture to enlarge it, then change its words."],
+        samples: entry.samples ?? ["a red apple on a table", "a cat", "a house by the sea", "a bowl of fruit"],
+      }
+    : {
+        field: "Name",
+        lede: `Type a name. A neural network draws its picture ${PLACE}`,
+        another: "Another name",
+        gallery: ["The same name, the same picture", "In every browser and on every device. Choose a picture to enlarge it."],
+        samples: NAMES,
+      };

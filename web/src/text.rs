@@ -2,16 +2,17 @@
 //! messages use the names of the page's API.
 //!
 //! The file is a `Blob`, which browsers keep on disk if it is large. Every sample reads the parts from it one after another,
-//! tensor by tensor, so that the memory of WebAssembly, which never shrinks, grows to the largest part only.
+//! tensor by tensor, so that the memory of WebAssembly, which never shrinks, grows to the largest part only. The denoiser of a
+//! small file is kept from one sample to the next, for a page that draws while one types.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use ccm::model::{ModelCard, Text};
 use ccm::pipeline::{Packed, PackedError, Pipeline, PipelineError, Source, sample_times};
-use ccm::sampler::Info;
 use ccm::sampler::guidance::Guidance;
 use ccm::sampler::schedule::{Request, Solver};
+use ccm::sampler::{Info, Sampler};
 use js_sys::{Array, Uint8Array};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
@@ -47,6 +48,9 @@ struct Conditions {
     guidance: Option<Guidance>,
 }
 
+/// Bytes of a file up to which the denoiser is kept.
+const KEPT: u64 = 64 << 20;
+
 /// A pipeline with text.
 #[wasm_bindgen]
 pub struct TextEngine {
@@ -55,6 +59,9 @@ pub struct TextEngine {
     info: Info,
     parameters: usize,
     conditions: Option<Conditions>,
+    keeps: bool,
+    /// The denoiser of the last sample.
+    denoiser: Option<Sampler>,
 }
 
 fn from_file(error: &PackedError) -> JsValue {
@@ -74,14 +81,16 @@ impl TextEngine {
     /// Opens a model file with a pipeline; `backend` is `auto`, `webgpu`, `webgpu-software` or `cpu`.
     pub async fn load(file: Blob, backend: String) -> Result<TextEngine, JsValue> {
         let backend = backend_of(&backend)?;
-        let packed = Packed::open(File(file)).await.map_err(|error| from_file(&error))?;
+        let file = File(file);
+        let keeps = file.size() <= KEPT;
+        let packed = Packed::open(file).await.map_err(|error| from_file(&error))?;
         let tokenizers = packed.tokenizers().await.map_err(|error| from_file(&error))?;
         let (spec, card, precision) = (packed.spec.clone(), packed.card.clone(), packed.precision);
         let parameters = spec.network.parameters();
         let pipeline = Pipeline::new(spec, tokenizers, packed, backend);
         let pipeline = pipeline.with_precision(precision).with_role(card.role);
         let info = Info { parameters, ..pipeline.device().await.map_err(from_sampler)? };
-        Ok(Self { pipeline, card, info, parameters, conditions: None })
+        Ok(Self { pipeline, card, info, parameters, conditions: None, keeps, denoiser: None })
     }
 
     /// Properties of the model and of its device: `Info` of `index.d.ts`.
@@ -129,7 +138,10 @@ impl TextEngine {
             let text = texts.remove(0);
             self.conditions = Some(Conditions { prompt, negative, is_guided, text, guidance });
         }
-        let mut sampler = self.pipeline.denoiser().await.map_err(from_pipeline)?;
+        let mut sampler = match self.denoiser.take() {
+            Some(kept) => kept,
+            None => self.pipeline.denoiser().await.map_err(from_pipeline)?,
+        };
         let spec = sampler.spec();
         let mut request = match noise {
             Some(noise) => Request { noise, seed: from, ..Request::default() },
@@ -147,7 +159,7 @@ impl TextEngine {
         sampler = sampler.with_solver(solver, times);
         let latents = sampler.sample(&request, steps).await.map_err(from_sampler)?;
         self.info = Info { parameters: self.parameters, ..sampler.info() };
-        drop(sampler);
+        self.denoiser = self.keeps.then_some(sampler);
         let planes = self.pipeline.decode(&latents).await.map_err(from_pipeline)?;
         Ok(to_rgba(&planes, self.shape()))
     }
@@ -158,6 +170,6 @@ impl TextEngine {
     fn shape(&self) -> [usize; 3] {
         let spec = &self.pipeline.spec;
         let [height, width] = spec.image_size();
-        [spec.autoencoder.image_channels(), height, width]
+        [spec.image_channels(), height, width]
     }
 }

@@ -6,7 +6,7 @@ use crate::data::encoded::{Encoded, Texts};
 use crate::data::{Dataset, ImageShape};
 use crate::import::ImportError;
 use crate::import::text_to_image::PartWeights;
-use crate::model::Text;
+use crate::model::{NetworkSpec, Text};
 use crate::pipeline::{Pipeline, PipelineError};
 
 /// Progress of [`encode`].
@@ -33,21 +33,21 @@ pub fn image_shape(pipeline: &Pipeline<PartWeights>) -> ImageShape {
 }
 
 /// Encodes both splits of a captioned data set, whose classes are the captions. Latents are the means of the autoencoder's
-/// distribution, or pixels. With `ids`, the tokens of a text are their ids, for a network with its own text encoder.
+/// distribution, or pixels; texts are what `network` reads of them, embeddings or the ids of tokens.
 ///
 /// # Errors
 /// If a caption cannot be split into tokens, weights cannot be read, or the device fails.
 pub fn encode(
     pipeline: &Pipeline<PartWeights>,
     splits: [&Dataset; 2],
-    ids: bool,
+    network: &NetworkSpec,
     observer: &mut dyn FnMut(Progress),
 ) -> Result<[Encoded; 2], PipelineError<ImportError>> {
     let captions = splits[0].classes();
     observer(Progress::Texts { captions: captions.len() });
     // The empty text last, for guidance.
     let all: Vec<&str> = captions.iter().map(String::as_str).chain([""]).collect();
-    let texts = match ids {
+    let texts = match network.has_text_encoder() {
         true => {
             let tokens =
                 |text: &&str| pipeline.tokens(text).map(|of| of.into_iter().next().unwrap_or_default());

@@ -139,9 +139,8 @@ pub(crate) fn write_encoded(
     };
     let (train, held_out) = (load(Split::Train)?, load(Split::HeldOut)?);
     let bar = counter("images encoded");
-    let ids = network.has_text_encoder();
     let [train, held_out] =
-        encode::encode(pipeline, [&train, &held_out], ids, &mut |progress| match progress {
+        encode::encode(pipeline, [&train, &held_out], network, &mut |progress| match progress {
             Progress::Texts { captions } => println!("encoding {captions} captions"),
             Progress::Images { done, total } => {
                 bar.set_length(total as u64);

@@ -36,7 +36,7 @@ pub fn conv_weight_gradient(shape: &ConvShape, x: &[f32], dy: &[f32], dweight: &
     let rows = shape.in_channels.next_multiple_of(GRADIENT_ROWS);
     let columns = shape.out_channels.next_multiple_of(LANES);
     let images = shape.batch.div_ceil(RUNS);
-    let sums: Vec<Vec<f32>> = x
+    let mut sums: Vec<Vec<f32>> = x
         .par_chunks(shape.in_image() * images)
         .zip(dy.par_chunks(shape.out_image() * images))
         .map(|(x, dy)| {
@@ -60,13 +60,27 @@ pub fn conv_weight_gradient(shape: &ConvShape, x: &[f32], dy: &[f32], dweight: &
             sum
         })
         .collect();
-    dweight.par_chunks_mut(shape.in_channels * shape.taps()).enumerate().for_each(|(co, dweight)| {
-        for (i, value) in dweight.iter_mut().enumerate() {
-            let (ci, tap) = (i / shape.taps(), i % shape.taps());
-            *value = sums.iter().map(|sum| sum[(tap * rows + ci) * columns + co]).sum();
+    // Both passes read memory in order: large layers of few pixels spend as much time here as in the products.
+    let Some((total, others)) = sums.split_first_mut() else { return dweight.fill(0.0) };
+    total.par_chunks_mut(PART).enumerate().for_each(|(part, total)| {
+        for other in &*others {
+            total.iter_mut().zip(&other[part * PART..]).for_each(|(total, value)| *total += value);
         }
     });
+    let row = shape.taps() * rows;
+    let mut by_output = Vec::new();
+    transpose(total, row, row, &mut by_output);
+    dweight.par_chunks_mut(shape.in_channels * shape.taps()).zip(by_output.par_chunks(row)).for_each(
+        |(dweight, sum)| {
+            for (ci, dweight) in dweight.chunks_mut(shape.taps()).enumerate() {
+                dweight.iter_mut().zip(sum[ci..].iter().step_by(rows)).for_each(|(to, from)| *to = *from);
+            }
+        },
+    );
 }
+
+/// Number of values of the sums that are added at once.
+const PART: usize = 4096;
 
 /// Input channels of the smallest register tile; a wide tile has twice as many.
 const GRADIENT_ROWS: usize = 4;
