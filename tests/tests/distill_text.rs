@@ -6,12 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ccm::method::lpips::Trunk;
 use ccm::noise::Noise;
 use ccm::sampler::image::grid;
 use ccm::train::batches::StageKind;
 use ccm::weights::{HostTensor, TensorFile};
-use ccm_tests::fixtures;
 use ccm_tests::program::{distill, fail, kill_after, succeed};
+use ccm_tests::{fixtures, lpips_weights};
 use tempfile::tempdir;
 
 /// Side of the pictures in pixels.
@@ -268,6 +269,35 @@ fn all_weights_of_stable_diffusion_3_learn_one_step() {
     let prompt = ["--prompt", "a green cross", "--device", "cpu"];
     succeed(distill().arg("sample").arg(&one).args(prompt).arg("--out").arg(&picture));
     assert!(picture.exists());
+}
+
+/// The weights of the perceptual network are arbitrary, so only the way there is tested: latents go through the decoder.
+#[test]
+fn lpips_compares_decoded_pictures() {
+    let folder = tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    fs::create_dir(file("pictures")).unwrap();
+    write_pictures(&file("pictures"));
+    let [features, heads] = lpips_weights(Trunk::AlexNet);
+    for (name, tensors) in [("alexnet.safetensors", features), ("heads.safetensors", heads)] {
+        fs::write(file(name), TensorFile { tensors, ..TensorFile::default() }.to_bytes()).unwrap();
+    }
+    let set = |key: &str, name: &str| format!("{key}={}", file(name).display());
+    let trunk = set("distill.lpips_trunk", "alexnet.safetensors");
+    let heads = set("distill.lpips_heads", "heads.safetensors");
+    let short = ["teacher.training=none", "distill.batch=4", "distill.micro_batch=4", "distill.kimg=0.008"];
+    let losses = |name: &str, more: &[&str]| -> Vec<f64> {
+        let out = file(name);
+        succeed(&mut run("sdxl", &file("pictures"), &out, &[&short[..], more].concat()));
+        let lines = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64();
+        lines.lines().filter_map(loss).collect()
+    };
+    let plain = losses("plain", &["distill.distance=l2"]);
+    let decoded = losses("decoded", &["distill.distance=lpips-alexnet", &trunk, &heads]);
+    assert_eq!(plain.len(), decoded.len());
+    let differs = plain.iter().zip(&decoded).all(|(plain, decoded)| *decoded > 0.0 && plain != decoded);
+    assert!(differs && !plain.is_empty(), "{plain:?} {decoded:?}");
 }
 
 #[test]

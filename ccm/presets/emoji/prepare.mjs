@@ -124,7 +124,9 @@ function pipeline(texts) {
       num_attention_heads: 4,
       max_position_embeddings: TOKENS,
       hidden_act: 'quick_gelu',
+      bos_token_id: tokens.length - 2,
       eos_token_id: tokens.length - 1,
+      pad_token_id: tokens.length - 1,
     },
     'tokenizer/tokenizer_config.json': {
       tokenizer_class: 'CLIPTokenizer',

@@ -90,7 +90,8 @@ impl Config {
                 return Err(wrong("finish.kimg", "0, as distill.lora_rank is given", self.finish.kimg));
             }
         }
-        if teacher.training.is_some() && teacher.model.is_none() {
+        // A pipeline is missing in a preset, as images are; a run needs it.
+        if teacher.training.is_some() && teacher.model.is_none() && !self.data.captions {
             return Err(wrong("teacher.training", "none, as teacher.model is not given", "a value"));
         }
         Ok(())
