@@ -16,11 +16,16 @@ use crate::weights::{CompactTensor, HostTensor, Precision};
 #[derive(Debug, Clone)]
 pub struct Changed {
     weights: PartWeights,
-    /// The denoiser in the place of the pipeline's own.
-    denoiser: Option<Arc<[HostTensor]>>,
-    /// The text encoder that was trained with it.
-    text_encoder: Option<Arc<[HostTensor]>>,
+    replaced: Replaced,
     loras: Vec<Lora>,
+}
+
+/// Weights in the place of the pipeline's own.
+#[derive(Debug, Clone, Default)]
+struct Replaced {
+    denoiser: Option<Arc<[HostTensor]>>,
+    /// The text encoder that was trained with the denoiser.
+    text_encoder: Option<Arc<[HostTensor]>>,
 }
 
 impl Folder {
@@ -34,23 +39,17 @@ impl Folder {
         denoiser: Option<&Path>,
         loras: &[(PathBuf, f32)],
     ) -> Result<Changed, ImportError> {
-        let trained = denoiser.map(|path| self.replace_denoiser(path)).transpose()?;
-        let (text_encoder, denoiser) = trained.unwrap_or_default();
+        let replaced = denoiser.map(|path| self.replace_denoiser(path)).transpose()?.unwrap_or_default();
         let open = |(file, weight): &(PathBuf, f32)| Lora::open(file, *weight, &self.spec);
         let loras = loras.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         // Low-rank products that were trained to be a student make one of the denoiser.
         if loras.iter().filter_map(|lora| lora.card.as_ref()).any(|card| card.role == Role::Student) {
             self.card.role = Role::Student;
         }
-        Ok(Changed { weights: self.weights.clone(), denoiser, text_encoder, loras })
+        Ok(Changed { weights: self.weights.clone(), replaced, loras })
     }
 
-    /// Returns the weights of the text encoder that was trained with a denoiser, if there is one, and those of the denoiser.
-    #[expect(clippy::type_complexity, reason = "two lists of tensors")]
-    fn replace_denoiser(
-        &mut self,
-        path: &Path,
-    ) -> Result<(Option<Arc<[HostTensor]>>, Option<Arc<[HostTensor]>>), ImportError> {
+    fn replace_denoiser(&mut self, path: &Path) -> Result<Replaced, ImportError> {
         let fault =
             |reason: &dyn std::fmt::Display| ImportError::Spec(format!("{}: {reason}", path.display()));
         let model = disk::read_model(path).map_err(|error| ImportError::Spec(error.to_string()))?;
@@ -59,15 +58,14 @@ impl Folder {
             return Err(fault(&"its prediction or its schedule is not that of the pipeline"));
         }
         self.card = model.card;
-        let mut text_encoder = model.tensors;
-        // The parameters of the text encoder come first.
-        let of_text_encoder = match network.has_text_encoder() {
-            true => self.spec.text_encoder(0).parameters.len(),
-            false => 0,
-        };
-        let denoiser = text_encoder.split_off(of_text_encoder);
         self.spec.network = network.without_text_encoder();
-        Ok(((of_text_encoder > 0).then(|| text_encoder.into()), Some(denoiser.into())))
+        let mut tensors = model.tensors;
+        if !network.has_text_encoder() {
+            return Ok(Replaced { denoiser: Some(tensors.into()), text_encoder: None });
+        }
+        // The parameters of the text encoder come first.
+        let denoiser = tensors.split_off(self.spec.text_encoder(0).parameters.len());
+        Ok(Replaced { denoiser: Some(denoiser.into()), text_encoder: Some(tensors.into()) })
     }
 }
 
@@ -82,8 +80,8 @@ impl Weights for Changed {
         take: &mut dyn FnMut(CompactTensor) -> Result<(), ImportError>,
     ) -> Result<(), ImportError> {
         let replaced = match part {
-            Part::Denoiser => self.denoiser.as_ref(),
-            Part::TextEncoder(0) => self.text_encoder.as_ref(),
+            Part::Denoiser => self.replaced.denoiser.as_ref(),
+            Part::TextEncoder(0) => self.replaced.text_encoder.as_ref(),
             _ => None,
         };
         if self.loras.is_empty() && replaced.is_none() {
