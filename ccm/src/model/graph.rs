@@ -493,8 +493,9 @@ impl Graph {
     /// # Panics
     /// If it reads neither.
     pub fn input(&self) -> Value {
-        let find = |is_input: fn(&Op) -> bool| self.nodes.iter().find(|node| is_input(&node.op));
-        let node = find(|op| *op == Op::Image).or_else(|| find(|op| matches!(op, Op::TokenEmbedding(_))));
+        let node = self.nodes.iter().find(|node| matches!(node.op, Op::Image));
+        #[cfg(feature = "text")]
+        let node = node.or_else(|| self.nodes.iter().find(|node| matches!(node.op, Op::TokenEmbedding(_))));
         node.unwrap_or_else(|| panic!("a network reads an image or tokens")).output
     }
 
