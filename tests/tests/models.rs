@@ -6,9 +6,12 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use ccm::data::{ImageShape, LoadOptions, Split, load};
+use ccm::import::text_to_image;
 use ccm::metrics::Collection;
 use ccm::metrics::classifier::{Classifier, Training};
 use ccm::metrics::evaluation::{Figures, Reference};
+use ccm::model::Role;
+use ccm::pipeline::Pipeline;
 use ccm::sampler::image::grid;
 use ccm::sampler::schedule::Request;
 use ccm::sampler::{Backend, Sampler};
@@ -31,14 +34,56 @@ fn every_model_is_offered_and_described_and_small_enough() {
         assert!(offered.contains(&format!("\"{name}\"")), "{name}: not in models.js");
         assert!(described.contains(&format!("\n## `{name}`\n")), "{name}: not in README.md");
         let most = if name == "mnist" { 1_000_000 } else { 12_000_000 };
-        for role in ["teacher", "student"] {
-            let bytes = fs::read(entry.path().join(format!("{role}.safetensors"))).unwrap();
-            assert!(bytes.len() <= most, "{name}: {role}: {} bytes", bytes.len());
-            assert_eq!(Model::from_bytes(&bytes).unwrap().card.role.name(), role, "{name}");
+        let path = |role: &str| entry.path().join(format!("{role}.safetensors"));
+        if text_to_image::is_text_to_image(&path("student")) {
+            let bytes = fs::metadata(path("student")).unwrap().len();
+            assert!(bytes <= most, "{name}: {bytes} bytes");
+            assert_eq!(
+                text_to_image::open_packed(&path("student")).unwrap().card.role,
+                Role::Student,
+                "{name}"
+            );
+        } else {
+            for role in ["teacher", "student"] {
+                let bytes = fs::read(path(role)).unwrap();
+                assert!(bytes.len() as u64 <= most, "{name}: {role}: {} bytes", bytes.len());
+                assert_eq!(Model::from_bytes(&bytes).unwrap().card.role.name(), role, "{name}");
+            }
         }
         seen += 1;
     }
-    assert_eq!(offered.matches("pair(\"").count(), seen, "models.js offers what is there");
+    let entries: usize = ["pair(\"", "words(\""].map(|call| offered.matches(call).count()).iter().sum();
+    assert_eq!(entries, seen, "models.js offers what is there");
+}
+
+/// Emoji that share a shape and differ in colour, or the other way round: the picture of each name is nearest to its own colour
+/// in the middle.
+#[test]
+fn emoji_have_the_colours_of_their_words() {
+    let colours = [("red", [0.9, -0.6, -0.5]), ("green", [-0.5, 0.5, -0.3]), ("blue", [-0.6, 0.1, 0.9])];
+    let file = text_to_image::open_packed(&models().join("emoji/student.safetensors")).unwrap();
+    let pipeline = Pipeline::new(file.spec, file.tokenizers, file.weights, Backend::Cpu);
+    let pipeline = pipeline.with_precision(file.precision).with_role(file.card.role);
+    let prompts = ["red apple", "green apple", "green heart", "blue heart", "green book", "blue book"];
+    let (texts, guidance) = block_on(pipeline.conditions(&prompts, None, 1.0)).unwrap();
+    assert!(guidance.is_none());
+    let mut sampler = block_on(pipeline.denoiser()).unwrap();
+    let [channels, height, width] = sampler.spec().image();
+    let request = Request { texts, ..Request::from_seeds(sampler.spec(), 0, &[], prompts.len()) };
+    let images = block_on(sampler.sample(&request, 1)).unwrap();
+    for (prompt, image) in prompts.iter().zip(images.chunks_exact(channels * height * width)) {
+        // The middle quarter of the picture.
+        let mean = |channel: usize| {
+            let rows = (height * 3 / 8..height * 5 / 8).map(|row| (channel * height + row) * width);
+            let middle: Vec<f32> =
+                rows.flat_map(|row| &image[row + width * 3 / 8..row + width * 5 / 8]).copied().collect();
+            middle.iter().sum::<f32>() / middle.len() as f32
+        };
+        let found = [0, 1, 2].map(mean);
+        let distance = |colour: [f32; 3]| (0..3).map(|i| (found[i] - colour[i]).powi(2)).sum::<f32>();
+        let nearest = colours.iter().min_by(|a, b| distance(a.1).total_cmp(&distance(b.1))).unwrap().0;
+        assert!(prompt.starts_with(nearest), "{prompt}: {found:?}");
+    }
 }
 
 /// `references/pictures` has the images of version 0.1.0 for the seeds 0 to 7, cycling through the classes.

@@ -21,9 +21,26 @@ const pair = (folder, name, title, legend, credits = "") => ({
   teacher: `web/models/${folder}/teacher.safetensors`,
 });
 
+/** A model that reads words, without a teacher. @returns {Entry} */
+const words = (folder, name, title, credits, samples) => ({
+  name,
+  title,
+  legend: "",
+  credits,
+  student: `web/models/${folder}/student.safetensors`,
+  teacher: null,
+  samples: samples.split(","),
+});
+
 export const MODELS = [
   pair("shapes", "Creatures, 32 x 32", "A creature for every name", "Kind"),
   pair("mnist", "Digits, 28 x 28", "A digit for every name", "Digit"),
+  words("emoji", "Emoji from words, 64 x 64", "An emoji for your words",
+    'Trained on <a href="https://github.com/microsoft/fluentui-emoji">Fluent Emoji</a> by Microsoft (MIT), with the names of ' +
+      '<a href="https://github.com/iamcal/emoji-data">emoji-data</a> (MIT).',
+    "red apple,grinning face,rocket,cat face,pizza,rainbow,heart with arrow,umbrella,soccer ball,brazil flag,crown,penguin," +
+      "birthday cake,violin,cactus,ghost,sunflower,bicycle,dragon face,hot beverage,guitar,fox face,snowman,watermelon",
+  ),
 ];
 
 /** A file of the visitor. @returns {Entry} */
