@@ -49,8 +49,8 @@ pub fn encode(
     let all: Vec<&str> = captions.iter().map(String::as_str).chain([""]).collect();
     let texts = match network.has_text_encoder() {
         true => {
-            let tokens =
-                |text: &&str| pipeline.tokens(text).map(|of| of.into_iter().next().unwrap_or_default());
+            // There is one text encoder.
+            let tokens = |text: &&str| pipeline.tokens(text).map(|of| of.concat());
             Texts::of_ids(captions.to_vec(), &all.iter().map(tokens).collect::<Result<Vec<_>, _>>()?)
         }
         false => {

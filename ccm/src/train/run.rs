@@ -26,7 +26,6 @@ use crate::method::coupling::Coupling;
 use crate::method::guidance::Teacher as Guided;
 use crate::model::{ModelCard, NetworkSpec, Path as ModelPath, Prediction, Role};
 use crate::nn::denoiser::lora_tensors;
-use crate::pipeline::PipelineSpec;
 use crate::report::Curves;
 use crate::sampler::image::{Picture, grid};
 use crate::sampler::schedule::Solver;
@@ -145,8 +144,7 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
 }
 
 /// Checks that the settings suit a pipeline, and that its files fit on the disk.
-fn check_pipeline(config: &Config, pipeline: &PipelineSpec, folder: &Path) -> Result<(), RunError> {
-    let network = &pipeline.network;
+fn check_pipeline(config: &Config, network: &NetworkSpec, folder: &Path) -> Result<(), RunError> {
     if network.reads_guidance() {
         let expected = "expected a pipeline without distilled guidance, found one with time_cond_proj_dim";
         return Err(RunError::Unsuitable(format!("teacher.model: {expected}")));
@@ -172,8 +170,8 @@ fn check_pipeline(config: &Config, pipeline: &PipelineSpec, folder: &Path) -> Re
 pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunError> {
     folder::check(config, folder, resume)?;
     let given = Given::read(config)?;
-    if let Some(pipeline) = &given.pipeline {
-        check_pipeline(config, &pipeline.spec, folder)?;
+    if given.pipeline.is_some() {
+        check_pipeline(config, &given.spec(config), folder)?;
     }
     Ok(given)
 }
