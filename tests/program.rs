@@ -73,6 +73,21 @@ pub fn succeed(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The command that resumes the run in a folder, on the CPU.
+pub fn resume(run: &Path) -> Command {
+    let mut command = distill();
+    command.args(["run", "--device", "cpu", "--resume", "--out"]).arg(run);
+    command
+}
+
+/// Checks that two runs have made the same bytes.
+pub fn assert_same_models(a: &Path, b: &Path) {
+    for file in ["teacher.safetensors", "student.safetensors"] {
+        let [a, b] = [a, b].map(|run| fs::read(run.join(file)).expect("a run that has ended"));
+        assert!(a == b, "{file} differs");
+    }
+}
+
 /// Runs a command that must fail with status 1 and a one-line error that contains each of `parts`.
 pub fn fail(command: &mut Command, parts: &[&str]) {
     let output = command.output().expect("the program starts");

@@ -11,7 +11,7 @@ use ccm::noise::Noise;
 use ccm::sampler::image::grid;
 use ccm::train::batches::StageKind;
 use ccm::weights::{HostTensor, TensorFile};
-use ccm_tests::program::{distill, fail, kill_after, succeed};
+use ccm_tests::program::{assert_same_models, distill, fail, kill_after, resume, succeed};
 use ccm_tests::{fixtures, lpips_weights};
 use tempfile::tempdir;
 
@@ -158,17 +158,9 @@ fn low_rank_products_of_stable_diffusion_xl_learn_one_step_and_resume_to_the_sam
     let data = whole.join("encoded.safetensors");
     let mut again = run("sdxl", &pictures, &stopped, &settings);
     kill_after(&mut again, &stopped, StageKind::Teacher, 10);
-    let resume = || {
-        let mut command = distill();
-        command.args(["run", "--device", "cpu", "--resume", "--out"]).arg(&stopped);
-        command
-    };
-    kill_after(&mut resume(), &stopped, StageKind::Distill, 10);
-    succeed(&mut resume());
-    for file in ["teacher.safetensors", "student.safetensors"] {
-        let same = fs::read(whole.join(file)).unwrap() == fs::read(stopped.join(file)).unwrap();
-        assert!(same, "{file} differs");
-    }
+    kill_after(&mut resume(&stopped), &stopped, StageKind::Distill, 10);
+    succeed(&mut resume(&stopped));
+    assert_same_models(&whole, &stopped);
     // A student of another rank, and a folder with the images of another run.
     fs::copy(student, stopped.join("student.safetensors")).unwrap();
     let other = ["distill.lora_rank=4", "distill.lora_alpha=4"];

@@ -20,7 +20,7 @@ use ccm::sampler::image::grid;
 use ccm::train::batches::StageKind;
 use ccm::weights::{HostTensor, TensorFile};
 use ccm_tests::fixtures;
-use ccm_tests::program::{distill, fail, kill_after, succeed};
+use ccm_tests::program::{assert_same_models, distill, fail, kill_after, resume, succeed};
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
@@ -186,17 +186,9 @@ fn a_text_encoder_and_a_denoiser_learn_words_from_nothing() {
 
     // Killed in both stages.
     kill_after(&mut run(&prepared, &stopped, &[]), &stopped, StageKind::Teacher, 30);
-    let resume = || {
-        let mut command = distill();
-        command.args(["run", "--device", "cpu", "--resume", "--out"]).arg(&stopped);
-        command
-    };
-    kill_after(&mut resume(), &stopped, StageKind::Distill, 10);
-    succeed(&mut resume());
-    for file in ["teacher.safetensors", "student.safetensors"] {
-        let same = fs::read(whole.join(file)).unwrap() == fs::read(stopped.join(file)).unwrap();
-        assert!(same, "{file} differs");
-    }
+    kill_after(&mut resume(&stopped), &stopped, StageKind::Distill, 10);
+    succeed(&mut resume(&stopped));
+    assert_same_models(&whole, &stopped);
 }
 
 /// The network that is trained, with the text encoder in its graph, and the pipeline's separate parts give the same picture.
