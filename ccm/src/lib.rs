@@ -34,22 +34,14 @@
 //! ```
 //! # #[cfg(feature = "train")]
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//!
 //! use burn::tensor::Device;
 //! use ccm::config::Config;
 //! use ccm::data::{ImageShape, Split, shapes};
 //! use ccm::train::given::Given;
-//! use ccm::train::run::{Outcome, Run, Watch, suit};
-//!
-//! /// Prints nothing and never requests a stop.
-//! struct Quiet;
-//! impl Watch for Quiet {
-//!     fn stage(&mut self, _: ccm::train::batches::StageKind, _: u64, _: u64, _: usize) {}
-//!     fn line(&mut self, _: &ccm::train::metrics_log::Line) {}
-//!     fn note(&mut self, _: &str) {}
-//!     fn should_stop(&self) -> bool {
-//!         false
-//!     }
-//! }
+//! use ccm::train::group::Alone;
+//! use ccm::train::run::{Outcome, Quiet, Run, suit};
 //!
 //! let tiny = ["teacher.kimg=0.008", "distill.kimg=0.008", "teacher.batch=4", "distill.batch=4", "run.report_steps=2"];
 //! let mut config = Config::preset("shapes")?.with_overrides(&tiny.map(String::from))?;
@@ -63,9 +55,10 @@
 //!     folder: folder.path().join("run"),
 //!     device: Device::flex(),
 //!     threads: 2,
-//!     given,
-//!     data: data.into(),
-//!     held_out: held_out.into(),
+//!     group: Arc::new(Alone),
+//!     given: Arc::new(given),
+//!     data: Arc::new(data.into()),
+//!     held_out: Arc::new(held_out.into()),
 //!     command: "an example".into(),
 //! };
 //! assert_eq!(run.go(false, &mut Quiet)?, Outcome::Finished);

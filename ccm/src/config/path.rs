@@ -12,10 +12,11 @@ use crate::model::{Prediction, SpecError};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathConfig {
-    /// `flow`: the straight path; the network predicts velocities (PAPER.md §2). `vp`: DDPM's variance-preserving path.
+    /// `flow`: the straight path of flow matching (PAPER.md §2). `vp`: DDPM's variance-preserving path.
     /// `edm`: EDM's path, preconditioning, loss weights and time distribution.
     pub kind: PathKind,
-    /// `vp`: what the network predicts, `v` (the default), `noise` or `data`. With `noise`, the error of the predicted
+    /// What the network predicts. `flow`: `velocity` (the default) or `preconditioned-velocity`, for less grain in one-step
+    /// images. `vp`: `v` (the default), `noise` or `data`. With `noise`, the error of the predicted
     /// image grows without bound near the noisy end of the path. A small network trained for minutes then gives bad
     /// images.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +36,7 @@ pub struct PathConfig {
     /// `vp`: number of steps of the schedule; default 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule_steps: Option<usize>,
-    /// `edm`: standard deviation of the images; default 0.5.
+    /// `edm` and `preconditioned-velocity`: standard deviation of the images; default 0.5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_data: Option<f64>,
     /// `edm`: the smallest sigma; default 0.002.
@@ -66,14 +67,31 @@ pub enum PathKind {
 
 /// See [`PathConfig::predicts`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Predicts {
+    /// The velocity.
+    Velocity,
+    /// The velocity without the part that follows from the input ([`Prediction::PreconditionedVelocity`]).
+    PreconditionedVelocity,
     /// The noise.
     Noise,
     /// The image.
     Data,
     /// `alpha noise - sigma data`.
     V,
+}
+
+impl Predicts {
+    /// The name in a configuration.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Velocity => "velocity",
+            Self::PreconditionedVelocity => "preconditioned-velocity",
+            Self::Noise => "noise",
+            Self::Data => "data",
+            Self::V => "v",
+        }
+    }
 }
 
 /// See [`PathConfig::schedule`].
@@ -91,25 +109,27 @@ pub enum ScheduleName {
 impl PathConfig {
     /// What the network predicts.
     pub fn prediction(&self) -> Prediction {
+        let usual = Edm::default();
+        let sigma_data = self.sigma_data.unwrap_or(usual.sigma_data);
         match self.kind {
+            PathKind::Flow if self.predicts == Some(Predicts::PreconditionedVelocity) => {
+                Prediction::PreconditionedVelocity { sigma_data }
+            }
             PathKind::Flow => Prediction::Velocity,
             PathKind::Vp => {
                 let schedule = self.schedule();
-                match self.predicts.unwrap_or(Predicts::V) {
-                    Predicts::Noise => Prediction::Noise(schedule),
-                    Predicts::Data => Prediction::Data(schedule),
-                    Predicts::V => Prediction::V(schedule),
+                match self.predicts {
+                    Some(Predicts::Noise) => Prediction::Noise(schedule),
+                    Some(Predicts::Data) => Prediction::Data(schedule),
+                    _ => Prediction::V(schedule),
                 }
             }
-            PathKind::Edm => {
-                let usual = Edm::default();
-                Prediction::Edm(Edm {
-                    sigma_data: self.sigma_data.unwrap_or(usual.sigma_data),
-                    sigma_min: self.sigma_min.unwrap_or(usual.sigma_min),
-                    sigma_max: self.sigma_max.unwrap_or(usual.sigma_max),
-                    ..usual
-                })
-            }
+            PathKind::Edm => Prediction::Edm(Edm {
+                sigma_data,
+                sigma_min: self.sigma_min.unwrap_or(usual.sigma_min),
+                sigma_max: self.sigma_max.unwrap_or(usual.sigma_max),
+                ..usual
+            }),
         }
     }
 
@@ -139,7 +159,6 @@ impl PathConfig {
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let of_vp = [
-            ("predicts", self.predicts.is_some()),
             ("schedule", self.schedule.is_some()),
             ("betas", self.betas.is_some()),
             ("beta_start", self.beta_start.is_some()),
@@ -147,7 +166,6 @@ impl PathConfig {
             ("schedule_steps", self.schedule_steps.is_some()),
         ];
         let of_edm = [
-            ("sigma_data", self.sigma_data.is_some()),
             ("sigma_min", self.sigma_min.is_some()),
             ("sigma_max", self.sigma_max.is_some()),
             ("log_sigma_mean", self.log_sigma_mean.is_some()),
@@ -163,6 +181,24 @@ impl PathConfig {
         if let Some((key, _)) = others.find(|(_, given)| *given) {
             let kind = if of_vp.iter().any(|(of_vp, _)| of_vp == key) { "vp" } else { "edm" };
             return Err(wrong(key, format!("none, as path.kind is not `{kind}`"), "a value"));
+        }
+        let of_kind: &[Predicts] = match self.kind {
+            PathKind::Flow => &[Predicts::Velocity, Predicts::PreconditionedVelocity],
+            PathKind::Vp => &[Predicts::V, Predicts::Noise, Predicts::Data],
+            PathKind::Edm => &[],
+        };
+        if let Some(predicts) = self.predicts
+            && !of_kind.contains(&predicts)
+        {
+            let names: Vec<&str> = of_kind.iter().map(|of_kind| of_kind.name()).collect();
+            let expected = if names.is_empty() { "none".into() } else { names.join(" or ") };
+            return Err(wrong("predicts", format!("{expected} with this path.kind"), predicts.name()));
+        }
+        let preconditioned =
+            self.kind == PathKind::Edm || self.predicts == Some(Predicts::PreconditionedVelocity);
+        if self.sigma_data.is_some() && !preconditioned {
+            let expected = "none, as path.kind is not `edm` and path.predicts not `preconditioned-velocity`";
+            return Err(wrong("sigma_data", expected.into(), "a value"));
         }
         if self.betas.is_some() && (self.schedule.is_some() || self.schedule_steps.is_some()) {
             return Err(wrong("betas", "none beside path.schedule or path.schedule_steps".into(), "a table"));

@@ -113,8 +113,7 @@ impl Adversary {
         let value = discriminator.student_loss(self.loss, &fake);
         let gradient = gradient(images, &value);
         let (loss, gradients) = discriminator.loss(self.loss, &real, shifted.as_deref(), &fake);
-        let of_discriminator =
-            DiscriminatorGradients { images: part.len(), loss, gradients, squared_norms: None };
+        let of_discriminator = DiscriminatorGradients { loss, gradients, squared_norms: None };
         AdversarialTerms { value: value.inner(), gradient, of_discriminator }
     }
 
@@ -153,7 +152,8 @@ impl Views {
         let (mut t, mut of_real, mut of_fake, mut shift) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in rows {
             let mut noise = Noise::new(part.seed, row as u64);
-            t.push((EARLIEST + (1.0 - EARLIEST) * noise.uniform()) as f32);
+            let u = noise.uniform();
+            t.push((1.0 - (1.0 - EARLIEST) * u * u) as f32);
             of_real.extend(noise.normals(len));
             of_fake.extend(noise.normals(len));
             if penalty {
@@ -271,7 +271,7 @@ mod tests {
     fn both_gradients_are_equally_long() {
         let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
         let (distance, value, part) = joined(1.0, &discriminator);
-        discriminator.learn(&schedule(0.0), vec![part]);
+        discriminator.learn(&schedule(0.0), part);
         let (both, same_value, _) = joined(0.5, &discriminator);
         assert_eq!(value, same_value);
         let length = |gradient: &Tensor<4>| dot(gradient, gradient).sqrt();
@@ -336,7 +336,7 @@ mod tests {
         let losses: Vec<f64> = (0..60)
             .map(|_| {
                 let part = joined(1.0, &discriminator).2;
-                discriminator.learn(&schedule(0.01), vec![part])
+                discriminator.learn(&schedule(0.01), part)
             })
             .collect();
         assert_eq!(discriminator.step, 60);

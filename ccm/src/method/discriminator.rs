@@ -238,21 +238,10 @@ impl Discriminator {
         (value.inner(), gradients)
     }
 
-    /// Takes an optimiser step with the gradients of all micro-batches, and returns the loss of the batch.
-    pub fn learn(&mut self, schedule: &Schedule, parts: Vec<DiscriminatorGradients>) -> f64 {
-        let images = parts.iter().map(|part| part.images).sum::<usize>() as f32;
-        let weigh =
-            |DiscriminatorGradients { images: of_part, loss, squared_norms, gradients }: DiscriminatorGradients| {
-                let share = of_part as f32 / images;
-                let squared_norms = squared_norms.map(|squared_norms| squared_norms * (share * share));
-                let figures = Tensor::cat(std::iter::once(loss * share).chain(squared_norms).collect(), 0);
-                (figures, gradients.into_iter().map(|gradient| gradient * share).collect::<Vec<_>>())
-            };
-        let sum = parts.into_iter().map(weigh).reduce(|(figures, sum), (others, gradients)| {
-            (figures + others, sum.into_iter().zip(gradients).map(|(sum, gradient)| sum + gradient).collect())
-        });
-        let Some((figures, gradients)) = sum else { return 0.0 };
-        let figures = to_host(figures);
+    /// Takes an optimiser step with the gradients of a batch, and returns its loss.
+    pub fn learn(&mut self, schedule: &Schedule, of_batch: DiscriminatorGradients) -> f64 {
+        let DiscriminatorGradients { loss, gradients, squared_norms } = of_batch;
+        let figures = to_host(Tensor::cat(std::iter::once(loss).chain(squared_norms).collect(), 0));
         if let [_, of_distance, of_adversary] = figures[..] {
             self.balance =
                 (of_distance / of_adversary.max(f32::MIN_POSITIVE)).sqrt().clamp(BALANCE[0], BALANCE[1]);
@@ -264,9 +253,8 @@ impl Discriminator {
     }
 }
 
-/// Loss and gradients of the discriminator for one micro-batch.
+/// Loss and gradients of the discriminator: those of a micro-batch, or a sum over micro-batches.
 pub struct DiscriminatorGradients {
-    pub(super) images: usize,
     /// Loss, `[1]`.
     pub(super) loss: Tensor<1>,
     /// Gradients of that loss with respect to the heads' parameters, flat.
@@ -274,4 +262,31 @@ pub struct DiscriminatorGradients {
     /// Squared norms, `[2]`, of the distance's and the adversarial loss's gradient with respect to the student's images;
     /// `None` if there is no distance.
     pub(super) squared_norms: Option<Tensor<1>>,
+}
+
+impl DiscriminatorGradients {
+    /// The contribution of a micro-batch that is this share of its batch.
+    pub fn of_share(self, share: f32) -> Self {
+        Self {
+            loss: self.loss * share,
+            gradients: self.gradients.into_iter().map(|gradient| gradient * share).collect(),
+            squared_norms: self.squared_norms.map(|squared_norms| squared_norms * (share * share)),
+        }
+    }
+
+    /// The sum of two contributions.
+    pub fn join(self, other: Self) -> Self {
+        let gradients = self.gradients.into_iter().zip(other.gradients);
+        let squared_norms = self.squared_norms.zip(other.squared_norms);
+        Self {
+            loss: self.loss + other.loss,
+            gradients: gradients.map(|(sum, gradient)| sum + gradient).collect(),
+            squared_norms: squared_norms.map(|(sum, squared_norms)| sum + squared_norms),
+        }
+    }
+
+    /// Its tensors.
+    pub fn tensors(&mut self) -> impl Iterator<Item = &mut Tensor<1>> {
+        std::iter::once(&mut self.loss).chain(&mut self.gradients).chain(&mut self.squared_norms)
+    }
 }

@@ -42,7 +42,7 @@ impl TimeDistribution {
     /// Diffusion 3 `ln((1 - t) / t)` normal around the logarithm of its shift (arXiv 2403.03206, sections 3.1 and 5.3.2).
     pub fn of(prediction: &Prediction) -> Self {
         match prediction {
-            Prediction::Velocity => Self::Uniform,
+            Prediction::Velocity | Prediction::PreconditionedVelocity { .. } => Self::Uniform,
             Prediction::NoiseMinusData { shift } => Self::LogitNormal { mean: shift.ln(), deviation: 1.0 },
             Prediction::Noise(_) | Prediction::Data(_) | Prediction::V(_) => Self::Steps,
             Prediction::Edm(_) => Self::LogNormal { mean: -1.2, deviation: 1.2 },

@@ -16,6 +16,14 @@ pub enum Prediction {
     /// The velocity; the network's time is `t`. Flow matching as in torchcfm.
     #[default]
     Velocity,
+    /// The velocity without the part of it that follows from the input: `v = a x + b F`, with EDM's `a` and `b` on the
+    /// straight path and the network's time `t`. For data of this standard deviation, F has unit variance at every time: the
+    /// image near noise, where a one-step sampler reads it, and the negative noise near the image. A network of velocities
+    /// has to reproduce the noise of its input, so that its errors leave grain.
+    PreconditionedVelocity {
+        /// Standard deviation of the data.
+        sigma_data: f64,
+    },
     /// Noise minus data; the network's time is `1000 (1 - t)`. Used by Stable Diffusion 3.
     NoiseMinusData {
         /// Shift of the time grid towards noise; 1 means no shift.
@@ -239,6 +247,9 @@ impl Prediction {
         };
         let prediction = match options.text("predicts") {
             Some("velocity") => Self::Velocity,
+            Some("preconditioned-velocity") => {
+                Self::PreconditionedVelocity { sigma_data: number("sigma_data", Edm::default().sigma_data) }
+            }
             Some("noise-minus-data") => Self::NoiseMinusData { shift: number("shift", 1.0) },
             Some("noise") => Self::Noise(schedule()),
             Some("data") => Self::Data(schedule()),
@@ -255,7 +266,10 @@ impl Prediction {
                 })
             }
             _ => {
-                options.refuse("predicts", "velocity, noise-minus-data, noise, data, v or edm");
+                options.refuse(
+                    "predicts",
+                    "velocity, preconditioned-velocity, noise-minus-data, noise, data, v or edm",
+                );
                 Self::Velocity
             }
         };
@@ -299,6 +313,9 @@ impl Prediction {
         };
         match self {
             Self::Velocity => json!({ "predicts": "velocity" }),
+            Self::PreconditionedVelocity { sigma_data } => {
+                json!({ "predicts": "preconditioned-velocity", "sigma_data": sigma_data })
+            }
             Self::NoiseMinusData { shift } => json!({ "predicts": "noise-minus-data", "shift": shift }),
             Self::Noise(of) => schedule("noise", of),
             Self::Data(of) => schedule("data", of),
@@ -318,7 +335,9 @@ impl Prediction {
     /// The kind of model, as text for display.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Velocity | Self::NoiseMinusData { .. } => "flow-matching",
+            Self::Velocity | Self::PreconditionedVelocity { .. } | Self::NoiseMinusData { .. } => {
+                "flow-matching"
+            }
             Self::Noise(_) | Self::Data(_) | Self::V(_) => "diffusion (VP)",
             Self::Edm(_) => "diffusion (EDM)",
         }
@@ -331,6 +350,10 @@ impl Prediction {
     pub fn validate(&self) -> Result<(), SpecError> {
         match self {
             Self::Velocity => Ok(()),
+            Self::PreconditionedVelocity { sigma_data } if *sigma_data > 0.0 && sigma_data.is_finite() => {
+                Ok(())
+            }
+            Self::PreconditionedVelocity { sigma_data } => Err(above_zero("sigma_data", *sigma_data)),
             Self::NoiseMinusData { shift } if *shift > 0.0 && shift.is_finite() => Ok(()),
             Self::NoiseMinusData { shift } => Err(above_zero("shift", *shift)),
             Self::Noise(schedule) | Self::Data(schedule) | Self::V(schedule) => schedule.validate(),
@@ -345,6 +368,17 @@ fn refused(field: &str, reason: std::fmt::Arguments) -> SpecError {
 
 fn above_zero(name: &str, found: f64) -> SpecError {
     refused(name, format_args!("expected a number above 0, found {}", Decimal(found)))
+}
+
+/// EDM's preconditioning on the straight path: `a` and `b` of [`Coefficients`], and the standard deviation of `x`.
+///
+/// With `sigma = (1 - t) / t`, the variance of `x` equals `t^2 (sigma^2 + sigma_data^2)`, so `a` and `b` stay bounded at both
+/// ends of the path.
+fn preconditioning(sigma_data: f64, t: f64) -> (f64, f64, f64) {
+    let data = sigma_data * sigma_data;
+    let variance = (1.0 - t) * (1.0 - t) + data * t * t;
+    let deviation = libm::sqrt(variance);
+    ((data * t - (1.0 - t)) / variance, sigma_data / deviation, deviation)
 }
 
 impl Edm {
@@ -374,15 +408,12 @@ impl Edm {
         self.time_scale * libm::log(sigma.clamp(self.sigma_min, self.sigma_max))
     }
 
-    /// With `sigma = (1 - t) / t`, `q = (1 - t)^2 + (sigma_data t)^2` equals `t^2 (sigma^2 + sigma_data^2)`, so the
-    /// coefficients stay bounded at both ends of the path.
     fn coefficients(&self, t: f64) -> Coefficients {
         let data = self.sigma_data * self.sigma_data;
         let sigma = (1.0 - t) / t;
-        let q = (1.0 - t) * (1.0 - t) + data * t * t;
-        let root = libm::sqrt(q);
+        let (a, b, root) = preconditioning(self.sigma_data, t);
         let (a, b) = if !self.boundary {
-            ((data * t - (1.0 - t)) / q, self.sigma_data / root)
+            (a, b)
         } else if sigma > self.sigma_min {
             let beyond = sigma - self.sigma_min;
             let square = beyond * beyond;
@@ -402,7 +433,7 @@ impl Path {
             Prediction::Noise(schedule) | Prediction::Data(schedule) | Prediction::V(schedule) => {
                 schedule.log_ratios()
             }
-            Prediction::Velocity | Prediction::NoiseMinusData { .. } | Prediction::Edm(_) => Vec::new(),
+            _ => Vec::new(),
         };
         Self { prediction: prediction.clone(), log_ratios }
     }
@@ -423,6 +454,10 @@ impl Path {
         let c = 1.0 / libm::sqrt(t * t + (1.0 - t) * (1.0 - t));
         match &self.prediction {
             Prediction::Velocity => Coefficients { a: 0.0, b: 1.0, c_in: 1.0, tau: t },
+            Prediction::PreconditionedVelocity { sigma_data } => {
+                let (a, b, _) = preconditioning(*sigma_data, t);
+                Coefficients { a, b, c_in: 1.0, tau: t }
+            }
             Prediction::NoiseMinusData { .. } => {
                 Coefficients { a: 0.0, b: -1.0, c_in: 1.0, tau: 1000.0 * (1.0 - t) }
             }
@@ -482,18 +517,18 @@ impl Path {
     /// Standard deviation of the initial noise if sampling starts at `t`, on the straight path.
     pub fn start_scale(&self, t: f64) -> f64 {
         match &self.prediction {
-            Prediction::Velocity | Prediction::NoiseMinusData { .. } => 1.0,
             Prediction::Noise(_) | Prediction::Data(_) | Prediction::V(_) => {
                 libm::sqrt(t * t + (1.0 - t) * (1.0 - t))
             }
             Prediction::Edm(edm) => edm.sigma_max * t,
+            _ => 1.0,
         }
     }
 
     /// The default time grid for sampling.
     pub fn grid(&self) -> TimeGrid {
         match &self.prediction {
-            Prediction::Velocity => TimeGrid::Uniform,
+            Prediction::Velocity | Prediction::PreconditionedVelocity { .. } => TimeGrid::Uniform,
             Prediction::NoiseMinusData { shift } => TimeGrid::Shifted(*shift),
             Prediction::Noise(schedule) | Prediction::Data(schedule) | Prediction::V(schedule) => {
                 TimeGrid::Steps(schedule.spacing)

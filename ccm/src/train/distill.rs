@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use super::batches::Batches;
-use super::state::{Stage, StepReport, TrainState, Workers};
+use super::state::{Stage, StepReport, Summand, TrainState, Workers};
 use crate::method::adversary::Adversary;
 use crate::method::batch::Batch;
 use crate::method::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start};
@@ -50,6 +50,37 @@ pub struct Distillation<'a> {
 pub fn sample_times(uniform: &[f32], first_time: f64, step_size: f32, alpha: f32) -> Vec<f32> {
     let first = first_time as f32;
     uniform.iter().map(|u| first + (1.0 - first) * (u * (1.0 - step_size)).powf(alpha)).collect()
+}
+
+/// What a part of a batch contributes besides the student's gradient.
+struct Contribution {
+    counts: Counts,
+    of_discriminator: Option<DiscriminatorGradients>,
+}
+
+impl Summand for Contribution {
+    fn join(self, other: Self) -> Self {
+        let of_both = self.of_discriminator.zip(other.of_discriminator);
+        Self {
+            counts: [self.counts, other.counts].into_iter().sum(),
+            of_discriminator: of_both.map(|(sum, part)| sum.join(part)),
+        }
+    }
+
+    fn figures(&self) -> Vec<f64> {
+        let Counts { kdc, steps, evaluations } = self.counts;
+        vec![kdc, steps as f64, evaluations as f64]
+    }
+
+    fn set_figures(&mut self, figures: &[f64]) {
+        if let [kdc, steps, evaluations] = *figures {
+            self.counts = Counts { kdc, steps: steps as usize, evaluations: evaluations as usize };
+        }
+    }
+
+    fn tensors(&mut self) -> Vec<&mut Tensor<1>> {
+        self.of_discriminator.iter_mut().flat_map(DiscriminatorGradients::tensors).collect()
+    }
 }
 
 impl Stage for Distillation<'_> {
@@ -101,38 +132,37 @@ impl Stage for Distillation<'_> {
             let (loss, of_discriminator) = match &adversarial {
                 None => (distance(estimate), None),
                 Some((adversary, discriminator)) => {
+                    let share = part.len() as f32 / batch.len() as f32;
                     let (loss, of_discriminator) =
                         adversary.join(discriminator, estimate, &part, rows, distance);
-                    (loss, Some(of_discriminator))
+                    (loss, Some(of_discriminator.of_share(share)))
                 }
             };
-            (loss, (goal.counts(), of_discriminator))
+            (loss, Contribution { counts: goal.counts(), of_discriminator })
         };
         let next = state.step + 1;
         let learn = || state.learn(schedule, &batch, workers, loss);
-        let (loss, gradient_norm, parts) = batches.while_preparing(next, learn);
+        let (loss, gradient_norm, Contribution { counts, of_discriminator }) =
+            batches.while_preparing(next, learn);
 
         // Evaluations of the student (twice if the targets are computed first) and of the teacher's encoder.
         let encoder = distance.evaluations() + usize::from(adversarial.is_some());
         let once = 1 + usize::from(together.is_some()) + encoder;
-        let (counts, gradients): (Vec<Counts>, Vec<Option<DiscriminatorGradients>>) =
-            parts.into_iter().unzip();
-        let sums: Counts = counts.into_iter().sum();
-        let discriminator_loss =
-            adversary.zip(state.discriminator.as_mut()).map(|(adversary, discriminator)| {
-                let gradients = gradients.into_iter().flatten().collect();
+        let discriminator_loss = adversary.zip(state.discriminator.as_mut()).zip(of_discriminator).map(
+            |((adversary, discriminator), gradients)| {
                 discriminator.learn(&adversary.schedule(schedule), gradients)
-            });
+            },
+        );
 
         let step = state.step;
         StepReport {
             step,
             images: step * batch.len() as u64,
-            evaluations: (once * batch.len() + sums.evaluations) as u64,
+            evaluations: (once * batch.len() + counts.evaluations) as u64,
             loss,
             gradient_norm,
-            kdc: Some(sums.kdc / batch.len() as f64),
-            teacher_steps: Some(sums.steps as f64 / batch.len() as f64),
+            kdc: Some(counts.kdc / batch.len() as f64),
+            teacher_steps: Some(counts.steps as f64 / batch.len() as f64),
             discriminator_loss,
         }
     }

@@ -5,9 +5,10 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use super::batches::Batches;
-use super::state::{Stage, StepReport, TrainState, Workers};
+use super::state::{Stage, StepReport, Summand, TrainState, Workers};
 use crate::method::adversary::Adversary;
 use crate::method::batch::Batch;
+use crate::method::discriminator::DiscriminatorGradients;
 use crate::method::flow::jump;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
@@ -38,6 +39,22 @@ fn generate(student: &Denoiser, Batch { x0, condition, .. }: &Batch) -> Tensor<4
     jump(x, &per_image(&t, &x0.device()).autodiff(), v)
 }
 
+impl Summand for DiscriminatorGradients {
+    fn join(self, other: Self) -> Self {
+        Self::join(self, other)
+    }
+
+    fn figures(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
+    fn set_figures(&mut self, _: &[f64]) {}
+
+    fn tensors(&mut self) -> Vec<&mut Tensor<1>> {
+        Self::tensors(self).collect()
+    }
+}
+
 impl Stage for Finish<'_> {
     /// # Panics
     /// If the state has no discriminator.
@@ -47,7 +64,9 @@ impl Stage for Finish<'_> {
         let batch = batches.batch(state.step);
         let mut discriminator = state.discriminator.take().expect("a state with a discriminator");
         let loss = |student: &Denoiser, part: Batch, rows: Range<usize>| {
-            adversary.alone(&discriminator, generate(student, &part), &part, rows)
+            let share = part.len() as f32 / batch.len() as f32;
+            let (loss, gradients) = adversary.alone(&discriminator, generate(student, &part), &part, rows);
+            (loss, gradients.of_share(share))
         };
         let next = state.step + 1;
         let learn = || state.learn(schedule, &batch, workers, loss);

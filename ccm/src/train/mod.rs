@@ -12,9 +12,13 @@ pub mod error;
 pub mod finish;
 pub mod folder;
 pub mod given;
+pub mod group;
 pub mod kdc_curve;
 pub mod memory;
 pub mod metrics_log;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+pub mod replicas;
 pub mod run;
 pub mod samples;
 mod stages;

@@ -2,6 +2,7 @@
 //! A run can be stopped at any time and resumed.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -12,6 +13,7 @@ use super::distill;
 use super::error::RunError;
 use super::folder::{self, files};
 use super::given::Given;
+use super::group::Group;
 use super::kdc_curve::{Networks, curves};
 use super::metrics_log::{Line, MetricsLog};
 use super::samples::{SampleGrid, sample};
@@ -43,6 +45,18 @@ pub trait Watch {
     fn should_stop(&self) -> bool;
 }
 
+/// An observer that shows nothing.
+pub struct Quiet;
+
+impl Watch for Quiet {
+    fn stage(&mut self, _: StageKind, _: u64, _: u64, _: usize) {}
+    fn line(&mut self, _: &Line) {}
+    fn note(&mut self, _: &str) {}
+    fn should_stop(&self) -> bool {
+        false
+    }
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -52,7 +66,8 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// A run that is ready to start.
+/// A run that is ready to start, as one of its ranks sees it.
+#[derive(Clone)]
 pub struct Run {
     /// The complete configuration, with `network.num_classes` set if the network has classes.
     pub config: Config,
@@ -60,14 +75,16 @@ pub struct Run {
     pub folder: PathBuf,
     /// Device of the tensors.
     pub device: Device,
-    /// Threads over which a batch is split; 1 for a GPU.
+    /// Threads of this rank over which its share of a batch is split; 1 for a GPU.
     pub threads: usize,
+    /// The ranks that train together. The first one writes the files.
+    pub group: Arc<dyn Group>,
     /// The contents of the files that the configuration names.
-    pub given: Given,
+    pub given: Arc<Given>,
     /// The images to train on.
-    pub data: Examples,
+    pub data: Arc<Examples>,
     /// The held-out images.
-    pub held_out: Examples,
+    pub held_out: Arc<Examples>,
     /// The command line that started the run, for the report.
     pub command: String,
 }
@@ -182,7 +199,12 @@ impl Run {
     /// # Errors
     /// See [`RunError`]; completed work is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
-        folder::prepare(&self.config, &self.folder, resume)?;
+        // No rank looks at the folder after the first has written to it.
+        self.group.wait();
+        if self.group.leads() {
+            folder::prepare(&self.config, &self.folder, resume)?;
+        }
+        self.group.wait();
         let teacher = match self.teacher(watch)? {
             Some(teacher) => teacher,
             None => return Ok(Outcome::Interrupted),
@@ -194,6 +216,9 @@ impl Run {
         };
         if self.finish(&basis, &distilled, watch)? == Outcome::Interrupted {
             return Ok(Outcome::Interrupted);
+        }
+        if !self.group.leads() {
+            return Ok(Outcome::Finished);
         }
         let curves = match self.given.student {
             None => Some(self.curves_of(&basis, &mut |text| watch.note(text))?),
@@ -300,7 +325,11 @@ impl Run {
         let every = &self.config.run;
         let checkpoints = self.path(files::CHECKPOINTS);
         let (metrics, done) = (self.path(files::METRICS), stage.state().step);
-        let mut log = MetricsLog::open(&metrics, kind, done, every.log_every(batch), steps)?;
+        let leads = self.group.leads();
+        let mut log = match leads {
+            true => Some(MetricsLog::open(&metrics, kind, done, every.log_every(batch), steps)?),
+            false => None,
+        };
         watch.stage(kind, done, steps, batch);
         while stage.state().step < steps {
             let begin = Instant::now();
@@ -310,10 +339,19 @@ impl Run {
                 let what = format!("the loss is {loss}, the norm of its gradient {norm}");
                 return Err(self.diverged(kind, report.step, what));
             }
-            if let Some(line) = log.add(kind, report, batch, begin.elapsed().as_secs_f64())? {
+            let seconds = begin.elapsed().as_secs_f64();
+            if let Some(log) = &mut log
+                && let Some(line) = log.add(kind, report, batch, seconds)?
+            {
                 watch.line(&line);
             }
-            let stop = watch.should_stop() && report.step < steps;
+            let stop = self.group.any(watch.should_stop()) && report.step < steps;
+            if !leads {
+                if stop {
+                    return Ok(Outcome::Interrupted);
+                }
+                continue;
+            }
             if report.step.is_multiple_of(every.checkpoint_every(batch)) || report.step == steps || stop {
                 let path = match checkpoint::save(&checkpoints, kind, stage.state()) {
                     // The loss of a step can be finite although its update is not.
@@ -431,17 +469,7 @@ mod tests {
     use super::*;
     use crate::data::{ImageShape, Split, shapes};
     use crate::nn::denoiser::random_model;
-
-    struct Quiet;
-
-    impl Watch for Quiet {
-        fn stage(&mut self, _: StageKind, _: u64, _: u64, _: usize) {}
-        fn line(&mut self, _: &Line) {}
-        fn note(&mut self, _: &str) {}
-        fn should_stop(&self) -> bool {
-            false
-        }
-    }
+    use crate::train::group::Alone;
 
     #[test]
     fn the_teacher_that_was_checked_is_the_one_that_is_used() {
@@ -457,9 +485,10 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let shape = ImageShape::of(&config.spec());
         let data = |split| shapes(64, shape, split, 0).unwrap();
-        let (data, held_out) = (data(Split::Train).into(), data(Split::HeldOut).into());
+        let [data, held_out] = [Split::Train, Split::HeldOut].map(|split| Arc::new(data(split).into()));
         let (folder, command) = (folder.path().join("run"), String::new());
-        let run = Run { config, folder, device: Device::flex(), threads: 1, given, data, held_out, command };
+        let (device, group, given) = (Device::flex(), Arc::new(Alone), Arc::new(given));
+        let run = Run { config, folder, device, threads: 1, group, given, data, held_out, command };
         assert_eq!(run.teacher(&mut Quiet).unwrap().unwrap().tensors, teacher.tensors);
     }
 }

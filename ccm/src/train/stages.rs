@@ -1,6 +1,7 @@
 //! The stages of a run, made from its configuration: training of the teacher, distillation, adversarial fine-tuning.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::batches::StageKind;
@@ -88,7 +89,7 @@ impl Run {
             return Ok(None);
         }
         let model = teacher.sampled().denoiser.to_model(self.card(Role::Teacher, &teacher, config.batch));
-        disk::write(&path, &model.to_bytes())?;
+        self.write(&path, &model.to_bytes())?;
         watch.note(&format!("teacher: {}", path.display()));
         Ok(Some(model))
     }
@@ -124,7 +125,7 @@ impl Run {
         }
         let card = self.card(Role::Student, &distillation, config.batch);
         let student = Student::new(&basis.trainable, &distillation.sampled().denoiser, card);
-        disk::write(&path, &student.to_bytes())?;
+        self.write(&path, &student.to_bytes())?;
         watch.note(&format!("student: {}", path.display()));
         Ok(Some(student))
     }
@@ -179,7 +180,7 @@ impl Run {
             card.steps += distilled.card.steps;
             card.images += distilled.card.images;
             let model = finish.sampled().denoiser.to_model(card);
-            disk::write(&path, &model.to_bytes())?;
+            self.write(&path, &model.to_bytes())?;
             watch.note(&format!("student, fine-tuned: {}", path.display()));
         }
         Ok(outcome)
@@ -317,7 +318,23 @@ impl Run {
     fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
         // All threads share dropout's generator, so with two threads its numbers would depend on timing.
         let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
-        Ok(Workers::new(threads, batch, self.part(batch, micro_batch))?)
+        let group = Arc::clone(&self.group);
+        let ranks = group.size();
+        let workers = Workers::of_ranks(group, threads, batch, self.part(batch, micro_batch))?;
+        if workers.parts(batch).iter().all(Vec::is_empty) {
+            return Err(RunError::Unsuitable(format!(
+                "expected batches with a part for each of {ranks} ranks, found one of {batch} images"
+            )));
+        }
+        Ok(workers)
+    }
+
+    /// Writes a file of the run, if this is the first rank.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+        if self.group.leads() {
+            disk::write(path, bytes)?;
+        }
+        Ok(())
     }
 
     /// Largest number of images in a part of a batch.

@@ -1,10 +1,12 @@
 //! The state of training: a network's weights, their averages and the optimiser's moments.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
+use super::group::{Alone, Group, fold};
 use super::trainable::Trainable;
 use crate::method::batch::Batch;
 use crate::method::discriminator::Discriminator;
@@ -88,16 +90,16 @@ impl TrainState {
     /// Takes an optimiser step on the mean `loss` of a batch. `workers` splits the batch; `loss` gets the rows of its
     /// part.
     ///
-    /// Returns the loss, the norm of the gradient, and the additional result of `loss` for each part.
-    pub fn learn<R: Send>(
+    /// Returns the loss, the norm of the gradient, and the sum of the additional results of `loss`.
+    pub fn learn<R: Summand>(
         &mut self,
         schedule: &Schedule,
         batch: &Batch,
         workers: &Workers,
         loss: impl Fn(&Denoiser, Batch, Range<usize>) -> (Tensor<1>, R) + Sync,
-    ) -> (f64, f64, Vec<R>) {
+    ) -> (f64, f64, R) {
         // Dropout draws from the device's generator, whose state would otherwise depend on earlier steps.
-        batch.x0.device().seed(batch.seed);
+        batch.x0.device().seed(batch.seed.wrapping_add(workers.group.rank() as u64));
         let student = &self.denoiser;
         let one = |rows: Range<usize>| {
             let share = rows.len() as f32 / batch.len() as f32;
@@ -106,11 +108,9 @@ impl TrainState {
             let (loss, said) = loss(&student, batch.part(rows.clone()), rows);
             let loss = loss * share;
             let gradients = student.gradients(&loss);
-            Sum { loss: loss.inner(), gradients, said: vec![said] }
+            BatchSum { loss: loss.inner(), gradients, said }
         };
-        let rows = (0..batch.len()).step_by(workers.part);
-        let parts = rows.map(|start| start..batch.len().min(start + workers.part)).collect();
-        let Some(sum) = workers.fold(parts, one, Sum::join) else { return (0.0, 0.0, Vec::new()) };
+        let sum = workers.sum(batch.len(), one);
         let loss = to_host(sum.loss).into_iter().map(f64::from).sum();
         let (parameters, norm) =
             self.optimizer.step(schedule, self.step, self.denoiser.parameters(), sum.gradients);
@@ -123,34 +123,106 @@ impl TrainState {
     }
 }
 
+/// What a part of a batch contributes to a sum over the parts, the threads and the ranks.
+pub trait Summand: Send {
+    /// The sum of two contributions.
+    fn join(self, other: Self) -> Self;
+
+    /// Its numbers.
+    fn figures(&self) -> Vec<f64>;
+
+    /// Replaces the numbers of [`Summand::figures`].
+    fn set_figures(&mut self, figures: &[f64]);
+
+    /// Its tensors.
+    fn tensors(&mut self) -> Vec<&mut Tensor<1>>;
+}
+
+impl Summand for () {
+    fn join(self, (): Self) -> Self {}
+
+    fn figures(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
+    fn set_figures(&mut self, _: &[f64]) {}
+
+    fn tensors(&mut self) -> Vec<&mut Tensor<1>> {
+        Vec::new()
+    }
+}
+
 /// Loss and gradients, summed over the parts of a batch.
-struct Sum<R> {
+struct BatchSum<R> {
     /// Share of the mean loss, `[1]`, without gradient.
     loss: Tensor<1>,
     /// Share of the gradient of each parameter, flat.
     gradients: Vec<Tensor<1>>,
-    said: Vec<R>,
+    said: R,
 }
 
-impl<R> Sum<R> {
-    fn join(mut self, other: Self) -> Self {
+impl<R: Summand> Summand for BatchSum<R> {
+    fn join(self, other: Self) -> Self {
         let gradients = self.gradients.into_iter().zip(other.gradients);
-        self.said.extend(other.said);
         Self {
             loss: self.loss + other.loss,
             gradients: gradients.map(|(sum, gradient)| sum + gradient).collect(),
-            said: self.said,
+            said: self.said.join(other.said),
         }
+    }
+
+    fn figures(&self) -> Vec<f64> {
+        self.said.figures()
+    }
+
+    fn set_figures(&mut self, figures: &[f64]) {
+        self.said.set_figures(figures);
+    }
+
+    fn tensors(&mut self) -> Vec<&mut Tensor<1>> {
+        let own = std::iter::once(&mut self.loss).chain(&mut self.gradients);
+        own.chain(self.said.tensors()).collect()
     }
 }
 
-/// Splits a batch over threads, with a limit on the images of one part.
+/// Adds up a contribution over the ranks of a group. Its tensors are exchanged in buckets, since an exchange of many small
+/// tensors takes longer.
+fn sum_over_ranks<R: Summand>(group: &dyn Group, mut of_rank: R) -> R {
+    /// Values of a bucket: 64 MiB.
+    const BUCKET: usize = 1 << 24;
+    if group.size() == 1 {
+        return of_rank;
+    }
+    let figures = group.sum_of(&of_rank.figures());
+    of_rank.set_figures(&figures);
+    let mut tensors = of_rank.tensors();
+    while !tensors.is_empty() {
+        let ends = tensors.iter().scan(0, |end, tensor| {
+            *end += tensor.dims()[0];
+            Some(*end)
+        });
+        let count = ends.take_while(|&end| end <= BUCKET).count().max(1);
+        let bucket: Vec<_> = tensors.drain(..count).collect();
+        let mut values = to_host(Tensor::cat(bucket.iter().map(|tensor| (**tensor).clone()).collect(), 0));
+        group.sum(&mut values);
+        let mut sums = values.as_slice();
+        for tensor in bucket {
+            let (sum, rest) = sums.split_at(tensor.dims()[0]);
+            *tensor = Tensor::from_data(TensorData::new(sum.to_vec(), [sum.len()]), &tensor.device());
+            sums = rest;
+        }
+    }
+    of_rank
+}
+
+/// Splits a batch over the threads of all ranks, with a limit on the images of one part.
 ///
 /// On a CPU it is faster to run the whole network on separate images in each thread than to synchronise the threads
 /// after every operation. A GPU needs one worker.
 pub struct Workers {
     pools: Vec<ThreadPool>,
     part: usize,
+    group: Arc<dyn Group>,
 }
 
 impl Workers {
@@ -159,28 +231,59 @@ impl Workers {
     /// # Errors
     /// If the system cannot start threads.
     pub fn new(threads: usize, batch: usize, most: usize) -> Result<Self, ThreadPoolBuildError> {
-        let part = most.min(batch.div_ceil(threads)).max(1);
+        Self::of_ranks(Arc::new(Alone), threads, batch, most)
+    }
+
+    /// As [`Workers::new`], for every rank of a group. A rank must have a part of each batch ([`Workers::parts`]).
+    ///
+    /// # Errors
+    /// If the system cannot start threads.
+    pub fn of_ranks(
+        group: Arc<dyn Group>,
+        threads: usize,
+        batch: usize,
+        most: usize,
+    ) -> Result<Self, ThreadPoolBuildError> {
+        let part = most.min(batch.div_ceil(threads * group.size())).max(1);
         let pool = || ThreadPoolBuilder::new().num_threads(1).build();
         let pools =
             if threads > 1 { (0..threads).map(|_| pool()).collect::<Result<_, _>>()? } else { Vec::new() };
-        Ok(Self { pools, part })
+        Ok(Self { pools, part, group })
     }
 
-    /// Applies `f` to every part and joins the results; `None` if there are no parts. A thread holds at most two
-    /// results at a time. Thread `i mod threads` processes part `i` and joins its own results first; then the results
-    /// of the threads are joined in order. Sums therefore depend on the number of threads, but not on their timing.
+    /// The rows of the parts of each thread of this rank, in a batch of `batch` images. Thread `i` of all ranks has the parts
+    /// `i`, `i + threads`, and so on.
+    pub fn parts(&self, batch: usize) -> Vec<Vec<Range<usize>>> {
+        let threads = self.pools.len().max(1);
+        let first = self.group.rank() * threads;
+        let rows = |start: usize| start..batch.min(start + self.part);
+        let of_thread = |thread: usize| {
+            let step = self.part * threads * self.group.size();
+            (thread * self.part..batch).step_by(step).map(rows).collect()
+        };
+        (first..first + threads).map(of_thread).collect()
+    }
+
+    /// The sum of `f` over the parts of a batch. Each thread adds up its own parts; then the sums of the threads and of the
+    /// ranks are added in the order of [`fold`]. A sum therefore depends on the number of threads of all ranks, but not on
+    /// their timing. A thread holds at most two results at a time.
+    ///
+    /// # Panics
+    /// If the batch has no part for this rank.
+    #[expect(clippy::expect_used, reason = "a run checks its batches")]
+    fn sum<R: Summand>(&self, batch: usize, f: impl Fn(Range<usize>) -> R + Sync) -> R {
+        let of_rank = self.fold(self.parts(batch), f, R::join).expect("a part of the batch for every rank");
+        sum_over_ranks(&*self.group, of_rank)
+    }
+
     fn fold<T: Send, R: Send>(
         &self,
-        parts: Vec<T>,
+        mut parts: Vec<Vec<T>>,
         f: impl Fn(T) -> R + Sync,
         join: impl Fn(R, R) -> R + Sync,
     ) -> Option<R> {
         if self.pools.is_empty() {
-            return parts.into_iter().map(f).reduce(join);
-        }
-        let mut shares: Vec<Vec<T>> = self.pools.iter().map(|_| Vec::new()).collect();
-        for (i, part) in parts.into_iter().enumerate() {
-            shares[i % self.pools.len()].push(part);
+            return parts.pop()?.into_iter().map(f).reduce(join);
         }
         let (f, join) = (&f, &join);
         std::thread::scope(|scope| {
@@ -188,12 +291,12 @@ impl Workers {
                 let pool: &ThreadPool = pool;
                 scope.spawn(move || pool.install(move || share.into_iter().map(f).reduce(join)))
             };
-            let threads: Vec<_> = self.pools.iter().zip(shares).map(start).collect();
+            let threads: Vec<_> = self.pools.iter().zip(parts).map(start).collect();
             let wait = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
                 Ok(done) => done,
                 Err(panic) => std::panic::resume_unwind(panic),
             };
-            threads.into_iter().filter_map(wait).reduce(join)
+            fold(threads.into_iter().filter_map(wait).collect(), join)
         })
     }
 }
@@ -201,20 +304,34 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
     #[test]
+    fn every_row_is_in_one_part_of_one_thread() {
+        for (threads, batch, most) in [(1, 11, 3), (2, 64, 64), (3, 7, 2), (4, 4, 1)] {
+            let one = Workers::new(threads, batch, most).unwrap().parts(batch);
+            assert_eq!(one.len(), threads);
+            let mut rows: Vec<usize> = one.iter().flatten().cloned().flatten().collect();
+            rows.sort_unstable();
+            assert_eq!(rows, (0..batch).collect::<Vec<_>>());
+            let ranks = crate::train::group::Threads::new(threads).into_iter();
+            let of_rank = |rank| Workers::of_ranks(Arc::new(rank), 1, batch, most).unwrap().parts(batch);
+            assert_eq!(ranks.flat_map(of_rank).collect::<Vec<_>>(), one);
+        }
+    }
+
+    #[test]
     fn the_parts_are_joined_in_one_order_whatever_thread_is_faster() {
         for threads in 1..5 {
-            let workers = Workers::new(threads, 64, 3).unwrap();
-            let joined = workers.fold((0..11).collect(), |i| vec![i], |a, b| [a, b].concat()).unwrap();
+            let workers = Workers::new(threads, 11, 1).unwrap();
+            let joined =
+                workers.fold(workers.parts(11), |rows| vec![rows.start], |a, b| [a, b].concat()).unwrap();
             let expected: Vec<usize> =
                 (0..threads).flat_map(|thread| (thread..11).step_by(threads)).collect();
             assert_eq!(joined, expected);
-            assert!(workers.fold(Vec::<usize>::new(), |i| i, |a, b| a + b).is_none());
+            assert!(workers.fold(Vec::<Vec<usize>>::new(), |i| i, |a, b| a + b).is_none());
         }
     }
 
@@ -234,7 +351,7 @@ mod tests {
                 Held(Arc::clone(&now))
             };
             let workers = Workers::new(threads, 64, 1).unwrap();
-            workers.fold((0..64).collect(), result, |sum, _| sum);
+            workers.fold(workers.parts(64), |rows| result(rows.start), |sum, _| sum);
             assert!(most.into_inner() <= 2 * threads, "{threads} threads");
         }
     }

@@ -89,6 +89,7 @@ mod tests {
     use crate::method::distance::{Distance, DistanceKind};
     use crate::nn::denoiser::random_model;
     use crate::train::given::Given;
+    use crate::train::group::Alone;
     use crate::train::run::suit;
 
     /// 100 steps; an adversarial loss after 10, at its full weight after 50 more.
@@ -105,12 +106,12 @@ mod tests {
             Config::preset("shapes").unwrap().with_overrides(&SETTINGS.map(String::from)).unwrap();
         let shape = ImageShape::of(&config.spec());
         let data = |split| shapes(64, shape, split, 0).unwrap();
-        let (data, held_out) = (data(Split::Train).into(), data(Split::HeldOut).into());
-        let given = Given::default();
+        let [data, held_out] = [Split::Train, Split::HeldOut].map(|split| Arc::new(data(split).into()));
+        let (given, group) = (Arc::new(Given::default()), Arc::new(Alone));
         suit(&mut config, &given, &data).unwrap();
         let teacher = random_model(&config.spec(), &config.path.prediction(), 3);
-        let (folder, command) = ("never written".into(), String::new());
-        (Run { config, folder, device: Device::flex(), threads: 1, given, data, held_out, command }, teacher)
+        let (folder, command, device) = ("never written".into(), String::new(), Device::flex());
+        (Run { config, folder, device, threads: 1, group, given, data, held_out, command }, teacher)
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! 2).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ccm::config::{Config, DistillConfig};
 use ccm::data::{Examples, ImageShape};
@@ -12,6 +13,7 @@ use ccm::metrics::extractor::fingerprint;
 use ccm::train::claims::{Comparison, Record, Setting, Steps, Terms};
 use ccm::train::folder::read_config;
 use ccm::train::given::Given;
+use ccm::train::group::Alone;
 use ccm::train::run::{Run, suit};
 
 use crate::Failure;
@@ -77,7 +79,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let mut record = Record::open(&arguments.out, terms).map_err(|error| format!("--out: {error}"))?;
 
-    let [data, held_out] = load_data(&config, &given, &arguments.run)?;
+    let [data, held_out] = load_data(&config, &given, &arguments.run, false)?;
     suit(&mut config, &given, &data)?;
     println!("device: {}; features: {}", opened.name, record.terms().features);
     let threads = opened.threads.map_or(1, |own| config.run.threads.unwrap_or(own));
@@ -86,10 +88,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let real = Collection::of_data(&*extractor, images, &opened.device, |_| {});
     let real = real.and_then(|real| real.gaussian()).map_err(|error| format!("data.source: {error}"))?;
-    let (folder, command) = (arguments.run, String::new());
-    let device = opened.device;
+    let (folder, command, device) = (arguments.run, String::new(), opened.device);
+    let [data, held_out] = [data, held_out].map(Arc::new);
+    let (given, group) = (Arc::new(given), Arc::new(Alone));
     let mut comparison = Comparison {
-        run: Run { config: config.clone(), folder, device, threads, given, data, held_out, command },
+        run: Run { config: config.clone(), folder, device, threads, group, given, data, held_out, command },
         config,
         teacher,
         extractor,

@@ -17,8 +17,13 @@ use crate::Failure;
 use crate::progress::counter;
 
 /// Loads both splits of the images, of the kind that the run trains on. Captioned images are encoded once; the result is kept
-/// in the run's folder.
-pub(crate) fn load_data(config: &Config, given: &Given, folder: &Path) -> Result<[Examples; 2], Failure> {
+/// in the run's folder. `quiet` omits messages.
+pub(crate) fn load_data(
+    config: &Config,
+    given: &Given,
+    folder: &Path,
+    quiet: bool,
+) -> Result<[Examples; 2], Failure> {
     let source = config.data.source.as_deref().ok_or("--data: this preset needs images: --data PATH")?;
     if let Some(pipeline) = &given.pipeline {
         let teacher =
@@ -28,8 +33,28 @@ pub(crate) fn load_data(config: &Config, given: &Given, folder: &Path) -> Result
     }
     let shape = ImageShape::of(&given.spec(config));
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
-    let load = |split, quiet| load_part(source, shape, split, (count, seed), quiet);
-    Ok([load(Split::Train, false)?.into(), load(Split::HeldOut, true)?.into()])
+    let load = |split, told| {
+        let told = if quiet { Told::Nothing } else { told };
+        load_part(source, shape, split, (count, seed), told)
+    };
+    Ok([load(Split::Train, Told::All)?.into(), load(Split::HeldOut, Told::Split)?.into()])
+}
+
+/// The messages about a source.
+#[derive(Clone, Copy, PartialEq)]
+enum Told {
+    /// All.
+    All,
+    /// Those about the split.
+    Split,
+    /// None.
+    Nothing,
+}
+
+/// Whether the source is a file that `distill encode` wrote.
+pub(crate) fn is_encoded(config: &Config) -> bool {
+    let source = config.data.source.as_deref().map(Path::new);
+    source.and_then(Path::extension).is_some_and(|ending| ending == "safetensors")
 }
 
 /// Number of held-out shapes.
@@ -43,31 +68,33 @@ pub(crate) fn load_split(
     count: usize,
     seed: u64,
 ) -> Result<Dataset, Failure> {
-    load_part(source, shape, split, (count, seed), false)
+    load_part(source, shape, split, (count, seed), Told::All)
 }
 
-/// As [`load_split`]; `quiet` omits messages about the whole source.
+/// As [`load_split`], with these messages.
 fn load_part(
     source: &str,
     shape: ImageShape,
     split: Split,
     (count, seed): (usize, u64),
-    quiet: bool,
+    told: Told,
 ) -> Result<Dataset, Failure> {
     if source == SHAPES {
         let count = if split == Split::Train { count } else { SHAPES_HELD_OUT };
         let data = data::shapes(count, shape, split, seed)?;
-        println!(
-            "data: {split}: {} shapes, {} classes; {:.1} MB of memory",
-            data.len(),
-            data.classes().len(),
-            megabytes(data.memory() as u64)
-        );
+        if told != Told::Nothing {
+            println!(
+                "data: {split}: {} shapes, {} classes; {:.1} MB of memory",
+                data.len(),
+                data.classes().len(),
+                megabytes(data.memory() as u64)
+            );
+        }
         return Ok(data);
     }
     let say = &mut |event: Event<'_>| match event {
-        // These messages are about the source, not the split.
-        Event::Nested { .. } | Event::NotRead { .. } if quiet => {}
+        _ if told == Told::Nothing => {}
+        Event::Nested { .. } | Event::NotRead { .. } if told == Told::Split => {}
         event => describe(source, split, event),
     };
     Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)

@@ -29,19 +29,56 @@ pub(crate) struct Opened {
 
 /// Initializes a device.
 pub(crate) fn open(choice: Choice) -> Result<Opened, Failure> {
-    let (flag, backends) = match choice {
-        Choice::Cpu => return Ok(cpu()),
+    let Some((flag, backends)) = api_of(choice) else { return Ok(cpu()) };
+    let mut usable = usable(&adapters(backends), choice != Choice::Auto);
+    if usable.is_empty() {
+        return match choice {
+            Choice::Auto => Ok(cpu()),
+            _ => Err(none_found(flag).into()),
+        };
+    }
+    initialize(flag, usable.swap_remove(0))
+}
+
+/// Initializes several devices: those with these numbers in the order of [`usable`], or all. The CPU has any number of equal
+/// devices, which share its threads; all of them are one.
+pub(crate) fn open_several(choice: Choice, numbers: Option<&[usize]>) -> Result<Vec<Opened>, Failure> {
+    let Some((flag, backends)) = api_of(choice) else {
+        let count = numbers.map_or(1, <[usize]>::len);
+        let of_one =
+            |opened: Opened| Opened { threads: opened.threads.map(|all| (all / count).max(1)), ..opened };
+        return Ok((0..count).map(|_| of_one(cpu())).collect());
+    };
+    let usable = usable(&adapters(backends), choice != Choice::Auto);
+    if usable.is_empty() {
+        return Err(none_found(flag).into());
+    }
+    if let Some(number) = numbers.and_then(|numbers| numbers.iter().find(|number| **number >= usable.len())) {
+        let names: Vec<String> =
+            usable.iter().enumerate().map(|(number, of)| format!("{number} ({})", of.name)).collect();
+        return Err(format!("--device {flag}: expected {}, found {number}", names.join(" or ")).into());
+    }
+    let wanted = |number: &usize| numbers.is_none_or(|numbers| numbers.contains(number));
+    let wanted = usable.into_iter().enumerate().filter(|(number, _)| wanted(number));
+    wanted.map(|(_, chosen)| initialize(flag, chosen)).collect()
+}
+
+/// The API of a choice other than the CPU, with its name.
+fn api_of(choice: Choice) -> Option<(&'static str, Backends)> {
+    Some(match choice {
+        Choice::Cpu => return None,
         Choice::Auto => ("auto", Backends::PRIMARY),
         Choice::Vulkan => ("vulkan", Backends::VULKAN),
         Choice::Metal => ("metal", Backends::METAL),
         Choice::Dx12 => ("dx12", Backends::DX12),
-    };
-    let Some(chosen) = choose(&adapters(backends), choice != Choice::Auto) else {
-        return match choice {
-            Choice::Auto => Ok(cpu()),
-            _ => Err(format!("--device {flag}: no adapter found; `--device cpu` always works").into()),
-        };
-    };
+    })
+}
+
+fn none_found(flag: &str) -> String {
+    format!("--device {flag}: no adapter found; `--device cpu` always works")
+}
+
+fn initialize(flag: &str, chosen: Chosen) -> Result<Opened, Failure> {
     let options = Device::wgpu_options().device_kind(chosen.kind).graphics_api(chosen.api);
     let (device, setup) =
         options.init_with_setup().map_err(|error| format!("--device {flag}: {}: {error}", chosen.name))?;
@@ -72,31 +109,37 @@ struct Chosen {
     api: WgpuBackend,
 }
 
-/// The best hardware GPU of an enumeration: a discrete one before an integrated one before a virtual one, the first of
-/// its kind. If there is none and `software` is true, the first software adapter.
-fn choose(adapters: &[AdapterInfo], software: bool) -> Option<Chosen> {
+/// The hardware GPUs of an enumeration: discrete ones before integrated ones before virtual ones. If there is none and
+/// `software` is true, the software adapters.
+fn usable(adapters: &[AdapterInfo], software: bool) -> Vec<Chosen> {
     let rank = |info: &AdapterInfo| match info.device_type {
-        _ if is_software(info) => 4,
         DeviceType::DiscreteGpu => 0,
         DeviceType::IntegratedGpu => 1,
         DeviceType::VirtualGpu => 2,
         DeviceType::Other | DeviceType::Cpu => 3,
     };
-    let usable = adapters.iter().enumerate().filter(|(_, info)| software || !is_software(info));
-    let usable = usable.filter_map(|(place, info)| Some((place, info, api(info.backend)?)));
-    let (place, info, api) = usable.min_by_key(|(_, info, _)| rank(info))?;
-    // Burn's index counts the adapters of the same kind and API, including software adapters.
-    let alike = |other: &&AdapterInfo| (other.device_type, other.backend) == (info.device_type, info.backend);
-    let index = adapters[..place].iter().filter(alike).count();
-    let kind = match info.device_type {
-        DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(index),
-        DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(index),
-        DeviceType::VirtualGpu => DeviceKind::VirtualGpu(index),
-        // Burn has no index for these two kinds.
-        DeviceType::Cpu => DeviceKind::Cpu,
-        DeviceType::Other => DeviceKind::DefaultDevice,
-    };
-    Some(Chosen { name: info.name.clone(), kind, api })
+    let all_software = adapters.iter().all(is_software);
+    let mut usable: Vec<(usize, Chosen)> = Vec::new();
+    for (place, info) in adapters.iter().enumerate() {
+        let Some(api) = api(info.backend).filter(|_| !is_software(info) || software && all_software) else {
+            continue;
+        };
+        // Burn's index counts the adapters of the same kind and API, including software adapters.
+        let alike =
+            |other: &&AdapterInfo| (other.device_type, other.backend) == (info.device_type, info.backend);
+        let index = adapters[..place].iter().filter(alike).count();
+        let kind = match info.device_type {
+            DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(index),
+            DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(index),
+            DeviceType::VirtualGpu => DeviceKind::VirtualGpu(index),
+            // Burn has no index for these two kinds.
+            DeviceType::Cpu => DeviceKind::Cpu,
+            DeviceType::Other => DeviceKind::DefaultDevice,
+        };
+        usable.push((rank(info), Chosen { name: info.name.clone(), kind, api }));
+    }
+    usable.sort_by_key(|(rank, _)| *rank);
+    usable.into_iter().map(|(_, chosen)| chosen).collect()
 }
 
 fn api(backend: Backend) -> Option<WgpuBackend> {
@@ -117,7 +160,8 @@ mod tests {
     }
 
     fn chosen(adapters: &[AdapterInfo], software: bool) -> Option<(String, DeviceKind, WgpuBackend)> {
-        choose(adapters, software).map(|chosen| (chosen.name, chosen.kind, chosen.api))
+        let first = usable(adapters, software).into_iter().next();
+        first.map(|chosen| (chosen.name, chosen.kind, chosen.api))
     }
 
     #[test]
@@ -134,6 +178,8 @@ mod tests {
         assert_eq!(chosen(&list, true), Some(expected));
         let expected = ("Intel".to_owned(), DeviceKind::IntegratedGpu(0), WgpuBackend::Vulkan);
         assert_eq!(chosen(&list[..2], false), Some(expected));
+        let names: Vec<String> = usable(&list, true).into_iter().map(|chosen| chosen.name).collect();
+        assert_eq!(names, ["NVIDIA", "AMD", "Intel"]);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! `distill kdc`: measures KDC and teacher steps against t for a run.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ccm::disk;
 use ccm::train::folder::{files, read_config};
 use ccm::train::given::Given;
+use ccm::train::group::Alone;
 use ccm::train::run::{Run, suit};
 
 use crate::Failure;
@@ -25,11 +27,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     config.validate()?;
     let given = Given::read(&config)?;
     let teacher = given.teacher_of_run(&config, &arguments.run)?;
-    let [data, held_out] = load_data(&config, &given, &arguments.run)?;
+    let [data, held_out] = load_data(&config, &given, &arguments.run, false)?;
     suit(&mut config, &given, &data)?;
     let Opened { device, .. } = device::open(arguments.device)?;
-    let (folder, command) = (arguments.run, String::new());
-    let run = Run { config, folder, device, threads: 1, given, data, held_out, command };
+    let (folder, command, group) = (arguments.run, String::new(), Arc::new(Alone));
+    let [data, held_out] = [data, held_out].map(Arc::new);
+    let given = Arc::new(given);
+    let run = Run { config, folder, device, threads: 1, group, given, data, held_out, command };
     let curves = run.curves(&teacher, &mut |text| println!("{text}"))?;
     println!("T = {} dB    curriculum               fixed step", curves.threshold);
     println!("      t    KDC/dB  teacher steps    KDC/dB  teacher steps");

@@ -3,6 +3,7 @@
 mod claims;
 mod data;
 mod device;
+mod devices;
 mod encode;
 mod eval;
 mod export;
@@ -26,6 +27,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// An error whose message is one line and names the file or flag at fault.
 type Failure = Box<dyn std::error::Error>;
+
+/// A failure that needs no message, because it has been told or another process tells it.
+#[derive(Debug, thiserror::Error)]
+#[error("another process has failed")]
+struct Untold;
 
 /// Train one-step image generators with the Curriculum Consistency Model.
 ///
@@ -114,6 +120,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if failure.is::<Untold>() => ExitCode::FAILURE,
         Err(failure) => {
             eprintln!("error: {}", one_line(&failure.to_string()));
             ExitCode::FAILURE

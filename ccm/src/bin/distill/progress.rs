@@ -104,6 +104,18 @@ impl Watch for Progress {
     }
 }
 
+/// Stops a run as [`Progress`] does, but prints nothing: for all ranks but the first.
+pub(crate) struct Silent(pub(crate) Progress);
+
+impl Watch for Silent {
+    fn stage(&mut self, _: StageKind, _: u64, _: u64, _: usize) {}
+    fn line(&mut self, _: &Line) {}
+    fn note(&mut self, _: &str) {}
+    fn should_stop(&self) -> bool {
+        self.0.should_stop()
+    }
+}
+
 /// A progress bar, hidden unless standard output is a terminal.
 pub(crate) fn counter(what: &str) -> ProgressBar {
     if !std::io::stdout().is_terminal() {

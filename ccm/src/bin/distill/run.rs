@@ -1,18 +1,23 @@
 //! `distill run`: trains a teacher on images, or takes one, and distils it into a one-step student.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use burn::tensor::Device;
 use ccm::config::{Config, PRESETS};
 use ccm::train::folder::{files, read_config};
 use ccm::train::given::given_network;
+use ccm::train::group::{Alone, Group};
 use ccm::train::memory::{Memory, reference_network};
-use ccm::train::run::{Outcome, Run, check, suit};
+use ccm::train::replicas;
+use ccm::train::run::{Run, check, suit};
 
-use crate::Failure;
-use crate::data::load_data;
-use crate::device::{self, Choice, Opened};
-use crate::progress::Progress;
+use crate::data::{is_encoded, load_data};
+use crate::device::Opened;
+use crate::devices::Devices;
+use crate::progress::{Progress, Silent};
 use crate::sample::backend;
+use crate::{Failure, Untold};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
@@ -37,9 +42,10 @@ pub(crate) struct Arguments {
     /// Continue a stopped run: the one in --out, otherwise the newest run of the preset
     #[arg(long)]
     resume: bool,
-    /// Device; `auto` is a hardware GPU if there is one, otherwise the CPU
+    /// Device: auto, vulkan, metal, dx12 or cpu; `auto` is a hardware GPU if there is one, otherwise the CPU. Several share
+    /// each batch: vulkan:0,1 or vulkan:all, or `all` for all hardware GPUs
     #[arg(long, default_value = "auto")]
-    device: Choice,
+    device: Devices,
     /// Change a setting, such as distill.threshold=60; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -49,35 +55,116 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let folder = folder(&arguments);
-    let mut config = configuration(&arguments, &folder)?;
+    let group = ranks();
+    let folder = PathBuf::from(group.first(&folder(&arguments).to_string_lossy()));
     if arguments.show_config {
-        print!("{}", config.to_toml()?);
-        return show_memory(&config, arguments.preset.as_deref());
+        if group.leads() {
+            let config = configuration(&arguments, &folder)?;
+            print!("{}", config.to_toml()?);
+            show_memory(&config, arguments.preset.as_deref())?;
+        }
+        return Ok(());
     }
-    if arguments.resume && arguments.out.is_none() {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = group.first(&cores.to_string()).parse().unwrap_or(cores);
+    let prepared = prepare(&arguments, folder, cores, &group);
+    let error = prepared.as_ref().err().map_or_else(String::new, ToString::to_string);
+    let errors = group.gather(error.as_bytes());
+    if let Some(rank) = errors.iter().position(|error| !error.is_empty()) {
+        // The first rank tells the error; one line for each of many ranks would not help.
+        return match (group.leads(), prepared) {
+            (true, Err(own)) => Err(own),
+            (true, Ok(_)) => Err(format!("rank {rank}: {}", String::from_utf8_lossy(&errors[rank])).into()),
+            (false, _) => Err(Untold.into()),
+        };
+    }
+    let (run, devices) = prepared?;
+    let done = match (group.leads(), devices.len()) {
+        (true, 1) => run.go(arguments.resume, &mut Progress::new()?),
+        (true, _) => replicas::go(&run, devices, arguments.resume, &mut Progress::new()?),
+        (false, _) => run.go(arguments.resume, &mut Silent(Progress::new()?)),
+    };
+    if let Err(error) = done {
+        eprintln!("error: {error}");
+        // The other ranks may wait for this one.
+        group.abort();
+        return Err(Untold.into());
+    }
+    Ok(())
+}
+
+/// The ranks of the run: the processes that MPI has started together, if it has.
+fn ranks() -> Arc<dyn Group> {
+    #[cfg(feature = "mpi")]
+    if let Some(processes) = ccm::train::mpi::Mpi::start() {
+        return Arc::new(processes);
+    }
+    Arc::new(Alone)
+}
+
+/// Checks everything and reads all files, as one rank: it exchanges nothing with others, since it may fail. `cores` are those of
+/// the first rank. Returns the run and its devices.
+fn prepare(
+    arguments: &Arguments,
+    folder: PathBuf,
+    cores: usize,
+    group: &Arc<dyn Group>,
+) -> Result<(Run, Vec<Device>), Failure> {
+    let (leads, ranks) = (group.leads(), group.size());
+    let mut config = configuration(arguments, &folder)?;
+    if leads && arguments.resume && arguments.out.is_none() {
         println!("--resume: {}, the newest run of its preset", folder.display());
     }
     let mut given = check(&config, &folder, arguments.resume)?;
-    given.notes.iter().for_each(|note| println!("{note}"));
-    given.pipeline = given.pipeline.map(|pipeline| pipeline.with_backend(backend(arguments.device)));
-    let Opened { device, name, threads } = device::open(arguments.device)?;
-    let [data, held_out] = load_data(&config, &given, &folder)?;
+    if leads {
+        given.notes.iter().for_each(|note| println!("{note}"));
+    }
+    given.pipeline = given.pipeline.map(|pipeline| pipeline.with_backend(backend(arguments.device.choice)));
+    let opened = arguments.device.open()?;
+    if ranks > 1 && opened.len() > 1 {
+        let found = format!("{} devices in each of {ranks} processes", opened.len());
+        return Err(format!("--device: expected one device or one process, found {found}").into());
+    }
+    if ranks > 1 && given.pipeline.is_some() && !is_encoded(&config) {
+        let expected = "expected images encoded before, by `distill encode`, as several processes read them";
+        return Err(format!("data.source: {expected}").into());
+    }
+    let [data, held_out] = load_data(&config, &given, &folder, !leads)?;
     suit(&mut config, &given, &data)?;
-    let on_cpu = threads.is_some();
-    let threads = share(&mut config, threads, arguments.resume);
-    let name = if on_cpu { format!("CPU, {threads} threads") } else { name };
-    println!(
-        "network: {:.2} M parameters; device: {name}; run: {}",
-        given.spec(&config).parameters() as f64 / 1e6,
-        folder.display()
-    );
+    let threads = share(&mut config, &opened, cores, group, arguments.resume)?;
+    if leads {
+        let ranks = if ranks > 1 { format!("{ranks} processes with ") } else { String::new() };
+        println!(
+            "network: {:.2} M parameters; device: {ranks}{}; run: {}",
+            given.spec(&config).parameters() as f64 / 1e6,
+            names(&opened, threads),
+            folder.display()
+        );
+    }
     let command =
         std::env::args().skip(1).fold("distill".to_owned(), |line, argument| line + " " + &argument);
-    let run = Run { config, folder, device, threads, given, data, held_out, command };
-    match run.go(arguments.resume, &mut Progress::new()?)? {
-        Outcome::Finished | Outcome::Interrupted => Ok(()),
-    }
+    let devices: Vec<Device> = opened.into_iter().map(|opened| opened.device).collect();
+    let run = Run {
+        config,
+        folder,
+        device: devices[0].clone(),
+        threads,
+        group: Arc::clone(group),
+        given: Arc::new(given),
+        data: Arc::new(data),
+        held_out: Arc::new(held_out),
+        command,
+    };
+    Ok((run, devices))
+}
+
+/// The devices, for a message.
+fn names(opened: &[Opened], threads: usize) -> String {
+    let name = |opened: &Opened| match opened.threads {
+        Some(_) => format!("CPU, {threads} thread{}", if threads == 1 { "" } else { "s" }),
+        None => opened.name.clone(),
+    };
+    opened.iter().map(name).collect::<Vec<_>>().join(" + ")
 }
 
 /// Prints what a training step of distillation needs of a device's memory, as comments of the configuration.
@@ -102,19 +189,32 @@ fn show_memory(config: &Config, preset: Option<&str>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Number of threads over which a batch is split: the configuration's, otherwise the machine's, `own`. A new run
-/// records it in its configuration, and a resumed run uses the recorded number on any machine.
-fn share(config: &mut Config, own: Option<usize>, resume: bool) -> usize {
-    let Some(own) = own else { return 1 };
-    let threads = config.run.threads.unwrap_or(own);
+/// Number of threads of each rank. The threads of all ranks are the configuration's, otherwise those that the machines have. A
+/// new run records them in its configuration, and a resumed run uses the recorded number on any machines.
+fn share(
+    config: &mut Config,
+    opened: &[Opened],
+    cores: usize,
+    group: &Arc<dyn Group>,
+    resume: bool,
+) -> Result<usize, Failure> {
+    if opened[0].threads.is_none() {
+        return Ok(1);
+    }
+    let ranks = opened.len() * group.size();
+    let own = (cores / opened.len()).max(1);
+    let all = config.run.threads.unwrap_or(own * ranks);
+    if all % ranks != 0 {
+        return Err(format!("run.threads: expected a multiple of the {ranks} ranks, found {all}").into());
+    }
     if !resume {
-        config.run.threads = Some(threads);
-    } else if threads != own {
+        config.run.threads = Some(all);
+    } else if all != own * ranks && group.leads() {
         println!(
-            "--resume: {threads} threads share a batch, as when the run began, so that its sums stay the same"
+            "--resume: {all} threads share a batch, as when the run began, so that its sums stay the same"
         );
     }
-    threads
+    Ok(all / ranks)
 }
 
 /// The folder of the run: `--out`, otherwise the newest folder of the preset to resume, or the next one for a new run.
