@@ -202,6 +202,7 @@ pub fn small_distillation<'a>(
             coupling: Coupling::OptimalTransport,
             horizontal_flip: true,
             conditioning: Conditioning::Labels,
+            rows: (0..batch).collect(),
             device: device.clone(),
             ahead: Ahead::default(),
         },

@@ -4,6 +4,8 @@
 # Needs Rust (https://rustup.rs) and a C compiler. On Debian and Ubuntu, as root, it installs what is missing:
 #   build-essential        a linker, for a machine that has only Rust
 #   mesa-vulkan-drivers    Vulkan on the CPU, for tests that run the sampler and a training step through wgpu
+#   libopenmpi-dev, openmpi-bin, libclang-dev
+#                          Open MPI and what its bindings need, for training in several processes
 #   chromium               the browser in which the page is tested
 #   nodejs, npm            Node 20 or later, for tests of the npm package; npm downloads bundlers, Next.js and TypeScript
 #                          (600 MB) into the target folder
@@ -23,7 +25,7 @@ missing() { # prints the packages that are not installed
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     packages=$(
         command -v cc >/dev/null || missing build-essential
-        missing mesa-vulkan-drivers chromium
+        missing mesa-vulkan-drivers chromium libopenmpi-dev openmpi-bin libclang-dev
         command -v node >/dev/null || missing nodejs
         command -v npm >/dev/null || missing npm
     )
@@ -34,7 +36,7 @@ if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
     fi
 else
-    echo "not root on Debian or Ubuntu: a C compiler, a Vulkan driver, chromium, node and npm must be installed"
+    echo "not root on Debian or Ubuntu: a C compiler, a Vulkan driver, chromium, node, npm and an MPI library must be installed"
 fi
 
 # Debian 12 has Node 18; npm installs a newer version.
@@ -50,5 +52,5 @@ fi
 if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; fi
 # Both commands use the same features, so Burn is compiled once. The program has the profile of its users; the tests add
 # overflow checks.
-cargo build --workspace --bins --benches
-cargo test --workspace
+cargo build --workspace --bins --benches --features ccm/mpi
+cargo test --workspace --features ccm-tests/mpi

@@ -61,6 +61,7 @@ fn steps(c: &mut Criterion) {
         coupling: Coupling::Independent,
         horizontal_flip: false,
         conditioning: Conditioning::Labels,
+        rows: (0..BATCH).collect(),
         device: device.clone(),
         ahead: Ahead::default(),
     };

@@ -74,6 +74,18 @@ impl Noise {
         (0..count).map(|_| self.normal()).collect()
     }
 
+    /// Goes on as if `count` normal values had been drawn.
+    pub fn skip_normals(&mut self, count: usize) {
+        /// 32-bit words of a uniform number.
+        const WORDS: u128 = 2;
+        let count = if count > 0 && self.spare.take().is_some() { count - 1 } else { count };
+        let pairs = (count / 2) as u128;
+        self.rng.set_word_pos(self.rng.get_word_pos() + 2 * WORDS * pairs);
+        if count % 2 == 1 {
+            self.normal();
+        }
+    }
+
     /// The numbers `0..count` in random order.
     pub fn permutation(&mut self, count: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..count).collect();
@@ -121,6 +133,22 @@ mod tests {
         assert_eq!(Noise::new(7, 1).normals(9), Noise::new(7, 1).normals(9));
         assert_ne!(Noise::new(7, 1).normals(9), Noise::new(7, 2).normals(9));
         assert_ne!(Noise::new(8, 1).normals(9), Noise::new(7, 1).normals(9));
+    }
+
+    #[test]
+    fn skipped_normals_are_as_if_drawn() {
+        for before in 0..3 {
+            for count in [0, 1, 2, 7, 100, 1001] {
+                let [mut drawn, mut skipped] = [Noise::new(3, 4), Noise::new(3, 4)];
+                drawn.below(5);
+                drawn.normals(before + count);
+                skipped.below(5);
+                skipped.normals(before);
+                skipped.skip_normals(count);
+                assert_eq!(skipped.normals(3), drawn.normals(3), "{count} after {before}");
+                assert_eq!(skipped.uniform(), drawn.uniform());
+            }
+        }
     }
 
     fn bits(values: &[f32]) -> Vec<u32> {

@@ -89,6 +89,7 @@ fn batches_like<'a>(batches: &Batches<'a>) -> Batches<'a> {
         coupling: batches.coupling,
         horizontal_flip: batches.horizontal_flip,
         conditioning: batches.conditioning,
+        rows: (0..batches.size).collect(),
         device: batches.device.clone(),
         ahead: Ahead::default(),
     }

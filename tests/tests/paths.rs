@@ -55,6 +55,8 @@ fn losses_are_those_of_the_publications() {
         uniform: uniform.clone(),
         condition: label.clone().into(),
         seed: 0,
+        rows: (0..IMAGES).collect(),
+        size: IMAGES,
     };
     let squares = |a: &[f32], b: &[f32]| -> f64 {
         let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
@@ -130,6 +132,7 @@ fn teachers_learn_on_every_path_and_students_learn_from_them() {
             coupling: Coupling::Independent,
             horizontal_flip: false,
             conditioning: Conditioning::Labels,
+            rows: (0..BATCH).collect(),
             device: device.clone(),
             ahead: Default::default(),
         };

@@ -207,7 +207,15 @@ mod tests {
 
     fn batch() -> Batch {
         let condition = Conditions::of_labels(&[0, 1, 2, 0], &Device::flex());
-        Batch { x0: images(0), x1: images(1), uniform: vec![0.5; IMAGES], condition, seed: 7 }
+        Batch {
+            x0: images(0),
+            x1: images(1),
+            uniform: vec![0.5; IMAGES],
+            condition,
+            seed: 7,
+            rows: (0..IMAGES).collect(),
+            size: IMAGES,
+        }
     }
 
     fn adversary(weight: f64) -> Adversary {

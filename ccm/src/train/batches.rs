@@ -96,6 +96,8 @@ pub struct Batches<'a> {
     pub horizontal_flip: bool,
     /// What batches are conditioned on.
     pub conditioning: Conditioning,
+    /// The rows of a batch that are prepared and uploaded, ascending: all, or those that one of several ranks trains on.
+    pub rows: Vec<usize>,
     /// Device of the tensors; they record no gradients.
     pub device: Device,
     /// Cache, and the batch prepared in advance.
@@ -124,7 +126,12 @@ struct HostBatch {
 }
 
 impl Batches<'_> {
-    /// The batch of a step, counted from 0. An epoch contains every image once, in random order.
+    /// The same batches, of which only these rows are prepared.
+    pub fn with_rows(self, rows: Vec<usize>) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// The rows of the batch of a step, counted from 0. An epoch contains every image once, in random order.
     pub fn batch(&self, step: u64) -> Batch {
         let prepared = lock(&self.ahead.prepared).take().filter(|(of_step, _)| *of_step == step);
         let HostBatch { x0, x1, uniform, labels, guidance, seed } =
@@ -140,7 +147,8 @@ impl Batches<'_> {
             }
             _ => Conditions::of_labels(&labels, &self.device),
         };
-        Batch { x0: images(x0), x1: images(x1), uniform, condition, seed }
+        let (rows, size) = (self.rows.clone(), self.size);
+        Batch { x0: images(x0), x1: images(x1), uniform, condition, seed, rows, size }
     }
 
     /// Runs `work` while another thread prepares the batch of a step. [`Batches::batch`] uploads that batch later.
@@ -154,6 +162,7 @@ impl Batches<'_> {
         })
     }
 
+    /// The random numbers of a row do not depend on the rows that are prepared.
     fn prepare(&self, step: u64) -> HostBatch {
         let len = self.data.shape().iter().product();
         let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
@@ -163,28 +172,43 @@ impl Batches<'_> {
         } else {
             Vec::new()
         };
-        let x1 = self.data.batch(&indices, &flip);
-        let uniform = indices.iter().map(|_| noise.uniform() as f32).collect();
-        let x0 = noise.normals(x1.len());
+        let uniform: Vec<f32> = indices.iter().map(|_| noise.uniform() as f32).collect();
+        // A pairing looks at the whole batch.
+        let every: Vec<usize> = (0..self.size).collect();
+        let rows = if self.coupling == Coupling::Independent { &self.rows } else { &every };
+        let x0 = normals(&mut noise, rows, self.size, len);
+        let of_rows = |rows: &[usize]| -> Vec<usize> { rows.iter().map(|&row| indices[row]).collect() };
+        let flip_of: Vec<bool> = rows.iter().filter_map(|&row| flip.get(row).copied()).collect();
+        let mut x1 = self.data.batch(&of_rows(rows), &flip_of);
         let mut labels: Vec<u32> = match self.conditioning {
             Conditioning::None => Vec::new(),
-            _ => indices.iter().map(|&index| self.data.label(index)).collect(),
+            _ => of_rows(rows).into_iter().map(|index| self.data.label(index)).collect(),
         };
         let pairs = self.coupling.pair(&x0, &x1, len, &labels);
+        let mut x0: Vec<f32> =
+            pairs.iter().flat_map(|&row| &x0[row * len..(row + 1) * len]).copied().collect();
+        if rows.len() > self.rows.len() {
+            let of_images = |all: &[f32]| -> Vec<f32> {
+                self.rows.iter().flat_map(|&row| &all[row * len..(row + 1) * len]).copied().collect()
+            };
+            (x0, x1) = (of_images(&x0), of_images(&x1));
+            labels = self.rows.iter().filter_map(|&row| labels.get(row).copied()).collect();
+        }
         let mut guidance = Vec::new();
         if let (Conditioning::Texts { dropout, guidance: range, .. }, Some(texts)) =
             (self.conditioning, self.data.texts())
         {
-            for label in &mut labels {
-                if noise.uniform() < dropout {
-                    *label = texts.captions.len() as u32;
-                }
+            let dropped: Vec<bool> = indices.iter().map(|_| noise.uniform() < dropout).collect();
+            for (label, _) in labels.iter_mut().zip(&self.rows).filter(|(_, row)| dropped[**row]) {
+                *label = texts.captions.len() as u32;
             }
             if let Some([low, high]) = range {
-                guidance = labels.iter().map(|_| (low + (high - low) * noise.uniform()) as f32).collect();
+                let scales: Vec<f32> =
+                    indices.iter().map(|_| (low + (high - low) * noise.uniform()) as f32).collect();
+                guidance = self.rows.iter().map(|&row| scales[row]).collect();
             }
         }
-        let x0 = pairs.iter().flat_map(|&row| &x0[row * len..(row + 1) * len]).copied().collect();
+        let uniform = self.rows.iter().map(|&row| uniform[row]).collect();
         let seed = Noise::new(self.seed, self.stream(Purpose::Device, step)).below(SEEDS) as u64;
         HostBatch { x0, x1, uniform, labels, guidance, seed }
     }
@@ -226,6 +250,19 @@ impl Batches<'_> {
     }
 }
 
+/// Normal values of these rows of `size`, `len` for each; those of the other rows are skipped.
+fn normals(noise: &mut Noise, rows: &[usize], size: usize, len: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(rows.len() * len);
+    let mut next = 0;
+    for &row in rows {
+        noise.skip_normals((row - next) * len);
+        values.extend((0..len).map(|_| noise.normal()));
+        next = row + 1;
+    }
+    noise.skip_normals((size - next) * len);
+    values
+}
+
 /// Locks a mutex and ignores poisoning: a panic cannot leave the data partially changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -239,3 +276,48 @@ enum Purpose {
 
 /// Number of different seeds for a device's random generator.
 const SEEDS: usize = 1 << 31;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::data::{ImageShape, Split, shapes};
+    use crate::nn::host::to_host;
+
+    #[test]
+    fn the_rows_of_a_rank_are_those_of_the_whole_batch() {
+        let data = shapes(40, ImageShape { channels: 3, height: 6, width: 5 }, Split::Train, 1).unwrap();
+        let data = Examples::from(data);
+        for coupling in [Coupling::Independent, Coupling::OptimalTransport] {
+            let batches = |rows: &[usize]| Batches {
+                data: &data,
+                stage: StageKind::Distill,
+                seed: 3,
+                size: 12,
+                coupling,
+                horizontal_flip: true,
+                conditioning: Conditioning::Labels,
+                rows: rows.to_vec(),
+                device: Device::flex(),
+                ahead: Ahead::default(),
+            };
+            let every: Vec<usize> = (0..12).collect();
+            // The second batch spans two epochs.
+            for step in [0, 3] {
+                let whole = batches(&every).batch(step);
+                let mine = [1, 2, 3, 9, 10];
+                let some = batches(&mine).batch(step);
+                assert_eq!((some.size, &some.rows, some.seed), (12, &mine.to_vec(), whole.seed));
+                for rows in [1..4, 9..11] {
+                    let [whole, some] = [&whole, &some].map(|batch| batch.part(rows.clone()));
+                    assert_eq!(some.uniform, whole.uniform);
+                    for images in [|batch: &Batch| batch.x0.clone(), |batch: &Batch| batch.x1.clone()] {
+                        let [some, whole] =
+                            [&some, &whole].map(|batch| to_host(images(batch).flatten::<1>(0, 3)));
+                        assert_eq!(some, whole, "{coupling:?}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -132,7 +132,7 @@ impl Stage for Distillation<'_> {
             let (loss, of_discriminator) = match &adversarial {
                 None => (distance(estimate), None),
                 Some((adversary, discriminator)) => {
-                    let share = part.len() as f32 / batch.len() as f32;
+                    let share = part.len() as f32 / batch.size as f32;
                     let (loss, of_discriminator) =
                         adversary.join(discriminator, estimate, &part, rows, distance);
                     (loss, Some(of_discriminator.of_share(share)))
@@ -157,12 +157,12 @@ impl Stage for Distillation<'_> {
         let step = state.step;
         StepReport {
             step,
-            images: step * batch.len() as u64,
-            evaluations: (once * batch.len() + counts.evaluations) as u64,
+            images: step * batch.size as u64,
+            evaluations: (once * batch.size + counts.evaluations) as u64,
             loss,
             gradient_norm,
-            kdc: Some(counts.kdc / batch.len() as f64),
-            teacher_steps: Some(counts.steps as f64 / batch.len() as f64),
+            kdc: Some(counts.kdc / batch.size as f64),
+            teacher_steps: Some(counts.steps as f64 / batch.size as f64),
             discriminator_loss,
         }
     }

@@ -64,7 +64,7 @@ impl Stage for Finish<'_> {
         let batch = batches.batch(state.step);
         let mut discriminator = state.discriminator.take().expect("a state with a discriminator");
         let loss = |student: &Denoiser, part: Batch, rows: Range<usize>| {
-            let share = part.len() as f32 / batch.len() as f32;
+            let share = part.len() as f32 / batch.size as f32;
             let (loss, gradients) = adversary.alone(&discriminator, generate(student, &part), &part, rows);
             (loss, gradients.of_share(share))
         };
@@ -76,9 +76,9 @@ impl Stage for Finish<'_> {
         let step = state.step;
         StepReport {
             step,
-            images: step * batch.len() as u64,
+            images: step * batch.size as u64,
             // The student, and two passes through the teacher's encoder. The pass for the gradient penalty does not count.
-            evaluations: 2 * batch.len() as u64,
+            evaluations: 2 * batch.size as u64,
             loss,
             gradient_norm,
             kdc: None,

@@ -273,6 +273,7 @@ impl Run {
             coupling,
             horizontal_flip: self.config.data.horizontal_flip,
             conditioning: Conditioning::new(&self.spec(), dropout, guidance),
+            rows: (0..size).collect(),
             device: self.device.clone(),
             ahead: Ahead::default(),
         }

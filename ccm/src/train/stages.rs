@@ -70,8 +70,11 @@ impl Run {
             Some(state) => state,
             None => TrainState::new(&first, &[config.decay()], &self.device),
         };
+        let workers = self.workers(StageKind::Teacher, config.batch, config.micro_batch)?;
         let mut teacher = Teacher {
-            batches: self.batches(&self.data, StageKind::Teacher, config.batch, config.coupling),
+            batches: self
+                .batches(&self.data, StageKind::Teacher, config.batch, config.coupling)
+                .with_rows(workers.rows(config.batch)),
             schedule: Schedule {
                 learning_rate: config.learning_rate,
                 warmup_steps: config.warmup_steps(),
@@ -79,7 +82,7 @@ impl Run {
                 cooldown: config.cooldown,
                 gradient_clip: config.gradient_clip,
             },
-            workers: self.workers(config.batch, config.micro_batch)?,
+            workers,
             times: self.times(),
             state: self.with_checkpointing(state),
         };
@@ -153,8 +156,11 @@ impl Run {
             .discriminator
             .get_or_insert_with(|| Discriminator::new(basis.frozen.spec(), seed, &self.device));
         state.denoiser = state.denoiser.with_fixed_weights(|tensor| config.fixed.contains(tensor));
+        let workers = self.workers(StageKind::Finish, config.batch, config.micro_batch)?;
         let mut finish = Finish {
-            batches: self.batches(&self.data, StageKind::Finish, config.batch, Coupling::Independent),
+            batches: self
+                .batches(&self.data, StageKind::Finish, config.batch, Coupling::Independent)
+                .with_rows(workers.rows(config.batch)),
             schedule: Schedule {
                 learning_rate: config.learning_rate,
                 warmup_steps: config.warmup_steps(),
@@ -162,7 +168,7 @@ impl Run {
                 cooldown: config.cooldown,
                 gradient_clip: config.gradient_clip,
             },
-            workers: self.workers(config.batch, config.micro_batch)?,
+            workers,
             adversary: Adversary {
                 encoder: Arc::clone(&basis.frozen),
                 loss: AdversarialLoss::NonSaturating { r1: config.r1_weight },
@@ -254,10 +260,16 @@ impl Run {
             warmup_steps: config.adversarial_warmup_steps(),
             learning_rate: config.discriminator_learning_rate,
         });
+        let workers = self.workers(StageKind::Distill, config.batch, config.micro_batch)?;
+        let batches = self.batches(&self.data, StageKind::Distill, config.batch, config.coupling);
         Ok(Distillation {
-            batches: self.batches(&self.data, StageKind::Distill, config.batch, config.coupling),
+            batches: match config.scope {
+                Scope::Image => batches.with_rows(workers.rows(config.batch)),
+                // The KDC of a batch needs all its images.
+                Scope::Batch => batches,
+            },
             schedule,
-            workers: self.workers(config.batch, config.micro_batch)?,
+            workers,
             curriculum: self.curriculum(),
             distance: self.distance(frozen)?,
             adversary,
@@ -315,7 +327,12 @@ impl Run {
         Ok(Some(Arc::new(Network::new(&graph, &tensors, &self.device).frozen())))
     }
 
-    fn workers(&self, batch: usize, micro_batch: Option<usize>) -> Result<Workers, RunError> {
+    fn workers(
+        &self,
+        stage: StageKind,
+        batch: usize,
+        micro_batch: Option<usize>,
+    ) -> Result<Workers, RunError> {
         // All threads share dropout's generator, so with two threads its numbers would depend on timing.
         let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
         let group = Arc::clone(&self.group);
@@ -323,7 +340,8 @@ impl Run {
         let workers = Workers::of_ranks(group, threads, batch, self.part(batch, micro_batch))?;
         if workers.parts(batch).iter().all(Vec::is_empty) {
             return Err(RunError::Unsuitable(format!(
-                "expected batches with a part for each of {ranks} ranks, found one of {batch} images"
+                "{}.batch: expected images for each of {ranks} ranks, found {batch}",
+                stage.name()
             )));
         }
         Ok(workers)

@@ -102,7 +102,7 @@ impl TrainState {
         batch.x0.device().seed(batch.seed.wrapping_add(workers.group.rank() as u64));
         let student = &self.denoiser;
         let one = |rows: Range<usize>| {
-            let share = rows.len() as f32 / batch.len() as f32;
+            let share = rows.len() as f32 / batch.size as f32;
             // Each part has its own parameters, so that the autodiff graphs of two parts are separate.
             let student = student.with_parameters(student.parameters());
             let (loss, said) = loss(&student, batch.part(rows.clone()), rows);
@@ -110,7 +110,7 @@ impl TrainState {
             let gradients = student.gradients(&loss);
             BatchSum { loss: loss.inner(), gradients, said }
         };
-        let sum = workers.sum(batch.len(), one);
+        let sum = workers.sum(batch.size, one);
         let loss = to_host(sum.loss).into_iter().map(f64::from).sum();
         let (parameters, norm) =
             self.optimizer.step(schedule, self.step, self.denoiser.parameters(), sum.gradients);
@@ -262,6 +262,13 @@ impl Workers {
             (thread * self.part..batch).step_by(step).map(rows).collect()
         };
         (first..first + threads).map(of_thread).collect()
+    }
+
+    /// The rows of all parts of this rank, ascending.
+    pub fn rows(&self, batch: usize) -> Vec<usize> {
+        let mut rows: Vec<usize> = self.parts(batch).into_iter().flatten().flatten().collect();
+        rows.sort_unstable();
+        rows
     }
 
     /// The sum of `f` over the parts of a batch. Each thread adds up its own parts; then the sums of the threads and of the

@@ -35,11 +35,11 @@ impl Stage for Teacher<'_> {
         let (loss, gradient_norm, _) =
             batches.while_preparing(next, || state.learn(schedule, &batch, workers, loss));
         let step = self.state.step;
-        let images = step * batch.len() as u64;
+        let images = step * batch.size as u64;
         StepReport {
             step,
             images,
-            evaluations: batch.len() as u64,
+            evaluations: batch.size as u64,
             loss,
             gradient_norm,
             kdc: None,

@@ -1,0 +1,170 @@
+//! Runs on several devices and, with the feature `mpi`, in several processes.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use ccm_tests::program::{TINY, assert_same_models, distill, fail, succeed};
+use tempfile::tempdir;
+
+/// Settings of a run with every stage and a discriminator.
+const ALL_STAGES: [&str; 10] = [
+    "--set",
+    "data.count=64",
+    "--set",
+    "distill.adversarial_warmup_kimg=0.02",
+    "--set",
+    "finish.kimg=0.032",
+    "--set",
+    "finish.batch=8",
+    "--set",
+    "run.threads=2",
+];
+
+/// Adds the arguments of a run with two threads altogether.
+fn arguments<'a>(command: &'a mut Command, out: &Path, more: &[&str]) -> &'a mut Command {
+    command.args(["run", "--out"]).arg(out).args(TINY).args(ALL_STAGES).args(more)
+}
+
+#[test]
+fn two_devices_make_the_bytes_of_two_threads() {
+    let folder = tempdir().unwrap();
+    let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+    succeed(arguments(&mut distill(), &one, &["--device", "cpu"]));
+    let said = succeed(arguments(&mut distill(), &two, &["--device", "cpu:0,1"]));
+    assert!(said.contains("device: CPU, 1 thread + CPU, 1 thread;"), "{said}");
+    assert_same_models(&one, &two);
+    let [one, two] = [one, two].map(|run| fs::read_to_string(run.join("metrics.jsonl")).unwrap());
+    let without_speed = |text: &str| -> Vec<String> {
+        text.lines().map(|line| line.split("\"images_per_second\"").next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(without_speed(&one), without_speed(&two));
+}
+
+#[test]
+fn devices_that_cannot_share_a_batch_are_refused() {
+    let out = tempdir().unwrap();
+    let run = |devices, setting| {
+        let mut command = distill();
+        arguments(&mut command, &out.path().join("run"), &["--device", devices, "--set", setting]);
+        command
+    };
+    fail(&mut run("cpu:0,1,2", "run.threads=4"), &["run.threads", "multiple of the 3 ranks", "found 4"]);
+    fail(&mut run("cpu:0,0", "run.threads=2"), &["--device", "different numbers"]);
+    fail(&mut run("cuda", "run.threads=2"), &["--device", "vulkan:0,1"]);
+    let few = ["cpu:0,1,2,3", "run.threads=4"];
+    let mut command = run(few[0], few[1]);
+    fail(command.args(["--set", "teacher.batch=3"]), &["teacher.batch", "each of 4 ranks", "found 3"]);
+}
+
+#[cfg(feature = "mpi")]
+mod processes {
+    use std::process::{Child, Stdio};
+    use std::time::{Duration, Instant};
+
+    use ccm::noise::Noise;
+
+    use super::*;
+
+    /// A command that `mpirun` starts in `ranks` processes.
+    fn in_ranks(ranks: usize) -> Command {
+        let mut command = Command::new("mpirun");
+        command.args(["--allow-run-as-root", "--oversubscribe", "-n"]).arg(ranks.to_string());
+        command.arg(distill().get_program());
+        command
+    }
+
+    /// The process of a rank, once it is there.
+    fn process(launcher: &Child, rank: usize) -> Option<u32> {
+        let variable = format!("OMPI_COMM_WORLD_RANK={rank}\0");
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(5) {
+            let children = format!("/proc/{0}/task/{0}/children", launcher.id());
+            for child in fs::read_to_string(children).unwrap_or_default().split_whitespace() {
+                let environment = fs::read(format!("/proc/{child}/environ")).unwrap_or_default();
+                if String::from_utf8_lossy(&environment).contains(&variable) {
+                    return child.parse().ok();
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        None
+    }
+
+    #[test]
+    fn two_processes_make_the_bytes_of_two_threads() {
+        let folder = tempdir().unwrap();
+        let [one, two, resumed] = ["one", "two", "resumed"].map(|name| folder.path().join(name));
+        succeed(arguments(&mut distill(), &one, &["--device", "cpu"]));
+        let said = succeed(arguments(&mut in_ranks(2), &two, &["--device", "cpu"]));
+        assert_eq!(said.matches("device: 2 processes with CPU, 1 thread;").count(), 1, "{said}");
+        assert_same_models(&one, &two);
+
+        // Started by two processes, continued by one.
+        let longer = ["--device", "cpu", "--set", "teacher.kimg=2"];
+        for command in [&mut distill(), &mut in_ranks(2)] {
+            let out = if command.get_program() == "mpirun" { &resumed } else { &two };
+            let _ = fs::remove_dir_all(out);
+            arguments(command, out, &longer);
+            if out == &two {
+                succeed(command);
+                continue;
+            }
+            let mut launcher = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            while fs::read_dir(out.join("checkpoints")).map_or(0, Iterator::count) == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            kill(process(&launcher, 0).unwrap());
+            launcher.wait().unwrap();
+            succeed(distill().args(["run", "--device", "cpu", "--resume", "--out"]).arg(out));
+        }
+        assert_same_models(&two, &resumed);
+    }
+
+    fn kill(process: u32) {
+        succeed(Command::new("kill").args(["-KILL", &process.to_string()]));
+    }
+
+    #[test]
+    fn whichever_rank_is_killed_the_run_resumes_to_the_same_bytes() {
+        const KILLS: usize = 12;
+        let folder = tempdir().unwrap();
+        let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+        let settings = ["--device", "cpu", "--set", "teacher.kimg=2.4", "--set", "distill.kimg=1.2"];
+        succeed(arguments(&mut in_ranks(2), &whole, &settings));
+        let mut noise = Noise::new(7, 0);
+        let mut kills = 0;
+        while kills < KILLS {
+            let mut command = in_ranks(2);
+            arguments(&mut command, &killed, &settings);
+            if killed.join("config.toml").exists() {
+                command.arg("--resume");
+            }
+            let mut launcher = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let process = process(&launcher, kills % 2).expect("a process of each rank");
+            std::thread::sleep(Duration::from_millis(200 + noise.below(900) as u64));
+            if launcher.try_wait().unwrap().is_some() {
+                panic!("the run has ended after {kills} kills; it should be longer");
+            }
+            kill(process);
+            let output = launcher.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && said.contains("on signal 9"), "{said}");
+            kills += 1;
+        }
+        succeed(arguments(&mut in_ranks(2), &killed, &settings).arg("--resume"));
+        assert_same_models(&whole, &killed);
+    }
+
+    #[test]
+    fn what_one_process_refuses_is_told_once() {
+        let folder = tempdir().unwrap();
+        let mut command = in_ranks(2);
+        arguments(&mut command, &folder.path().join("run"), &["--data", "not there"]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success());
+        assert_eq!(said.matches("error: not there").count(), 1, "{said}");
+    }
+}
