@@ -1,7 +1,7 @@
 //! The ranks of a run: processes or threads that train one network together, each on its own device.
 //!
 //! Every rank holds the whole state of training and takes the same steps. The ranks share the parts of each batch, and add up
-//! gradients and counts ([`Group::sum`]), so that their states stay equal. The first rank writes the files.
+//! gradients and counts ([`Group::all_reduce`]), so that their states stay equal. The first rank writes the files.
 
 use std::any::Any;
 use std::fmt;
@@ -16,47 +16,52 @@ pub trait Group: fmt::Debug + Send + Sync {
     /// Number of ranks.
     fn size(&self) -> usize;
 
+    /// The number of this rank among those of its machine, from 0: it selects the rank's device.
+    fn local_rank(&self) -> usize {
+        self.rank()
+    }
+
     /// The bytes of every rank, in the order of the ranks. Their lengths may differ.
-    fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>>;
+    fn all_gather(&self, bytes: &[u8]) -> Vec<Vec<u8>>;
 
     /// Replaces values by their sums over the ranks. They are added in the order of [`fold`], so that every rank gets the same
     /// bits, whatever rank is faster.
-    fn sum(&self, values: &mut [f32]);
+    fn all_reduce(&self, values: &mut [f32]);
 
-    /// Ends all ranks, after this one has failed and its error is printed.
+    /// Ends all ranks after an error of this one.
     fn abort(&self) {}
 }
 
 impl dyn Group + '_ {
     /// Whether this rank writes files and messages.
-    pub fn leads(&self) -> bool {
+    pub fn is_first(&self) -> bool {
         self.rank() == 0
     }
 
     /// Waits for every rank.
-    pub fn wait(&self) {
-        self.gather(&[]);
+    pub fn barrier(&self) {
+        self.all_gather(&[]);
     }
 
     /// Whether a rank says so.
     pub fn any(&self, here: bool) -> bool {
-        self.size() > 1 && self.gather(&[u8::from(here)]).contains(&vec![1]) || here
+        self.size() > 1 && self.all_gather(&[u8::from(here)]).contains(&vec![1]) || here
     }
 
     /// The first rank's text.
     pub fn first(&self, text: &str) -> String {
-        let text = if self.leads() { text.as_bytes() } else { &[] };
-        String::from_utf8_lossy(&self.gather(text)[0]).into_owned()
+        let text = if self.is_first() { text.as_bytes() } else { &[] };
+        String::from_utf8_lossy(&self.all_gather(text)[0]).into_owned()
     }
 
     /// The sums of these numbers over the ranks, added in the order of [`fold`].
-    pub fn sum_of(&self, numbers: &[f64]) -> Vec<f64> {
+    pub fn all_reduce_figures(&self, numbers: &[f64]) -> Vec<f64> {
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         let of_rank = |bytes: Vec<u8>| -> Vec<f64> {
             bytes.as_chunks().0.iter().map(|number| f64::from_le_bytes(*number)).collect()
         };
         let add = |a: Vec<f64>, b: Vec<f64>| a.into_iter().zip(b).map(|(a, b)| a + b).collect();
-        fold(self.gather(&bytes).into_iter().map(of_rank).collect(), &add).unwrap_or_default()
+        fold(self.all_gather(&bytes).into_iter().map(of_rank).collect(), &add).unwrap_or_default()
     }
 }
 
@@ -73,6 +78,15 @@ pub(super) fn fold<T>(mut list: Vec<T>, join: &impl Fn(T, T) -> T) -> Option<T> 
     }
 }
 
+/// The sums of lists of equal length, added in the order of [`fold`].
+pub(super) fn sum_lists(lists: Vec<Vec<f32>>) -> Vec<f32> {
+    let add = |mut a: Vec<f32>, b: Vec<f32>| {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        a
+    };
+    fold(lists, &add).unwrap_or_default()
+}
+
 /// A run of one rank.
 #[derive(Debug)]
 pub struct Alone;
@@ -86,11 +100,11 @@ impl Group for Alone {
         1
     }
 
-    fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+    fn all_gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
         vec![bytes.to_vec()]
     }
 
-    fn sum(&self, _: &mut [f32]) {}
+    fn all_reduce(&self, _: &mut [f32]) {}
 }
 
 /// Ranks that are threads of this process. If one ends early, the others end at their next exchange by unwinding with [`Ended`].
@@ -144,18 +158,16 @@ impl Group for Threads {
         self.to.len()
     }
 
-    fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+    fn all_gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
         self.exchange(bytes.into()).iter().map(|bytes| bytes.to_vec()).collect()
     }
 
-    fn sum(&self, values: &mut [f32]) {
+    fn all_reduce(&self, values: &mut [f32]) {
         let of_ranks = self.exchange(bytemuck::cast_slice(values).into());
-        let mut of_ranks: Vec<_> = of_ranks.iter().map(|bytes| bytes.as_chunks::<4>().0.iter()).collect();
-        for value in values {
-            let terms = of_ranks.iter_mut().filter_map(|of_rank| of_rank.next());
-            let terms: Vec<f32> = terms.map(|bytes| f32::from_ne_bytes(*bytes)).collect();
-            *value = fold(terms, &|a, b| a + b).unwrap_or(0.0);
-        }
+        let numbers = |bytes: &Arc<[u8]>| {
+            bytes.as_chunks().0.iter().map(|number| f32::from_ne_bytes(*number)).collect()
+        };
+        values.copy_from_slice(&sum_lists(of_ranks.iter().map(numbers).collect()));
     }
 }
 
@@ -180,8 +192,8 @@ mod tests {
         for size in 1..6 {
             let sums = in_ranks(size, |group| {
                 let mut sums = values(group.rank());
-                group.sum(&mut sums);
-                (sums, group.sum_of(&[group.rank() as f64, 1.0]))
+                group.all_reduce(&mut sums);
+                (sums, group.all_reduce_figures(&[group.rank() as f64, 1.0]))
             });
             let expected = |i: usize| fold((0..size).map(|rank| values(rank)[i]).collect(), &|a, b| a + b);
             let expected = [0, 1, 2].map(|i| expected(i).unwrap());
@@ -209,8 +221,8 @@ mod tests {
             if group.rank() == 1 {
                 return;
             }
-            group.wait();
-            group.wait();
+            group.barrier();
+            group.barrier();
         });
         assert!(ends[1].is_ok());
         for rank in [0, 2] {

@@ -6,7 +6,7 @@ use mpi::datatype::PartitionMut;
 use mpi::environment::Universe;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 
-use super::group::{Group, fold};
+use super::group::{Group, sum_lists};
 
 /// The variables that Open MPI, MPICH, Intel MPI and Slurm set for the processes that they start.
 const STARTED: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MPI_LOCALRANKID"];
@@ -15,6 +15,8 @@ const STARTED: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MP
 pub struct Mpi {
     rank: usize,
     size: usize,
+    /// The number of this rank among those of its machine.
+    local_rank: usize,
     _universe: Universe,
 }
 
@@ -33,7 +35,13 @@ impl Mpi {
         }
         let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)?;
         let world = universe.world();
-        Some(Self { rank: world.rank() as usize, size: world.size() as usize, _universe: universe })
+        let local_rank = world.split_shared(world.rank()).rank() as usize;
+        Some(Self {
+            rank: world.rank() as usize,
+            size: world.size() as usize,
+            local_rank,
+            _universe: universe,
+        })
     }
 }
 
@@ -46,7 +54,11 @@ impl Group for Mpi {
         self.size
     }
 
-    fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+    fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    fn all_gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let world = SimpleCommunicator::world();
         let mut counts = vec![0; self.size];
         world.all_gather_into(&(bytes.len() as i32), &mut counts[..]);
@@ -70,17 +82,17 @@ impl Group for Mpi {
 
     /// Each rank adds up one slice of the values, which it gets from all others, and sends them the sums. MPI's own reductions may
     /// add in any order.
-    fn sum(&self, values: &mut [f32]) {
+    fn all_reduce(&self, values: &mut [f32]) {
         let world = SimpleCommunicator::world();
+        if values.is_empty() {
+            return;
+        }
         let slice = values.len().div_ceil(self.size);
         let mut padded = values.to_vec();
         padded.resize(slice * self.size, 0.0);
         let mut of_ranks = vec![0.0_f32; slice * self.size];
         world.all_to_all_into(&padded[..], &mut of_ranks[..]);
-        let sum_at = |i: usize| {
-            fold(of_ranks[i..].iter().step_by(slice).copied().collect(), &|a, b| a + b).unwrap_or(0.0)
-        };
-        let sums: Vec<f32> = (0..slice).map(sum_at).collect();
+        let sums = sum_lists(of_ranks.chunks_exact(slice).map(<[f32]>::to_vec).collect());
         world.all_gather_into(&sums[..], &mut padded[..]);
         values.copy_from_slice(&padded[..values.len()]);
     }

@@ -200,11 +200,11 @@ impl Run {
     /// See [`RunError`]; completed work is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
         // No rank looks at the folder after the first has written to it.
-        self.group.wait();
-        if self.group.leads() {
+        self.group.barrier();
+        if self.group.is_first() {
             folder::prepare(&self.config, &self.folder, resume)?;
         }
-        self.group.wait();
+        self.group.barrier();
         let teacher = match self.teacher(watch)? {
             Some(teacher) => teacher,
             None => return Ok(Outcome::Interrupted),
@@ -217,7 +217,7 @@ impl Run {
         if self.finish(&basis, &distilled, watch)? == Outcome::Interrupted {
             return Ok(Outcome::Interrupted);
         }
-        if !self.group.leads() {
+        if !self.group.is_first() {
             return Ok(Outcome::Finished);
         }
         let curves = match self.given.student {
@@ -326,7 +326,7 @@ impl Run {
         let every = &self.config.run;
         let checkpoints = self.path(files::CHECKPOINTS);
         let (metrics, done) = (self.path(files::METRICS), stage.state().step);
-        let leads = self.group.leads();
+        let leads = self.group.is_first();
         let mut log = match leads {
             true => Some(MetricsLog::open(&metrics, kind, done, every.log_every(batch), steps)?),
             false => None,

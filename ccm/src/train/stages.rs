@@ -349,7 +349,7 @@ impl Run {
 
     /// Writes a file of the run, if this is the first rank.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-        if self.group.leads() {
+        if self.group.is_first() {
             disk::write(path, bytes)?;
         }
         Ok(())

@@ -187,13 +187,13 @@ impl<R: Summand> Summand for BatchSum<R> {
 
 /// Adds up a contribution over the ranks of a group. Its tensors are exchanged in buckets, since an exchange of many small
 /// tensors takes longer.
-fn sum_over_ranks<R: Summand>(group: &dyn Group, mut of_rank: R) -> R {
+fn all_reduce<R: Summand>(group: &dyn Group, mut of_rank: R) -> R {
     /// Values of a bucket: 64 MiB.
     const BUCKET: usize = 1 << 24;
     if group.size() == 1 {
         return of_rank;
     }
-    let figures = group.sum_of(&of_rank.figures());
+    let figures = group.all_reduce_figures(&of_rank.figures());
     of_rank.set_figures(&figures);
     let mut tensors = of_rank.tensors();
     while !tensors.is_empty() {
@@ -204,7 +204,7 @@ fn sum_over_ranks<R: Summand>(group: &dyn Group, mut of_rank: R) -> R {
         let count = ends.take_while(|&end| end <= BUCKET).count().max(1);
         let bucket: Vec<_> = tensors.drain(..count).collect();
         let mut values = to_host(Tensor::cat(bucket.iter().map(|tensor| (**tensor).clone()).collect(), 0));
-        group.sum(&mut values);
+        group.all_reduce(&mut values);
         let mut sums = values.as_slice();
         for tensor in bucket {
             let (sum, rest) = sums.split_at(tensor.dims()[0]);
@@ -280,7 +280,7 @@ impl Workers {
     #[expect(clippy::expect_used, reason = "a run checks its batches")]
     fn sum<R: Summand>(&self, batch: usize, f: impl Fn(Range<usize>) -> R + Sync) -> R {
         let of_rank = self.fold(self.parts(batch), f, R::join).expect("a part of the batch for every rank");
-        sum_over_ranks(&*self.group, of_rank)
+        all_reduce(&*self.group, of_rank)
     }
 
     fn fold<T: Send, R: Send>(

@@ -33,22 +33,22 @@ pub(crate) fn load_data(
     }
     let shape = ImageShape::of(&given.spec(config));
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
-    let load = |split, told| {
-        let told = if quiet { Told::Nothing } else { told };
-        load_part(source, shape, split, (count, seed), told)
+    let load = |split, messages| {
+        let messages = if quiet { Messages::None } else { messages };
+        load_part(source, shape, split, (count, seed), messages)
     };
-    Ok([load(Split::Train, Told::All)?.into(), load(Split::HeldOut, Told::Split)?.into()])
+    Ok([load(Split::Train, Messages::All)?.into(), load(Split::HeldOut, Messages::Split)?.into()])
 }
 
 /// The messages about a source.
 #[derive(Clone, Copy, PartialEq)]
-enum Told {
+enum Messages {
     /// All.
     All,
     /// Those about the split.
     Split,
     /// None.
-    Nothing,
+    None,
 }
 
 /// Whether the source is a file that `distill encode` wrote.
@@ -68,7 +68,7 @@ pub(crate) fn load_split(
     count: usize,
     seed: u64,
 ) -> Result<Dataset, Failure> {
-    load_part(source, shape, split, (count, seed), Told::All)
+    load_part(source, shape, split, (count, seed), Messages::All)
 }
 
 /// As [`load_split`], with these messages.
@@ -77,12 +77,12 @@ fn load_part(
     shape: ImageShape,
     split: Split,
     (count, seed): (usize, u64),
-    told: Told,
+    messages: Messages,
 ) -> Result<Dataset, Failure> {
     if source == SHAPES {
         let count = if split == Split::Train { count } else { SHAPES_HELD_OUT };
         let data = data::shapes(count, shape, split, seed)?;
-        if told != Told::Nothing {
+        if messages != Messages::None {
             println!(
                 "data: {split}: {} shapes, {} classes; {:.1} MB of memory",
                 data.len(),
@@ -93,8 +93,8 @@ fn load_part(
         return Ok(data);
     }
     let say = &mut |event: Event<'_>| match event {
-        _ if told == Told::Nothing => {}
-        Event::Nested { .. } | Event::NotRead { .. } if told == Told::Split => {}
+        _ if messages == Messages::None => {}
+        Event::Nested { .. } | Event::NotRead { .. } if messages == Messages::Split => {}
         event => describe(source, split, event),
     };
     Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)

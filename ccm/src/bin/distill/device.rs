@@ -63,6 +63,11 @@ pub(crate) fn open_several(choice: Choice, numbers: Option<&[usize]>) -> Result<
     wanted.map(|(_, chosen)| initialize(flag, chosen)).collect()
 }
 
+/// Number of the devices that [`open_several`] numbers; 0 for the CPU.
+pub(crate) fn count(choice: Choice) -> usize {
+    api_of(choice).map_or(0, |(_, backends)| usable(&adapters(backends), choice != Choice::Auto).len())
+}
+
 /// The API of a choice other than the CPU, with its name.
 fn api_of(choice: Choice) -> Option<(&'static str, Backends)> {
     Some(match choice {

@@ -62,6 +62,19 @@ impl Devices {
             Numbers::These(numbers) => device::open_several(self.choice, Some(numbers)),
         }
     }
+
+    /// Initializes the device of one of several processes on this machine: each takes the next of the devices, and begins again
+    /// after the last.
+    pub(crate) fn open_for(&self, place: usize) -> Result<Vec<Opened>, Failure> {
+        let numbers = match &self.numbers {
+            Numbers::These(numbers) => numbers.clone(),
+            Numbers::Best | Numbers::All => (0..device::count(self.choice)).collect(),
+        };
+        match numbers[..] {
+            [] => Ok(vec![device::open(self.choice)?]),
+            _ => device::open_several(self.choice, Some(&[numbers[place % numbers.len()]])),
+        }
+    }
 }
 
 #[cfg(test)]

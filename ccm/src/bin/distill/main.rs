@@ -28,10 +28,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// An error whose message is one line and names the file or flag at fault.
 type Failure = Box<dyn std::error::Error>;
 
-/// A failure that needs no message, because it has been told or another process tells it.
+/// A failure that needs no message: this or another process has printed it.
 #[derive(Debug, thiserror::Error)]
-#[error("another process has failed")]
-struct Untold;
+#[error("another process has printed the error")]
+struct AlreadyReported;
 
 /// Train one-step image generators with the Curriculum Consistency Model.
 ///
@@ -120,7 +120,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) if failure.is::<Untold>() => ExitCode::FAILURE,
+        Err(failure) if failure.is::<AlreadyReported>() => ExitCode::FAILURE,
         Err(failure) => {
             eprintln!("error: {}", one_line(&failure.to_string()));
             ExitCode::FAILURE

@@ -17,7 +17,7 @@ use crate::device::Opened;
 use crate::devices::Devices;
 use crate::progress::{Progress, Silent};
 use crate::sample::backend;
-use crate::{Failure, Untold};
+use crate::{AlreadyReported, Failure};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let group = ranks();
     let folder = PathBuf::from(group.first(&folder(&arguments).to_string_lossy()));
     if arguments.show_config {
-        if group.leads() {
+        if group.is_first() {
             let config = configuration(&arguments, &folder)?;
             print!("{}", config.to_toml()?);
             show_memory(&config, arguments.preset.as_deref())?;
@@ -69,17 +69,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let cores = group.first(&cores.to_string()).parse().unwrap_or(cores);
     let prepared = prepare(&arguments, folder, cores, &group);
     let error = prepared.as_ref().err().map_or_else(String::new, ToString::to_string);
-    let errors = group.gather(error.as_bytes());
+    let errors = group.all_gather(error.as_bytes());
     if let Some(rank) = errors.iter().position(|error| !error.is_empty()) {
-        // The first rank tells the error; one line for each of many ranks would not help.
-        return match (group.leads(), prepared) {
+        // Only the first rank prints the error, once for all ranks.
+        return match (group.is_first(), prepared) {
             (true, Err(own)) => Err(own),
             (true, Ok(_)) => Err(format!("rank {rank}: {}", String::from_utf8_lossy(&errors[rank])).into()),
-            (false, _) => Err(Untold.into()),
+            (false, _) => Err(AlreadyReported.into()),
         };
     }
     let (run, devices) = prepared?;
-    let done = match (group.leads(), devices.len()) {
+    let done = match (group.is_first(), devices.len()) {
         (true, 1) => run.go(arguments.resume, &mut Progress::new()?),
         (true, _) => replicas::go(&run, devices, arguments.resume, &mut Progress::new()?),
         (false, _) => run.go(arguments.resume, &mut Silent(Progress::new()?)),
@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         eprintln!("error: {error}");
         // The other ranks may wait for this one.
         group.abort();
-        return Err(Untold.into());
+        return Err(AlreadyReported.into());
     }
     Ok(())
 }
@@ -110,7 +110,7 @@ fn prepare(
     cores: usize,
     group: &Arc<dyn Group>,
 ) -> Result<(Run, Vec<Device>), Failure> {
-    let (leads, ranks) = (group.leads(), group.size());
+    let (leads, ranks) = (group.is_first(), group.size());
     let mut config = configuration(arguments, &folder)?;
     if leads && arguments.resume && arguments.out.is_none() {
         println!("--resume: {}, the newest run of its preset", folder.display());
@@ -120,11 +120,10 @@ fn prepare(
         given.notes.iter().for_each(|note| println!("{note}"));
     }
     given.pipeline = given.pipeline.map(|pipeline| pipeline.with_backend(backend(arguments.device.choice)));
-    let opened = arguments.device.open()?;
-    if ranks > 1 && opened.len() > 1 {
-        let found = format!("{} devices in each of {ranks} processes", opened.len());
-        return Err(format!("--device: expected one device or one process, found {found}").into());
-    }
+    let opened = match ranks {
+        1 => arguments.device.open()?,
+        _ => arguments.device.open_for(group.local_rank())?,
+    };
     if ranks > 1 && given.pipeline.is_some() && !is_encoded(&config) {
         let expected = "expected images encoded before, by `distill encode`, as several processes read them";
         return Err(format!("data.source: {expected}").into());
@@ -209,7 +208,7 @@ fn share(
     }
     if !resume {
         config.run.threads = Some(all);
-    } else if all != own * ranks && group.leads() {
+    } else if all != own * ranks && group.is_first() {
         println!(
             "--resume: {all} threads share a batch, as when the run began, so that its sums stay the same"
         );
