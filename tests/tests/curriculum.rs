@@ -40,12 +40,12 @@ fn networks_get_batches_of_few_sizes_and_the_results_are_the_same() {
     let (mut plain, many) = distillation(&data, None);
     let (mut padded, few) = distillation(&data, Some(BATCH));
     for _ in 0..3 {
-        let (a, b) = (plain.step(), padded.step());
+        let (a, b) = (plain.step().unwrap(), padded.step().unwrap());
         assert_eq!((a.teacher_steps, a.evaluations), (b.teacher_steps, b.evaluations));
         assert!((a.loss / b.loss - 1.0).abs() < 1e-5 && (a.kdc.unwrap() - b.kdc.unwrap()).abs() < 1e-4);
     }
     let goal = |distillation: &Distillation| {
-        let batch = distillation.batches.batch(9);
+        let batch = distillation.batches.batch(9).unwrap();
         let t: Vec<f32> = batch.uniform.iter().map(|u| 0.9 * u).collect();
         let (estimate, x_t) = (batch.x0.clone(), batch.x1.clone());
         let start = Start { estimate, x_t, t, condition: batch.condition.clone(), direction: None };
@@ -68,15 +68,15 @@ fn a_batch_prepared_ahead_is_the_batch() {
     let batches = distillation.batches;
     for step in [0, 1, 2, 3, 7, 2] {
         let fresh = batches_like(&batches);
-        let expected = fresh.batch(step);
+        let expected = fresh.batch(step).unwrap();
         batches.while_preparing(step, || ());
-        let found = batches.batch(step);
+        let found = batches.batch(step).unwrap();
         assert_eq!(to_host(found.x0), to_host(expected.x0), "step {step}");
         assert_eq!(to_host(found.x1), to_host(expected.x1), "step {step}");
         assert_eq!((found.uniform, found.seed), (expected.uniform, expected.seed), "step {step}");
         // Prepared for another step: not used.
         batches.while_preparing(step + 1, || ());
-        assert_eq!(batches.batch(step).seed, found.seed);
+        assert_eq!(batches.batch(step).unwrap().seed, found.seed);
     }
 }
 
@@ -103,7 +103,7 @@ fn heun_steps_are_counted_and_closer_to_the_teachers_path() {
         let curriculum = &mut distillation.curriculum;
         // To the end of the path: the target is then the teacher's own endpoint.
         (curriculum.threshold, curriculum.solver, curriculum.step_size) = (f64::INFINITY, solver, step_size);
-        let batch = distillation.batches.batch(0);
+        let batch = distillation.batches.batch(0).unwrap();
         let t = vec![0.0; batch.len()];
         let start = Start {
             estimate: batch.x0.clone(),

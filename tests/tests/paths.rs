@@ -146,7 +146,7 @@ fn teachers_learn_on_every_path_and_students_learn_from_them() {
         let workers = Workers::new(1, BATCH, BATCH).unwrap();
         let state = TrainState::new(&model, &[0.9], &device);
         let mut teacher = Teacher { batches, schedule, workers, times, state };
-        let losses: Vec<f64> = (0..120).map(|_| teacher.step().loss).collect();
+        let losses: Vec<f64> = (0..120).map(|_| teacher.step().unwrap().loss).collect();
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let (first, last) = (mean(&losses[..10]), mean(&losses[100..]));
         assert!(last < 0.8 * first, "{prediction:?}: the loss was {first} and is {last}");
@@ -167,7 +167,7 @@ fn teachers_learn_on_every_path_and_students_learn_from_them() {
         };
         let before = distance(&draw(&distillation.teacher.denoiser, Solver::Jumps, 1));
         for _ in 0..60 {
-            distillation.step();
+            distillation.step().unwrap();
         }
         let after = distance(&draw(&distillation.sampled().denoiser, Solver::Jumps, 1));
         println!("{prediction:?}: loss {first:.3} to {last:.3}, distance {before:.4} to {after:.4}");

@@ -48,7 +48,7 @@ fn step(device: &Device) -> (StepReport, Vec<f32>) {
     let workers = Workers::new(1, 4, 4).unwrap();
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
     oppose(&mut distillation, device);
-    let report = distillation.step();
+    let report = distillation.step().unwrap();
     (report, distillation.state().denoiser.parameters().into_iter().flat_map(to_host).collect())
 }
 

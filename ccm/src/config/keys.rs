@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 38] = [
+pub(super) const OPTIONAL: [&str; 40] = [
     "data.captions",
     "data.count",
     "data.image_size",
+    "data.shuffle_buffer",
     "data.source",
+    "data.streamed",
     "distill.fixed_precision",
     "distill.guidance",
     "distill.guidance_channels",

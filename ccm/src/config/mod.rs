@@ -105,6 +105,13 @@ pub struct DataConfig {
     /// Number of generated images, `1..=10_000_000`. Required if the source is `shapes`, otherwise not used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
+    /// Whether images stay on disk and are read and decoded when a batch needs them: for data larger than memory. A folder, a
+    /// `.zip` or `.tar` of images, or a folder of `.tar` shards.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub streamed: bool,
+    /// Streamed images from which the next one is drawn, for all rows of a batch together, `1..=10_000_000`. By default 8192.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shuffle_buffer: Option<usize>,
     /// Whether training images are mirrored left to right with probability 1/2.
     pub horizontal_flip: bool,
     /// Whether the network is conditioned on class labels. If so, `network.num_classes` is set from the data.

@@ -116,6 +116,13 @@ impl RunConfig {
 
 impl DataConfig {
     fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(buffer) = self.shuffle_buffer {
+            within("data.shuffle_buffer", buffer, COUNT)?;
+        }
+        if self.streamed && (self.captions || self.source.as_deref() == Some(SHAPES)) {
+            let expected = "false with captions and with generated images, which are in memory";
+            return Err(wrong("data.streamed", expected, "true"));
+        }
         match (self.source.as_deref(), self.count) {
             (Some(""), _) => Err(wrong("data.source", "`shapes` or a path", "an empty string")),
             (Some(SHAPES), None) => {

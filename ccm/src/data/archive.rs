@@ -1,17 +1,19 @@
-//! Reads images from zip and tar archives in one pass. Entries stay compressed in memory; nothing is unpacked to disk.
+//! Lists the images of zip and tar archives in one pass. Entries stay compressed in memory, or on disk; nothing is unpacked.
 //!
 //! Sizes in headers are not trusted: entries are read up to a limit, and an archive that ends early is an error.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
 
-use zip::ZipArchive;
+use zip::read::ZipFile;
 use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
 
 use super::DataError;
-use super::content::{Content, LARGEST_FILE, Source, read_bounded, too_large};
-use super::files::{Kind, kind, open_maybe_gzip};
+use super::content::{Content, LARGEST_FILE, Part, Source, read_bounded, too_large};
+use super::files::{Kind, is_gzip, kind, open_maybe_gzip};
 
 /// The first bytes of a zip archive with entries.
 const ZIP_MAGIC: [u8; 2] = *b"PK";
@@ -19,12 +21,21 @@ const ZIP_MAGIC: [u8; 2] = *b"PK";
 /// Size of a tar block in bytes. A complete archive ends with at least one block of zeros.
 const TAR_BLOCK: u64 = 512;
 
+/// What a listing keeps of the images in an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Their bytes.
+    Bytes,
+    /// Their places in the archive, which must stay as it is. Other files are kept as bytes.
+    Places,
+}
+
 /// Lists the files in the zip archive at `path`. An entry that cannot be unpacked becomes an unreadable image.
 ///
 /// # Errors
 /// [`DataError::Truncated`] if the directory at the archive's end is missing, [`DataError::Archive`] if the file is not
 /// a zip archive, [`DataError::Io`].
-pub(super) fn in_zip(path: &Path) -> Result<Source, DataError> {
+pub(super) fn in_zip(path: &Path, keep: Keep) -> Result<Source, DataError> {
     let failed = |error| DataError::reading(path, error);
     let mut magic = Vec::new();
     File::open(path).and_then(|file| file.take(2).read_to_end(&mut magic)).map_err(failed)?;
@@ -45,6 +56,7 @@ pub(super) fn in_zip(path: &Path) -> Result<Source, DataError> {
             reason: error.to_string(),
         },
     })?;
+    let shared: Arc<Path> = path.into();
     let mut source = Source::default();
     for index in 0..archive.len() {
         let Some(name) = archive.name_for_index(index).and_then(Result::ok) else { continue };
@@ -58,6 +70,9 @@ pub(super) fn in_zip(path: &Path) -> Result<Source, DataError> {
         }
         let content = match archive.by_index(index) {
             Ok(entry) if entry.size() > LARGEST_FILE => Content::Refused(too_large()),
+            Ok(entry) if keep == Keep::Places && matches!(kind, Kind::Data(_)) => {
+                place_in_zip(&entry, &shared)
+            }
             Ok(entry) => match read_bounded(entry) {
                 Ok(content) => Content::from(content),
                 Err(error) => Content::Refused(format!("cannot be unpacked: {error}")),
@@ -69,15 +84,43 @@ pub(super) fn in_zip(path: &Path) -> Result<Source, DataError> {
     Ok(source)
 }
 
-/// Lists the files in the tar archive at `path`, with or without gzip compression.
+fn place_in_zip(entry: &ZipFile<'_, impl Read>, archive: &Arc<Path>) -> Content {
+    let deflated = match entry.compression() {
+        CompressionMethod::Stored => false,
+        CompressionMethod::Deflated => true,
+        other => return Content::Refused(format!("cannot be read in its archive: compressed with {other}")),
+    };
+    match entry.data_start() {
+        Some(start) => Content::Part(Part {
+            archive: Arc::clone(archive),
+            start,
+            length: entry.compressed_size(),
+            deflated,
+        }),
+        None => Content::Refused("has no place in its archive".to_owned()),
+    }
+}
+
+/// Lists the files in the tar archive at `path`, with or without gzip compression. A compressed one is kept as bytes.
 ///
 /// # Errors
 /// [`DataError::Truncated`] if the archive ends early, [`DataError::Archive`] if it is damaged or not a tar archive,
 /// [`DataError::Io`].
-pub(super) fn in_tar(path: &Path) -> Result<Source, DataError> {
-    let mut stream = Watched { inner: open_maybe_gzip(path)?, ended: false, zeros: 0 };
+pub(super) fn in_tar(path: &Path, keep: Keep) -> Result<Source, DataError> {
     let truncated =
         |detail: &str| DataError::Truncated { path: path.to_path_buf(), detail: detail.to_owned() };
+    if keep == Keep::Places && !is_gzip(path)? {
+        return places_in_tar(path).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => truncated("the tar archive ends in the middle of an entry"),
+            _ if error.raw_os_error().is_some() => DataError::reading(path, error),
+            _ => DataError::Archive {
+                path: path.to_path_buf(),
+                expected: "a tar archive",
+                reason: error.to_string(),
+            },
+        });
+    }
+    let mut stream = Watched { inner: open_maybe_gzip(path)?, ended: false, zeros: 0 };
     let outcome = read_entries(&mut stream);
     let found = outcome.and_then(|found| io::copy(&mut stream, &mut io::sink()).map(|_| found));
     match found {
@@ -114,6 +157,35 @@ fn read_entries(stream: impl Read) -> io::Result<Source> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         source.add(kind, || Content::from(content));
+    }
+    Ok(source)
+}
+
+/// Lists a tar archive that is not compressed, without reading its images.
+fn places_in_tar(path: &Path) -> io::Result<Source> {
+    let length = std::fs::metadata(path)?.len();
+    let shared: Arc<Path> = path.into();
+    let mut archive = tar::Archive::new(File::open(path)?);
+    let mut source = Source::default();
+    for entry in archive.entries_with_seek()? {
+        let entry = entry?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let kind = kind(&String::from_utf8_lossy(&entry.path_bytes()));
+        let (start, size) = (entry.raw_file_position(), entry.size());
+        if start.checked_add(size).is_none_or(|end| end > length) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let content = match &kind {
+            _ if size > LARGEST_FILE => Content::Refused(too_large()),
+            Kind::Data(_) => {
+                Content::Part(Part { archive: Arc::clone(&shared), start, length: size, deflated: false })
+            }
+            Kind::Text(_) => Content::from(read_bounded(entry)?),
+            _ => Content::default(),
+        };
+        source.add(kind, || content);
     }
     Ok(source)
 }
@@ -182,7 +254,12 @@ mod tests {
         writer.finish().unwrap().into_inner()
     }
 
-    type Reader = fn(&Path) -> Result<Source, DataError>;
+    type Reader = fn(&Path, Keep) -> Result<Source, DataError>;
+
+    /// The bytes of the files that a listing found.
+    fn bytes(source: Source) -> Vec<Vec<u8>> {
+        source.found.into_values().map(|content| content.into_bytes().unwrap()).collect()
+    }
 
     #[test]
     fn every_truncated_archive_is_reported_as_truncated() {
@@ -197,14 +274,16 @@ mod tests {
         for (name, whole, read) in kinds {
             let path = folder.path().join(name);
             fs::write(&path, &whole).unwrap();
-            let found = read(&path).unwrap().found;
+            let found = read(&path, Keep::Bytes).unwrap().found;
             assert_eq!(found.keys().collect::<Vec<_>>(), ["a/x.png", "b/y.png"]);
             assert!(found.values().all(|content| matches!(content, Content::Encoded(b) if *b == big)));
             // Losing a part of the end marker loses no data.
             let last = if name == "t.tar" { whole.len() - 1024 } else { whole.len() - 1 };
             for length in (2..last).step_by(97).chain([1, 2, 511, 512, 513, 1024, last]) {
                 fs::write(&path, &whole[..length]).unwrap();
-                let error = read(&path).err().unwrap_or_else(|| panic!("{name} cut to {length} was read"));
+                let error = read(&path, Keep::Bytes)
+                    .err()
+                    .unwrap_or_else(|| panic!("{name} cut to {length} was read"));
                 assert!(error.to_string().contains("truncated"), "{name} cut to {length}: {error}");
                 assert!(error.to_string().contains(name), "{error}");
             }
@@ -221,7 +300,7 @@ mod tests {
         for (name, bytes, read) in archives {
             let path = folder.path().join(name);
             fs::write(&path, bytes).unwrap();
-            let Source { found, not_read, .. } = read(&path).unwrap();
+            let Source { found, not_read, .. } = read(&path, Keep::Bytes).unwrap();
             assert_eq!(found.keys().collect::<Vec<_>>(), ["a/x.png", "a/x.png (2)"], "{name}");
             assert_eq!(not_read.to_string(), "1 .heic picture", "{name}");
         }
@@ -234,7 +313,7 @@ mod tests {
         for (name, read) in [("page.zip", in_zip as Reader), ("page.tgz", in_tar)] {
             let path = folder.path().join(name);
             fs::write(&path, &page).unwrap();
-            let error = read(&path).err().unwrap();
+            let error = read(&path, Keep::Bytes).err().unwrap();
             assert!(matches!(error, DataError::Archive { .. }), "{error}");
         }
     }
@@ -249,7 +328,7 @@ mod tests {
         for (name, bytes, read) in kinds {
             let path = folder.path().join(name);
             fs::write(&path, bytes).unwrap();
-            let found = read(&path).unwrap().found;
+            let found = read(&path, Keep::Bytes).unwrap().found;
             assert!(matches!(&found["huge.png"], Content::Refused(reason) if reason.contains("64 MiB")));
             assert!(matches!(&found["x.png"], Content::Encoded(bytes) if bytes == b"small"));
         }
@@ -263,8 +342,32 @@ mod tests {
         let mut bytes = zip_of(&[("x.png", &big), ("y.png", &big)]);
         bytes[500] ^= 0xff;
         fs::write(&path, bytes).unwrap();
-        let found = in_zip(&path).unwrap().found;
+        let found = in_zip(&path, Keep::Bytes).unwrap().found;
         assert!(matches!(&found["x.png"], Content::Refused(reason) if reason.contains("unpacked")));
         assert!(matches!(&found["y.png"], Content::Encoded(bytes) if *bytes == big));
+    }
+
+    #[test]
+    fn files_are_read_at_their_places_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let (big, other) = (noise(3000), noise(1000));
+        let files: &[(&str, &[u8])] = &[("a/x.png", &big), ("a/x.cls", b"3"), ("b/y.png", &other)];
+        let kinds: [(&str, Vec<u8>, Reader); 3] = [
+            ("t.tar", tar_of(files), in_tar),
+            ("t.tgz", gzip(&tar_of(files)), in_tar),
+            ("t.zip", zip_of(files), in_zip),
+        ];
+        for (name, whole, read) in kinds {
+            let path = folder.path().join(name);
+            fs::write(&path, &whole).unwrap();
+            let source = read(&path, Keep::Places).unwrap();
+            let on_disk = source.found.values().all(|content| matches!(content, Content::Part(_)));
+            assert_eq!(on_disk, name != "t.tgz");
+            assert!(matches!(&source.texts["a/x.cls"], Content::Encoded(text) if text == b"3"));
+            assert_eq!(bytes(source), [big.clone(), other.clone()], "{name}");
+        }
+        let cut = folder.path().join("cut.tar");
+        fs::write(&cut, &tar_of(files)[..2000]).unwrap();
+        assert!(in_tar(&cut, Keep::Places).unwrap_err().to_string().contains("truncated"));
     }
 }

@@ -111,7 +111,7 @@ fn choose(names: &[&str], split: Split) -> Choices {
 
 /// The split of image `position` (from 1) of the `total` images of a class: every 20th is held out, or the last if
 /// there are fewer than 20. The only image of a class is for training.
-fn split_by_position(position: usize, total: usize) -> Split {
+pub(super) fn split_by_position(position: usize, total: usize) -> Split {
     let held_out = position.is_multiple_of(HELD_OUT_EVERY.min(total));
     if held_out && total > 1 { Split::HeldOut } else { Split::Train }
 }

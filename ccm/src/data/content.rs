@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::PathBuf;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::read::DeflateDecoder;
 
 use super::ImageShape;
 use super::files::Kind;
@@ -58,10 +61,41 @@ pub(super) enum Content {
     File(PathBuf),
     /// The bytes of an encoded file.
     Encoded(Vec<u8>),
+    /// An encoded file in an archive on disk.
+    Part(Part),
     /// Decoded pixels `[C, H, W]` with the dimensions of `shape`; `C` is 1 or 3.
     Planes { shape: ImageShape, pixels: Vec<u8> },
     /// A file that cannot be read, with the reason.
     Refused(String),
+}
+
+/// A file in an archive on disk.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    /// The archive.
+    pub(super) archive: Arc<Path>,
+    /// Position of the first byte in the archive.
+    pub(super) start: u64,
+    /// Number of bytes in the archive.
+    pub(super) length: u64,
+    /// Whether the bytes are compressed with deflate.
+    pub(super) deflated: bool,
+}
+
+impl Part {
+    fn read(&self) -> io::Result<Result<Vec<u8>, String>> {
+        let mut archive = File::open(&self.archive)?;
+        archive.seek(SeekFrom::Start(self.start))?;
+        let bytes = archive.take(self.length);
+        if self.deflated {
+            return read_bounded(DeflateDecoder::new(io::BufReader::new(bytes)));
+        }
+        let read = read_bounded(bytes)?;
+        if read.as_ref().is_ok_and(|bytes| (bytes.len() as u64) < self.length) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(read)
+    }
 }
 
 impl Default for Content {
@@ -80,9 +114,28 @@ impl From<Result<Vec<u8>, String>> for Content {
 }
 
 impl Content {
+    /// The same content, if it is on disk.
+    pub(super) fn on_disk(&self) -> Option<Self> {
+        match self {
+            Self::File(path) => Some(Self::File(path.clone())),
+            Self::Part(part) => Some(Self::Part(part.clone())),
+            _ => None,
+        }
+    }
+
+    /// The place on disk, for messages.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Part(part) => format!("{} at byte {}", part.archive.display(), part.start),
+            _ => "an image".to_owned(),
+        }
+    }
+
     /// The bytes of a file or archive entry, or the reason why it cannot be read.
     pub(super) fn into_bytes(self) -> Result<Vec<u8>, String> {
         match self {
+            Self::Part(part) => part.read().map_err(|error| error.to_string()).flatten(),
             Self::File(path) => {
                 let read = File::open(path).and_then(read_bounded);
                 read.map_err(|error| error.to_string()).flatten()

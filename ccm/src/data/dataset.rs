@@ -162,20 +162,36 @@ impl Dataset {
     /// If an index is not below [`len`](Self::len).
     #[must_use]
     pub fn batch(&self, indices: &[usize], flip: &[bool]) -> Vec<f32> {
-        let to_float = |byte: &u8| f32::from(*byte) / 127.5 - 1.0;
-        let mut values = Vec::with_capacity(indices.len() * self.shape.bytes());
-        for (position, &index) in indices.iter().enumerate() {
-            let mirrored = flip.get(position).copied().unwrap_or(false);
-            for row in self.image(index).chunks_exact(self.shape.width) {
-                if mirrored {
-                    values.extend(row.iter().rev().map(to_float));
-                } else {
-                    values.extend(row.iter().map(to_float));
-                }
+        let images = indices.iter().map(|&index| self.image(index));
+        values_of(images, self.shape, flip, indices.len())
+    }
+}
+
+/// Images as values in [-1, 1]; see [`Dataset::batch`].
+pub(super) fn to_values(pixels: &[u8], shape: ImageShape, flip: &[bool]) -> Vec<f32> {
+    let size = shape.bytes();
+    values_of(pixels.chunks_exact(size), shape, flip, pixels.len() / size)
+}
+
+fn values_of<'a>(
+    images: impl Iterator<Item = &'a [u8]>,
+    shape: ImageShape,
+    flip: &[bool],
+    count: usize,
+) -> Vec<f32> {
+    let to_float = |byte: &u8| f32::from(*byte) / 127.5 - 1.0;
+    let mut values = Vec::with_capacity(count * shape.bytes());
+    for (position, image) in images.enumerate() {
+        let mirrored = flip.get(position).copied().unwrap_or(false);
+        for row in image.chunks_exact(shape.width) {
+            if mirrored {
+                values.extend(row.iter().rev().map(to_float));
+            } else {
+                values.extend(row.iter().map(to_float));
             }
         }
-        values
     }
+    values
 }
 
 #[cfg(test)]

@@ -42,6 +42,15 @@ pub enum DataError {
         /// The files that it has instead.
         not_read: NotRead,
     },
+    /// Images that cannot be read one by one.
+    #[error(
+        "{}: expected a folder, .zip or .tar of image files, as data.streamed is true; `distill shard` makes such archives",
+        path.display()
+    )]
+    NotOnDisk {
+        /// The source.
+        path: PathBuf,
+    },
     /// A source has images, but none in the requested split.
     #[error("{} has no {split} images: expected {expected}", path.display())]
     EmptySplit {
@@ -148,7 +157,9 @@ pub enum DataError {
         largest: usize,
     },
     /// The images do not fit in memory.
-    #[error("{images} images of {channels}x{height}x{width} do not fit in memory")]
+    #[error(
+        "{images} images of {channels}x{height}x{width} do not fit in memory; with data.streamed=true a run reads them from disk"
+    )]
     TooLarge {
         /// Number of images.
         images: usize,

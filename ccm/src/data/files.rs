@@ -10,15 +10,18 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 
 use super::DataError;
-use super::archive;
+use super::archive::{self, Keep};
 use super::cifar;
 use super::content::{Content, Source};
 
 /// Extensions of the supported image formats, in lower case.
 const IMAGES: [&str; 11] = ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// Extensions of files that may hold captions, in lower case.
-const CAPTIONS: [&str; 4] = ["txt", "json", "jsonl", "csv"];
+/// Extensions of files that may hold captions or classes, in lower case.
+const TEXTS: [&str; 5] = ["txt", "json", "jsonl", "csv", "cls"];
+
+/// The first bytes of a gzip file.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Kind of a file, by its name.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub(super) enum Kind {
     Hidden,
     /// An image or a part of CIFAR-10, with its path within the source.
     Data(String),
-    /// A file that may hold captions, with its path within the source.
+    /// A file that may hold captions or classes, with its path within the source.
     Text(String),
     /// Any other file, with its extension in lower case, or an empty string.
     Other(String),
@@ -43,7 +46,7 @@ pub(super) fn kind(path: &str) -> Kind {
     let ending = file.rsplit_once('.').map_or_else(String::new, |(_, ending)| ending.to_lowercase());
     if IMAGES.contains(&ending.as_str()) || cifar::is_part(file) {
         Kind::Data(parts.join("/"))
-    } else if CAPTIONS.contains(&ending.as_str()) {
+    } else if TEXTS.contains(&ending.as_str()) {
         Kind::Text(parts.join("/"))
     } else {
         Kind::Other(ending)
@@ -68,22 +71,30 @@ pub(super) fn in_folder(folder: &Path) -> Result<Source, DataError> {
 ///
 /// # Errors
 /// [`DataError`] if a folder cannot be listed or an archive not be read.
-pub(super) fn with_shards(folder: &Path) -> Result<Source, DataError> {
+pub(super) fn with_shards(folder: &Path, keep: Keep) -> Result<Source, DataError> {
     let mut source = in_folder(folder)?;
-    let children = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let mut shards: Vec<PathBuf> =
-        children.map_err(|error| DataError::reading(folder, error))?.iter().map(fs::DirEntry::path).collect();
-    shards.retain(|path| path.extension().is_some_and(|ending| ending == "tar"));
-    shards.sort();
-    for path in shards {
+    for path in shards(folder)? {
         let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let shard = archive::in_tar(&path)?;
+        let shard = archive::in_tar(&path, keep)?;
         source.not_read.replace("tar", &shard.not_read);
         let within = |(file, content): (String, Content)| (format!("{name}/{file}"), content);
         source.found.extend(shard.found.into_iter().map(within));
         source.texts.extend(shard.texts.into_iter().map(within));
     }
     Ok(source)
+}
+
+/// The tar archives of a folder, sorted by name.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub(super) fn shards(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let children = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let mut shards: Vec<PathBuf> =
+        children.map_err(|error| DataError::reading(folder, error))?.iter().map(fs::DirEntry::path).collect();
+    shards.retain(|path| path.extension().is_some_and(|ending| ending == "tar"));
+    shards.sort();
+    Ok(shards)
 }
 
 fn search(
@@ -116,6 +127,17 @@ fn search(
     Ok(())
 }
 
+/// Whether the file at `path` starts with the magic number of gzip.
+///
+/// # Errors
+/// [`DataError::Io`].
+pub(super) fn is_gzip(path: &Path) -> Result<bool, DataError> {
+    let mut magic = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(2).read_to_end(&mut magic));
+    read.map_err(|error| DataError::reading(path, error))?;
+    Ok(magic == GZIP)
+}
+
 /// Opens `path` and decompresses it if it starts with the magic number of gzip.
 ///
 /// # Errors
@@ -127,7 +149,7 @@ pub(super) fn open_maybe_gzip(path: &Path) -> Result<Box<dyn Read>, DataError> {
     file.by_ref().take(2).read_to_end(&mut magic).map_err(failed)?;
     file.rewind().map_err(failed)?;
     let file = BufReader::with_capacity(1 << 16, file);
-    Ok(if magic == [0x1f, 0x8b] { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) })
+    Ok(if magic == GZIP { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! holds latents and text embeddings of captioned images.
 //!
 //! [`load`] detects the kind of source from its path, converts every image to one [`ImageShape`] and keeps all images
-//! in memory as bytes. [`shapes()`] generates a data set without a download. Progress and skipped files are reported as
+//! in memory as bytes. [`open`] leaves them on disk. [`shapes()`] generates a data set without a download. Progress and skipped files are reported as
 //! [`Event`]s. This module prints nothing and writes nothing to disk.
 //!
 //! | Source | Train | Held out |
@@ -10,6 +10,7 @@
 //! | folder with MNIST IDX files, `.gz` or not | `train-*` | `t10k-*` |
 //! | CIFAR-10 binary batches: folder, `.tar`, `.tar.gz`, `.tgz`, `.zip` | `data_batch_*.bin` | `test_batch.bin` |
 //! | images with a folder `train` and a folder `test`, `val`, `valid` or `validation` | `train` | the other folder |
+//! | tar archives with a class file for each image (`webdataset`) | `train*.tar` | `val*.tar` |
 //! | any other folder or archive of images | the remaining images | every 20th of each class |
 //!
 //! The class of an image is the first folder in which paths differ, as in torchvision's `ImageFolder`.
@@ -30,11 +31,15 @@ mod files;
 mod idx;
 mod not_read;
 mod shapes;
+pub mod shards;
+mod streamed;
+mod webdataset;
 
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
+use archive::Keep;
 use rayon::prelude::*;
 
 pub use dataset::{Dataset, ImageShape};
@@ -43,6 +48,7 @@ pub use error::DataError;
 pub use examples::Examples;
 pub use not_read::NotRead;
 pub use shapes::{SHAPE_CLASSES, shapes};
+pub use streamed::{Read, Streamed};
 
 /// Number of images decoded between two [`Event::Progress`].
 const CHUNK: usize = 256;
@@ -102,7 +108,7 @@ pub enum Event<'a> {
         /// Number of images in neither split: those outside the folders `train` and `test`, or without a class folder
         /// while other images have one.
         left_out: usize,
-        /// Size of the data set in memory, in bytes.
+        /// Size of the data set in memory, in bytes; 0 if it stays on disk.
         bytes: u64,
     },
     /// Class folders contain subfolders, which do not become classes.
@@ -181,12 +187,43 @@ pub fn load(
 ) -> Result<Dataset, DataError> {
     shape.validate()?;
     observer(Event::Reading { path: source });
-    let listing = list(source, split, options.captions)?;
+    let listing = list(source, split, options.captions, Keep::Bytes)?;
     assemble(source, listing, shape, split, options, observer)
 }
 
+/// Opens one split of `source`, a folder or an archive, as images of `shape` that are read and decoded when a batch needs them, in the
+/// way of [`load`]. `buffer` is the number of images from which an epoch draws the next one.
+///
+/// # Errors
+/// As [`load`]; images that are not on disk one by one.
+pub fn open(
+    source: &Path,
+    shape: ImageShape,
+    split: Split,
+    buffer: usize,
+    observer: &mut dyn FnMut(Event<'_>),
+) -> Result<Streamed, DataError> {
+    shape.validate()?;
+    observer(Event::Reading { path: source });
+    let listing = list(source, split, false, Keep::Places)?;
+    let (images, classes) = (listing.entries.len(), listing.classes.len());
+    observer(Event::Found { images, classes, left_out: listing.left_out, bytes: 0 });
+    describe(&listing, observer);
+    Streamed::new(source, listing, shape, buffer)
+}
+
+/// Reports the parts of a source that are not read.
+fn describe(listing: &Listing, observer: &mut dyn FnMut(Event<'_>)) {
+    if let Some(below) = &listing.below {
+        observer(Event::Nested { classes: &listing.classes, below });
+    }
+    if !listing.not_read.is_empty() {
+        observer(Event::NotRead { files: &listing.not_read, formats: not_read::FORMATS });
+    }
+}
+
 /// Detects the kind of `source` and lists the images of `split`.
-fn list(source: &Path, split: Split, captions: bool) -> Result<Listing, DataError> {
+fn list(source: &Path, split: Split, captions: bool, keep: Keep) -> Result<Listing, DataError> {
     let metadata = fs::metadata(source).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             DataError::Missing { path: source.to_path_buf(), expected: "a folder or archive of images" }
@@ -196,20 +233,24 @@ fn list(source: &Path, split: Split, captions: bool) -> Result<Listing, DataErro
     if metadata.is_dir() && !captions && idx::is_in(source) {
         return idx::list(source, split);
     }
-    let files = if metadata.is_dir() {
-        if captions { files::with_shards(source)? } else { files::in_folder(source)? }
+    let mut files = if metadata.is_dir() {
+        let files = files::in_folder(source)?;
+        // A folder of images may have archives of other things.
+        if captions || files.found.is_empty() { files::with_shards(source, keep)? } else { files }
     } else {
         let name = source.to_string_lossy().to_lowercase();
         if name.ends_with(".zip") {
-            archive::in_zip(source)?
+            archive::in_zip(source, keep)?
         } else if [".tar", ".tar.gz", ".tgz"].iter().any(|ending| name.ends_with(ending)) {
-            archive::in_tar(source)?
+            archive::in_tar(source, keep)?
         } else {
             return Err(DataError::Unrecognised { path: source.to_path_buf() });
         }
     };
     if captions {
         captions::list(source, files, split)
+    } else if let Some(listing) = webdataset::list(source, &mut files, split)? {
+        Ok(listing)
     } else if files.found.keys().any(|name| cifar::is_batch(name)) {
         cifar::list(source, files.found, split)
     } else {
@@ -226,17 +267,13 @@ fn assemble(
     options: LoadOptions,
     observer: &mut dyn FnMut(Event<'_>),
 ) -> Result<Dataset, DataError> {
-    let Listing { classes, below, left_out, not_read, mut entries } = listing;
-    let total = entries.len();
+    let total = listing.entries.len();
     let size = shape.bytes();
     let bytes = total as u64 * (size + size_of::<u32>()) as u64;
-    observer(Event::Found { images: total, classes: classes.len(), left_out, bytes });
-    if let Some(below) = &below {
-        observer(Event::Nested { classes: &classes, below });
-    }
-    if !not_read.is_empty() {
-        observer(Event::NotRead { files: &not_read, formats: not_read::FORMATS });
-    }
+    let (images, left_out) = (total, listing.left_out);
+    observer(Event::Found { images, classes: listing.classes.len(), left_out, bytes });
+    describe(&listing, observer);
+    let Listing { classes, mut entries, .. } = listing;
 
     let mut pixels = shape.allocate(total)?;
     let mut labels = Vec::with_capacity(total);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::data::Examples;
+use crate::data::{DataError, Examples, Read};
 use crate::method::batch::Batch;
 use crate::method::coupling::Coupling;
 use crate::model::NetworkSpec;
@@ -109,7 +109,7 @@ pub struct Batches<'a> {
 #[derive(Debug, Default)]
 pub struct Ahead {
     orders: Mutex<Vec<(u64, Arc<[usize]>)>>,
-    prepared: Mutex<Option<(u64, HostBatch)>>,
+    prepared: Mutex<Option<(u64, Result<HostBatch, DataError>)>>,
 }
 
 /// A batch before its upload.
@@ -131,11 +131,15 @@ impl Batches<'_> {
         Self { rows, ..self }
     }
 
-    /// The rows of the batch of a step, counted from 0. An epoch contains every image once, in random order.
-    pub fn batch(&self, step: u64) -> Batch {
+    /// The rows of the batch of a step, counted from 0. An epoch contains every image once, in random order; images on disk that
+    /// are too few for a batch are left out.
+    ///
+    /// # Errors
+    /// Images that cannot be read.
+    pub fn batch(&self, step: u64) -> Result<Batch, DataError> {
         let prepared = lock(&self.ahead.prepared).take().filter(|(of_step, _)| *of_step == step);
         let HostBatch { x0, x1, uniform, labels, guidance, seed } =
-            prepared.map_or_else(|| self.prepare(step), |(_, batch)| batch);
+            prepared.map_or_else(|| self.prepare(step), |(_, batch)| batch)?;
         let [channels, height, width] = self.data.shape();
         let dims = [uniform.len(), channels, height, width];
         let images = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, dims), &self.device);
@@ -148,7 +152,7 @@ impl Batches<'_> {
             _ => Conditions::of_labels(&labels, &self.device),
         };
         let (rows, size) = (self.rows.clone(), self.size);
-        Batch { x0: images(x0), x1: images(x1), uniform, condition, seed, rows, size }
+        Ok(Batch { x0: images(x0), x1: images(x1), uniform, condition, seed, rows, size })
     }
 
     /// Runs `work` while another thread prepares the batch of a step. [`Batches::batch`] uploads that batch later.
@@ -163,7 +167,7 @@ impl Batches<'_> {
     }
 
     /// The random numbers of a row do not depend on the rows that are prepared.
-    fn prepare(&self, step: u64) -> HostBatch {
+    fn prepare(&self, step: u64) -> Result<HostBatch, DataError> {
         let len = self.data.shape().iter().product();
         let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
         let indices = self.indices(step);
@@ -179,11 +183,10 @@ impl Batches<'_> {
         let x0 = normals(&mut noise, rows, self.size, len);
         let of_rows = |rows: &[usize]| -> Vec<usize> { rows.iter().map(|&row| indices[row]).collect() };
         let flip_of: Vec<bool> = rows.iter().filter_map(|&row| flip.get(row).copied()).collect();
-        let mut x1 = self.data.batch(&of_rows(rows), &flip_of);
-        let mut labels: Vec<u32> = match self.conditioning {
-            Conditioning::None => Vec::new(),
-            _ => of_rows(rows).into_iter().map(|index| self.data.label(index)).collect(),
-        };
+        let Read { values: mut x1, mut labels } = self.data.batch(&of_rows(rows), &flip_of)?;
+        if self.conditioning == Conditioning::None {
+            labels.clear();
+        }
         let pairs = self.coupling.pair(&x0, &x1, len, &labels);
         let mut x0: Vec<f32> =
             pairs.iter().flat_map(|&row| &x0[row * len..(row + 1) * len]).copied().collect();
@@ -210,11 +213,11 @@ impl Batches<'_> {
         }
         let uniform = self.rows.iter().map(|&row| uniform[row]).collect();
         let seed = Noise::new(self.seed, self.stream(Purpose::Device, step)).below(SEEDS) as u64;
-        HostBatch { x0, x1, uniform, labels, guidance, seed }
+        Ok(HostBatch { x0, x1, uniform, labels, guidance, seed })
     }
 
     fn indices(&self, step: u64) -> Vec<usize> {
-        let count = self.data.len();
+        let count = self.data.epoch(self.size);
         let first = step * self.size as u64;
         let mut indices = Vec::with_capacity(self.size);
         let mut epoch = first / count as u64;
@@ -237,7 +240,7 @@ impl Batches<'_> {
             return Arc::clone(order);
         }
         let noise = &mut Noise::new(self.seed, self.stream(Purpose::Epoch, epoch));
-        let order: Arc<[usize]> = noise.permutation(self.data.len()).into();
+        let order: Arc<[usize]> = self.data.order(noise, self.size).into();
         if orders.len() == KEPT {
             orders.remove(0);
         }
@@ -304,9 +307,9 @@ mod tests {
             let every: Vec<usize> = (0..12).collect();
             // The second batch spans two epochs.
             for step in [0, 3] {
-                let whole = batches(&every).batch(step);
+                let whole = batches(&every).batch(step).unwrap();
                 let mine = [1, 2, 3, 9, 10];
-                let some = batches(&mine).batch(step);
+                let some = batches(&mine).batch(step).unwrap();
                 assert_eq!((some.size, &some.rows, some.seed), (12, &mine.to_vec(), whole.seed));
                 for rows in [1..4, 9..11] {
                     let [whole, some] = [&whole, &some].map(|batch| batch.part(rows.clone()));

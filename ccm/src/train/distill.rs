@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::batches::Batches;
 use super::state::{Stage, StepReport, Summand, TrainState, Workers};
+use crate::data::DataError;
 use crate::method::adversary::Adversary;
 use crate::method::batch::Batch;
 use crate::method::curriculum::{Counts, Curriculum, Goal, Mode, Scope, Start};
@@ -84,7 +85,7 @@ impl Summand for Contribution {
 }
 
 impl Stage for Distillation<'_> {
-    fn step(&mut self) -> StepReport {
+    fn step(&mut self) -> Result<StepReport, DataError> {
         let Self { batches, schedule, workers, curriculum, distance, adversary, time_alpha, teacher, state } =
             self;
         let target = state.emas[TARGET].denoiser.clone();
@@ -112,7 +113,7 @@ impl Stage for Distillation<'_> {
             )
         };
 
-        let batch = batches.batch(state.step);
+        let batch = batches.batch(state.step)?;
         // A KDC of the whole batch needs all its images at once, even if the backward pass is split.
         let together = (curriculum.scope == Scope::Batch).then(|| {
             let (x_t, t, times) = begin(&batch);
@@ -155,7 +156,7 @@ impl Stage for Distillation<'_> {
         );
 
         let step = state.step;
-        StepReport {
+        Ok(StepReport {
             step,
             images: step * batch.size as u64,
             evaluations: (once * batch.size + counts.evaluations) as u64,
@@ -164,7 +165,7 @@ impl Stage for Distillation<'_> {
             kdc: Some(counts.kdc / batch.size as f64),
             teacher_steps: Some(counts.steps as f64 / batch.size as f64),
             discriminator_loss,
-        }
+        })
     }
 
     fn state(&self) -> &TrainState {

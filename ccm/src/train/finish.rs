@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::batches::Batches;
 use super::state::{Stage, StepReport, Summand, TrainState, Workers};
+use crate::data::DataError;
 use crate::method::adversary::Adversary;
 use crate::method::batch::Batch;
 use crate::method::discriminator::DiscriminatorGradients;
@@ -59,9 +60,9 @@ impl Stage for Finish<'_> {
     /// # Panics
     /// If the state has no discriminator.
     #[expect(clippy::expect_used, reason = "a run gives the state a discriminator")]
-    fn step(&mut self) -> StepReport {
+    fn step(&mut self) -> Result<StepReport, DataError> {
         let Self { batches, schedule, workers, adversary, state } = self;
-        let batch = batches.batch(state.step);
+        let batch = batches.batch(state.step)?;
         let mut discriminator = state.discriminator.take().expect("a state with a discriminator");
         let loss = |student: &Denoiser, part: Batch, rows: Range<usize>| {
             let share = part.len() as f32 / batch.size as f32;
@@ -74,7 +75,7 @@ impl Stage for Finish<'_> {
         let discriminator_loss = discriminator.learn(&adversary.schedule(schedule), gradients);
         state.discriminator = Some(discriminator);
         let step = state.step;
-        StepReport {
+        Ok(StepReport {
             step,
             images: step * batch.size as u64,
             // The student, and two passes through the teacher's encoder. The pass for the gradient penalty does not count.
@@ -84,7 +85,7 @@ impl Stage for Finish<'_> {
             kdc: None,
             teacher_steps: None,
             discriminator_loss: Some(discriminator_loss),
-        }
+        })
     }
 
     fn state(&self) -> &TrainState {

@@ -1,6 +1,7 @@
 //! KDC and teacher steps against t on held-out images (PAPER.md §7, claim 1).
 
 use super::batches::Batches;
+use crate::data::DataError;
 use crate::method::curriculum::{Curriculum, Mode, Scope, Start};
 use crate::method::flow::{jump, path};
 use crate::method::guidance::Teacher;
@@ -22,25 +23,38 @@ pub struct Networks<'a> {
 }
 
 /// Measures the curriculum and, for comparison, the fixed step on `count` images with times spread evenly over t.
-pub fn curves(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count: usize) -> Curves {
+///
+/// # Errors
+/// Images that cannot be read.
+pub fn curves(
+    networks: &Networks,
+    batches: &Batches,
+    curriculum: &Curriculum,
+    count: usize,
+) -> Result<Curves, DataError> {
     // The curves show the KDC of single images under a curriculum, whatever mode the run was trained with.
     let mode = if curriculum.mode == Mode::Fixed { Mode::Cd } else { curriculum.mode };
     let curriculum = &Curriculum { mode, scope: Scope::Image, ..*curriculum };
     // Every KDC is above this threshold, so the teacher takes exactly one step.
     let fixed = Curriculum { threshold: f64::NEG_INFINITY, ..*curriculum };
-    Curves {
+    Ok(Curves {
         threshold: curriculum.threshold,
-        curriculum: curve(networks, batches, curriculum, count),
-        fixed: curve(networks, batches, &fixed, count),
-    }
+        curriculum: curve(networks, batches, curriculum, count)?,
+        fixed: curve(networks, batches, &fixed, count)?,
+    })
 }
 
-fn curve(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count: usize) -> Vec<KdcBin> {
+fn curve(
+    networks: &Networks,
+    batches: &Batches,
+    curriculum: &Curriculum,
+    count: usize,
+) -> Result<Vec<KdcBin>, DataError> {
     let mut bins: Vec<KdcBin> = (0..BINS)
         .map(|bin| KdcBin { t: (bin as f64 + 0.5) / BINS as f64, kdc: 0.0, teacher_steps: 0.0, images: 0 })
         .collect();
     for step in 0..count.div_ceil(batches.size) {
-        let batch = batches.batch(step as u64);
+        let batch = batches.batch(step as u64)?;
         // Stratified: one random time in each of `len` equal intervals.
         let places = batch.uniform.iter().enumerate().map(|(i, u)| (i as f32 + u) / batch.len() as f32);
         let first = networks.teacher.denoiser.path().first_time() as f32;
@@ -69,5 +83,5 @@ fn curve(networks: &Networks, batches: &Batches, curriculum: &Curriculum, count:
         bin.kdc /= bin.images as f64;
         bin.teacher_steps /= bin.images as f64;
     }
-    bins
+    Ok(bins)
 }

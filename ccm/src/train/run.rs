@@ -334,7 +334,8 @@ impl Run {
         watch.stage(kind, done, steps, batch);
         while stage.state().step < steps {
             let begin = Instant::now();
-            let report = stage.step();
+            let report = stage.step()?;
+            self.data.messages().iter().for_each(|message| watch.note(message));
             if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
                 let (loss, norm) = (report.loss, report.gradient_norm);
                 let what = format!("the loss is {loss}, the norm of its gradient {norm}");
@@ -460,7 +461,7 @@ impl Run {
         };
         let size = self.images_at_once().min(self.held_out.len());
         let batches = self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
-        Ok(curves(&networks, &batches, &self.curriculum(), images.min(self.held_out.len())))
+        Ok(curves(&networks, &batches, &self.curriculum(), images.min(self.held_out.len()))?)
     }
 }
 

@@ -8,6 +8,7 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::group::{Alone, Group, fold};
 use super::trainable::Trainable;
+use crate::data::DataError;
 use crate::method::batch::Batch;
 use crate::method::discriminator::Discriminator;
 use crate::nn::denoiser::Denoiser;
@@ -57,7 +58,10 @@ pub struct StepReport {
 /// A stage of training, step by step.
 pub trait Stage {
     /// Takes one step.
-    fn step(&mut self) -> StepReport;
+    ///
+    /// # Errors
+    /// Images that cannot be read.
+    fn step(&mut self) -> Result<StepReport, DataError>;
 
     /// The network in training.
     fn state(&self) -> &TrainState;

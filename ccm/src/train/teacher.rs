@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::batches::Batches;
 use super::state::{Stage, StepReport, TrainState, Workers};
+use crate::data::DataError;
 use crate::method::batch::Batch;
 use crate::method::teacher::{TimeDistribution, teacher_loss};
 use crate::nn::denoiser::Denoiser;
@@ -25,8 +26,8 @@ pub struct Teacher<'a> {
 }
 
 impl Stage for Teacher<'_> {
-    fn step(&mut self) -> StepReport {
-        let batch = self.batches.batch(self.state.step);
+    fn step(&mut self) -> Result<StepReport, DataError> {
+        let batch = self.batches.batch(self.state.step)?;
         let times = self.times;
         let loss =
             |denoiser: &Denoiser, part: Batch, _: Range<usize>| (teacher_loss(denoiser, times, part), ());
@@ -36,7 +37,7 @@ impl Stage for Teacher<'_> {
             batches.while_preparing(next, || state.learn(schedule, &batch, workers, loss));
         let step = self.state.step;
         let images = step * batch.size as u64;
-        StepReport {
+        Ok(StepReport {
             step,
             images,
             evaluations: batch.size as u64,
@@ -45,7 +46,7 @@ impl Stage for Teacher<'_> {
             kdc: None,
             teacher_steps: None,
             discriminator_loss: None,
-        }
+        })
     }
 
     fn state(&self) -> &TrainState {

@@ -41,7 +41,7 @@ impl Run {
         self.stretch(&mut distillation, u64::MAX);
         let mut spent = 0;
         while spent < evaluations {
-            let report = distillation.step();
+            let report = distillation.step()?;
             if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
                 let what =
                     format!("the loss is {}, the norm of its gradient {}", report.loss, report.gradient_norm);

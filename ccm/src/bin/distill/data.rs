@@ -32,6 +32,18 @@ pub(crate) fn load_data(
         return load_encoded(pipeline, network, teacher, Path::new(source), folder);
     }
     let shape = ImageShape::of(&given.spec(config));
+    if config.data.streamed {
+        const BUFFER: usize = 8192;
+        let buffer = config.data.shuffle_buffer.unwrap_or(BUFFER);
+        let open = |split, messages| {
+            let messages = if quiet { Messages::None } else { messages };
+            data::open(Path::new(source), shape, split, buffer, &mut printer(source, split, messages))
+        };
+        return Ok([
+            open(Split::Train, Messages::All)?.into(),
+            open(Split::HeldOut, Messages::Split)?.into(),
+        ]);
+    }
     let (count, seed) = (config.data.count.unwrap_or(SHAPES_HELD_OUT), config.run.seed);
     let load = |split, messages| {
         let messages = if quiet { Messages::None } else { messages };
@@ -42,7 +54,7 @@ pub(crate) fn load_data(
 
 /// The messages about a source.
 #[derive(Clone, Copy, PartialEq)]
-enum Messages {
+pub(crate) enum Messages {
     /// All.
     All,
     /// Those about the split.
@@ -92,12 +104,17 @@ fn load_part(
         }
         return Ok(data);
     }
-    let say = &mut |event: Event<'_>| match event {
+    let say = &mut printer(source, split, messages);
+    Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)
+}
+
+/// Prints messages about a source.
+pub(crate) fn printer(source: &str, split: Split, messages: Messages) -> impl FnMut(Event<'_>) {
+    move |event| match event {
         _ if messages == Messages::None => {}
         Event::Nested { .. } | Event::NotRead { .. } if messages == Messages::Split => {}
         event => describe(source, split, event),
-    };
-    Ok(data::load(Path::new(source), shape, split, LoadOptions::default(), say)?)
+    }
 }
 
 /// The first names of a list, and the number of the others.
@@ -118,10 +135,11 @@ fn describe(source: &str, split: Split, event: Event<'_>) {
     match event {
         Event::Found { images, classes, left_out, bytes } => {
             let left_out = if left_out > 0 { format!(", {left_out} left out") } else { String::new() };
-            println!(
-                "data: {source}: {split}: {images} images, {classes} classes{left_out}; {:.1} MB of memory",
-                megabytes(bytes)
-            );
+            let place = match bytes {
+                0 => "read from disk".to_owned(),
+                _ => format!("{:.1} MB of memory", megabytes(bytes)),
+            };
+            println!("data: {source}: {split}: {images} images, {classes} classes{left_out}; {place}");
         }
         Event::Nested { classes, below } => {
             println!(

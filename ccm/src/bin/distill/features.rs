@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
 }
 
 /// Parses `1x28x28`.
-fn shape(text: &str) -> Result<ImageShape, String> {
+pub(crate) fn shape(text: &str) -> Result<ImageShape, String> {
     let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok()).collect();
     match sizes.as_deref() {
         Some(&[channels, height, width]) => Ok(ImageShape { channels, height, width }),

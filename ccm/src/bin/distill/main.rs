@@ -15,6 +15,7 @@ mod kdc;
 mod progress;
 mod run;
 mod sample;
+mod shard;
 mod text_to_image;
 
 use std::process::ExitCode;
@@ -69,6 +70,8 @@ enum Command {
     Import(import::Arguments),
     /// Encode captioned images with a text-to-image pipeline, for `run --data`
     Encode(encode::Arguments),
+    /// Write images as .tar shards, for training from disk
+    Shard(shard::Arguments),
     /// Print network, origin and size of a model file
     Inspect(inspect::Arguments),
     /// Convert a model file to f32, f16, q8 or q4 weights, or to a diffusers folder
@@ -111,6 +114,7 @@ fn main() -> ExitCode {
         Command::Sample(arguments) => sample::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Encode(arguments) => encode::run(&arguments),
+        Command::Shard(arguments) => shard::run(&arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Export(arguments) => export::run(arguments),
         Command::Features(arguments) => features::run(arguments),
