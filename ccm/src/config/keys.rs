@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 40] = [
+pub(super) const OPTIONAL: [&str; 42] = [
     "data.captions",
     "data.count",
     "data.image_size",
@@ -41,6 +41,8 @@ pub(super) const OPTIONAL: [&str; 40] = [
     "path.sigma_data",
     "path.sigma_max",
     "path.sigma_min",
+    "run.eight_bit_optimizer",
+    "run.tensorboard",
     "run.threads",
     "teacher.caption_dropout",
     "teacher.config",

@@ -89,6 +89,12 @@ pub struct RunConfig {
     pub checkpoint_every_kimg: f64,
     /// Thousands of training images between two lines of the metrics log, above 0; at least one optimiser step.
     pub log_every_kimg: f64,
+    /// Whether the optimiser keeps its moments in eight bits instead of 32.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub eight_bit_optimizer: bool,
+    /// Whether metrics and samples are also written as TensorBoard's event files, in the folder `events`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tensorboard: bool,
     /// Network evaluations per teacher image in sample grids and in the report, `1..=1000`.
     pub report_steps: usize,
     /// Images in a sample grid, `1..=1024`.

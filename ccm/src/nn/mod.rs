@@ -8,6 +8,7 @@
 
 pub mod conditions;
 pub mod denoiser;
+mod eight_bits;
 pub mod ema;
 pub mod host;
 pub mod kernels;

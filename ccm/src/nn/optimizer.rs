@@ -3,6 +3,7 @@
 use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, Optimizer as _};
 use burn::tensor::Tensor;
 
+use super::eight_bits::{BLOCK, EightBits, POSITIVE, SIGNED, thresholds as thresholds_of};
 use super::host::to_host;
 
 /// The learning-rate schedule and the gradient clipping.
@@ -35,8 +36,35 @@ impl Schedule {
 #[derive(Clone)]
 pub struct Optimizer {
     rule: Adam,
-    /// First and second moments of each parameter, flat.
-    moments: Vec<[Tensor<1>; 2]>,
+    /// First and second moments of each parameter.
+    moments: Vec<Moments>,
+    /// Whether the moments are kept in eight bits.
+    eight_bits: bool,
+}
+
+/// The first and the second moment of a parameter.
+#[derive(Clone)]
+enum Moments {
+    /// In single precision, flat.
+    Single([Tensor<1>; 2]),
+    /// In eight bits.
+    EightBits([EightBits; 2]),
+}
+
+impl Moments {
+    fn values(&self) -> [Tensor<1>; 2] {
+        match self {
+            Self::Single(moments) => moments.clone(),
+            Self::EightBits(moments) => moments.each_ref().map(EightBits::values),
+        }
+    }
+
+    fn eight_bits([first, second]: [Tensor<1>; 2], thresholds: &Tensor<2>) -> Self {
+        Self::EightBits([
+            EightBits::new(first, SIGNED, thresholds),
+            EightBits::new(second, POSITIVE, thresholds),
+        ])
+    }
 }
 
 impl Default for Optimizer {
@@ -53,17 +81,28 @@ impl Optimizer {
 
     fn with_betas(first: f32, second: f32) -> Self {
         let rule = AdamConfig::new().with_beta_1(first).with_beta_2(second).with_epsilon(1e-8);
-        Self { rule: rule.build(), moments: Vec::new() }
+        Self { rule: rule.build(), moments: Vec::new(), eight_bits: false }
     }
 
     /// Replaces the moments, to resume training.
     pub fn from_moments(self, moments: Vec<[Tensor<1>; 2]>) -> Self {
-        Self { moments, ..self }
+        Self { moments: moments.into_iter().map(Moments::Single).collect(), ..self }
+    }
+
+    /// The same optimiser with moments in eight bits. Moments that were in eight bits before, and then in a checkpoint, are the
+    /// same ones.
+    pub fn in_eight_bits(self) -> Self {
+        let rounded = |moments: Moments| {
+            let moments = moments.values();
+            let halves = Tensor::full([1, BLOCK], 0.5, &moments[0].device());
+            Moments::eight_bits(moments, &halves)
+        };
+        Self { moments: self.moments.into_iter().map(rounded).collect(), eight_bits: true, ..self }
     }
 
     /// First moments (`moment` = 0) or second moments (1), in the order of the parameters; empty before the first step.
     pub fn moment(&self, moment: usize) -> Vec<Tensor<1>> {
-        self.moments.iter().map(|moments| moments[moment].clone()).collect()
+        self.moments.iter().map(|moments| moments.values()[moment].clone()).collect()
     }
 
     /// Takes step `step`, counted from 0. Returns the new parameters and the norm of the gradient before clipping.
@@ -82,15 +121,22 @@ impl Optimizer {
         let shorten = if norm > schedule.gradient_clip { schedule.gradient_clip / norm } else { 1.0 };
         let rate = schedule.rate(step);
         let first = self.moments.is_empty();
+        let thresholds = parameters.first().filter(|_| self.eight_bits);
+        let thresholds = thresholds.map(|parameter| thresholds_of(step, &parameter.device()));
         let mut old = std::mem::take(&mut self.moments).into_iter();
         let change = |(parameter, gradient): (Tensor<1>, Tensor<1>)| {
             let gradient = if shorten < 1.0 { gradient * shorten as f32 } else { gradient };
-            let state = old.next().filter(|_| !first).map(|[moment_1, moment_2]| {
+            let state = old.next().filter(|_| !first).map(|moments| {
+                let [moment_1, moment_2] = moments.values();
                 AdamState::new(AdaptiveMomentumState::new(step as usize, moment_1, moment_2))
             });
             let (parameter, state) = self.rule.step(rate, parameter, gradient, state);
             if let Some(AdamState { momentum }) = state {
-                self.moments.push([momentum.moment_1, momentum.moment_2]);
+                let moments = [momentum.moment_1, momentum.moment_2];
+                self.moments.push(match &thresholds {
+                    Some(thresholds) => Moments::eight_bits(moments, thresholds),
+                    None => Moments::Single(moments),
+                });
             }
             parameter
         };
@@ -134,6 +180,51 @@ mod tests {
         }
         let constant = Schedule { cooldown: 0.0, ..schedule };
         assert_eq!([10, 99, 100, 1000].map(|step| constant.rate(step)), [2.0; 4]);
+    }
+
+    #[test]
+    fn eight_bits_reach_the_minimum_as_single_precision_does() {
+        // A quadratic whose axes differ by a factor of a hundred.
+        let device = Device::flex();
+        let curvature = |i: usize| 1.0 + 99.0 * i as f32 / 599.0;
+        let curvatures = Tensor::<1>::from_data(&(0..600).map(curvature).collect::<Vec<_>>()[..], &device);
+        let schedule =
+            Schedule { learning_rate: 0.05, warmup_steps: 1, steps: 400, cooldown: 0.5, gradient_clip: 1e9 };
+        let distance = |mut optimizer: Optimizer| {
+            let mut x = Tensor::<1>::ones([600], &device);
+            for step in 0..400 {
+                let gradient = x.clone() * curvatures.clone();
+                x = optimizer.step(&schedule, step, vec![x], vec![gradient]).0.remove(0);
+            }
+            to_host(x.abs().max())[0]
+        };
+        let [single, eight] = [Optimizer::default(), Optimizer::default().in_eight_bits()].map(distance);
+        assert!(single < 1e-3 && eight < 1e-2, "{single} {eight}");
+    }
+
+    #[test]
+    fn moments_in_eight_bits_survive_a_checkpoint() {
+        let device = Device::flex();
+        let gradient = |step: u64| {
+            let values = crate::noise::Noise::new(4, step).normals(700);
+            Tensor::<1>::from_data(&values[..], &device)
+        };
+        let schedule =
+            Schedule { learning_rate: 0.01, warmup_steps: 1, steps: 9, cooldown: 0.0, gradient_clip: 1.0 };
+        let mut optimizer = Optimizer::default().in_eight_bits();
+        let mut x = Tensor::<1>::zeros([700], &device);
+        for step in 0..6 {
+            if step == 3 {
+                let moments = optimizer.moment(0).into_iter().zip(optimizer.moment(1));
+                let saved: Vec<_> = moments.map(|(first, second)| [first, second]).collect();
+                let mut resumed = Optimizer::default().from_moments(saved).in_eight_bits();
+                let step_of = |optimizer: &mut Optimizer| {
+                    to_host(optimizer.step(&schedule, 3, vec![x.clone()], vec![gradient(3)]).0.remove(0))
+                };
+                assert_eq!(step_of(&mut resumed), step_of(&mut optimizer.clone()));
+            }
+            x = optimizer.step(&schedule, step, vec![x], vec![gradient(step)]).0.remove(0);
+        }
     }
 
     #[test]

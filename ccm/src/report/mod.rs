@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 mod axis;
 mod chart;
+pub mod events;
 mod page;
 mod series;
 #[cfg(test)]
@@ -39,6 +40,8 @@ pub struct Report {
     pub finish: Vec<FinishPoint>,
     /// KDC and teacher steps against `t`; `None` until they are measured.
     pub curriculum: Option<Curves>,
+    /// Seconds after which a browser reloads the page of an unfinished run.
+    pub reload_seconds: Option<u64>,
 }
 
 /// Samples of student and teacher. Equal cells of both grids have the same seed.

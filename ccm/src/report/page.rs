@@ -17,6 +17,9 @@ pub(super) fn write(report: &Report) -> Result<String, ReportError> {
         include_str!("page.html"),
         style = include_str!("page.css"),
         title = escape(&report.title),
+        reload = report.reload_seconds.map_or_else(String::new, |seconds| format!(
+            "<meta http-equiv=\"refresh\" content=\"{seconds}\">\n"
+        )),
         summary = escape(&report.summary),
         tiles = tiles(&report.tiles),
         pictures = pictures(&report.pictures)? + &growth(&report.growth)?,

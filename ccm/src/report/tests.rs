@@ -24,6 +24,7 @@ fn grid(steps: u32) -> Option<Grid> {
 fn run(count: u64) -> Report {
     let loss = |i: u64| 1.0 / (1.0 + i as f64) + 0.01 * (i % 7) as f64;
     Report {
+        reload_seconds: None,
         title: "shapes".into(),
         summary: "A network that draws shapes.".into(),
         command: "distill run --preset shapes".into(),

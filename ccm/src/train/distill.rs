@@ -168,6 +168,10 @@ impl Stage for Distillation<'_> {
         })
     }
 
+    fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
     fn state(&self) -> &TrainState {
         &self.state
     }

@@ -88,6 +88,10 @@ impl Stage for Finish<'_> {
         })
     }
 
+    fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
     fn state(&self) -> &TrainState {
         &self.state
     }

@@ -14,6 +14,10 @@ pub mod files {
     pub const ENCODED: &str = "encoded.safetensors";
     /// Training metrics, one line every few steps.
     pub const METRICS: &str = "metrics.jsonl";
+    /// Folder of TensorBoard's event files.
+    pub const EVENTS: &str = "events";
+    /// The page that `distill watch` keeps up to date.
+    pub const WATCH: &str = "watch.html";
     /// Folder of the checkpoints.
     pub const CHECKPOINTS: &str = "checkpoints";
     /// Folder of the grids of samples.

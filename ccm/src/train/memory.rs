@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::config::{Config, DistillConfig, FixedPrecision};
+use crate::config::{Config, DistillConfig, FixedPrecision, RunConfig};
 use crate::method::discriminator::Heads;
 use crate::model::graph::{Attention, Conv, Graph, Node, Op, Value, last_reads};
 use crate::model::json::Json;
@@ -66,8 +66,9 @@ impl Memory {
         network: &NetworkSpec,
         config: &DistillConfig,
         images: usize,
-        checkpointing: bool,
+        run: &RunConfig,
     ) -> Result<Self, SpecError> {
+        let checkpointing = run.gradient_checkpointing;
         let count = |tensors: &[TensorSpec]| -> u64 {
             tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum()
         };
@@ -86,6 +87,8 @@ impl Memory {
             (false, true) => SINGLE * largest_weights(&student),
             (false, false) => SINGLE * count(&network.tensors()),
         };
+        // In eight bits, a scale for 256 values.
+        let moments = if run.eight_bit_optimizer { 2 } else { 2 * SINGLE };
         let images = images as u64;
         let guided = if config.guidance.is_some() { 2 } else { 1 };
         let adversarial = config.adversarial_weight > 0.0;
@@ -102,7 +105,8 @@ impl Memory {
                 "the teacher's weights, which are also those beside low-rank products",
                 fixed * count(&network.tensors()),
             ),
-            ("trained values, two averages, two moments and a gradient", 6 * SINGLE * trained),
+            ("trained values, two averages and a gradient", 4 * SINGLE * trained),
+            ("the optimiser's two moments", moments * trained),
             ("the discriminator with its averages, moments and gradient", 4 * SINGLE * heads),
             ("fixed weights in single precision, as long as a backward pass needs them", converted),
             ("the discriminator's features of the student's images", SINGLE * images * encoder),
@@ -229,7 +233,7 @@ mod tests {
         let config = Config::preset("sdxl").unwrap();
         let network = reference_network("sdxl", &config).unwrap();
         assert_eq!((network.parameters(), network.image()), (2_567_463_684, [4, 128, 128]));
-        let memory = Memory::of_distillation(&network, &config.distill, 1, true).unwrap();
+        let memory = Memory::of_distillation(&network, &config.distill, 1, &config.run).unwrap();
         println!("{memory}");
         assert!(memory.total() < 24_000_000_000, "{memory}");
         // Half precision: two bytes a weight.

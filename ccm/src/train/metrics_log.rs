@@ -35,16 +35,23 @@ pub struct Line {
     pub discriminator_loss: Option<f64>,
     /// Training speed in images per second.
     pub images_per_second: f64,
+    /// Seconds that each rank has computed since the previous line; empty for a run of one rank. A rank with a larger number than
+    /// the others makes them wait.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rank_seconds: Vec<f64>,
 }
 
 /// Writes the file, and accumulates the steps of the next line.
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
-    every: u64,
-    last: u64,
     pending: Vec<StepReport>,
     seconds: f64,
+}
+
+/// Whether a line follows step `step` of `steps`: after the first, the last and every `every`-th.
+pub fn is_due(step: u64, every: u64, steps: u64) -> bool {
+    step == 1 || step == steps || step.is_multiple_of(every)
 }
 
 /// Reads the lines of a file; empty if the file does not exist. Ignores an incomplete last line.
@@ -68,12 +75,11 @@ impl Line {
 }
 
 impl MetricsLog {
-    /// Opens the file to continue after `step` steps of `stage`; lines of later steps are removed. The log writes a
-    /// line for the first step, for every `every`-th step, and for the step `last`.
+    /// Opens the file to continue after `step` steps of `stage`; lines of later steps are removed.
     ///
     /// # Errors
     /// A file that cannot be read or written.
-    pub fn open(path: &Path, stage: StageKind, step: u64, every: u64, last: u64) -> Result<Self, DiskError> {
+    pub fn open(path: &Path, stage: StageKind, step: u64) -> Result<Self, DiskError> {
         let earlier = |line: &Line| match StageKind::named(&line.stage) {
             Some(of_line) if of_line == stage => line.step <= step,
             of_line => of_line < Some(stage),
@@ -84,26 +90,26 @@ impl MetricsLog {
         }
         disk::write(path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).map_err(DiskError::of(path))?;
-        Ok(Self { path: path.to_owned(), file, every, last, pending: Vec::new(), seconds: 0.0 })
+        Ok(Self { path: path.to_owned(), file, pending: Vec::new(), seconds: 0.0 })
     }
 
-    /// Adds a step that took `seconds`. Returns the line if the step completes one.
+    /// Adds a step that took `seconds`.
+    pub fn add(&mut self, report: StepReport, seconds: f64) {
+        self.pending.push(report);
+        self.seconds += seconds;
+    }
+
+    /// Writes the line of the steps since the last one.
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn add(
+    pub fn write(
         &mut self,
         stage: StageKind,
-        report: StepReport,
         batch: usize,
-        seconds: f64,
+        rank_seconds: Vec<f64>,
     ) -> Result<Option<Line>, DiskError> {
-        self.pending.push(report);
-        self.seconds += seconds;
-        let due = report.step == 1 || report.step == self.last || report.step.is_multiple_of(self.every);
-        if !due {
-            return Ok(None);
-        }
+        let Some(&report) = self.pending.last() else { return Ok(None) };
         let count = self.pending.len() as f64;
         let mean = |value: fn(&StepReport) -> f64| self.pending.iter().map(value).sum::<f64>() / count;
         // The mean over the steps that have this metric.
@@ -121,6 +127,7 @@ impl MetricsLog {
             teacher_steps: mean_of_some(|report| report.teacher_steps),
             discriminator_loss: mean_of_some(|report| report.discriminator_loss),
             images_per_second: count * batch as f64 / self.seconds,
+            rank_seconds,
         };
         self.pending.clear();
         self.seconds = 0.0;

@@ -11,11 +11,12 @@ use super::batches::{Ahead, Batches, Conditioning, StageKind};
 use super::checkpoint::{self, CheckpointError};
 use super::distill;
 use super::error::RunError;
+use super::event_log::EventLog;
 use super::folder::{self, files};
 use super::given::Given;
 use super::group::Group;
 use super::kdc_curve::{Networks, curves};
-use super::metrics_log::{Line, MetricsLog};
+use super::metrics_log::{Line, MetricsLog, is_due};
 use super::samples::{SampleGrid, sample};
 use super::stages::{Basis, distill_setting};
 use super::state::{Stage, TrainState};
@@ -328,7 +329,11 @@ impl Run {
         let (metrics, done) = (self.path(files::METRICS), stage.state().step);
         let leads = self.group.is_first();
         let mut log = match leads {
-            true => Some(MetricsLog::open(&metrics, kind, done, every.log_every(batch), steps)?),
+            true => Some(MetricsLog::open(&metrics, kind, done)?),
+            false => None,
+        };
+        let mut events = match leads && every.tensorboard {
+            true => Some(EventLog::open(&self.path(files::EVENTS), kind, done * batch as u64)?),
             false => None,
         };
         watch.stage(kind, done, steps, batch);
@@ -341,11 +346,19 @@ impl Run {
                 let what = format!("the loss is {loss}, the norm of its gradient {norm}");
                 return Err(self.diverged(kind, report.step, what));
             }
-            let seconds = begin.elapsed().as_secs_f64();
-            if let Some(log) = &mut log
-                && let Some(line) = log.add(kind, report, batch, seconds)?
-            {
-                watch.line(&line);
+            if let Some(log) = &mut log {
+                log.add(report, begin.elapsed().as_secs_f64());
+            }
+            if is_due(report.step, every.log_every(batch), steps) {
+                let rank_seconds = self.rank_seconds(stage.workers().take_busy());
+                if let Some(log) = &mut log
+                    && let Some(line) = log.write(kind, batch, rank_seconds)?
+                {
+                    if let Some(events) = &mut events {
+                        events.line(&line)?;
+                    }
+                    watch.line(&line);
+                }
             }
             let stop = self.group.any(watch.should_stop()) && report.step < steps;
             if !leads {
@@ -378,10 +391,23 @@ impl Run {
                     }
                 };
                 let name = format!("{}/{}-{:09}.png", files::SAMPLES, kind.name(), report.step);
-                disk::write(&self.path(&name), &picture.to_png()?)?;
+                let png = picture.to_png()?;
+                disk::write(&self.path(&name), &png)?;
+                if let Some(events) = &mut events {
+                    events.samples(report.images, [picture.width, picture.height, picture.channels], &png)?;
+                }
             }
         }
         Ok(Outcome::Finished)
+    }
+
+    /// The seconds of every rank; empty for a run of one rank.
+    fn rank_seconds(&self, own: f64) -> Vec<f64> {
+        if self.group.size() == 1 {
+            return Vec::new();
+        }
+        let of_rank = |bytes: Vec<u8>| bytes.try_into().map_or(f64::NAN, f64::from_le_bytes);
+        self.group.all_gather(&own.to_le_bytes()).into_iter().map(of_rank).collect()
     }
 
     /// The grid of samples of a run's reports: a row for each class or caption.

@@ -84,7 +84,7 @@ impl Run {
             },
             workers,
             times: self.times(),
-            state: self.with_checkpointing(state),
+            state: self.with_settings(state),
         };
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Teacher, &mut teacher, steps, watch)?;
@@ -177,7 +177,7 @@ impl Run {
                 warmup_steps: 0,
                 learning_rate: config.discriminator_learning_rate,
             },
-            state: self.with_checkpointing(state),
+            state: self.with_settings(state),
         };
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Finish, &mut finish, steps, watch)?;
@@ -275,7 +275,7 @@ impl Run {
             adversary,
             time_alpha: config.time_alpha as f32,
             teacher: self.guided_teacher(basis),
-            state: self.with_checkpointing(state),
+            state: self.with_settings(state),
         })
     }
 
@@ -363,9 +363,12 @@ impl Run {
         micro_batch.unwrap_or(batch).min(most).max(1)
     }
 
-    fn with_checkpointing(&self, mut state: TrainState) -> TrainState {
+    fn with_settings(&self, mut state: TrainState) -> TrainState {
         if self.config.run.gradient_checkpointing {
             state.denoiser = state.denoiser.checkpointed();
+        }
+        if self.config.run.eight_bit_optimizer {
+            state.optimizer = state.optimizer.in_eight_bits();
         }
         state
     }

@@ -1,7 +1,8 @@
 //! The state of training: a network's weights, their averages and the optimiser's moments.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
@@ -68,6 +69,9 @@ pub trait Stage {
 
     /// The average of the weights that is used for samples.
     fn sampled(&self) -> &Ema;
+
+    /// The threads that share a batch.
+    fn workers(&self) -> &Workers;
 }
 
 impl TrainState {
@@ -227,6 +231,8 @@ pub struct Workers {
     pools: Vec<ThreadPool>,
     part: usize,
     group: Arc<dyn Group>,
+    /// Seconds of computation since [`Workers::take_busy`], without the exchange with other ranks.
+    busy: Mutex<f64>,
 }
 
 impl Workers {
@@ -252,7 +258,7 @@ impl Workers {
         let pool = || ThreadPoolBuilder::new().num_threads(1).build();
         let pools =
             if threads > 1 { (0..threads).map(|_| pool()).collect::<Result<_, _>>()? } else { Vec::new() };
-        Ok(Self { pools, part, group })
+        Ok(Self { pools, part, group, busy: Mutex::default() })
     }
 
     /// The rows of the parts of each thread of this rank, in a batch of `batch` images. Thread `i` of all ranks has the parts
@@ -283,8 +289,15 @@ impl Workers {
     /// If the batch has no part for this rank.
     #[expect(clippy::expect_used, reason = "a run checks its batches")]
     fn sum<R: Summand>(&self, batch: usize, f: impl Fn(Range<usize>) -> R + Sync) -> R {
+        let begin = Instant::now();
         let of_rank = self.fold(self.parts(batch), f, R::join).expect("a part of the batch for every rank");
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) += begin.elapsed().as_secs_f64();
         all_reduce(&*self.group, of_rank)
+    }
+
+    /// Seconds of computation since the last call, without the exchange with other ranks.
+    pub fn take_busy(&self) -> f64 {
+        std::mem::take(&mut self.busy.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn fold<T: Send, R: Send>(

@@ -1,6 +1,6 @@
 //! Collects the results of a run for its report.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::batches::StageKind;
 use super::error::RunError;
@@ -10,6 +10,7 @@ use super::run::Run;
 use super::samples::SampleGrid;
 use super::stages::Basis;
 use super::student::Student;
+use crate::config::Config;
 use crate::disk;
 use crate::method::guidance::Teacher as Guided;
 use crate::report::{Curves, DistillPoint, FinishPoint, Grid, Growth, Pictures, Report, TeacherPoint};
@@ -21,7 +22,6 @@ const GROWTH: usize = 6;
 /// Writes `report.html`.
 pub(super) fn write(run: &Run, basis: &Basis, curves: Option<Curves>) -> Result<(), RunError> {
     let lines = metrics_log::read(&run.folder.join(files::METRICS))?;
-    let of = |stage: StageKind| lines.iter().filter(move |line| line.stage == stage.name());
     let student = Student::read(&run.folder.join(files::STUDENT), &basis.trainable)?;
     let [height, width] = run.image_size();
     let SampleGrid { request, columns } = run.grid();
@@ -38,7 +38,10 @@ pub(super) fn write(run: &Run, basis: &Basis, curves: Option<Curves>) -> Result<
             run.captions().into_iter().take(shown).map(|caption| texts.captions[caption].clone()).collect()
         }
     };
-    let report = Report {
+    let mut tiles_of_run =
+        vec![("parameters".to_owned(), format!("{:.2} M", run.spec().parameters() as f64 / 1e6))];
+    tiles_of_run.extend(tiles(&lines));
+    let mut report = Report {
         title: run.config.run.name.clone(),
         summary: format!(
             "A one-step image generator for {}x{} images of {}, {} a {} teacher{}.",
@@ -59,7 +62,7 @@ pub(super) fn write(run: &Run, basis: &Basis, curves: Option<Curves>) -> Result<
         ),
         command: run.command.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
-        tiles: tiles(run, of),
+        tiles: tiles_of_run,
         config_toml: run
             .config
             .to_toml()
@@ -70,28 +73,32 @@ pub(super) fn write(run: &Run, basis: &Basis, curves: Option<Curves>) -> Result<
             rows,
             note: "Both from the same noise: the same place in both grids is the same seed.".into(),
         },
-        growth: growth(run)?,
-        teacher: of(StageKind::Teacher)
-            .map(|line| TeacherPoint { images: line.images, loss: line.loss })
-            .collect(),
-        distill: of(StageKind::Distill)
-            .map(|line| DistillPoint {
-                images: line.images,
-                loss: line.loss,
-                kdc: line.kdc.unwrap_or(f64::NAN),
-                teacher_steps: line.teacher_steps.unwrap_or(f64::NAN),
-            })
-            .collect(),
-        finish: of(StageKind::Finish)
-            .map(|line| FinishPoint {
-                images: line.images,
-                loss: line.loss,
-                discriminator: line.discriminator_loss.unwrap_or(f64::NAN),
-            })
-            .collect(),
+        growth: growth(&run.config, &run.folder)?,
         curriculum: curves,
+        ..Report::default()
     };
+    add_logs(&mut report, &lines);
     Ok(disk::write(&run.folder.join(files::REPORT), report.to_html()?.as_bytes())?)
+}
+
+/// Adds the points of the charts.
+pub(super) fn add_logs(report: &mut Report, lines: &[Line]) {
+    let of = |stage: StageKind| lines.iter().filter(move |line| line.stage == stage.name());
+    let point = |line: &Line| TeacherPoint { images: line.images, loss: line.loss };
+    report.teacher = of(StageKind::Teacher).map(point).collect();
+    let point = |line: &Line| DistillPoint {
+        images: line.images,
+        loss: line.loss,
+        kdc: line.kdc.unwrap_or(f64::NAN),
+        teacher_steps: line.teacher_steps.unwrap_or(f64::NAN),
+    };
+    report.distill = of(StageKind::Distill).map(point).collect();
+    let point = |line: &Line| FinishPoint {
+        images: line.images,
+        loss: line.loss,
+        discriminator: line.discriminator_loss.unwrap_or(f64::NAN),
+    };
+    report.finish = of(StageKind::Finish).map(point).collect();
 }
 
 fn grid(run: &Run, network: &Guided, solver: Solver, steps: usize) -> Result<Grid, RunError> {
@@ -102,18 +109,18 @@ fn grid(run: &Run, network: &Guided, solver: Solver, steps: usize) -> Result<Gri
 }
 
 /// Up to [`GROWTH`] sample grids of the student, evenly spaced over distillation and fine-tuning.
-fn growth(run: &Run) -> Result<Vec<Growth>, RunError> {
-    let (distill, finish) = (&run.config.distill, &run.config.finish);
+pub(super) fn growth(config: &Config, folder: &Path) -> Result<Vec<Growth>, RunError> {
+    let (distill, finish) = (&config.distill, &config.finish);
     let mut taken: Vec<(u64, PathBuf)> = Vec::new();
     let mut before = 0;
     for (stage, steps, batch) in [
         (StageKind::Distill, distill.steps(), distill.batch),
         (StageKind::Finish, finish.steps(), finish.batch),
     ] {
-        let every = run.config.run.sample_every(batch);
+        let every = config.run.sample_every(batch);
         let last = (steps % every != 0).then_some(steps);
         for step in (1..=steps / every).map(|i| i * every).chain(last) {
-            let path = run.folder.join(format!("{}/{}-{step:09}.png", files::SAMPLES, stage.name()));
+            let path = folder.join(format!("{}/{}-{step:09}.png", files::SAMPLES, stage.name()));
             if path.exists() {
                 taken.push((before + step * batch as u64, path));
             }
@@ -127,15 +134,16 @@ fn growth(run: &Run) -> Result<Vec<Growth>, RunError> {
     shown.into_iter().map(picture).collect()
 }
 
-fn tiles<'a, I: Iterator<Item = &'a Line>>(run: &Run, of: impl Fn(StageKind) -> I) -> Vec<(String, String)> {
-    let mut tiles = vec![("parameters".to_owned(), format!("{:.2} M", run.spec().parameters() as f64 / 1e6))];
+/// The images, the time and the speed of each stage.
+pub(super) fn tiles(lines: &[Line]) -> Vec<(String, String)> {
+    let mut tiles = Vec::new();
     for (stage, who) in [
         (StageKind::Teacher, "teacher"),
         (StageKind::Distill, "student"),
         (StageKind::Finish, "student in fine-tuning"),
     ] {
         let (mut images, mut seconds, mut last) = (0, 0.0, 0);
-        for line in of(stage) {
+        for line in lines.iter().filter(|line| line.stage == stage.name()) {
             seconds += (line.images - last) as f64 / line.images_per_second;
             last = line.images;
             images = line.images;

@@ -49,6 +49,10 @@ impl Stage for Teacher<'_> {
         })
     }
 
+    fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
     fn state(&self) -> &TrainState {
         &self.state
     }

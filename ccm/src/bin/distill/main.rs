@@ -17,6 +17,7 @@ mod run;
 mod sample;
 mod shard;
 mod text_to_image;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -82,6 +83,8 @@ enum Command {
     Eval(eval::Arguments),
     /// Compare the curriculum with fixed steps at equal cost
     Claims(claims::Arguments),
+    /// Show where a run is: stages, curves, speed, time left
+    Watch(watch::Arguments),
     /// Measure KDC and teacher steps against t for a run, as in its report; writes RUN/kdc.json
     Kdc(kdc::Arguments),
 }
@@ -120,6 +123,7 @@ fn main() -> ExitCode {
         Command::Features(arguments) => features::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Claims(arguments) => claims::run(arguments),
+        Command::Watch(arguments) => watch::run(&arguments),
         Command::Kdc(arguments) => kdc::run(arguments),
     };
     match done {

@@ -176,8 +176,7 @@ fn show_memory(config: &Config, preset: Option<&str>) -> Result<(), Failure> {
             (None, None) => (config.spec(), "the network"),
         };
     let images = config.distill.micro_batch.unwrap_or(config.distill.batch);
-    let checkpointing = config.run.gradient_checkpointing;
-    let memory = Memory::of_distillation(&network, &config.distill, images, checkpointing)?;
+    let memory = Memory::of_distillation(&network, &config.distill, images, &config.run)?;
     let [_, height, width] = network.image();
     let [height, width] = config.data.image_size.unwrap_or([height, width]);
     println!(
