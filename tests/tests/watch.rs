@@ -21,8 +21,7 @@ fn a_run_can_be_watched_before_and_after_its_end() {
     command.args(["--set", "data.count=64", "--set", "run.tensorboard=true", "--set", "distill.kimg=0.8"]);
     kill_after(&mut command, &run, StageKind::Distill, 4);
     let said = watch(&run);
-    for part in
-        ["distill, step", "of 100", "left of this stage", "teacher", "4 of 4", "loss", "KDC", "samples"]
+    for part in ["distill, step", "of 100", "left of this stage", "teacher", "4 of 4", "loss", "KDC", "saved"]
     {
         assert!(said.contains(part), "`{part}` expected in:\n{said}");
     }
@@ -32,7 +31,7 @@ fn a_run_can_be_watched_before_and_after_its_end() {
     );
     succeed(&mut resume(&run));
     let said = watch(&run);
-    assert!(said.contains(": finished") && said.contains("100 of 100"), "{said}");
+    assert!(said.contains(": finished") && said.contains("100 of 100") && said.contains("samples"), "{said}");
     assert!(!fs::read_to_string(run.join("watch.html")).unwrap().contains("http-equiv=\"refresh\""));
 
     // One event file for each start of a stage. TensorBoard's reading of them: tests/references/events.py.

@@ -146,7 +146,9 @@ impl Streamed {
         let steps = sequence.len() / batch;
         let buffer = (self.buffer / batch).max(2);
         let mut epoch = vec![0; steps * batch];
-        for (row, stretch) in sequence.chunks(steps.max(1)).take(batch).enumerate() {
+        for (row, stretch) in
+            sequence.chunks(steps.max(1)).take(if steps > 0 { batch } else { 0 }).enumerate()
+        {
             for (step, image) in shuffled(stretch, buffer, noise).into_iter().enumerate() {
                 epoch[step * batch + row] = image;
             }
