@@ -10,8 +10,8 @@ use std::time::Instant;
 use ccm::train::group::{Group, Threads};
 
 /// Names and parameters of networks.
-const NETWORKS: [(&str, usize); 4] =
-    [("mnist", 1_550_000), ("avatars", 3_160_000), ("cifar10", 35_700_000), ("imagenet64", 296_000_000)];
+const NETWORKS: [(&str, usize); 3] =
+    [("avatars", 3_160_000), ("cifar10", 35_700_000), ("imagenet64", 296_000_000)];
 
 fn measure(group: &dyn Group) {
     for (network, parameters) in NETWORKS {
