@@ -242,6 +242,7 @@ pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
         from: 0,
         warmup_steps: 0,
         learning_rate: 1e-3,
+        noise_power: 1.0,
     });
     let untrained = Discriminator::new(&spec, 5, device);
     distillation.state.discriminator = Some(Discriminator { balance: 1.0, ..untrained });

@@ -29,9 +29,10 @@ fn edm() -> TimeDistribution {
 }
 
 /// Every kind of prediction that can be trained, with its distribution of times.
-fn predictions() -> [(Prediction, TimeDistribution); 5] {
+fn predictions() -> [(Prediction, TimeDistribution); 6] {
     [
         (Prediction::Velocity, TimeDistribution::Uniform),
+        (Prediction::PreconditionedVelocity { sigma_data: 0.7 }, TimeDistribution::Uniform),
         (Prediction::Noise(Schedule::default()), TimeDistribution::Steps),
         (Prediction::Data(cosine()), TimeDistribution::Steps),
         (Prediction::V(cosine()), TimeDistribution::Steps),
@@ -97,8 +98,9 @@ fn losses_are_those_of_the_publications() {
                     squares(&v_of(&noise, &data), &v_of(&x0[row(i)], &x1[row(i)]))
                 }
                 // arXiv 2206.00364, table 1: weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
-                Prediction::Edm(edm) => {
-                    let (sigma, of_data) = (f64::from(sigma), edm.sigma_data);
+                Prediction::Edm(Edm { sigma_data, .. })
+                | Prediction::PreconditionedVelocity { sigma_data } => {
+                    let (sigma, of_data) = (f64::from(sigma), *sigma_data);
                     (sigma * sigma + of_data * of_data) / (sigma * of_data).powi(2)
                         * squares(&data, &x1[row(i)])
                 }

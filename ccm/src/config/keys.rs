@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 42] = [
+pub(super) const OPTIONAL: [&str; 43] = [
     "data.captions",
     "data.count",
     "data.image_size",
     "data.shuffle_buffer",
     "data.source",
     "data.streamed",
+    "distill.discriminator_noise_power",
     "distill.fixed_precision",
     "distill.guidance",
     "distill.guidance_channels",

@@ -279,6 +279,10 @@ pub struct DistillConfig {
     pub adversarial_warmup_kimg: f64,
     /// Learning rate of the discriminator's Adam, above 0. It has the student's cooldown and no warm-up.
     pub discriminator_learning_rate: f64,
+    /// The share of noise in the images that the discriminator sees is `U^power / 2` for `U` uniform in [0, 1), also in
+    /// `finish`. Above 0; by default 1. With 2 it sees less noise, and so more of the student's grain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discriminator_noise_power: Option<f64>,
     /// Half-life of the target network, an average of the student's weights, in thousands of images, 0 or more. 0
     /// disables averaging.
     pub target_halflife_kimg: f64,

@@ -220,3 +220,32 @@ impl PathConfig {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_prediction_belongs_to_its_path() {
+        let path = |settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(|setting| format!("path.{setting}")).collect();
+            let config = Config::preset("shapes").unwrap().with_overrides(&settings).unwrap();
+            config.validate().map(|()| config.path.prediction()).map_err(|error| error.to_string())
+        };
+        let preconditioned = ["predicts=preconditioned-velocity", "sigma_data=0.7"];
+        assert_eq!(path(&preconditioned), Ok(Prediction::PreconditionedVelocity { sigma_data: 0.7 }));
+        assert_eq!(path(&["predicts=velocity"]), Ok(Prediction::Velocity));
+        for (settings, parts) in [
+            (&["predicts=noise"][..], ["path.predicts", "velocity or preconditioned-velocity"]),
+            (&["kind=vp", "predicts=velocity"], ["path.predicts", "v or noise or data"]),
+            (&["kind=edm", "predicts=v"], ["path.predicts", "none"]),
+            (&["sigma_data=0.7"], ["path.sigma_data", "none"]),
+            (&["predicts=preconditioned-velocity", "sigma_data=0"], ["path.sigma_data", "above 0"]),
+        ] {
+            let error = path(settings).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+}

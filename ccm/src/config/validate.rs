@@ -213,6 +213,7 @@ impl DistillConfig {
         self.check_text_settings()?;
         positive("distill.time_alpha", self.time_alpha)?;
         zero_or_more("distill.adversarial_weight", self.adversarial_weight)?;
+        positive("distill.discriminator_noise_power", self.discriminator_noise_power.unwrap_or(1.0))?;
         duration_or_none("distill.adversarial_from_kimg", self.adversarial_from_kimg)?;
         duration_or_none("distill.adversarial_warmup_kimg", self.adversarial_warmup_kimg)?;
         positive("distill.discriminator_learning_rate", self.discriminator_learning_rate)?;

@@ -1,8 +1,8 @@
 //! The adversarial loss of PAPER.md §6 and §10: a discriminator on the teacher's features.
 //!
 //! The published discriminator uses features of networks trained on ImageNet. This one uses the teacher's encoder, frozen,
-//! which every run has. The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1). The features of a
-//! diffusion model separate real from generated images (Sauer et al., arXiv 2403.12015; Yin et al., arXiv 2405.14867), and
+//! which every run has. The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1), or more often near the
+//! image, where grain shows. The features of a diffusion model separate real from generated images (Sauer et al., arXiv 2403.12015; Yin et al., arXiv 2405.14867), and
 //! the noise replaces augmentation.
 
 use std::ops::Range;
@@ -36,6 +36,8 @@ pub struct Adversary {
     pub warmup_steps: u64,
     /// Learning rate of the discriminator.
     pub learning_rate: f64,
+    /// Power of the share of noise in the encoder's inputs, which is `1 - t = (1 - EARLIEST) U^power`.
+    pub noise_power: f64,
 }
 
 impl Adversary {
@@ -103,7 +105,7 @@ impl Adversary {
         part: &Batch,
         rows: Range<usize>,
     ) -> AdversarialTerms {
-        let views = Views::draw(part, rows, self.loss.r1() > 0.0);
+        let views = Views::draw(part, rows, self.noise_power, self.loss.r1() > 0.0);
         let real_images = part.x1.clone().autodiff();
         let real = self.features(&real_images, &views.of_real, &views.t, part);
         let shifted = views
@@ -145,7 +147,7 @@ struct Views {
 
 impl Views {
     /// Draws separately for each row, so that the numbers do not depend on the size of the micro-batches.
-    fn draw(part: &Batch, rows: Range<usize>, penalty: bool) -> Self {
+    fn draw(part: &Batch, rows: Range<usize>, noise_power: f64, penalty: bool) -> Self {
         let device = part.x1.device();
         let shape = part.x1.shape();
         let len = shape.num_elements() / part.len();
@@ -153,7 +155,9 @@ impl Views {
         for row in rows {
             let mut noise = Noise::new(part.seed, row as u64);
             let u = noise.uniform();
-            t.push((1.0 - (1.0 - EARLIEST) * u * u) as f32);
+            // Exactly `u` for a power of 1.
+            let place = if noise_power == 1.0 { u } else { 1.0 - (1.0 - u).powf(noise_power) };
+            t.push((EARLIEST + (1.0 - EARLIEST) * place) as f32);
             of_real.extend(noise.normals(len));
             of_fake.extend(noise.normals(len));
             if penalty {
@@ -228,6 +232,7 @@ mod tests {
             from: 0,
             warmup_steps: 0,
             learning_rate: 0.01,
+            noise_power: 1.0,
         }
     }
 
@@ -248,7 +253,7 @@ mod tests {
         let (adversary, batch, estimate) = (adversary(1.0), batch(), images(3));
         let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
         let loss = |images: &Tensor<4>| {
-            let views = Views::draw(&batch, 0..IMAGES, false);
+            let views = Views::draw(&batch, 0..IMAGES, 1.0, false);
             discriminator
                 .student_loss(adversary.loss, &adversary.features(images, &views.of_fake, &views.t, &batch))
         };
@@ -291,7 +296,7 @@ mod tests {
     fn the_penalty_is_the_squared_slope_of_the_logits() {
         let (adversary, batch) = (adversary(1.0), batch());
         let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
-        let views = Views::draw(&batch, 0..IMAGES, true);
+        let views = Views::draw(&batch, 0..IMAGES, 1.0, true);
         let shift = views.shift.clone().unwrap();
         let features = |images: &Tensor<4>| adversary.features(images, &views.of_real, &views.t, &batch);
         let real = batch.x1.clone().autodiff().require_grad();
@@ -320,7 +325,7 @@ mod tests {
         assert!(part.squared_norms.is_none());
         let found = gradient(&estimate, &loss);
 
-        let views = Views::draw(&batch(), 0..IMAGES, true);
+        let views = Views::draw(&batch(), 0..IMAGES, 1.0, true);
         let images = estimate.clone().inner().autodiff().require_grad();
         let maps = adversary.features(&images, &views.of_fake, &views.t, &batch());
         let direct = discriminator.student_loss(adversary.loss, &maps);
@@ -328,6 +333,19 @@ mod tests {
         let expected = gradient(&images, &direct);
         let difference = found - expected.clone();
         assert!(dot(&difference, &difference) < 1e-10 * dot(&expected, &expected));
+    }
+
+    #[test]
+    fn a_higher_power_means_less_noise() {
+        let share = |power| {
+            let batch = Batch { rows: (0..IMAGES).collect(), ..batch() };
+            let t = Views::draw(&batch, 0..IMAGES, power, false).t;
+            assert!(t.iter().all(|t| (0.5..1.0).contains(t)));
+            t.into_iter().map(|t| f64::from(1.0 - t) / 0.5).collect::<Vec<_>>()
+        };
+        for (plain, squared) in share(1.0).into_iter().zip(share(2.0)) {
+            assert!((plain * plain - squared).abs() < 1e-6, "{plain} {squared}");
+        }
     }
 
     #[test]

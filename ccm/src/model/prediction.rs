@@ -555,3 +555,31 @@ impl Path {
 fn time_of(log_ratio: f64) -> f64 {
     1.0 / (1.0 + libm::exp(-log_ratio))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preconditioned_network_predicts_what_the_input_does_not_say() {
+        for sigma_data in [0.3, 0.7, 1.0] {
+            let path = Path::new(&Prediction::PreconditionedVelocity { sigma_data });
+            // Factors of image and noise in `F = (v - a x) / b`, with `v = x1 - x0` and `x = t x1 + (1 - t) x0`.
+            let factors = |t: f64| {
+                let Coefficients { a, b, c_in, tau } = path.coefficients(t);
+                assert_eq!((c_in, tau), (1.0, t));
+                [(1.0 - a * t) / b, -(1.0 + a * (1.0 - t)) / b]
+            };
+            for t in [0.0, 0.1, 0.4, 0.8, 1.0] {
+                let [of_image, of_noise] = factors(t);
+                let variance = (of_image * sigma_data).powi(2) + of_noise * of_noise;
+                assert!((variance - 1.0).abs() < 1e-12, "{t}: {variance}");
+                let covariance = of_image * t * sigma_data * sigma_data + of_noise * (1.0 - t);
+                assert!(covariance.abs() < 1e-12, "{t}: {covariance}");
+            }
+            assert_eq!(factors(0.0), [1.0 / sigma_data, 0.0]);
+            let [of_image, of_noise] = factors(1.0);
+            assert!(of_image.abs() < 1e-12 && (of_noise + 1.0).abs() < 1e-12);
+        }
+    }
+}

@@ -176,6 +176,7 @@ impl Run {
                 from: 0,
                 warmup_steps: 0,
                 learning_rate: config.discriminator_learning_rate,
+                noise_power: self.config.distill.discriminator_noise_power.unwrap_or(1.0),
             },
             state: self.with_settings(state),
         };
@@ -259,6 +260,7 @@ impl Run {
             from: config.adversarial_from(),
             warmup_steps: config.adversarial_warmup_steps(),
             learning_rate: config.discriminator_learning_rate,
+            noise_power: config.discriminator_noise_power.unwrap_or(1.0),
         });
         let workers = self.workers(StageKind::Distill, config.batch, config.micro_batch)?;
         let batches = self.batches(&self.data, StageKind::Distill, config.batch, config.coupling);
