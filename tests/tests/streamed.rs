@@ -117,6 +117,34 @@ fn a_killed_run_resumes_at_the_same_image() {
 }
 
 #[test]
+fn imagenet64_runs_from_shards_to_figures() {
+    let folder = sources();
+    let file = |name: &str| folder.path().join(name);
+    let mut command = streamed(&file("shards"), &file("run"), &["--preset", "imagenet64"]);
+    succeed(command.args(["--set", "run.gradient_checkpointing=true", "--set", "network.num_heads=1"]));
+    succeed(
+        distill()
+            .args(["features", "--device", "cpu", "--shape", "3x8x8", "--epochs", "1", "--data"])
+            .arg(file("shards"))
+            .arg("--out")
+            .arg(file("features.safetensors")),
+    );
+    let said = succeed(
+        distill()
+            .args(["eval", "--device", "cpu", "--count", "100"])
+            .arg(file("run/student.safetensors"))
+            .arg("--data")
+            .arg(file("shards"))
+            .arg("--features")
+            .arg(file("features.safetensors")),
+    );
+    assert!(said.contains("class accuracy") && said.contains("112 training images"), "{said}");
+    // The classes are the names of the folders.
+    let said = succeed(distill().arg("inspect").arg(file("run/student.safetensors")));
+    assert!(said.contains("bunny"), "{said}");
+}
+
+#[test]
 fn unreadable_images_are_skipped_and_reported() {
     let folder = sources();
     let pictures = folder.path().join("pictures");
