@@ -38,10 +38,6 @@ impl Progress<'_> {
         self.lines.iter().map(of_line).sum()
     }
 
-    fn is_finished(&self) -> bool {
-        self.lines.last().is_some_and(|line| line.step >= self.steps)
-    }
-
     /// Seconds of training that are left, at the speed of the last line.
     fn left(&self) -> f64 {
         let Some(last) = self.lines.last() else { return 0.0 };
@@ -207,7 +203,7 @@ impl fmt::Display for Status {
         if let Some(samples) = self.samples() {
             writeln!(f, "samples  {}", samples.display())?;
         }
-        if !self.is_finished() && progress_unfinished(&stages) {
+        if !self.is_finished() {
             let checkpoints = super::checkpoint::list(&self.folder.join(files::CHECKPOINTS));
             if let Some(last) = checkpoints.last() {
                 writeln!(f, "saved    {}", last.path.display())?;
@@ -215,10 +211,6 @@ impl fmt::Display for Status {
         }
         Ok(())
     }
-}
-
-fn progress_unfinished(stages: &[Progress<'_>]) -> bool {
-    stages.last().is_some_and(|now| !now.is_finished())
 }
 
 #[cfg(test)]

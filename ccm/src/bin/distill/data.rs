@@ -63,10 +63,9 @@ pub(crate) enum Messages {
     None,
 }
 
-/// Whether the source is a file that `distill encode` wrote.
-pub(crate) fn is_encoded(config: &Config) -> bool {
-    let source = config.data.source.as_deref().map(Path::new);
-    source.and_then(Path::extension).is_some_and(|ending| ending == "safetensors")
+/// Whether a source is a file that `distill encode` wrote.
+pub(crate) fn is_encoded(source: &Path) -> bool {
+    source.extension().is_some_and(|ending| ending == "safetensors")
 }
 
 /// Number of held-out shapes.
@@ -206,9 +205,8 @@ fn load_encoded(
     source: &Path,
     folder: &Path,
 ) -> Result<[Examples; 2], Failure> {
-    let is_encoded = source.extension().is_some_and(|ending| ending == "safetensors");
-    let path = if is_encoded { source.to_owned() } else { folder.join(files::ENCODED) };
-    if is_encoded {
+    let path = if is_encoded(source) { source.to_owned() } else { folder.join(files::ENCODED) };
+    if is_encoded(source) {
         return Ok(Encoded::read(&path, network, None)?.map(Examples::from));
     }
     let origin = Origin {

@@ -17,7 +17,7 @@ use crate::device::Opened;
 use crate::devices::Devices;
 use crate::progress::{Progress, Silent};
 use crate::sample::backend;
-use crate::{AlreadyReported, Failure};
+use crate::{AlreadyReported, Failure, one_line};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Arguments {
@@ -56,7 +56,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     let group = ranks();
-    let folder = PathBuf::from(group.first(&folder(&arguments).to_string_lossy()));
+    let folder = match group.size() {
+        1 => folder(&arguments),
+        // The others would not find the name free that the first rank has taken.
+        _ => PathBuf::from(group.first(&folder(&arguments).to_string_lossy())),
+    };
     if arguments.show_config {
         if group.is_first() {
             let config = configuration(&arguments, &folder)?;
@@ -85,7 +89,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         (false, _) => run.go(arguments.resume, &mut Silent(Progress::new()?)),
     };
     if let Err(error) = done {
-        eprintln!("error: {error}");
+        eprintln!("error: {}", one_line(&error.to_string()));
         // The other ranks may wait for this one.
         group.abort();
         return Err(AlreadyReported.into());
@@ -124,7 +128,10 @@ fn prepare(
         1 => arguments.device.open()?,
         _ => arguments.device.open_for(group.local_rank())?,
     };
-    if ranks > 1 && given.pipeline.is_some() && !is_encoded(&config) {
+    if ranks > 1
+        && given.pipeline.is_some()
+        && !config.data.source.as_deref().is_some_and(|source| is_encoded(Path::new(source)))
+    {
         let expected = "expected images encoded before, by `distill encode`, as several processes read them";
         return Err(format!("data.source: {expected}").into());
     }
