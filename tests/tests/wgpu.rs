@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
+use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
 use ccm::data::{Examples, ImageShape};
 use ccm::method::curriculum::Scope;
@@ -14,6 +14,7 @@ use ccm::nn::denoiser::Denoiser;
 use ccm::nn::host::labels_tensor;
 use ccm::nn::host::to_host;
 use ccm::noise::Noise;
+use ccm::train::loss_scale::LossScale;
 use ccm::train::state::{Stage, StepReport, Workers};
 use ccm_tests::{
     agrees_with_pytorch_fid, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
@@ -40,14 +41,19 @@ fn adapter() -> Option<DeviceKind> {
     kinds.min_by_key(|kind| *kind == DeviceKind::Cpu)
 }
 
-/// Runs one distillation step and returns the weights after it.
-fn step(device: &Device) -> (StepReport, Vec<f32>) {
+/// Runs one distillation step, in mixed precision if `half` is given, and returns the weights after it.
+fn step(device: &Device, half: Option<DType>) -> (StepReport, Vec<f32>) {
     let data = small_data();
     // Kernels are autotuned for every new shape, which takes most of the time on a software adapter.
     let spec = UNetSpec { channel_mult: vec![1.0, 1.0], ..small_spec() };
     let workers = Workers::new(1, 4, 4).unwrap();
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
     oppose(&mut distillation, device);
+    if let Some(half) = half {
+        distillation.state.denoiser = distillation.state.denoiser.clone().in_half(half);
+        distillation.state.loss_scale = Some(LossScale::default());
+        distillation.teacher.denoiser = distillation.teacher.denoiser.clone().in_half(half);
+    }
     let report = distillation.step().unwrap();
     (report, distillation.state().denoiser.parameters().into_iter().flat_map(to_host).collect())
 }
@@ -58,8 +64,8 @@ fn a_training_step_on_wgpu_agrees_with_the_cpu() {
         println!("SKIPPED: no adapter");
         return;
     };
-    let (found, weights) = step(&gpu);
-    let (expected, expected_weights) = step(&Device::flex());
+    let (found, weights) = step(&gpu, None);
+    let (expected, expected_weights) = step(&Device::flex(), None);
     println!("wgpu {found:?}\nCPU  {expected:?}");
     assert!((found.loss / expected.loss - 1.0).abs() < 1e-3);
     assert!((found.gradient_norm / expected.gradient_norm - 1.0).abs() < 1e-3);
@@ -70,6 +76,21 @@ fn a_training_step_on_wgpu_agrees_with_the_cpu() {
     let error = relative_error(&weights, &expected_weights);
     // Adam's first step is the sign of the gradient, and rounding changes the sign of gradients close to zero.
     assert!(error < 2e-3, "weights after the step: {error:.2e}");
+}
+
+#[test]
+fn a_training_step_in_f16_on_wgpu_agrees_with_the_cpu() {
+    let Some(gpu) = gpu().filter(|gpu| gpu.supports_dtype(DType::F16)) else {
+        println!("SKIPPED: no adapter that computes in f16");
+        return;
+    };
+    let (found, _) = step(&gpu, Some(DType::F16));
+    let (expected, _) = step(&Device::flex(), Some(DType::F16));
+    println!("wgpu {found:?}\nCPU  {expected:?}");
+    assert!((found.loss / expected.loss - 1.0).abs() < 5e-3);
+    assert!((found.gradient_norm / expected.gradient_norm - 1.0).abs() < 5e-3);
+    assert!((found.kdc.unwrap() - expected.kdc.unwrap()).abs() < 0.1);
+    assert_eq!(found.scaling, expected.scaling);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 43] = [
+pub(super) const OPTIONAL: [&str; 44] = [
     "data.captions",
     "data.count",
     "data.image_size",
@@ -43,6 +43,7 @@ pub(super) const OPTIONAL: [&str; 43] = [
     "path.sigma_max",
     "path.sigma_min",
     "run.eight_bit_optimizer",
+    "run.mixed_precision",
     "run.tensorboard",
     "run.threads",
     "teacher.caption_dropout",

@@ -89,6 +89,9 @@ pub struct RunConfig {
     pub checkpoint_every_kimg: f64,
     /// Thousands of training images between two lines of the metrics log, above 0; at least one optimiser step.
     pub log_every_kimg: f64,
+    /// Mixed precision: networks compute in half precision where it suffices; weights stay in single precision. Off by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixed_precision: Option<HalfPrecision>,
     /// Whether the optimiser keeps its moments in eight bits instead of 32.
     #[serde(default, skip_serializing_if = "is_false")]
     pub eight_bit_optimizer: bool,
@@ -363,6 +366,16 @@ impl FixedWeights {
             Self::Convolutions => matches!(tensor.shape[..], [_, _, height, width] if height * width > 1),
         }
     }
+}
+
+/// A number format of 16 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HalfPrecision {
+    /// IEEE 754's: 11 bits of precision, up to 65 504. The loss is scaled.
+    F16,
+    /// The range of single precision with 8 bits of precision.
+    Bf16,
 }
 
 /// Precision in memory of weights that are not trained.

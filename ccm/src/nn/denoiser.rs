@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::conditions::Conditions;
 use super::host::{per_image, to_host};
@@ -69,6 +69,12 @@ impl Denoiser {
     pub fn frozen(model: &Model, device: &Device) -> Self {
         let denoiser = Self::new(model, &device.clone().without_autodiff());
         Self { network: denoiser.network.frozen(), ..denoiser }
+    }
+
+    /// The same denoiser in mixed precision: inside the network, values are of this type where it suffices. Inputs, velocities,
+    /// features, parameters and gradients stay in single precision.
+    pub fn in_half(self, half: DType) -> Self {
+        Self { network: self.network.in_half(half), ..self }
     }
 
     /// The same denoiser, fixed, with its weights in half precision. Each weight is converted when it is used.

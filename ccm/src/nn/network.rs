@@ -1,22 +1,29 @@
 //! Runs a [`Graph`] on Burn tensors, with or without gradients.
+//!
+//! In mixed precision ([`Network::in_half`]), the values that pass from node to node are in half precision, and each node
+//! converts its weights when it reads them. Norms, softmax, activation functions and the sinusoids of times compute in single
+//! precision. Inputs, outputs, parameters and their gradients stay in single precision.
 
 mod checkpointing;
+mod functions;
 
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::Arc;
 
-use burn::tensor::activation::{gelu, relu, sigmoid, silu, softmax, tanh};
-use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::conditions::Conditions;
 use super::ops::{Norm, conv, group_norm};
 use crate::model::TensorSpec;
 use crate::model::graph::{
-    Activation, Attention, AttentionBias, Conv, GUIDANCE_FACTOR, Graph, GroupNorm, LayerNorm, Node, Op,
-    Padding, Param, PositionEmbedding, QkvOrder, Shape, TimestepEmbedding, Value, last_reads,
+    Attention, AttentionBias, Conv, GUIDANCE_FACTOR, Graph, GroupNorm, LayerNorm, Node, Op, Padding, Param,
+    PositionEmbedding, Shape, Value, last_reads,
 };
 use crate::weights::HostTensor;
 use checkpointing::Tape;
+use functions::{
+    activate, average_pool, dropout, heads_attention, in_a_row, per_pixel, qkv_attention, sinusoids, upsample,
+};
 
 /// A network with its parameters on a device.
 #[derive(Debug, Clone)]
@@ -27,6 +34,8 @@ pub struct Network {
     /// The others, flat, in the order of [`Graph::parameters`].
     parameters: Vec<Tensor<1>>,
     dropout: bool,
+    /// The type of the values between nodes.
+    between: DType,
     /// Forward passes to be recomputed, with gradient checkpointing.
     tape: Option<Tape>,
 }
@@ -118,6 +127,7 @@ impl Network {
             base,
             parameters,
             dropout: device.is_autodiff(),
+            between: DType::F32,
             tape: None,
         }
     }
@@ -137,7 +147,7 @@ impl Network {
                 for index in 0..self.program.graph.nodes.len() {
                     self.run(index, &mut pass);
                 }
-                pass.take(self.program.graph.output).into_map()
+                single(pass.take(self.program.graph.output).into_map())
             }
         }
     }
@@ -156,7 +166,7 @@ impl Network {
         for (index, node) in nodes.iter().enumerate() {
             let value = self.run(index, &mut pass);
             if features.contains(&node.output) {
-                found.push(value.clone().into_map());
+                found.push(single(value.clone().into_map()));
             }
             if found.len() == features.len() {
                 break;
@@ -178,6 +188,11 @@ impl Network {
         };
         let shape = graph.shape(*output);
         let y = self.apply(op, shape, inputs, masks.entry(*output), &mut read);
+        let y = match op {
+            // Numbers that half precision would change; only sinusoids read them.
+            Op::Time | Op::Sizes | Op::Guidance => y,
+            _ => y.cast(self.between),
+        };
         values[output.index()].insert(y)
     }
 
@@ -221,8 +236,8 @@ impl Network {
                 })
             }
             Op::Activate(x, activation) => match read(x) {
-                Map(x) => Map(activate(activation, x)),
-                Vector(x) => Vector(activate(activation, x)),
+                Map(x) => Map(activate(activation, single(x))),
+                Vector(x) => Vector(activate(activation, single(x))),
             },
             Op::Add(a, b) => match (read(a), read(b)) {
                 (Map(a), Map(b)) => Map(a + b),
@@ -308,18 +323,28 @@ impl Network {
         }
     }
 
-    /// The values of a parameter, flat, in single precision.
-    fn weight(&self, param: Param) -> Tensor<1> {
-        let values = match param.index().checked_sub(self.base.len()) {
-            None => &self.base[param.index()],
-            Some(place) => &self.parameters[place],
-        };
-        if values.dtype() == DType::F32 { values.clone() } else { values.clone().cast(DType::F32) }
+    /// The values of a parameter, flat, as they are stored.
+    fn stored(&self, param: Param) -> Tensor<1> {
+        match param.index().checked_sub(self.base.len()) {
+            None => self.base[param.index()].clone(),
+            Some(place) => self.parameters[place].clone(),
+        }
     }
 
+    /// The values of a parameter, flat, in the precision of the values between nodes.
+    fn weight(&self, param: Param) -> Tensor<1> {
+        self.stored(param).cast(self.between)
+    }
+
+    /// A parameter in the precision of the values between nodes.
     fn parameter<const D: usize>(&self, param: Param) -> Tensor<D> {
         let shape = &self.program.graph.parameter(param).shape;
         self.weight(param).reshape(burn::tensor::Shape::from(shape.clone()))
+    }
+
+    /// A vector of parameters in single precision.
+    fn single_vector(&self, param: Param) -> Tensor<1> {
+        single(self.stored(param))
     }
 
     /// The embedding of a missing label: zeros, `[B, channels]`.
@@ -336,7 +361,7 @@ impl Network {
         let weight = weight.reshape([outputs, inputs, op.kernel, op.kernel]);
         let bias = match op.affine.bias {
             Some(bias) => self.parameter::<1>(bias),
-            None => Tensor::zeros([outputs], &x.device()),
+            None => Tensor::<1>::zeros([outputs], &x.device()).cast(self.between),
         };
         let bias = bias.unsqueeze();
         let bias = shift.map_or(bias.clone(), |shift| shift + bias);
@@ -355,8 +380,8 @@ impl Network {
     /// `x`: `[B, C, H, W]`; `modulation`: scale and shift, `[B, C]` each.
     fn group_norm(&self, op: &GroupNorm, x: Tensor<4>, modulation: Option<[Tensor<2>; 2]>) -> Tensor<4> {
         let [batch, channels, ..] = x.dims();
-        let [gain, offset] = [op.gain, op.offset].map(|param| self.parameter::<1>(param));
-        let (gain, offset) = match modulation {
+        let [gain, offset] = [op.gain, op.offset].map(|param| self.single_vector(param));
+        let (gain, offset) = match modulation.map(|values| values.map(single)) {
             None => {
                 let per_image = |value: Tensor<1>| value.unsqueeze::<2>().expand([batch, channels]);
                 (per_image(gain), per_image(offset))
@@ -373,11 +398,11 @@ impl Network {
     fn layer_norm(&self, op: &LayerNorm, x: Tensor<4>, modulation: Option<[Tensor<2>; 2]>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
         let of_head = channels / op.heads;
-        let x = x.reshape([batch, op.heads, of_head, height * width]);
+        let x = single(x).reshape([batch, op.heads, of_head, height * width]);
         let x = if op.centred { x.clone() - x.mean_dim(2) } else { x };
         let deviation = (x.clone().square().mean_dim(2) + op.epsilon).sqrt();
         let mut y = x / deviation;
-        let of_channel = |param: Param| self.parameter::<1>(param).reshape([1, 1, of_head, 1]);
+        let of_channel = |param: Param| self.single_vector(param).reshape([1, 1, of_head, 1]);
         if let Some(gain) = op.gain {
             y = y * of_channel(gain);
         }
@@ -385,7 +410,7 @@ impl Network {
             y = y + of_channel(offset);
         }
         let y = y.reshape([batch, channels, height, width]);
-        match modulation {
+        match modulation.map(|values| values.map(single)) {
             Some([scale, shift]) => y * (per_pixel(scale) + 1.0) + per_pixel(shift),
             None => y,
         }
@@ -413,7 +438,7 @@ impl Network {
         heads_attention(q, k, v, f64::from(op.scale), bias).reshape([batch, channels, height, width])
     }
 
-    /// The bias of every score, `[1, heads or 1, queries, keys]`.
+    /// The bias of every score, `[1, heads or 1, queries, keys]`, in single precision.
     fn attention_bias(&self, op: &Attention, queries: usize, keys: usize) -> Option<Tensor<4>> {
         let pairs = (0..queries).flat_map(|query| (0..keys).map(move |key| key as isize - query as isize));
         let first = self.base.first().or(self.parameters.first());
@@ -428,7 +453,7 @@ impl Network {
                 let buckets: Vec<i32> = pairs.map(|distance| bias.bucket(distance) as i32).collect();
                 let buckets = TensorData::new(buckets, [queries * keys]);
                 let scores = self.parameter::<2>(bias.table).select(0, Tensor::from_data(buckets, &device));
-                Some(scores.transpose().reshape([1, op.heads, queries, keys]))
+                Some(single(scores).transpose().reshape([1, op.heads, queries, keys]))
             }
         }
     }
@@ -490,6 +515,16 @@ impl Network {
         Self { base, parameters, dropout: false, tape: None, ..self.clone() }
     }
 
+    /// The same network in mixed precision: the values between nodes are of this type.
+    ///
+    /// # Panics
+    /// If the network reads the ids of tokens, which half precision would change.
+    pub(crate) fn in_half(self, half: DType) -> Self {
+        let reads_ids = self.program.graph.nodes.iter().any(|node| matches!(node.op, Op::TokenEmbedding(_)));
+        assert!(!reads_ids, "a network in mixed precision that reads the ids of tokens");
+        Self { between: half, ..self }
+    }
+
     /// The same network with its parameters in half precision. It must not be trained.
     pub(crate) fn halved(self) -> Self {
         let parameters = self.parameters.into_iter().map(|values| values.cast(DType::F16)).collect();
@@ -524,7 +559,19 @@ fn recording(parameters: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
     parameters.into_iter().map(Tensor::autodiff).collect()
 }
 
+/// A tensor in single precision.
+fn single<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.cast(DType::F32)
+}
+
 impl Output {
+    fn cast(self, dtype: DType) -> Self {
+        match self {
+            Self::Map(map) => Self::Map(map.cast(dtype)),
+            Self::Vector(vector) => Self::Vector(vector.cast(dtype)),
+        }
+    }
+
     /// # Panics
     /// If it is a vector.
     fn into_map(self) -> Tensor<4> {
@@ -544,108 +591,10 @@ impl Output {
     }
 }
 
-/// Sets values to zero with a probability and scales the rest, so that the expectation stays.
-fn dropout(x: Tensor<4>, probability: f64, mask: Entry<Value, Tensor<4>>) -> Tensor<4> {
-    let keep = 1.0 - probability;
-    let mask = mask.or_insert_with(|| x.random_like(Distribution::Bernoulli(keep)).inner());
-    x * mask.clone() * (1.0 / keep)
-}
-
-/// `[B, C]` to `[B, C, 1, 1]`.
-fn per_pixel(vector: Tensor<2>) -> Tensor<4> {
-    let [batch, channels] = vector.dims();
-    vector.reshape([batch, channels, 1, 1])
-}
-
 /// A part of the condition that the network reads.
 ///
 /// # Panics
 /// If there is none.
 fn given<T: Clone>(part: &Option<T>, what: &str) -> T {
     part.clone().unwrap_or_else(|| panic!("this network needs {what}"))
-}
-
-/// `[B, C, H, W]` to `[B, C, 1, H W]`.
-fn in_a_row(x: Tensor<4>) -> Tensor<4> {
-    let [batch, channels, height, width] = x.dims();
-    x.reshape([batch, channels, 1, height * width])
-}
-
-fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
-    match activation {
-        Activation::Silu => silu(x),
-        Activation::Gelu => gelu(x),
-        Activation::GeluTanh => {
-            let inner =
-                (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
-            x * (tanh(inner) + 1.0) * 0.5
-        }
-        Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
-        Activation::Relu => relu(x),
-        Activation::Tanh => tanh(x),
-    }
-}
-
-/// Sines and cosines of every number of a vector, `[B, N] -> [B, N channels]`.
-fn sinusoids(embedding: &TimestepEmbedding, x: Tensor<2>) -> Tensor<2> {
-    let frequencies: Vec<f32> = embedding.log_frequencies().into_iter().map(f32::exp).collect();
-    let half = frequencies.len();
-    let [batch, numbers] = x.dims();
-    let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &x.device());
-    let angles = x.reshape([batch * numbers, 1]) * frequencies;
-    let (cos, sin) = (angles.clone().cos(), angles.sin());
-    Tensor::cat(if embedding.cosines_first { vec![cos, sin] } else { vec![sin, cos] }, 1)
-        .reshape([batch, numbers * 2 * half])
-}
-
-/// Self-attention on one map of queries, keys and values, `[B, 3 C, H, W] -> [B, C, H, W]`.
-fn qkv_attention(qkv: Tensor<4>, heads: usize, order: QkvOrder) -> Tensor<4> {
-    let [batch, channels, height, width] = qkv.dims();
-    let (positions, of_head) = (height * width, channels / 3 / heads);
-    // `[B, heads, channels of a head, positions]` each.
-    let part = |index: usize| match order {
-        QkvOrder::PartsFirst => {
-            let qkv = qkv.clone().reshape([batch, 3, heads, of_head, positions]);
-            qkv.narrow(1, index, 1).squeeze_dim::<4>(1)
-        }
-        QkvOrder::HeadsFirst => {
-            let qkv = qkv.clone().reshape([batch, heads, 3, of_head, positions]);
-            qkv.narrow(2, index, 1).squeeze_dim::<4>(2)
-        }
-    };
-    let scale = (of_head as f64).sqrt().recip();
-    heads_attention(part(0), part(1), part(2), scale, None).reshape([batch, channels / 3, height, width])
-}
-
-/// Attention per head. `q`, `k`, `v` and the result: `[B, heads, channels of a head, positions]`; `bias`: one number per
-/// head, query and key.
-fn heads_attention(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    scale: f64,
-    bias: Option<Tensor<4>>,
-) -> Tensor<4> {
-    let scores = (q * scale).swap_dims(2, 3).matmul(k);
-    let scores = bias.map_or(scores.clone(), |bias| scores + bias);
-    v.matmul(softmax(scores, 3).swap_dims(2, 3))
-}
-
-/// Nearest-neighbour upsampling by 2.
-fn upsample(x: Tensor<4>) -> Tensor<4> {
-    let [batch, channels, height, width] = x.dims();
-    x.reshape([batch, channels, height, 1, width, 1])
-        .expand([batch, channels, height, 2, width, 2])
-        .reshape([batch, channels, 2 * height, 2 * width])
-}
-
-/// 2x2 average pooling.
-fn average_pool(x: Tensor<4>) -> Tensor<4> {
-    let [batch, channels, height, width] = x.dims();
-    x.reshape([batch, channels, height / 2, 2, width / 2, 2]).mean_dim(5).mean_dim(3).reshape([
-        batch,
-        channels,
-        height / 2,
-        width / 2,
-    ])
 }

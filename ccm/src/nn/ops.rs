@@ -2,6 +2,11 @@
 //!
 //! On the CPU they run [`super::kernels`]; on a GPU they run Burn's operations, which Burn fuses. The gradients
 //! are explicit: a group norm with SiLU keeps only its inputs for the backward pass, not the intermediate maps.
+//!
+//! Maps and convolution weights may be in half precision. Sums are in single precision: on the CPU because the kernels convert,
+//! on a GPU because Burn accumulates so and because group norms convert.
+
+use std::borrow::Cow;
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -11,8 +16,10 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::ops::ConvOptions;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, DType, Dispatch, Flex, Shape, TensorMetadata, backend_extension};
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use burn_wgpu::CubeBackend;
+use half::slice::HalfFloatSliceExt as _;
+use half::{bf16, f16};
 
 use super::kernels::{conv as cpu_conv, conv_weight_gradient::conv_weight_gradient, group_norm as cpu_norm};
 
@@ -43,7 +50,7 @@ pub struct Norm {
 ///
 /// # Shapes
 /// - `x`, result: `[B, C, H, W]`
-/// - `gain`, `offset`: `[B, C]`
+/// - `gain`, `offset`: `[B, C]`, in single precision
 pub fn group_norm(x: Tensor<4>, gain: Tensor<2>, offset: Tensor<2>, norm: Norm) -> Tensor<4> {
     let y = Dispatch::unet_norm(x.into_dispatch(), gain.into_dispatch(), offset.into_dispatch(), norm);
     Tensor::from_dispatch(y)
@@ -98,11 +105,11 @@ pub trait UNetOps: Backend {
         offset: FloatTensor<Self>,
         norm: Norm,
     ) -> FloatTensor<Self> {
-        let shape = x.shape();
-        let (normal, _) = normalize::<Self>(x, norm);
+        let (shape, dtype) = (x.shape(), x.dtype());
+        let (normal, _) = normalize::<Self>(single::<Self>(x), norm);
         let z = affine::<Self>(normal, gain, offset);
         let y = if norm.silu { Self::float_mul(z.clone(), Self::sigmoid(z)) } else { z };
-        Self::float_reshape(y, shape)
+        Self::float_cast(Self::float_reshape(y, shape), dtype.into())
     }
 
     /// Gradients of [`group_norm`] with respect to `x`, `gain` and `offset`.
@@ -114,15 +121,15 @@ pub trait UNetOps: Backend {
         dy: FloatTensor<Self>,
         norm: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let shape = x.shape();
+        let (shape, dtype) = (x.shape(), x.dtype());
         let [batch, channels, height, width] = shape.dims();
         let pixels = height * width;
         let planes = Shape::new([batch, channels, pixels]);
         let groups = Shape::new([batch, norm.groups, channels / norm.groups * pixels]);
         let per_channel = Shape::new([batch, channels]);
 
-        let (normal, inverse) = normalize::<Self>(x, norm);
-        let dy = Self::float_reshape(dy, planes.clone());
+        let (normal, inverse) = normalize::<Self>(single::<Self>(x), norm);
+        let dy = Self::float_reshape(single::<Self>(dy), planes.clone());
         let dz = if norm.silu {
             let z = affine::<Self>(normal.clone(), gain.clone(), offset);
             let s = Self::sigmoid(z.clone());
@@ -143,8 +150,14 @@ pub trait UNetOps: Backend {
         let mean = Self::float_mean_dim(dnormal.clone(), 2);
         let slope = Self::float_mean_dim(Self::float_mul(dnormal.clone(), normal.clone()), 2);
         let dx = Self::float_sub(Self::float_sub(dnormal, mean), Self::float_mul(normal, slope));
-        (Self::float_reshape(Self::float_mul(dx, inverse), shape), dgain, doffset)
+        let dx = Self::float_reshape(Self::float_mul(dx, inverse), shape);
+        (Self::float_cast(dx, dtype.into()), dgain, doffset)
     }
+}
+
+/// A tensor in single precision.
+fn single<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_cast(x, FloatDType::F32)
 }
 
 fn conv_options(weight: &Shape, stride: usize) -> ConvOptions<2> {
@@ -180,16 +193,40 @@ fn affine<B: Backend>(
 
 impl UNetOps for CubeBackend {}
 
-/// The values of a contiguous `f32` tensor.
-fn values(tensor: &FlexTensor) -> &[f32] {
-    #[expect(clippy::expect_used, reason = "callers make tensors contiguous, and networks are f32")]
-    tensor.as_slice::<f32>().expect("the kernels of the CPU take contiguous f32 tensors")
+/// The values of a contiguous tensor, in single precision.
+#[expect(clippy::expect_used, reason = "callers make tensors contiguous")]
+fn values(tensor: &FlexTensor) -> Cow<'_, [f32]> {
+    const CONTIGUOUS: &str = "the kernels of the CPU take contiguous tensors";
+    let mut converted = Vec::new();
+    match tensor.dtype() {
+        DType::F16 => {
+            let halves = tensor.as_slice::<f16>().expect(CONTIGUOUS);
+            converted.resize(halves.len(), 0.0);
+            halves.convert_to_f32_slice(&mut converted);
+        }
+        DType::BF16 => {
+            let halves = tensor.as_slice::<bf16>().expect(CONTIGUOUS);
+            converted.resize(halves.len(), 0.0);
+            halves.convert_to_f32_slice(&mut converted);
+        }
+        _ => return Cow::Borrowed(tensor.as_slice::<f32>().expect(CONTIGUOUS)),
+    }
+    Cow::Owned(converted)
 }
 
-/// A new tensor of this shape, written by `fill`.
-fn filled<const D: usize>(shape: [usize; D], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
-    let mut tensor = FlexTensor::empty(Shape::new(shape), DType::F32);
-    fill(tensor.storage_mut::<f32>());
+/// A new tensor of this shape and type, with the values that `fill` writes.
+fn filled<const D: usize>(shape: [usize; D], dtype: DType, fill: impl FnOnce(&mut [f32])) -> FlexTensor {
+    let mut tensor = FlexTensor::empty(Shape::new(shape), dtype);
+    if dtype == DType::F32 {
+        fill(tensor.storage_mut::<f32>());
+        return tensor;
+    }
+    let mut values = vec![0.0; shape.iter().product()];
+    fill(&mut values);
+    match dtype {
+        DType::F16 => tensor.storage_mut::<f16>().convert_from_f32_slice(&values),
+        _ => tensor.storage_mut::<bf16>().convert_from_f32_slice(&values),
+    }
     tensor
 }
 
@@ -209,7 +246,7 @@ impl UNetOps for Flex {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let shape = conv_shape(x.shape().dims(), &weight.shape(), stride);
         let y = [shape.batch, shape.out_channels, shape.out_height(), shape.out_width()];
-        filled(y, |y| cpu_conv::conv(&shape, values(&x), values(&weight), values(&bias), y))
+        filled(y, x.dtype(), |y| cpu_conv::conv(&shape, &values(&x), &values(&weight), &values(&bias), y))
     }
 
     fn unet_conv_input_gradient(
@@ -221,7 +258,9 @@ impl UNetOps for Flex {
         let (weight, dy) = (weight.to_contiguous(), dy.to_contiguous());
         let dims = like.shape().dims();
         let shape = conv_shape(dims, &weight.shape(), stride);
-        filled(dims, |dx| cpu_conv::conv_input_gradient(&shape, values(&weight), values(&dy), dx))
+        filled(dims, like.dtype(), |dx| {
+            cpu_conv::conv_input_gradient(&shape, &values(&weight), &values(&dy), dx);
+        })
     }
 
     fn unet_conv_weight_gradient(
@@ -232,8 +271,8 @@ impl UNetOps for Flex {
     ) -> FlexTensor {
         let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
         let shape = conv_shape(x.shape().dims(), &like.shape(), stride);
-        filled::<4>(like.shape().dims(), |dweight| {
-            conv_weight_gradient(&shape, values(&x), values(&dy), dweight);
+        filled::<4>(like.shape().dims(), like.dtype(), |dweight| {
+            conv_weight_gradient(&shape, &values(&x), &values(&dy), dweight);
         })
     }
 
@@ -241,8 +280,8 @@ impl UNetOps for Flex {
         let (x, gain, offset) = (x.to_contiguous(), gain.to_contiguous(), offset.to_contiguous());
         let dims = x.shape().dims();
         let shape = norm_shape(dims, norm);
-        filled(dims, |y| {
-            cpu_norm::group_norm(&shape, norm.epsilon, values(&x), values(&gain), values(&offset), y);
+        filled(dims, x.dtype(), |y| {
+            cpu_norm::group_norm(&shape, norm.epsilon, &values(&x), &values(&gain), &values(&offset), y);
         })
     }
 
@@ -259,14 +298,14 @@ impl UNetOps for Flex {
         let shape = norm_shape(dims, norm);
         let (mut dgain, mut doffset) =
             (vec![0.0; shape.batch * shape.channels], vec![0.0; gain.shape().num_elements()]);
-        let dx = filled(dims, |dx| {
+        let dx = filled(dims, x.dtype(), |dx| {
             cpu_norm::group_norm_gradient(
                 &shape,
                 norm.epsilon,
-                values(&x),
-                values(&gain),
-                values(&offset),
-                values(&dy),
+                &values(&x),
+                &values(&gain),
+                &values(&offset),
+                &values(&dy),
                 dx,
                 &mut dgain,
                 &mut doffset,
@@ -275,8 +314,8 @@ impl UNetOps for Flex {
         let per_channel = [shape.batch, shape.channels];
         (
             dx,
-            filled(per_channel, |to| to.copy_from_slice(&dgain)),
-            filled(per_channel, |to| to.copy_from_slice(&doffset)),
+            filled(per_channel, DType::F32, |to| to.copy_from_slice(&dgain)),
+            filled(per_channel, DType::F32, |to| to.copy_from_slice(&doffset)),
         )
     }
 }
@@ -295,10 +334,12 @@ impl<B: UNetOps> Backward<B, 3> for ConvBackward {
         let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
         if let Some(node) = node_bias {
             let [batch, channels, height, width] = dy.shape().dims();
-            let sums = B::float_reshape(dy.clone(), Shape::new([batch, channels, height * width]));
+            let dtype = dy.dtype();
+            let sums = single::<B>(dy.clone());
+            let sums = B::float_reshape(sums, Shape::new([batch, channels, height * width]));
             let sums = B::float_reshape(B::float_sum_dim(sums, 2), Shape::new([batch, channels]));
             let dbias = if bias_images == batch { sums } else { B::float_sum_dim(sums, 0) };
-            grads.register::<B>(node.id, dbias);
+            grads.register::<B>(node.id, B::float_cast(dbias, dtype.into()));
         }
         if let Some(node) = node_x {
             let dx = B::unet_conv_input_gradient(x.clone(), weight.clone(), dy.clone(), stride);

@@ -40,6 +40,8 @@ pub struct Optimizer {
     moments: Vec<Moments>,
     /// Whether the moments are kept in eight bits.
     eight_bits: bool,
+    /// Steps that were skipped.
+    skipped: u64,
 }
 
 /// The first and the second moment of a parameter.
@@ -81,12 +83,22 @@ impl Optimizer {
 
     fn with_betas(first: f32, second: f32) -> Self {
         let rule = AdamConfig::new().with_beta_1(first).with_beta_2(second).with_epsilon(1e-8);
-        Self { rule: rule.build(), moments: Vec::new(), eight_bits: false }
+        Self { rule: rule.build(), moments: Vec::new(), eight_bits: false, skipped: 0 }
     }
 
     /// Replaces the moments, to resume training.
     pub fn from_moments(self, moments: Vec<[Tensor<1>; 2]>) -> Self {
         Self { moments: moments.into_iter().map(Moments::Single).collect(), ..self }
+    }
+
+    /// Sets the number of skipped steps, to resume training.
+    pub fn with_skipped(self, skipped: u64) -> Self {
+        Self { skipped, ..self }
+    }
+
+    /// Steps that were skipped since their gradients were not finite.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// The same optimiser with moments in eight bits. Moments that were in eight bits before, and then in a checkpoint, are the
@@ -105,7 +117,8 @@ impl Optimizer {
         self.moments.iter().map(|moments| moments.values()[moment].clone()).collect()
     }
 
-    /// Takes step `step`, counted from 0. Returns the new parameters and the norm of the gradient before clipping.
+    /// Takes step `step`, counted from 0. Returns the new parameters and the norm of the gradient before clipping. If the norm is
+    /// not finite, the step is skipped: nothing changes but the number of skipped steps.
     ///
     /// # Panics
     /// If the numbers of parameters and gradients differ.
@@ -118,9 +131,14 @@ impl Optimizer {
     ) -> (Vec<Tensor<1>>, f64) {
         assert_eq!(parameters.len(), gradients.len(), "a gradient for each parameter");
         let norm = norm(&gradients);
+        if !norm.is_finite() {
+            self.skipped += 1;
+            return (parameters, norm);
+        }
         let shorten = if norm > schedule.gradient_clip { schedule.gradient_clip / norm } else { 1.0 };
         let rate = schedule.rate(step);
         let first = self.moments.is_empty();
+        let updates = (step - self.skipped) as usize;
         let thresholds = parameters.first().filter(|_| self.eight_bits);
         let thresholds = thresholds.map(|parameter| thresholds_of(step, &parameter.device()));
         let mut old = std::mem::take(&mut self.moments).into_iter();
@@ -128,7 +146,7 @@ impl Optimizer {
             let gradient = if shorten < 1.0 { gradient * shorten as f32 } else { gradient };
             let state = old.next().filter(|_| !first).map(|moments| {
                 let [moment_1, moment_2] = moments.values();
-                AdamState::new(AdaptiveMomentumState::new(step as usize, moment_1, moment_2))
+                AdamState::new(AdaptiveMomentumState::new(updates, moment_1, moment_2))
             });
             let (parameter, state) = self.rule.step(rate, parameter, gradient, state);
             if let Some(AdamState { momentum }) = state {
@@ -200,6 +218,24 @@ mod tests {
         };
         let [single, eight] = [Optimizer::default(), Optimizer::default().in_eight_bits()].map(distance);
         assert!(single < 1e-3 && eight < 1e-2, "{single} {eight}");
+    }
+
+    #[test]
+    fn a_step_whose_gradient_is_not_finite_is_as_if_it_had_never_been() {
+        let device = Device::flex();
+        let schedule =
+            Schedule { learning_rate: 0.01, warmup_steps: 1, steps: 9, cooldown: 0.0, gradient_clip: 1.0 };
+        let gradient = |value: f32| Tensor::<1>::from_data([value, 0.5], &device);
+        let run = |gradients: &[f32]| {
+            let (mut optimizer, mut x) = (Optimizer::default(), Tensor::<1>::ones([2], &device));
+            for (step, &value) in gradients.iter().enumerate() {
+                x = optimizer.step(&schedule, step as u64, vec![x], vec![gradient(value)]).0.remove(0);
+            }
+            (to_host(x), optimizer.skipped())
+        };
+        let (expected, none) = run(&[1.0, -2.0, 3.0]);
+        let (found, skipped) = run(&[f32::NAN, 1.0, f32::INFINITY, -2.0, 3.0]);
+        assert_eq!((found, skipped, none), (expected, 2, 0));
     }
 
     #[test]

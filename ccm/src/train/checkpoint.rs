@@ -12,6 +12,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::batches::StageKind;
+use super::loss_scale::LossScale;
 use super::state::TrainState;
 use super::trainable::Trainable;
 use crate::disk::{self, DiskError};
@@ -84,6 +85,16 @@ struct Description {
     decays: Vec<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     discriminator: Option<Opponent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<Scale>,
+}
+
+/// Loss scaling.
+#[derive(Serialize, Deserialize)]
+struct Scale {
+    factor: f32,
+    good_steps: u32,
+    skipped_steps: u64,
 }
 
 /// Discriminator state that is not a tensor.
@@ -144,6 +155,11 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
         step: state.step,
         decays: state.emas.iter().map(|ema| ema.decay).collect(),
         discriminator: state.discriminator.as_ref().map(|it| Opponent { step: it.step, balance: it.balance }),
+        loss_scale: state.loss_scale.map(|LossScale { factor, good_steps }| Scale {
+            factor,
+            good_steps,
+            skipped_steps: state.optimizer.skipped(),
+        }),
     };
     #[expect(clippy::expect_used, reason = "numbers and text become JSON")]
     let description = serde_json::to_string(&description).expect("a description has string keys only");
@@ -237,7 +253,8 @@ pub fn load(
         emas.push(Ema { decay, denoiser: denoiser(&format!("ema.{i}"), &plain).map_err(wrong)? });
     }
     let flat = |tensor: HostTensor| Tensor::<1>::from_data(tensor.values.as_slice(), &plain);
-    // The optimiser has no moments before the first step.
+    let skipped = description.loss_scale.as_ref().map_or(0, |scale| scale.skipped_steps);
+    // The optimiser has no moments before the first step that was not skipped.
     let mut moments = |prefix: &str, step: u64, specs: &dyn Fn() -> Vec<TensorSpec>| {
         let mut take = |moment| match step {
             0 => Ok(Vec::new()),
@@ -246,7 +263,8 @@ pub fn load(
         let (first, second) = (take(0)?, take(1)?);
         Ok(first.into_iter().zip(second).map(|(first, second)| [flat(first), flat(second)]).collect())
     };
-    let of_student = moments("", description.step, &|| trainable.tensors()).map_err(wrong)?;
+    let of_student =
+        moments("", description.step.saturating_sub(skipped), &|| trainable.tensors()).map_err(wrong)?;
     let discriminator = match description.discriminator {
         None => None,
         Some(Opponent { step, balance }) => {
@@ -259,8 +277,10 @@ pub fn load(
     if let Some(name) = file.tensors.into_keys().next() {
         return Err(wrong(WeightsError::Unexpected(name)));
     }
-    let optimizer = Optimizer::default().from_moments(of_student);
-    Ok(TrainState { denoiser: student, emas, optimizer, discriminator, step: description.step })
+    let optimizer = Optimizer::default().from_moments(of_student).with_skipped(skipped);
+    let loss_scale =
+        description.loss_scale.map(|Scale { factor, good_steps, .. }| LossScale { factor, good_steps });
+    Ok(TrainState { denoiser: student, emas, optimizer, discriminator, loss_scale, step: description.step })
 }
 
 #[cfg(test)]

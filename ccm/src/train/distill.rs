@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use super::batches::Batches;
-use super::state::{Stage, StepReport, Summand, TrainState, Workers};
+use super::state::{Learned, Scaling, Stage, StepReport, Summand, TrainState, Workers};
 use crate::data::DataError;
 use crate::method::adversary::Adversary;
 use crate::method::batch::Batch;
@@ -143,17 +143,19 @@ impl Stage for Distillation<'_> {
         };
         let next = state.step + 1;
         let learn = || state.learn(schedule, &batch, workers, loss);
-        let (loss, gradient_norm, Contribution { counts, of_discriminator }) =
+        let Learned { loss, gradient_norm, scaling, said: Contribution { counts, of_discriminator } } =
             batches.while_preparing(next, learn);
+        let skipped = matches!(scaling, Some(Scaling { skipped: true, .. }));
 
         // Evaluations of the student (twice if the targets are computed first) and of the teacher's encoder.
         let encoder = distance.evaluations() + usize::from(adversarial.is_some());
         let once = 1 + usize::from(together.is_some()) + encoder;
-        let discriminator_loss = adversary.zip(state.discriminator.as_mut()).zip(of_discriminator).map(
-            |((adversary, discriminator), gradients)| {
+        let discriminator_loss = adversary
+            .zip(state.discriminator.as_mut())
+            .zip(of_discriminator.filter(|_| !skipped))
+            .map(|((adversary, discriminator), gradients)| {
                 discriminator.learn(&adversary.schedule(schedule), gradients)
-            },
-        );
+            });
 
         let step = state.step;
         Ok(StepReport {
@@ -165,6 +167,7 @@ impl Stage for Distillation<'_> {
             kdc: Some(counts.kdc / batch.size as f64),
             teacher_steps: Some(counts.steps as f64 / batch.size as f64),
             discriminator_loss,
+            scaling,
         })
     }
 

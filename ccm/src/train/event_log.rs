@@ -47,6 +47,8 @@ impl EventLog {
             ("kdc", line.kdc),
             ("teacher_steps", line.teacher_steps),
             ("discriminator_loss", line.discriminator_loss),
+            ("loss_scale", line.loss_scale),
+            ("skipped_steps", line.skipped_steps.map(|steps| steps as f64)),
             ("images_per_second", Some(line.images_per_second)),
         ];
         let named =

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use super::batches::Batches;
-use super::state::{Stage, StepReport, Summand, TrainState, Workers};
+use super::state::{Learned, Scaling, Stage, StepReport, Summand, TrainState, Workers};
 use crate::data::DataError;
 use crate::method::adversary::Adversary;
 use crate::method::batch::Batch;
@@ -71,8 +71,11 @@ impl Stage for Finish<'_> {
         };
         let next = state.step + 1;
         let learn = || state.learn(schedule, &batch, workers, loss);
-        let (loss, gradient_norm, gradients) = batches.while_preparing(next, learn);
-        let discriminator_loss = discriminator.learn(&adversary.schedule(schedule), gradients);
+        let Learned { loss, gradient_norm, scaling, said } = batches.while_preparing(next, learn);
+        let discriminator_loss = match scaling {
+            Some(Scaling { skipped: true, .. }) => None,
+            _ => Some(discriminator.learn(&adversary.schedule(schedule), said)),
+        };
         state.discriminator = Some(discriminator);
         let step = state.step;
         Ok(StepReport {
@@ -84,7 +87,8 @@ impl Stage for Finish<'_> {
             gradient_norm,
             kdc: None,
             teacher_steps: None,
-            discriminator_loss: Some(discriminator_loss),
+            discriminator_loss,
+            scaling,
         })
     }
 

@@ -2,17 +2,21 @@
 //!
 //! The figures are those of tensors in single precision that Burn keeps at once; its allocator and its kernels add to them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::config::{Config, DistillConfig, FixedPrecision, RunConfig};
 use crate::method::discriminator::Heads;
-use crate::model::graph::{Attention, Conv, Graph, Node, Op, Value, last_reads};
+use crate::model::graph::{Attention, Conv, Graph, Node, Op, Segment, Value, last_reads};
 use crate::model::json::Json;
 use crate::model::{NetworkSpec, SpecError, TensorSpec};
 use crate::nn::denoiser::lora_tensors;
 
 /// Bytes of a value in single precision.
 const SINGLE: u64 = 4;
+/// Images that a step of distillation holds for each image of the batch: the image, noise, `x_t`, the student's estimate, the
+/// target, their gradients, and noise for the discriminator.
+const IMAGES: u64 = 10;
 
 /// The published network that a preset is for, if the preset needs a pipeline, for the configuration's image size.
 pub fn reference_network(preset: &str, config: &Config) -> Option<NetworkSpec> {
@@ -72,20 +76,23 @@ impl Memory {
         let count = |tensors: &[TensorSpec]| -> u64 {
             tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum()
         };
-        let graph = network.graph();
+        let (graph, weights) = (network.graph(), count(&network.tensors()));
         let (student, trained) = match config.lora() {
             Some(lora) => (graph.with_lora(&lora)?, count(&lora_tensors(network, &lora)?)),
-            None => (graph.clone(), count(&network.tensors())),
+            None => (graph.clone(), weights),
         };
+        let (student, graph) = (student.fused(), graph.fused());
         let fixed = match config.fixed_precision.unwrap_or_default() {
             FixedPrecision::F32 => SINGLE,
             FixedPrecision::F16 => SINGLE / 2,
         };
+        let between = if run.mixed_precision.is_some() { SINGLE / 2 } else { SINGLE };
         // The backward pass of a layer reads the weight that its forward pass has converted.
-        let converted = match (fixed == SINGLE, checkpointing) {
+        let stored = if config.lora().is_some() { fixed } else { SINGLE };
+        let converted = match (stored == between, checkpointing) {
             (true, _) => 0,
-            (false, true) => SINGLE * largest_weights(&student),
-            (false, false) => SINGLE * count(&network.tensors()),
+            (false, true) => between * largest_weights(&student),
+            (false, false) => between * weights,
         };
         // In eight bits, a scale for 256 values.
         let moments = if run.eight_bit_optimizer { 2 } else { 2 * SINGLE };
@@ -93,26 +100,35 @@ impl Memory {
         let guided = if config.guidance.is_some() { 2 } else { 1 };
         let adversarial = config.adversarial_weight > 0.0;
         let heads = if adversarial { count(&Heads::tensors(network)) } else { 0 };
-        let encoder = if adversarial { kept(&graph, encoder(&graph)) } else { 0 };
-        let backward = match checkpointing {
-            true => checkpoints(&student) + largest_segment(&student),
-            false => kept(&student, &student.nodes),
+        // The teacher and the discriminator are done before the student's backward pass begins.
+        let [waiting, backward] = match checkpointing {
+            true => {
+                let of_segment = |segment: Segment| backward(&student, &student.nodes[segment.nodes])[1];
+                let largest = student.segments().into_iter().map(of_segment).max().unwrap_or(0);
+                let passed = checkpoints(&student);
+                [passed, passed + largest]
+            }
+            false => backward(&student, &student.nodes),
         };
-        // The teacher is done before the student's backward pass begins.
-        let forward = guided * live(&graph);
+        let of_teacher = waiting * between + guided * live(&graph) * between;
+        let of_discriminator = match adversarial {
+            true => waiting * between + (backward_of_encoder(&graph) + features(&graph)) * SINGLE,
+            false => 0,
+        };
+        let activations = of_teacher.max(of_discriminator).max(backward * between);
         let parts = [
-            (
-                "the teacher's weights, which are also those beside low-rank products",
-                fixed * count(&network.tensors()),
-            ),
+            ("the teacher's weights, which are also those beside low-rank products", fixed * weights),
             ("trained values, two averages and a gradient", 4 * SINGLE * trained),
             ("the optimiser's two moments", moments * trained),
             ("the discriminator with its averages, moments and gradient", 4 * SINGLE * heads),
-            ("fixed weights in single precision, as long as a backward pass needs them", converted),
-            ("the discriminator's features of the student's images", SINGLE * images * encoder),
+            ("weights in another precision, as long as a backward pass needs them", converted),
             (
-                "activations at the peak: the student's backward pass, or the teacher",
-                SINGLE * images * backward.max(forward),
+                "images of the batch, with noise and targets",
+                SINGLE * images * IMAGES * size(&graph, graph.input()),
+            ),
+            (
+                "activations at the peak: the student's, with the teacher's, the discriminator's or its own gradients",
+                images * activations,
             ),
         ];
         let parts = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
@@ -150,30 +166,90 @@ fn size(graph: &Graph, value: Value) -> u64 {
 }
 
 /// Values that a node computes besides its output and that its backward pass reads: the scores of attention before and after
-/// the softmax, and the centred and the divided values of a norm.
+/// the softmax, and the centred, the divided and the scaled values of a layer norm.
 fn inner(graph: &Graph, node: &Node) -> u64 {
     let scores = |heads: usize, queries: Value, keys: Value| {
         let positions = |of: Value| graph.shape(of).positions() as u64;
         2 * heads as u64 * positions(queries) * positions(keys)
     };
     match node.op {
-        Op::QkvAttention { qkv, heads, .. } => scores(heads, qkv, qkv),
-        Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => scores(heads, q, k),
-        Op::GroupNorm(_) | Op::LayerNorm(_) => 2 * size(graph, node.output),
+        Op::QkvAttention { qkv, heads, .. } => scores(heads, qkv, qkv) + size(graph, node.output),
+        Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => scores(heads, q, k) + size(graph, q),
+        Op::LayerNorm(_) => 3 * size(graph, node.output),
+        Op::Dropout(..) => size(graph, node.output),
         _ => 0,
     }
 }
 
-/// Values that a forward pass of these nodes keeps for its backward pass.
-fn kept(graph: &Graph, nodes: &[Node]) -> u64 {
-    nodes.iter().map(|node| size(graph, node.output) + inner(graph, node)).sum()
+/// The inputs of a node that its backward pass reads.
+fn kept_inputs(op: &Op) -> Vec<Value> {
+    match op {
+        Op::Add(..)
+        | Op::AddVector(..)
+        | Op::Concat(..)
+        | Op::Join(..)
+        | Op::Chunk { .. }
+        | Op::Part { .. }
+        | Op::PatchChannels { .. }
+        | Op::Upsample(_)
+        | Op::AveragePool(_)
+        | Op::Scale { .. }
+        | Op::Dropout(..)
+        | Op::LayerNorm(_) => Vec::new(),
+        op => {
+            let mut inputs = op.inputs();
+            inputs.sort_unstable();
+            inputs.dedup();
+            inputs
+        }
+    }
 }
 
-/// The nodes that compute the network's features.
-fn encoder(graph: &Graph) -> &[Node] {
+/// Values that the backward pass of nodes needs: before it begins, and at its peak, with gradients.
+fn backward(graph: &Graph, nodes: &[Node]) -> [u64; 2] {
+    let mut readers: BTreeMap<Value, usize> = BTreeMap::new();
+    for value in nodes.iter().flat_map(|node| kept_inputs(&node.op)) {
+        *readers.entry(value).or_default() += 1;
+    }
+    let inner_values: u64 = nodes.iter().map(|node| inner(graph, node)).sum();
+    let kept = inner_values + readers.keys().map(|value| size(graph, *value)).sum::<u64>();
+    let mut gradients: BTreeSet<Value> = nodes.last().map(|node| node.output).into_iter().collect();
+    let mut now = kept + gradients.iter().map(|value| size(graph, *value)).sum::<u64>();
+    let mut most = now;
+    for node in nodes.iter().rev().filter(|node| !node.op.inputs().is_empty()) {
+        let of_inputs: Vec<Value> = node.op.inputs();
+        most = most
+            .max(now + of_inputs.iter().map(|value| size(graph, *value)).sum::<u64>() + inner(graph, node));
+        if gradients.remove(&node.output) {
+            now -= size(graph, node.output);
+        }
+        for value in of_inputs {
+            if gradients.insert(value) {
+                now += size(graph, value);
+            }
+        }
+        now -= inner(graph, node);
+        for value in kept_inputs(&node.op) {
+            let left = readers.entry(value).or_default();
+            *left -= 1;
+            if *left == 0 {
+                now -= size(graph, value);
+            }
+        }
+    }
+    [kept, most]
+}
+
+/// Values of a backward pass through the encoder.
+fn backward_of_encoder(graph: &Graph) -> u64 {
     let is_feature = |node: &Node| graph.features.contains(&node.output);
     let end = graph.nodes.iter().rposition(is_feature).map_or(0, |last| last + 1);
-    &graph.nodes[..end]
+    backward(graph, &graph.nodes[..end])[1]
+}
+
+/// Values of the features of two images: a real and a generated one.
+fn features(graph: &Graph) -> u64 {
+    2 * graph.features.iter().map(|value| size(graph, *value)).sum::<u64>()
 }
 
 /// Values that gradient checkpointing keeps: those that segments pass to each other.
@@ -182,15 +258,6 @@ fn checkpoints(graph: &Graph) -> u64 {
     passed.sort_unstable();
     passed.dedup();
     passed.into_iter().map(|value| size(graph, value)).sum()
-}
-
-/// Values of the backward pass of the segment that needs most: what it keeps, and the gradients of its largest node.
-fn largest_segment(graph: &Graph) -> u64 {
-    let of_segment = |nodes: &[Node]| {
-        let gradients = nodes.iter().map(|node| size(graph, node.output) + inner(graph, node)).max();
-        kept(graph, nodes) + gradients.unwrap_or(0)
-    };
-    graph.segments().into_iter().map(|segment| of_segment(&graph.nodes[segment.nodes])).max().unwrap_or(0)
 }
 
 /// Most values at one time in a forward pass without gradients: those that are still to be read, and what a node computes.
@@ -212,20 +279,21 @@ mod tests {
 
     #[test]
     fn values_are_counted_until_their_last_reader() {
-        // 4 x 36 values each; the sum has both of its terms and itself.
+        // 4 x 36 values each. Forward, the sum has both of its terms and itself. Backward, the inputs of the convolutions are kept;
+        // most is needed when the sum's gradient goes to both terms, beside the image, `x` and itself.
         let graph = build(|g| {
             let x = g.conv("a", g.image([4, 6, 6]), 4, 3);
             let y = g.conv("b", x, 4, 3);
             g.conv("c", g.add(x, y), 4, 3)
         });
         let map = 4 * 36;
-        assert_eq!((live(&graph), kept(&graph, &graph.nodes)), (3 * map, 5 * map));
+        assert_eq!((live(&graph), backward(&graph, &graph.nodes)), (3 * map, [3 * map, 5 * map]));
         assert_eq!(checkpoints(&graph), map);
         let attention = build(|g| {
             let x = g.image([4, 6, 6]);
             g.attention([x, x, x], 2)
         });
-        assert_eq!(kept(&attention, &attention.nodes), map + map + 2 * 2 * 36 * 36);
+        assert_eq!(backward(&attention, &attention.nodes)[0], map + map + 2 * 2 * 36 * 36);
     }
 
     #[test]

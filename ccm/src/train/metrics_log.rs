@@ -33,6 +33,13 @@ pub struct Line {
     /// and the gradient penalty in fine-tuning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_loss: Option<f64>,
+    /// The factor of the loss; only with mixed precision in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// Steps of the stage that were skipped since their gradients were not finite; only with mixed precision in f16. Means are
+    /// over the other steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped_steps: Option<u64>,
     /// Training speed in images per second.
     pub images_per_second: f64,
     /// Seconds that each rank has computed since the previous line; empty for a run of one rank. A rank with a larger number than
@@ -99,7 +106,7 @@ impl MetricsLog {
         self.seconds += seconds;
     }
 
-    /// Writes the line of the steps since the last one.
+    /// Writes the line of the steps since the last one; none if all of them were skipped.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -110,11 +117,17 @@ impl MetricsLog {
         rank_seconds: Vec<f64>,
     ) -> Result<Option<Line>, DiskError> {
         let Some(&report) = self.pending.last() else { return Ok(None) };
-        let count = self.pending.len() as f64;
-        let mean = |value: fn(&StepReport) -> f64| self.pending.iter().map(value).sum::<f64>() / count;
+        let is_taken = |report: &&StepReport| !report.scaling.is_some_and(|scaling| scaling.skipped);
+        let taken: Vec<&StepReport> = self.pending.iter().filter(is_taken).collect();
+        if taken.is_empty() {
+            return Ok(None);
+        }
+        let mean = |value: fn(&StepReport) -> f64| {
+            taken.iter().map(|it| value(it)).sum::<f64>() / taken.len() as f64
+        };
         // The mean over the steps that have this metric.
         let mean_of_some = |value: fn(&StepReport) -> Option<f64>| {
-            let values: Vec<f64> = self.pending.iter().filter_map(value).collect();
+            let values: Vec<f64> = taken.iter().filter_map(|it| value(it)).collect();
             (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
         };
         let line = Line {
@@ -126,7 +139,9 @@ impl MetricsLog {
             kdc: mean_of_some(|report| report.kdc),
             teacher_steps: mean_of_some(|report| report.teacher_steps),
             discriminator_loss: mean_of_some(|report| report.discriminator_loss),
-            images_per_second: count * batch as f64 / self.seconds,
+            loss_scale: report.scaling.map(|scaling| f64::from(scaling.next.factor)),
+            skipped_steps: report.scaling.map(|scaling| scaling.skipped_steps),
+            images_per_second: (self.pending.len() * batch) as f64 / self.seconds,
             rank_seconds,
         };
         self.pending.clear();

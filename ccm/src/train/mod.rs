@@ -15,6 +15,7 @@ pub mod folder;
 pub mod given;
 pub mod group;
 pub mod kdc_curve;
+pub mod loss_scale;
 pub mod memory;
 pub mod metrics_log;
 #[cfg(feature = "mpi")]

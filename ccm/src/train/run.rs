@@ -200,6 +200,7 @@ impl Run {
     /// # Errors
     /// See [`RunError`]; completed work is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
+        self.check_precision()?;
         // No rank looks at the folder after the first has written to it.
         self.group.barrier();
         if self.group.is_first() {
@@ -341,9 +342,7 @@ impl Run {
             let begin = Instant::now();
             let report = stage.step()?;
             self.data.messages().iter().for_each(|message| watch.note(message));
-            if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
-                let (loss, norm) = (report.loss, report.gradient_norm);
-                let what = format!("the loss is {loss}, the norm of its gradient {norm}");
+            if let Some(what) = report.fault() {
                 return Err(self.diverged(kind, report.step, what));
             }
             if let Some(log) = &mut log {

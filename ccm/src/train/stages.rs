@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use burn::tensor::DType;
+
 use super::batches::StageKind;
-use super::distill::Distillation;
+use super::distill::{self, Distillation};
 use super::error::RunError;
 use super::finish::Finish;
 use super::folder::files;
@@ -14,7 +16,7 @@ use super::state::{Stage as _, TrainState, Workers};
 use super::student::Student;
 use super::teacher::Teacher;
 use super::trainable::{Adaptation, Trainable};
-use crate::config::{FixedPrecision, TeacherTraining};
+use crate::config::{FixedPrecision, HalfPrecision, TeacherTraining};
 use crate::disk;
 use crate::method::adversary::Adversary;
 use crate::method::coupling::Coupling;
@@ -262,6 +264,10 @@ impl Run {
             learning_rate: config.discriminator_learning_rate,
             noise_power: config.discriminator_noise_power.unwrap_or(1.0),
         });
+        let (mut teacher, mut state) = (self.guided_teacher(basis), self.with_settings(state));
+        teacher.denoiser = self.mixed(teacher.denoiser);
+        let target = &mut state.emas[distill::TARGET].denoiser;
+        *target = self.mixed(target.clone());
         let workers = self.workers(StageKind::Distill, config.batch, config.micro_batch)?;
         let batches = self.batches(&self.data, StageKind::Distill, config.batch, config.coupling);
         Ok(Distillation {
@@ -276,8 +282,8 @@ impl Run {
             distance: self.distance(frozen)?,
             adversary,
             time_alpha: config.time_alpha as f32,
-            teacher: self.guided_teacher(basis),
-            state: self.with_settings(state),
+            teacher,
+            state,
         })
     }
 
@@ -366,6 +372,11 @@ impl Run {
     }
 
     fn with_settings(&self, mut state: TrainState) -> TrainState {
+        state.denoiser = self.mixed(state.denoiser);
+        state.loss_scale = match self.config.run.mixed_precision {
+            Some(HalfPrecision::F16) => Some(state.loss_scale.unwrap_or_default()),
+            Some(HalfPrecision::Bf16) | None => None,
+        };
         if self.config.run.gradient_checkpointing {
             state.denoiser = state.denoiser.checkpointed();
         }
@@ -373,6 +384,25 @@ impl Run {
             state.optimizer = state.optimizer.in_eight_bits();
         }
         state
+    }
+
+    /// Checks that the device computes in the run's precision.
+    pub(super) fn check_precision(&self) -> Result<(), RunError> {
+        match self.config.run.mixed_precision.map(dtype) {
+            Some(half) if !self.device.supports_dtype(half) => Err(RunError::Unsuitable(format!(
+                "run.mixed_precision: expected a device that computes in {}, found one that does not",
+                half.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// A network of a training step in the run's precision. The networks inside losses are in single precision.
+    fn mixed(&self, denoiser: Denoiser) -> Denoiser {
+        match self.config.run.mixed_precision {
+            None => denoiser,
+            Some(half) => denoiser.in_half(dtype(half)),
+        }
     }
 
     pub(super) fn curriculum(&self) -> Curriculum {
@@ -396,6 +426,13 @@ impl Run {
             Scope::Image => self.part(config.batch, config.micro_batch),
             Scope::Batch => config.batch,
         }
+    }
+}
+
+fn dtype(half: HalfPrecision) -> DType {
+    match half {
+        HalfPrecision::F16 => DType::F16,
+        HalfPrecision::Bf16 => DType::BF16,
     }
 }
 

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::group::{Alone, Group, fold};
+use super::loss_scale::LossScale;
 use super::trainable::Trainable;
 use crate::data::DataError;
 use crate::method::batch::Batch;
@@ -29,7 +30,9 @@ pub struct TrainState {
     pub optimizer: Optimizer,
     /// The discriminator, if there is an adversarial loss.
     pub discriminator: Option<Discriminator>,
-    /// Steps taken.
+    /// The factor of the loss, with mixed precision in f16.
+    pub loss_scale: Option<LossScale>,
+    /// Steps taken, with those that were skipped.
     pub step: u64,
 }
 
@@ -54,6 +57,50 @@ pub struct StepReport {
     /// Mean loss of the discriminator; only with an adversarial loss. At chance 2 in distillation, and 1.39
     /// and the gradient penalty in fine-tuning.
     pub discriminator_loss: Option<f64>,
+    /// Loss scaling; only with mixed precision in f16.
+    pub scaling: Option<Scaling>,
+}
+
+/// Loss scaling in one training step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scaling {
+    /// The factor of the next step's loss.
+    pub next: LossScale,
+    /// Whether this step was skipped, since its gradient was not finite.
+    pub skipped: bool,
+    /// Steps of the stage that were skipped, with this one.
+    pub skipped_steps: u64,
+}
+
+impl StepReport {
+    /// Why training cannot go on after this step.
+    pub fn fault(&self) -> Option<String> {
+        let Self { loss, gradient_norm, .. } = self;
+        match self.scaling {
+            Some(Scaling { next, skipped: true, .. }) => next
+                .is_exhausted()
+                .then(|| "the gradient is not finite in f16, whatever the factor of the loss".to_owned()),
+            _ if !(loss.is_finite() && gradient_norm.is_finite()) => {
+                Some(format!("the loss is {loss}, the norm of its gradient {gradient_norm}"))
+            }
+            _ => {
+                let loss = self.discriminator_loss.filter(|loss| !loss.is_finite())?;
+                Some(format!("the discriminator's loss is {loss}"))
+            }
+        }
+    }
+}
+
+/// The results of [`TrainState::learn`].
+pub struct Learned<R> {
+    /// The mean loss of the batch.
+    pub loss: f64,
+    /// The norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Loss scaling; only with mixed precision in f16.
+    pub scaling: Option<Scaling>,
+    /// The sum of the additional results of the loss.
+    pub said: R,
 }
 
 /// A stage of training, step by step.
@@ -91,43 +138,52 @@ impl TrainState {
             emas: decays.iter().map(|&decay| Ema { decay, denoiser: plain.clone() }).collect(),
             optimizer: Optimizer::default(),
             discriminator: None,
+            loss_scale: None,
             step: 0,
         }
     }
 
     /// Takes an optimiser step on the mean `loss` of a batch. `workers` splits the batch; `loss` gets the rows of its
     /// part.
-    ///
-    /// Returns the loss, the norm of the gradient, and the sum of the additional results of `loss`.
     pub fn learn<R: Summand>(
         &mut self,
         schedule: &Schedule,
         batch: &Batch,
         workers: &Workers,
         loss: impl Fn(&Denoiser, Batch, Range<usize>) -> (Tensor<1>, R) + Sync,
-    ) -> (f64, f64, R) {
+    ) -> Learned<R> {
         // Dropout draws from the device's generator, whose state would otherwise depend on earlier steps.
         batch.x0.device().seed(batch.seed.wrapping_add(workers.group.rank() as u64));
         let student = &self.denoiser;
+        let factor = self.loss_scale.map_or(1.0, |scale| scale.factor);
+        let scaled = |tensor: Tensor<1>, by: f32| if by == 1.0 { tensor } else { tensor * by };
         let one = |rows: Range<usize>| {
             let share = rows.len() as f32 / batch.size as f32;
             // Each part has its own parameters, so that the autodiff graphs of two parts are separate.
             let student = student.with_parameters(student.parameters());
             let (loss, said) = loss(&student, batch.part(rows.clone()), rows);
             let loss = loss * share;
-            let gradients = student.gradients(&loss);
+            let gradients = student.gradients(&scaled(loss.clone(), factor));
+            let gradients = gradients.into_iter().map(|gradient| scaled(gradient, factor.recip())).collect();
             BatchSum { loss: loss.inner(), gradients, said }
         };
         let sum = workers.sum(batch.size, one);
         let loss = to_host(sum.loss).into_iter().map(f64::from).sum();
         let (parameters, norm) =
             self.optimizer.step(schedule, self.step, self.denoiser.parameters(), sum.gradients);
-        self.denoiser = self.denoiser.with_parameters(parameters);
-        for ema in &mut self.emas {
-            ema.update(&self.denoiser);
+        let scaling = self.loss_scale.as_mut().map(|scale| {
+            let skipped = !norm.is_finite();
+            scale.update(!skipped);
+            Scaling { next: *scale, skipped, skipped_steps: self.optimizer.skipped() }
+        });
+        if norm.is_finite() {
+            self.denoiser = self.denoiser.with_parameters(parameters);
+            for ema in &mut self.emas {
+                ema.update(&self.denoiser);
+            }
         }
         self.step += 1;
-        (loss, norm, sum.said)
+        Learned { loss, gradient_norm: norm, scaling, said: sum.said }
     }
 }
 

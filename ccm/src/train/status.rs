@@ -194,6 +194,9 @@ impl fmt::Display for Status {
             let kdc: Vec<f64> = now.lines.iter().filter_map(|line| line.kdc).collect();
             writeln!(f, "KDC      {}", bars(&kdc))?;
         }
+        if let Some((steps, scale)) = now.lines.last().and_then(|it| it.skipped_steps.zip(it.loss_scale)) {
+            writeln!(f, "f16      {steps} steps skipped, loss scale {scale}")?;
+        }
         if let Some(last) = now.lines.last().filter(|last| !last.rank_seconds.is_empty()) {
             let most = last.rank_seconds.iter().copied().fold(0.0, f64::max);
             let share = |seconds: &f64| format!("{:.0} %", 100.0 * seconds / most);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::batches::Batches;
-use super::state::{Stage, StepReport, TrainState, Workers};
+use super::state::{Learned, Stage, StepReport, TrainState, Workers};
 use crate::data::DataError;
 use crate::method::batch::Batch;
 use crate::method::teacher::{TimeDistribution, teacher_loss};
@@ -33,7 +33,7 @@ impl Stage for Teacher<'_> {
             |denoiser: &Denoiser, part: Batch, _: Range<usize>| (teacher_loss(denoiser, times, part), ());
         let Self { batches, schedule, workers, state, .. } = self;
         let next = state.step + 1;
-        let (loss, gradient_norm, _) =
+        let Learned { loss, gradient_norm, scaling, .. } =
             batches.while_preparing(next, || state.learn(schedule, &batch, workers, loss));
         let step = self.state.step;
         let images = step * batch.size as u64;
@@ -46,6 +46,7 @@ impl Stage for Teacher<'_> {
             kdc: None,
             teacher_steps: None,
             discriminator_loss: None,
+            scaling,
         })
     }
 

@@ -42,9 +42,7 @@ impl Run {
         let mut spent = 0;
         while spent < evaluations {
             let report = distillation.step()?;
-            if !(report.loss.is_finite() && report.gradient_norm.is_finite()) {
-                let what =
-                    format!("the loss is {}, the norm of its gradient {}", report.loss, report.gradient_norm);
+            if let Some(what) = report.fault() {
                 return Err(self.diverged(StageKind::Distill, report.step, what));
             }
             spent += report.evaluations;

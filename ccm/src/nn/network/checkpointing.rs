@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Gradients, Tensor};
 
-use super::{Inputs, Network, Output, Pass, without_gradients};
+use super::{Inputs, Network, Output, Pass, single, without_gradients};
 use crate::model::graph::{Segment, Value};
 
 /// The forward passes of a network whose backward pass is due.
@@ -57,7 +57,7 @@ impl Network {
                 passed[node.output.index()] = Some(value.clone());
             }
         }
-        let output = pass.take(graph.output).into_map().autodiff().require_grad();
+        let output = single(pass.take(graph.output).into_map()).autodiff().require_grad();
         let record = Record { pass: Pass { values: passed, ..pass }, output: output.clone() };
         tape.records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
         output
@@ -151,11 +151,11 @@ impl Output {
         }
     }
 
-    /// The sum of the products of all elements.
+    /// The sum of the products of all elements, in single precision.
     fn dot(self, other: Self) -> Tensor<1> {
         match (self, other) {
-            (Self::Map(a), Self::Map(b)) => (a * b.autodiff()).sum(),
-            (a, b) => (a.into_vector() * b.into_vector().autodiff()).sum(),
+            (Self::Map(a), Self::Map(b)) => (single(a) * single(b).autodiff()).sum(),
+            (a, b) => (single(a.into_vector()) * single(b.into_vector()).autodiff()).sum(),
         }
     }
 
