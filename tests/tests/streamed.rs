@@ -7,6 +7,7 @@ use std::process::Command;
 
 use ccm::data::{self, ImageShape, LoadOptions, Split};
 use ccm::train::batches::StageKind;
+use ccm_tests::fixtures;
 use ccm_tests::program::{
     TINY, assert_same_models, distill, fail, kill_after, picture_folder, resume, succeed,
 };
@@ -142,6 +143,37 @@ fn imagenet64_runs_from_shards_to_figures() {
     // The classes are the names of the folders.
     let said = succeed(distill().arg("inspect").arg(file("run/student.safetensors")));
     assert!(said.contains("bunny"), "{said}");
+}
+
+/// A checkpoint with the names of OpenAI's networks, read as EDM's, in the place of a large one.
+#[test]
+fn imagenet64_runs_from_an_imported_teacher_of_edm() {
+    let folder = tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    picture_folder(&file("pictures"), 60);
+    let mut shard = distill();
+    shard.args(["shard", "--shape", "3x32x32", "--data"]).arg(file("pictures"));
+    succeed(shard.arg("--out").arg(file("shards")));
+    let configs = fs::read_to_string(fixtures().join("configs.json")).unwrap();
+    let configs: serde_json::Value = serde_json::from_str(&configs).unwrap();
+    fs::write(file("spec.json"), configs["unet_cond"].to_string()).unwrap();
+    let mut import = distill();
+    import.arg("import").arg(fixtures().join("unet_cond.pt")).args(["--predicts", "edm", "--spec"]);
+    succeed(import.arg(file("spec.json")).arg("--out").arg(file("teacher.safetensors")));
+    let teacher = file("teacher.safetensors");
+    let given = ["--preset", "imagenet64", "--teacher", teacher.to_str().unwrap()];
+    let mut command = streamed(&file("shards"), &file("run"), &given);
+    succeed(command.args([
+        "--set",
+        "distill.kimg=0.064",
+        "--set",
+        "distill.batch=16",
+        "--set",
+        "run.tensorboard=true",
+    ]));
+    let said = succeed(distill().arg("inspect").arg(file("run/student.safetensors")));
+    assert!(said.contains("edm") && said.contains("student"), "{said}");
+    assert!(file("run/report.html").exists() && file("run/events").exists());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::noise::Noise;
 use crate::weights::HostTensor;
 
 /// Hidden channels of a head.
-const WIDTH: usize = 64;
+pub const WIDTH: usize = 64;
 
 /// The group norm of a head.
 const NORM: Norm = Norm { groups: 32, epsilon: 1e-5, silu: true };

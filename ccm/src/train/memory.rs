@@ -2,12 +2,15 @@
 //!
 //! The figures are those of tensors in single precision that Burn keeps at once; its allocator and its kernels add to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod activations;
+
 use std::fmt;
+
+use activations::{Activations, Backward};
 
 use crate::config::{Config, DistillConfig, FixedPrecision, RunConfig};
 use crate::method::discriminator::Heads;
-use crate::model::graph::{Attention, Conv, Graph, Node, Op, Segment, Value, last_reads};
+use crate::model::graph::{Conv, Graph, Node, Op};
 use crate::model::json::Json;
 use crate::model::{NetworkSpec, SpecError, TensorSpec};
 use crate::nn::denoiser::lora_tensors;
@@ -62,7 +65,8 @@ impl Memory {
         self.parts.iter().map(|part| part.bytes).sum()
     }
 
-    /// The memory of a distillation step with `images` images in a backward pass.
+    /// The memory of a distillation step with at most `images` images in a backward pass. Without `run.threads`, one thread
+    /// computes it.
     ///
     /// # Errors
     /// If a target of the low-rank products names no layer.
@@ -96,36 +100,30 @@ impl Memory {
         };
         // In eight bits, a scale for 256 values.
         let moments = if run.eight_bit_optimizer { 2 } else { 2 * SINGLE };
-        let images = images as u64;
+        // Every thread has a part of the batch at a time, a gradient of it, and the sum of those of its earlier parts.
+        let threads = run.threads.unwrap_or(1);
+        let images = config.batch.min(threads * images.min(config.batch.div_ceil(threads))) as u64;
+        let gradients = threads as u64 * if images < config.batch as u64 { 2 } else { 1 };
         let guided = if config.guidance.is_some() { 2 } else { 1 };
         let adversarial = config.adversarial_weight > 0.0;
         let heads = if adversarial { count(&Heads::tensors(network)) } else { 0 };
         // The teacher and the discriminator are done before the student's backward pass begins.
-        let [waiting, backward] = match checkpointing {
-            true => {
-                let of_segment = |segment: Segment| backward(&student, &student.nodes[segment.nodes])[1];
-                let largest = student.segments().into_iter().map(of_segment).max().unwrap_or(0);
-                let passed = checkpoints(&student);
-                [passed, passed + largest]
-            }
-            false => backward(&student, &student.nodes),
+        let student = Activations { graph: &student, value: between };
+        let Backward { kept, peak } = match checkpointing {
+            true => student.recomputed(),
+            false => student.backward(&student.graph.nodes),
         };
-        let of_teacher = waiting * between + guided * live(&graph) * between;
-        let of_discriminator = match adversarial {
-            true => waiting * between + (backward_of_encoder(&graph) + features(&graph)) * SINGLE,
-            false => 0,
-        };
-        let activations = of_teacher.max(of_discriminator).max(backward * between);
+        let teacher = Activations { graph: &graph, value: between };
+        let encoder = Activations { graph: &graph, value: SINGLE };
+        let of_discriminator = if adversarial { encoder.of_discriminator() } else { 0 };
+        let activations = peak.max(kept + of_discriminator).max(kept + guided * teacher.forward());
         let parts = [
             ("the teacher's weights, which are also those beside low-rank products", fixed * weights),
-            ("trained values, two averages and a gradient", 4 * SINGLE * trained),
+            ("trained values, two averages and gradients", (3 + gradients) * SINGLE * trained),
             ("the optimiser's two moments", moments * trained),
             ("the discriminator with its averages, moments and gradient", 4 * SINGLE * heads),
             ("weights in another precision, as long as a backward pass needs them", converted),
-            (
-                "images of the batch, with noise and targets",
-                SINGLE * images * IMAGES * size(&graph, graph.input()),
-            ),
+            ("images of the batch, with noise and targets", images * IMAGES * encoder.size(graph.input())),
             (
                 "activations at the peak: the student's, with the teacher's, the discriminator's or its own gradients",
                 images * activations,
@@ -159,142 +157,10 @@ fn largest_weights(graph: &Graph) -> u64 {
     graph.segments().into_iter().map(|segment| of_segment(&graph.nodes[segment.nodes])).max().unwrap_or(0)
 }
 
-/// Number of values of a node's output, for one image.
-fn size(graph: &Graph, value: Value) -> u64 {
-    let shape = graph.shape(value);
-    (shape.channels() * shape.positions()) as u64
-}
-
-/// Values that a node computes besides its output and that its backward pass reads: the scores of attention before and after
-/// the softmax, and the centred, the divided and the scaled values of a layer norm.
-fn inner(graph: &Graph, node: &Node) -> u64 {
-    let scores = |heads: usize, queries: Value, keys: Value| {
-        let positions = |of: Value| graph.shape(of).positions() as u64;
-        2 * heads as u64 * positions(queries) * positions(keys)
-    };
-    match node.op {
-        Op::QkvAttention { qkv, heads, .. } => scores(heads, qkv, qkv) + size(graph, node.output),
-        Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => scores(heads, q, k) + size(graph, q),
-        Op::LayerNorm(_) => 3 * size(graph, node.output),
-        Op::Dropout(..) => size(graph, node.output),
-        _ => 0,
-    }
-}
-
-/// The inputs of a node that its backward pass reads.
-fn kept_inputs(op: &Op) -> Vec<Value> {
-    match op {
-        Op::Add(..)
-        | Op::AddVector(..)
-        | Op::Concat(..)
-        | Op::Join(..)
-        | Op::Chunk { .. }
-        | Op::Part { .. }
-        | Op::PatchChannels { .. }
-        | Op::Upsample(_)
-        | Op::AveragePool(_)
-        | Op::Scale { .. }
-        | Op::Dropout(..)
-        | Op::LayerNorm(_) => Vec::new(),
-        op => {
-            let mut inputs = op.inputs();
-            inputs.sort_unstable();
-            inputs.dedup();
-            inputs
-        }
-    }
-}
-
-/// Values that the backward pass of nodes needs: before it begins, and at its peak, with gradients.
-fn backward(graph: &Graph, nodes: &[Node]) -> [u64; 2] {
-    let mut readers: BTreeMap<Value, usize> = BTreeMap::new();
-    for value in nodes.iter().flat_map(|node| kept_inputs(&node.op)) {
-        *readers.entry(value).or_default() += 1;
-    }
-    let inner_values: u64 = nodes.iter().map(|node| inner(graph, node)).sum();
-    let kept = inner_values + readers.keys().map(|value| size(graph, *value)).sum::<u64>();
-    let mut gradients: BTreeSet<Value> = nodes.last().map(|node| node.output).into_iter().collect();
-    let mut now = kept + gradients.iter().map(|value| size(graph, *value)).sum::<u64>();
-    let mut most = now;
-    for node in nodes.iter().rev().filter(|node| !node.op.inputs().is_empty()) {
-        let of_inputs: Vec<Value> = node.op.inputs();
-        most = most
-            .max(now + of_inputs.iter().map(|value| size(graph, *value)).sum::<u64>() + inner(graph, node));
-        if gradients.remove(&node.output) {
-            now -= size(graph, node.output);
-        }
-        for value in of_inputs {
-            if gradients.insert(value) {
-                now += size(graph, value);
-            }
-        }
-        now -= inner(graph, node);
-        for value in kept_inputs(&node.op) {
-            let left = readers.entry(value).or_default();
-            *left -= 1;
-            if *left == 0 {
-                now -= size(graph, value);
-            }
-        }
-    }
-    [kept, most]
-}
-
-/// Values of a backward pass through the encoder.
-fn backward_of_encoder(graph: &Graph) -> u64 {
-    let is_feature = |node: &Node| graph.features.contains(&node.output);
-    let end = graph.nodes.iter().rposition(is_feature).map_or(0, |last| last + 1);
-    backward(graph, &graph.nodes[..end])[1]
-}
-
-/// Values of the features of two images: a real and a generated one.
-fn features(graph: &Graph) -> u64 {
-    2 * graph.features.iter().map(|value| size(graph, *value)).sum::<u64>()
-}
-
-/// Values that gradient checkpointing keeps: those that segments pass to each other.
-fn checkpoints(graph: &Graph) -> u64 {
-    let mut passed: Vec<Value> = graph.segments().into_iter().flat_map(|segment| segment.inputs).collect();
-    passed.sort_unstable();
-    passed.dedup();
-    passed.into_iter().map(|value| size(graph, value)).sum()
-}
-
-/// Most values at one time in a forward pass without gradients: those that are still to be read, and what a node computes.
-fn live(graph: &Graph) -> u64 {
-    let (mut now, mut most) = (0, 0);
-    for (node, dropped) in graph.nodes.iter().zip(last_reads(&graph.nodes)) {
-        now += size(graph, node.output);
-        most = most.max(now + inner(graph, node));
-        now -= dropped.into_iter().map(|value| size(graph, value)).sum::<u64>();
-    }
-    most
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::model::graph::build;
-
-    #[test]
-    fn values_are_counted_until_their_last_reader() {
-        // 4 x 36 values each. Forward, the sum has both of its terms and itself. Backward, the inputs of the convolutions are kept;
-        // most is needed when the sum's gradient goes to both terms, beside the image, `x` and itself.
-        let graph = build(|g| {
-            let x = g.conv("a", g.image([4, 6, 6]), 4, 3);
-            let y = g.conv("b", x, 4, 3);
-            g.conv("c", g.add(x, y), 4, 3)
-        });
-        let map = 4 * 36;
-        assert_eq!((live(&graph), backward(&graph, &graph.nodes)), (3 * map, [3 * map, 5 * map]));
-        assert_eq!(checkpoints(&graph), map);
-        let attention = build(|g| {
-            let x = g.image([4, 6, 6]);
-            g.attention([x, x, x], 2)
-        });
-        assert_eq!(backward(&attention, &attention.nodes)[0], map + map + 2 * 2 * 36 * 36);
-    }
 
     #[test]
     fn stable_diffusion_xl_fits_a_card_of_24_gigabytes() {
