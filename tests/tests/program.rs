@@ -180,6 +180,7 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
     let settings = [
         "network.dropout=0.3",
         "run.eight_bit_optimizer=true",
+        "run.mixed_precision=f16",
         "teacher.micro_batch=3",
         "adversarial_weight=1",
         "adversarial_from_kimg=0.048",

@@ -74,8 +74,12 @@ impl Watch for Progress {
             Some(loss) => format!(", discriminator {loss:.2}"),
             None => String::new(),
         };
+        let skipped = match line.skipped_steps {
+            Some(steps @ 1..) => format!(", {steps} steps skipped in f16"),
+            _ => String::new(),
+        };
         let figures = format!(
-            "loss {:.4}{curriculum}{opponent}, {:.0} images/s, {} left",
+            "loss {:.4}{curriculum}{opponent}{skipped}, {:.0} images/s, {} left",
             line.loss,
             line.images_per_second,
             duration(left)
