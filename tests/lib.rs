@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
 
 pub mod browser;
+pub mod pipelines;
 pub mod program;
 pub mod site;
 
