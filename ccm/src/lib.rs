@@ -41,7 +41,8 @@
 //! use ccm::data::{ImageShape, Split, shapes};
 //! use ccm::train::given::Given;
 //! use ccm::train::group::Alone;
-//! use ccm::train::run::{Outcome, Quiet, Run, suit};
+//! use ccm::train::drive::Quiet;
+//! use ccm::train::run::{Outcome, Run, suit};
 //!
 //! let tiny = ["teacher.kimg=0.008", "distill.kimg=0.008", "teacher.batch=4", "distill.batch=4", "run.report_steps=2"];
 //! let mut config = Config::preset("shapes")?.with_overrides(&tiny.map(String::from))?;

@@ -7,6 +7,7 @@ pub mod batches;
 pub mod checkpoint;
 pub mod claims;
 pub mod distill;
+pub mod drive;
 pub mod encode;
 pub mod error;
 pub mod event_log;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 
+use super::drive::{Quiet, Watch};
 use super::error::RunError;
 use super::group::{Ended, Threads};
-use super::run::{Outcome, Quiet, Run, Watch};
+use super::run::{Outcome, Run};
 
 /// Executes a run with a rank for each device. `run` has the threads of one rank; its device and its group are not used.
 ///

@@ -8,10 +8,11 @@ use burn::tensor::DType;
 
 use super::batches::StageKind;
 use super::distill::{self, Distillation};
+use super::drive::Watch;
 use super::error::RunError;
 use super::finish::Finish;
 use super::folder::files;
-use super::run::{Outcome, Run, Watch};
+use super::run::{Outcome, Run};
 use super::state::{Stage as _, TrainState, Workers};
 use super::student::Student;
 use super::teacher::Teacher;

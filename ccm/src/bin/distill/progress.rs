@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ccm::train::batches::StageKind;
+use ccm::train::drive::Watch;
 use ccm::train::metrics_log::Line;
-use ccm::train::run::Watch;
 use ccm::train::summary::duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
