@@ -140,8 +140,9 @@ fn low_rank_products_of_stable_diffusion_xl_learn_one_step_and_resume_to_the_sam
     let [pictures, whole, stopped] = ["pictures", "whole", "stopped"].map(|name| folder.path().join(name));
     fs::create_dir(&pictures).unwrap();
     write_pictures(&pictures);
-    // As the preset has it: fixed weights in half precision, activations computed again.
-    let settings = ["distill.fixed_precision=f16", "run.gradient_checkpointing=true"];
+    // As the preset has it: fixed weights in half precision, activations computed again. Besides, mixed precision.
+    let settings =
+        ["distill.fixed_precision=f16", "run.gradient_checkpointing=true", "run.mixed_precision=f16"];
     let said = succeed(&mut run("sdxl", &pictures, &whole, &settings));
     assert!(said.contains("8 captions"), "{said}");
     let (teacher, student) = (whole.join("teacher.safetensors"), whole.join("student.safetensors"));
@@ -240,7 +241,12 @@ fn all_weights_of_stable_diffusion_3_learn_one_step() {
     let [pictures, out] = ["pictures", "run"].map(|name| folder.path().join(name));
     fs::create_dir(&pictures).unwrap();
     write_pictures(&pictures);
-    let all = ["distill.lora_rank=none", "distill.lora_alpha=none", "distill.lora_targets=none"];
+    let all = [
+        "distill.lora_rank=none",
+        "distill.lora_alpha=none",
+        "distill.lora_targets=none",
+        "run.mixed_precision=bf16",
+    ];
     succeed(&mut run("sd3", &pictures, &out, &all));
     let student = out.join("student.safetensors");
     let error =

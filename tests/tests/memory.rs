@@ -79,8 +79,8 @@ fn measure(preset: &str, settings: &[&str]) -> [f64; 2] {
 }
 
 #[test]
-fn a_step_needs_what_is_printed() {
-    let cases: [(&str, &[&str]); 9] = [
+fn a_step_allocates_what_show_config_prints() {
+    let cases: [(&str, &[&str]); 10] = [
         ("mnist", &[]),
         ("avatars", &["distill.adversarial_weight=0"]),
         ("avatars", &[]),
@@ -90,6 +90,7 @@ fn a_step_needs_what_is_printed() {
         ("avatars", &["run.mixed_precision=f16"]),
         ("avatars", &["run.mixed_precision=f16", "run.gradient_checkpointing=true"]),
         ("avatars", &["run.threads=2", "distill.micro_batch=2"]),
+        ("avatars", &["run.threads=2", "run.mixed_precision=f16"]),
     ];
     let ratios = cases.map(|(preset, settings)| {
         let [measured, computed] = measure(preset, settings);

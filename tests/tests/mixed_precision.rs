@@ -102,6 +102,7 @@ fn steps_that_overflow_are_skipped_and_counted_and_survive_a_checkpoint() {
     let distillation = |state: Option<TrainState>| {
         let workers = Workers::new(1, 4, 4).unwrap();
         let mut it = small_distillation(small_spec(), &data, 4, Scope::Image, workers, &device);
+        oppose(&mut it, &device);
         it.state = state.unwrap_or(it.state);
         it.state.denoiser = it.state.denoiser.clone().in_half(DType::F16);
         it
@@ -110,7 +111,7 @@ fn steps_that_overflow_are_skipped_and_counted_and_survive_a_checkpoint() {
         |state: &TrainState| state.denoiser.parameters().into_iter().flat_map(to_host).collect::<Vec<_>>();
     let mut whole = distillation(None);
     // The gradient of the loss is far above what f16 can hold.
-    whole.state.loss_scale = Some(LossScale { factor: 2f32.powi(40), good_steps: 7 });
+    whole.state.loss_scale = Some(LossScale { factor: 2f32.powi(40), finite_steps: 7 });
     let first = weights(&whole.state);
     let mut skipped = 0;
     for step in 1..40 {

@@ -199,7 +199,11 @@ fn the_trained_network_and_the_parts_of_the_pipeline_agree() {
     let prepared = prepare(folder);
     let [_, pipeline] = &prepared;
     let out = folder.join("run");
-    succeed(&mut run(&prepared, &out, &["teacher.kimg=0.06", "distill.kimg=0.012"]));
+    succeed(&mut run(
+        &prepared,
+        &out,
+        &["teacher.kimg=0.06", "distill.kimg=0.012", "run.mixed_precision=f16"],
+    ));
     let teacher = out.join("teacher.safetensors");
 
     let opened = text_to_image::open(pipeline).unwrap();

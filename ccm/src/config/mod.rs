@@ -89,7 +89,7 @@ pub struct RunConfig {
     pub checkpoint_every_kimg: f64,
     /// Thousands of training images between two lines of the metrics log, above 0; at least one optimiser step.
     pub log_every_kimg: f64,
-    /// Mixed precision: networks compute in half precision where it suffices; weights stay in single precision. Off by default.
+    /// Mixed precision: activations and their gradients in 16 bits, weights in single precision. Off by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mixed_precision: Option<HalfPrecision>,
     /// Whether the optimiser keeps its moments in eight bits instead of 32.
@@ -372,9 +372,9 @@ impl FixedWeights {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HalfPrecision {
-    /// IEEE 754's: 11 bits of precision, up to 65 504. The loss is scaled.
+    /// IEEE 754 binary16: 11 bits of precision, largest value 65 504. Needs loss scaling.
     F16,
-    /// The range of single precision with 8 bits of precision.
+    /// bfloat16: the range of single precision, 8 bits of precision.
     Bf16,
 }
 

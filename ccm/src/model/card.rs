@@ -45,7 +45,7 @@ pub struct ModelCard {
     /// Names of the classes, in the order of the labels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
-    /// Optimiser steps taken.
+    /// Optimiser steps taken, including skipped ones.
     pub steps: u64,
     /// Images used in training, repeats included.
     pub images: u64,

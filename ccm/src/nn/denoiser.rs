@@ -71,8 +71,8 @@ impl Denoiser {
         Self { network: denoiser.network.frozen(), ..denoiser }
     }
 
-    /// The same denoiser in mixed precision: inside the network, values are of this type where it suffices. Inputs, velocities,
-    /// features, parameters and gradients stay in single precision.
+    /// The same denoiser in mixed precision: activations inside the network are of this type. Inputs, velocities, features and
+    /// parameters are in single precision.
     pub fn in_half(self, half: DType) -> Self {
         Self { network: self.network.in_half(half), ..self }
     }

@@ -1,8 +1,8 @@
 //! Runs a [`Graph`] on Burn tensors, with or without gradients.
 //!
-//! In mixed precision ([`Network::in_half`]), the values that pass from node to node are in half precision, and each node
-//! converts its weights when it reads them. Norms, softmax, activation functions and the sinusoids of times compute in single
-//! precision. Inputs, outputs, parameters and their gradients stay in single precision.
+//! In mixed precision ([`Network::in_half`]), activations and their gradients have 16 bits, and each node converts its weights
+//! when it reads them. Norms, softmax, activation functions and the sinusoids of times compute in single precision. Inputs,
+//! outputs and parameters are in single precision.
 
 mod checkpointing;
 mod functions;
@@ -34,8 +34,8 @@ pub struct Network {
     /// The others, flat, in the order of [`Graph::parameters`].
     parameters: Vec<Tensor<1>>,
     dropout: bool,
-    /// The type of the values between nodes.
-    between: DType,
+    /// The type of the values that pass from node to node.
+    activations: DType,
     /// Forward passes to be recomputed, with gradient checkpointing.
     tape: Option<Tape>,
 }
@@ -127,7 +127,7 @@ impl Network {
             base,
             parameters,
             dropout: device.is_autodiff(),
-            between: DType::F32,
+            activations: DType::F32,
             tape: None,
         }
     }
@@ -191,7 +191,7 @@ impl Network {
         let y = match op {
             // Numbers that half precision would change; only sinusoids read them.
             Op::Time | Op::Sizes | Op::Guidance => y,
-            _ => y.cast(self.between),
+            _ => y.cast(self.activations),
         };
         values[output.index()].insert(y)
     }
@@ -216,13 +216,13 @@ impl Network {
             Op::Time => Vector(inputs.time.clone().unsqueeze_dim(1)),
             Op::Sinusoids(x, embedding) => Vector(sinusoids(&embedding, read(x).into_vector())),
             Op::LabelEmbedding(table) => Vector(match &inputs.condition.label {
-                Some(label) => self.parameter::<2>(table).select(0, label.clone()),
+                Some(label) => self.rows(table).select(0, label.clone()),
                 None => self.no_label(table, &inputs.time),
             }),
             Op::TokenEmbedding(table) => {
                 let ids = given(&inputs.condition.text, "the ids of a text's tokens");
                 let [batch, _, _, tokens] = ids.dims();
-                let rows = self.parameter::<2>(table).select(0, ids.reshape([batch * tokens]).int());
+                let rows = self.rows(table).select(0, ids.reshape([batch * tokens]).int());
                 let [_, channels] = rows.dims();
                 Map(rows.reshape([batch, 1, tokens, channels]).permute([0, 3, 1, 2]))
             }
@@ -331,15 +331,23 @@ impl Network {
         }
     }
 
-    /// The values of a parameter, flat, in the precision of the values between nodes.
+    /// The values of a parameter, flat, in the type of the activations.
     fn weight(&self, param: Param) -> Tensor<1> {
-        self.stored(param).cast(self.between)
+        self.stored(param).cast(self.activations)
     }
 
-    /// A parameter in the precision of the values between nodes.
+    /// A parameter in the type of the activations.
     fn parameter<const D: usize>(&self, param: Param) -> Tensor<D> {
         let shape = &self.program.graph.parameter(param).shape;
         self.weight(param).reshape(burn::tensor::Shape::from(shape.clone()))
+    }
+
+    /// A table of embeddings in single precision: a row's gradient is a sum over the batch.
+    fn rows(&self, table: Param) -> Tensor<2> {
+        let [rows, channels] = self.program.graph.parameter(table).shape[..] else {
+            panic!("a table is a matrix")
+        };
+        single(self.stored(table)).reshape([rows, channels])
     }
 
     /// A vector of parameters in single precision.
@@ -361,7 +369,7 @@ impl Network {
         let weight = weight.reshape([outputs, inputs, op.kernel, op.kernel]);
         let bias = match op.affine.bias {
             Some(bias) => self.parameter::<1>(bias),
-            None => Tensor::<1>::zeros([outputs], &x.device()).cast(self.between),
+            None => Tensor::<1>::zeros([outputs], &x.device()).cast(self.activations),
         };
         let bias = bias.unsqueeze();
         let bias = shift.map_or(bias.clone(), |shift| shift + bias);
@@ -452,8 +460,8 @@ impl Network {
             AttentionBias::Relative(bias) => {
                 let buckets: Vec<i32> = pairs.map(|distance| bias.bucket(distance) as i32).collect();
                 let buckets = TensorData::new(buckets, [queries * keys]);
-                let scores = self.parameter::<2>(bias.table).select(0, Tensor::from_data(buckets, &device));
-                Some(single(scores).transpose().reshape([1, op.heads, queries, keys]))
+                let scores = self.rows(bias.table).select(0, Tensor::from_data(buckets, &device));
+                Some(scores.transpose().reshape([1, op.heads, queries, keys]))
             }
         }
     }
@@ -515,14 +523,9 @@ impl Network {
         Self { base, parameters, dropout: false, tape: None, ..self.clone() }
     }
 
-    /// The same network in mixed precision: the values between nodes are of this type.
-    ///
-    /// # Panics
-    /// If the network reads the ids of tokens, which half precision would change.
+    /// The same network in mixed precision, with activations of this type.
     pub(crate) fn in_half(self, half: DType) -> Self {
-        let reads_ids = self.program.graph.nodes.iter().any(|node| matches!(node.op, Op::TokenEmbedding(_)));
-        assert!(!reads_ids, "a network in mixed precision that reads the ids of tokens");
-        Self { between: half, ..self }
+        Self { activations: half, ..self }
     }
 
     /// The same network with its parameters in half precision. It must not be trained.

@@ -91,12 +91,17 @@ impl Optimizer {
         Self { moments: moments.into_iter().map(Moments::Single).collect(), ..self }
     }
 
+    /// Skips a step: nothing changes but the number of skipped steps.
+    pub fn skip(&mut self) {
+        self.skipped += 1;
+    }
+
     /// Sets the number of skipped steps, to resume training.
     pub fn with_skipped(self, skipped: u64) -> Self {
         Self { skipped, ..self }
     }
 
-    /// Steps that were skipped since their gradients were not finite.
+    /// Steps that were skipped.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
@@ -117,8 +122,8 @@ impl Optimizer {
         self.moments.iter().map(|moments| moments.values()[moment].clone()).collect()
     }
 
-    /// Takes step `step`, counted from 0. Returns the new parameters and the norm of the gradient before clipping. If the norm is
-    /// not finite, the step is skipped: nothing changes but the number of skipped steps.
+    /// Takes step `step`, counted from 0 including skipped ones. Returns the new parameters and the norm of the gradient before
+    /// clipping.
     ///
     /// # Panics
     /// If the numbers of parameters and gradients differ.
@@ -131,10 +136,6 @@ impl Optimizer {
     ) -> (Vec<Tensor<1>>, f64) {
         assert_eq!(parameters.len(), gradients.len(), "a gradient for each parameter");
         let norm = norm(&gradients);
-        if !norm.is_finite() {
-            self.skipped += 1;
-            return (parameters, norm);
-        }
         let shorten = if norm > schedule.gradient_clip { schedule.gradient_clip / norm } else { 1.0 };
         let rate = schedule.rate(step);
         let first = self.moments.is_empty();
@@ -163,7 +164,7 @@ impl Optimizer {
 }
 
 /// Euclidean norm of all gradients together.
-fn norm(gradients: &[Tensor<1>]) -> f64 {
+pub fn norm(gradients: &[Tensor<1>]) -> f64 {
     /// Number of values per partial sum. On the CPU, Burn sums larger tensors in an order that depends on its threads;
     /// the norm must be reproducible.
     const PIECE: usize = 1 << 20;
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_whose_gradient_is_not_finite_is_as_if_it_had_never_been() {
+    fn a_skipped_step_changes_nothing() {
         let device = Device::flex();
         let schedule =
             Schedule { learning_rate: 0.01, warmup_steps: 1, steps: 9, cooldown: 0.0, gradient_clip: 1.0 };
@@ -229,7 +230,11 @@ mod tests {
         let run = |gradients: &[f32]| {
             let (mut optimizer, mut x) = (Optimizer::default(), Tensor::<1>::ones([2], &device));
             for (step, &value) in gradients.iter().enumerate() {
-                x = optimizer.step(&schedule, step as u64, vec![x], vec![gradient(value)]).0.remove(0);
+                if value.is_finite() {
+                    x = optimizer.step(&schedule, step as u64, vec![x], vec![gradient(value)]).0.remove(0);
+                } else {
+                    optimizer.skip();
+                }
             }
             (to_host(x), optimizer.skipped())
         };

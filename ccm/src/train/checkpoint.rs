@@ -93,7 +93,7 @@ struct Description {
 #[derive(Serialize, Deserialize)]
 struct Scale {
     factor: f32,
-    good_steps: u32,
+    finite_steps: u32,
     skipped_steps: u64,
 }
 
@@ -155,9 +155,9 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
         step: state.step,
         decays: state.emas.iter().map(|ema| ema.decay).collect(),
         discriminator: state.discriminator.as_ref().map(|it| Opponent { step: it.step, balance: it.balance }),
-        loss_scale: state.loss_scale.map(|LossScale { factor, good_steps }| Scale {
+        loss_scale: state.loss_scale.map(|LossScale { factor, finite_steps }| Scale {
             factor,
-            good_steps,
+            finite_steps,
             skipped_steps: state.optimizer.skipped(),
         }),
     };
@@ -279,7 +279,7 @@ pub fn load(
     }
     let optimizer = Optimizer::default().from_moments(of_student).with_skipped(skipped);
     let loss_scale =
-        description.loss_scale.map(|Scale { factor, good_steps, .. }| LossScale { factor, good_steps });
+        description.loss_scale.map(|Scale { factor, finite_steps, .. }| LossScale { factor, finite_steps });
     Ok(TrainState { denoiser: student, emas, optimizer, discriminator, loss_scale, step: description.step })
 }
 

@@ -147,7 +147,7 @@ pub struct Row {
     pub seed: u64,
     /// Network evaluations spent.
     pub evaluations: u64,
-    /// Optimiser steps taken.
+    /// Optimiser steps taken, including skipped ones.
     pub steps: u64,
     /// Seconds of distillation.
     pub seconds: f64,

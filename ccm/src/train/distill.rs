@@ -143,7 +143,7 @@ impl Stage for Distillation<'_> {
         };
         let next = state.step + 1;
         let learn = || state.learn(schedule, &batch, workers, loss);
-        let Learned { loss, gradient_norm, scaling, said: Contribution { counts, of_discriminator } } =
+        let Learned { loss, gradient_norm, scaling, additional: Contribution { counts, of_discriminator } } =
             batches.while_preparing(next, learn);
         let skipped = matches!(scaling, Some(Scaling { skipped: true, .. }));
 

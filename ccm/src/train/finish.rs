@@ -71,10 +71,10 @@ impl Stage for Finish<'_> {
         };
         let next = state.step + 1;
         let learn = || state.learn(schedule, &batch, workers, loss);
-        let Learned { loss, gradient_norm, scaling, said } = batches.while_preparing(next, learn);
+        let Learned { loss, gradient_norm, scaling, additional } = batches.while_preparing(next, learn);
         let discriminator_loss = match scaling {
             Some(Scaling { skipped: true, .. }) => None,
-            _ => Some(discriminator.learn(&adversary.schedule(schedule), said)),
+            _ => Some(discriminator.learn(&adversary.schedule(schedule), additional)),
         };
         state.discriminator = Some(discriminator);
         let step = state.step;

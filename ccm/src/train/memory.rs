@@ -1,6 +1,6 @@
 //! What a training step of distillation needs of a device's memory, by part, computed from the networks' graphs.
 //!
-//! The figures are those of tensors in single precision that Burn keeps at once; its allocator and its kernels add to them.
+//! The figures count the tensors that Burn holds at once; its allocator and its kernels add to them.
 
 mod activations;
 
@@ -8,7 +8,7 @@ use std::fmt;
 
 use activations::{Activations, Backward};
 
-use crate::config::{Config, DistillConfig, FixedPrecision, RunConfig};
+use crate::config::{Config, DistillConfig, FixedPrecision, HalfPrecision, RunConfig};
 use crate::method::discriminator::Heads;
 use crate::model::graph::{Conv, Graph, Node, Op};
 use crate::model::json::Json;
@@ -65,6 +65,13 @@ impl Memory {
         self.parts.iter().map(|part| part.bytes).sum()
     }
 
+    /// Bytes of a process on a CPU, without its images: its allocator keeps freed memory for the next step. Measured (see
+    /// `docs/several-devices.md`).
+    pub fn of_process(&self) -> u64 {
+        const PROGRAM: u64 = 170_000_000;
+        PROGRAM + self.total() * 13 / 10
+    }
+
     /// The memory of a distillation step with at most `images` images in a backward pass. Without `run.threads`, one thread
     /// computes it.
     ///
@@ -91,19 +98,23 @@ impl Memory {
             FixedPrecision::F16 => SINGLE / 2,
         };
         let between = if run.mixed_precision.is_some() { SINGLE / 2 } else { SINGLE };
-        // The backward pass of a layer reads the weight that its forward pass has converted.
-        let stored = if config.lora().is_some() { fixed } else { SINGLE };
-        let converted = match (stored == between, checkpointing) {
-            (true, _) => 0,
-            (false, true) => between * largest_weights(&student),
-            (false, false) => between * weights,
-        };
         // In eight bits, a scale for 256 values.
         let moments = if run.eight_bit_optimizer { 2 } else { 2 * SINGLE };
         // Every thread has a part of the batch at a time, a gradient of it, and the sum of those of its earlier parts.
         let threads = run.threads.unwrap_or(1);
         let images = config.batch.min(threads * images.min(config.batch.div_ceil(threads))) as u64;
         let gradients = threads as u64 * if images < config.batch as u64 { 2 } else { 1 };
+        // The backward pass of a layer reads the weight that its forward pass has converted, in every thread.
+        let is_stored = match (config.lora(), config.fixed_precision, run.mixed_precision) {
+            (None, _, None) | (Some(_), None | Some(FixedPrecision::F32), None) => true,
+            (Some(_), Some(FixedPrecision::F16), Some(HalfPrecision::F16)) => true,
+            _ => false,
+        };
+        let converted = match (is_stored, checkpointing) {
+            (true, _) => 0,
+            (false, true) => threads as u64 * between * largest_weights(&student),
+            (false, false) => threads as u64 * between * weights,
+        };
         let guided = if config.guidance.is_some() { 2 } else { 1 };
         let adversarial = config.adversarial_weight > 0.0;
         let heads = if adversarial { count(&Heads::tensors(network)) } else { 0 };
@@ -121,11 +132,11 @@ impl Memory {
             ("the teacher's weights, which are also those beside low-rank products", fixed * weights),
             ("trained values, two averages and gradients", (3 + gradients) * SINGLE * trained),
             ("the optimiser's two moments", moments * trained),
-            ("the discriminator with its averages, moments and gradient", 4 * SINGLE * heads),
-            ("weights in another precision, as long as a backward pass needs them", converted),
+            ("the discriminator's weights, moments and gradient", 4 * SINGLE * heads),
+            ("weights converted for the backward pass", converted),
             ("images of the batch, with noise and targets", images * IMAGES * encoder.size(graph.input())),
             (
-                "activations at the peak: the student's, with the teacher's, the discriminator's or its own gradients",
+                "activations at the peak, with those of the teacher or the discriminator, or with gradients",
                 images * activations,
             ),
         ];

@@ -33,10 +33,10 @@ pub struct Line {
     /// and the gradient penalty in fine-tuning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_loss: Option<f64>,
-    /// The factor of the loss; only with mixed precision in f16.
+    /// The loss scale; only with mixed precision in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
-    /// Steps of the stage that were skipped since their gradients were not finite; only with mixed precision in f16. Means are
+    /// Steps of the stage that were skipped because their gradients were not finite; only with mixed precision in f16. Means are
     /// over the other steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped_steps: Option<u64>,
@@ -54,6 +54,7 @@ pub struct MetricsLog {
     file: File,
     pending: Vec<StepReport>,
     seconds: f64,
+    rank_seconds: Vec<f64>,
 }
 
 /// Whether a line follows step `step` of `steps`: after the first, the last and every `every`-th.
@@ -97,7 +98,7 @@ impl MetricsLog {
         }
         disk::write(path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).map_err(DiskError::of(path))?;
-        Ok(Self { path: path.to_owned(), file, pending: Vec::new(), seconds: 0.0 })
+        Ok(Self { path: path.to_owned(), file, pending: Vec::new(), seconds: 0.0, rank_seconds: Vec::new() })
     }
 
     /// Adds a step that took `seconds`.
@@ -116,6 +117,8 @@ impl MetricsLog {
         batch: usize,
         rank_seconds: Vec<f64>,
     ) -> Result<Option<Line>, DiskError> {
+        self.rank_seconds.resize(rank_seconds.len(), 0.0);
+        self.rank_seconds.iter_mut().zip(rank_seconds).for_each(|(sum, seconds)| *sum += seconds);
         let Some(&report) = self.pending.last() else { return Ok(None) };
         let is_taken = |report: &&StepReport| !report.scaling.is_some_and(|scaling| scaling.skipped);
         let taken: Vec<&StepReport> = self.pending.iter().filter(is_taken).collect();
@@ -142,7 +145,7 @@ impl MetricsLog {
             loss_scale: report.scaling.map(|scaling| f64::from(scaling.next.factor)),
             skipped_steps: report.scaling.map(|scaling| scaling.skipped_steps),
             images_per_second: (self.pending.len() * batch) as f64 / self.seconds,
-            rank_seconds,
+            rank_seconds: std::mem::take(&mut self.rank_seconds),
         };
         self.pending.clear();
         self.seconds = 0.0;

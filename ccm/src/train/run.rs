@@ -17,7 +17,7 @@ use super::given::Given;
 use super::group::Group;
 use super::kdc_curve::{Networks, curves};
 use super::samples::{SampleGrid, sample};
-use super::stages::{Basis, distill_setting};
+use super::stages::{Basis, distill_setting, dtype};
 use super::state::{Stage, TrainState};
 use super::summary;
 use super::trainable::Trainable;
@@ -169,13 +169,27 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunE
     Ok(given)
 }
 
+/// Checks that a device computes in the run's precision.
+///
+/// # Errors
+/// If it does not.
+pub fn check_precision(config: &Config, device: &Device) -> Result<(), RunError> {
+    match config.run.mixed_precision.map(dtype) {
+        Some(half) if !device.supports_dtype(half) => Err(RunError::Unsuitable(format!(
+            "run.mixed_precision: expected a device that computes in {}, found one that does not",
+            half.name()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 impl Run {
     /// Executes the parts of the run that are not complete yet.
     ///
     /// # Errors
     /// See [`RunError`]; completed work is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
-        self.check_precision()?;
+        check_precision(&self.config, &self.device)?;
         // No rank looks at the folder after the first has written to it.
         self.group.barrier();
         if self.group.is_first() {

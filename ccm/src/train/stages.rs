@@ -387,18 +387,8 @@ impl Run {
         state
     }
 
-    /// Checks that the device computes in the run's precision.
-    pub(super) fn check_precision(&self) -> Result<(), RunError> {
-        match self.config.run.mixed_precision.map(dtype) {
-            Some(half) if !self.device.supports_dtype(half) => Err(RunError::Unsuitable(format!(
-                "run.mixed_precision: expected a device that computes in {}, found one that does not",
-                half.name()
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// A network of a training step in the run's precision. The networks inside losses are in single precision.
+    /// A network of a training step in the run's precision. The networks inside losses (LPIPS, the discriminator's encoder) are in
+    /// single precision.
     fn mixed(&self, denoiser: Denoiser) -> Denoiser {
         match self.config.run.mixed_precision {
             None => denoiser,
@@ -430,7 +420,7 @@ impl Run {
     }
 }
 
-fn dtype(half: HalfPrecision) -> DType {
+pub(super) fn dtype(half: HalfPrecision) -> DType {
     match half {
         HalfPrecision::F16 => DType::F16,
         HalfPrecision::Bf16 => DType::BF16,

@@ -16,7 +16,7 @@ use crate::method::discriminator::Discriminator;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
 use crate::nn::host::to_host;
-use crate::nn::optimizer::{Optimizer, Schedule};
+use crate::nn::optimizer::{Optimizer, Schedule, norm};
 use crate::weights::{HostTensor, Model};
 
 /// The complete state of a training stage, which a checkpoint holds.
@@ -30,9 +30,9 @@ pub struct TrainState {
     pub optimizer: Optimizer,
     /// The discriminator, if there is an adversarial loss.
     pub discriminator: Option<Discriminator>,
-    /// The factor of the loss, with mixed precision in f16.
+    /// The loss scale; only with mixed precision in f16.
     pub loss_scale: Option<LossScale>,
-    /// Steps taken, with those that were skipped.
+    /// Steps taken, including skipped ones.
     pub step: u64,
 }
 
@@ -64,22 +64,24 @@ pub struct StepReport {
 /// Loss scaling in one training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scaling {
-    /// The factor of the next step's loss.
+    /// The scale of the next step's loss.
     pub next: LossScale,
-    /// Whether this step was skipped, since its gradient was not finite.
+    /// Whether this step was skipped because its gradient was not finite.
     pub skipped: bool,
-    /// Steps of the stage that were skipped, with this one.
+    /// Steps of the stage that were skipped, including this one.
     pub skipped_steps: u64,
 }
 
 impl StepReport {
-    /// Why training cannot go on after this step.
+    /// The reason to stop training after this step, if there is one.
     pub fn fault(&self) -> Option<String> {
         let Self { loss, gradient_norm, .. } = self;
         match self.scaling {
-            Some(Scaling { next, skipped: true, .. }) => next
-                .is_exhausted()
-                .then(|| "the gradient is not finite in f16, whatever the factor of the loss".to_owned()),
+            Some(Scaling { next, skipped: true, .. }) => {
+                let what =
+                    "the gradient is not finite in f16, although the loss scale is below 1; the loss is";
+                next.is_exhausted().then(|| format!("{what} {loss}"))
+            }
             _ if !(loss.is_finite() && gradient_norm.is_finite()) => {
                 Some(format!("the loss is {loss}, the norm of its gradient {gradient_norm}"))
             }
@@ -100,7 +102,7 @@ pub struct Learned<R> {
     /// Loss scaling; only with mixed precision in f16.
     pub scaling: Option<Scaling>,
     /// The sum of the additional results of the loss.
-    pub said: R,
+    pub additional: R,
 }
 
 /// A stage of training, step by step.
@@ -169,21 +171,26 @@ impl TrainState {
         };
         let sum = workers.sum(batch.size, one);
         let loss = to_host(sum.loss).into_iter().map(f64::from).sum();
-        let (parameters, norm) =
-            self.optimizer.step(schedule, self.step, self.denoiser.parameters(), sum.gradients);
-        let scaling = self.loss_scale.as_mut().map(|scale| {
-            let skipped = !norm.is_finite();
-            scale.update(!skipped);
-            Scaling { next: *scale, skipped, skipped_steps: self.optimizer.skipped() }
-        });
-        if norm.is_finite() {
+        let overflow = self.loss_scale.map(|_| norm(&sum.gradients)).filter(|norm| !norm.is_finite());
+        let gradient_norm = if let Some(norm) = overflow {
+            self.optimizer.skip();
+            norm
+        } else {
+            let parameters = self.denoiser.parameters();
+            let (parameters, norm) = self.optimizer.step(schedule, self.step, parameters, sum.gradients);
             self.denoiser = self.denoiser.with_parameters(parameters);
             for ema in &mut self.emas {
                 ema.update(&self.denoiser);
             }
-        }
+            norm
+        };
+        let scaling = self.loss_scale.as_mut().map(|scale| {
+            let skipped = overflow.is_some();
+            scale.update(!skipped);
+            Scaling { next: *scale, skipped, skipped_steps: self.optimizer.skipped() }
+        });
         self.step += 1;
-        Learned { loss, gradient_norm: norm, scaling, said: sum.said }
+        Learned { loss, gradient_norm, scaling, additional: sum.said }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::batches::StageKind;
 use super::distill::Distillation;
 use super::error::RunError;
-use super::run::Run;
+use super::run::{Run, check_precision};
 use super::state::Stage;
 use crate::model::Role;
 use crate::weights::Model;
@@ -13,7 +13,7 @@ use crate::weights::Model;
 pub struct Trial {
     /// The sampled average of its weights.
     pub student: Model,
-    /// Optimiser steps taken.
+    /// Optimiser steps taken, including skipped ones.
     pub steps: u64,
     /// Network evaluations spent, counted per image: of the student, the teacher and the target.
     pub evaluations: u64,
@@ -35,6 +35,7 @@ impl Run {
         evaluations: u64,
         watch: &mut dyn FnMut(u64),
     ) -> Result<Trial, RunError> {
+        check_precision(&self.config, &self.device)?;
         let basis = self.basis(teacher)?;
         let mut distillation = self.distillation(&basis, self.fresh_student(&basis))?;
         // The number of steps within the budget is unknown before the first step.

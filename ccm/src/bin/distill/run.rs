@@ -10,7 +10,7 @@ use ccm::train::given::given_network;
 use ccm::train::group::{Alone, Group};
 use ccm::train::memory::{Memory, reference_network};
 use ccm::train::replicas;
-use ccm::train::run::{Run, check, suit};
+use ccm::train::run::{Run, check, check_precision, suit};
 
 use crate::data::{is_encoded, load_data};
 use crate::device::Opened;
@@ -128,6 +128,7 @@ fn prepare(
         1 => arguments.device.open()?,
         _ => arguments.device.open_for(group.local_rank())?,
     };
+    opened.iter().try_for_each(|opened| check_precision(&config, &opened.device))?;
     if ranks > 1
         && given.pipeline.is_some()
         && !config.data.source.as_deref().is_some_and(|source| is_encoded(Path::new(source)))
@@ -182,15 +183,21 @@ fn show_memory(config: &Config, preset: Option<&str>) -> Result<(), Failure> {
             (None, None) if config.data.captions => return Ok(()),
             (None, None) => (config.spec(), "the network"),
         };
-    let images = config.distill.micro_batch.unwrap_or(config.distill.batch);
+    let threads = config.run.threads.unwrap_or(1);
+    let most = config.distill.batch.div_ceil(threads);
+    let images = config.distill.micro_batch.unwrap_or(most).min(most);
     let memory = Memory::of_distillation(&network, &config.distill, images, &config.run)?;
     let [_, height, width] = network.image();
     let [height, width] = config.data.image_size.unwrap_or([height, width]);
     println!(
-        "\n# Memory of a step of distillation with {images} images of {height}x{width} in a backward pass, for {of}, computed \
-         from its graph:"
+        "\n# Memory of a step of distillation with {images} images of {height}x{width} in a backward pass, of which {threads} run \
+         at a time, for {of}, computed from its graph:"
     );
     memory.to_string().lines().for_each(|line| println!("# {line}"));
+    println!(
+        "# On a CPU, a process takes about {:.2} GB and the images in memory.",
+        memory.of_process() as f64 / 1e9
+    );
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! What the nodes of a graph compute from tensors alone, without parameters.
+//! Operations of graph nodes without parameters.
 
 use std::collections::btree_map::Entry;
 

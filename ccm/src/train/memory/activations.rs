@@ -1,14 +1,15 @@
-//! Bytes of the values that a graph computes for one image, at the peak of a forward or a backward pass.
+//! Bytes of the activations of a graph for one image, at the peak of a forward or a backward pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::SINGLE;
 use crate::method::discriminator::WIDTH;
-use crate::model::graph::{Attention, Graph, Node, Op, Value, last_reads};
+use crate::model::graph::{Activation, Attention, Graph, Node, Op, Value, last_reads};
 
-/// The values of a fused graph, between whose nodes a value takes `value` bytes.
+/// Sizes of the activations of a fused graph.
 pub(super) struct Activations<'a> {
     pub(super) graph: &'a Graph,
+    /// Bytes of a value that passes from node to node.
     pub(super) value: u64,
 }
 
@@ -17,7 +18,7 @@ pub(super) struct Activations<'a> {
 pub(super) struct Backward {
     /// What the forward pass keeps for it.
     pub(super) kept: u64,
-    /// Most at one time, with gradients.
+    /// The peak, including gradients.
     pub(super) peak: u64,
 }
 
@@ -32,9 +33,9 @@ impl Activations<'_> {
         values.into_iter().map(|value| self.size(*value)).sum()
     }
 
-    /// Bytes that a node computes besides its output and that its backward pass reads: the scores of attention after the softmax,
-    /// in single precision and as they are multiplied, the scaled queries, and the centred, the divided and the scaled values of
-    /// a layer norm in single precision.
+    /// Bytes that a node computes besides its output and that its backward pass reads: for attention, the exponentials of the scores
+    /// in single precision, the weights and the scaled queries; for a layer norm, the centred, the divided and the scaled values in
+    /// single precision; for an activation function, its inner functions, and its input where that is converted.
     fn inner(&self, node: &Node) -> u64 {
         let positions = |of: Value| self.graph.shape(of).positions() as u64;
         let scores = |heads: usize, queries: Value, keys: Value| {
@@ -46,6 +47,14 @@ impl Activations<'_> {
             Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => scores(heads, q, k) + output,
             Op::LayerNorm(_) => 3 * SINGLE * output / self.value,
             Op::Dropout(..) => output,
+            Op::Activate(_, activation) => {
+                let maps = match activation {
+                    Activation::GeluTanh => 2,
+                    Activation::QuickGelu => 1,
+                    Activation::Silu | Activation::Gelu | Activation::Relu | Activation::Tanh => 0,
+                };
+                SINGLE * output / self.value * (maps + u64::from(self.value != SINGLE))
+            }
             _ => 0,
         }
     }
@@ -53,7 +62,7 @@ impl Activations<'_> {
     /// The backward pass of consecutive nodes.
     pub(super) fn backward(&self, nodes: &[Node]) -> Backward {
         let mut readers: BTreeMap<Value, usize> = BTreeMap::new();
-        for value in nodes.iter().flat_map(|node| kept_inputs(&node.op)) {
+        for value in nodes.iter().flat_map(|node| self.kept_inputs(&node.op)) {
             *readers.entry(value).or_default() += 1;
         }
         let kept = self.sizes(readers.keys()) + nodes.iter().map(|node| self.inner(node)).sum::<u64>();
@@ -72,7 +81,7 @@ impl Activations<'_> {
                 }
             }
             now -= self.inner(node);
-            for value in kept_inputs(&node.op) {
+            for value in self.kept_inputs(&node.op) {
                 let left = readers.entry(value).or_default();
                 *left -= 1;
                 if *left == 0 {
@@ -117,24 +126,25 @@ impl Activations<'_> {
         }
         peak
     }
-}
 
-/// The inputs of a node that its backward pass reads, without repetition.
-fn kept_inputs(op: &Op) -> BTreeSet<Value> {
-    match op {
-        Op::Add(..)
-        | Op::AddVector(..)
-        | Op::Concat(..)
-        | Op::Join(..)
-        | Op::Chunk { .. }
-        | Op::Part { .. }
-        | Op::PatchChannels { .. }
-        | Op::Upsample(_)
-        | Op::AveragePool(_)
-        | Op::Scale { .. }
-        | Op::Dropout(..)
-        | Op::LayerNorm(_) => BTreeSet::new(),
-        op => op.inputs().into_iter().collect(),
+    /// The inputs of a node that its backward pass reads, without repetition.
+    fn kept_inputs(&self, op: &Op) -> BTreeSet<Value> {
+        match op {
+            Op::Add(..)
+            | Op::AddVector(..)
+            | Op::Concat(..)
+            | Op::Join(..)
+            | Op::Chunk { .. }
+            | Op::Part { .. }
+            | Op::PatchChannels { .. }
+            | Op::Upsample(_)
+            | Op::AveragePool(_)
+            | Op::Scale { .. }
+            | Op::Dropout(..)
+            | Op::LayerNorm(_) => BTreeSet::new(),
+            Op::Activate(..) if self.value != SINGLE => BTreeSet::new(),
+            op => op.inputs().into_iter().collect(),
+        }
     }
 }
 
