@@ -140,9 +140,8 @@ fn low_rank_products_of_stable_diffusion_xl_learn_one_step_and_resume_to_the_sam
     let [pictures, whole, stopped] = ["pictures", "whole", "stopped"].map(|name| folder.path().join(name));
     fs::create_dir(&pictures).unwrap();
     write_pictures(&pictures);
-    // As the preset has it: fixed weights in half precision, activations computed again. Besides, mixed precision.
-    let settings =
-        ["distill.fixed_precision=f16", "run.gradient_checkpointing=true", "run.mixed_precision=f16"];
+    // As the preset has it: fixed weights in half precision, activations computed again.
+    let settings = ["distill.fixed_precision=f16", "run.gradient_checkpointing=true"];
     let said = succeed(&mut run("sdxl", &pictures, &whole, &settings));
     assert!(said.contains("8 captions"), "{said}");
     let (teacher, student) = (whole.join("teacher.safetensors"), whole.join("student.safetensors"));
@@ -206,6 +205,34 @@ fn encoding_beforehand_gives_the_same_tensors() {
 }
 
 #[test]
+fn losses_and_gradients_in_half_precision_are_those_of_single_precision() {
+    let folder = tempdir().unwrap();
+    let pictures = folder.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    write_pictures(&pictures);
+    let all = ["distill.lora_rank=none", "distill.lora_alpha=none", "distill.lora_targets=none"];
+    let low_rank = ["distill.fixed_precision=f16", "run.gradient_checkpointing=true"];
+    let of_sd3: (_, &[&str], _, _) = ("sd3", &all, "run.mixed_precision=bf16", 0.05);
+    for (preset, settings, half, tolerance) in
+        [("sdxl", &low_rank[..], "run.mixed_precision=f16", 0.01), of_sd3]
+    {
+        let one_step = ["teacher.training=none", "distill.kimg=0.016", "distill.warmup_kimg=0.016"];
+        let figures = |name: &str, more: &[&str]| {
+            let out = folder.path().join(format!("{preset}-{name}"));
+            succeed(&mut run(preset, &pictures, &out, &[settings, &one_step, more].concat()));
+            let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+            let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+            ["loss", "gradient_norm"].map(|key| line[key].as_f64().unwrap())
+        };
+        let (expected, found) = (figures("single", &[]), figures("half", &[half]));
+        println!("{preset}: {expected:?} in single precision, {found:?} with {half}");
+        for (expected, found) in expected.into_iter().zip(found) {
+            assert!(found != expected && (found / expected - 1.0).abs() < tolerance, "{preset}");
+        }
+    }
+}
+
+#[test]
 fn a_student_of_stable_diffusion_xl_reads_the_guidance_scale() {
     let folder = tempdir().unwrap();
     let [pictures, out] = ["pictures", "run"].map(|name| folder.path().join(name));
@@ -241,12 +268,7 @@ fn all_weights_of_stable_diffusion_3_learn_one_step() {
     let [pictures, out] = ["pictures", "run"].map(|name| folder.path().join(name));
     fs::create_dir(&pictures).unwrap();
     write_pictures(&pictures);
-    let all = [
-        "distill.lora_rank=none",
-        "distill.lora_alpha=none",
-        "distill.lora_targets=none",
-        "run.mixed_precision=bf16",
-    ];
+    let all = ["distill.lora_rank=none", "distill.lora_alpha=none", "distill.lora_targets=none"];
     succeed(&mut run("sd3", &pictures, &out, &all));
     let student = out.join("student.safetensors");
     let error =
