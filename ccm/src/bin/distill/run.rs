@@ -189,9 +189,11 @@ fn show_memory(config: &Config, preset: Option<&str>) -> Result<(), Failure> {
     let memory = Memory::of_distillation(&network, &config.distill, images, &config.run)?;
     let [_, height, width] = network.image();
     let [height, width] = config.data.image_size.unwrap_or([height, width]);
+    let plural = |count: usize, of: &str| format!("{count} {of}{}", if count == 1 { "" } else { "s" });
     println!(
-        "\n# Memory of a step of distillation with {images} images of {height}x{width} in a backward pass, of which {threads} run \
-         at a time, for {of}, computed from its graph:"
+        "\n# Memory of a step of distillation, computed from the graph of {of}: {} of {height}x{width} in a backward pass, {}:",
+        plural(images, "image"),
+        plural(threads, "thread")
     );
     memory.to_string().lines().for_each(|line| println!("# {line}"));
     println!(
