@@ -254,6 +254,14 @@ pub fn load(
     }
     let flat = |tensor: HostTensor| Tensor::<1>::from_data(tensor.values.as_slice(), &plain);
     let skipped = description.loss_scale.as_ref().map_or(0, |scale| scale.skipped_steps);
+    let factor = description.loss_scale.as_ref().map_or(1.0, |scale| scale.factor);
+    if skipped > description.step || !factor.is_normal() || factor < 0.0 {
+        return Err(CheckpointError::Other {
+            path: path.to_owned(),
+            expected: format!("a loss scale above 0 and at most {} skipped steps", description.step),
+            found: format!("{factor} and {skipped}"),
+        });
+    }
     // The optimiser has no moments before the first step that was not skipped.
     let mut moments = |prefix: &str, step: u64, specs: &dyn Fn() -> Vec<TensorSpec>| {
         let mut take = |moment| match step {
@@ -263,8 +271,7 @@ pub fn load(
         let (first, second) = (take(0)?, take(1)?);
         Ok(first.into_iter().zip(second).map(|(first, second)| [flat(first), flat(second)]).collect())
     };
-    let of_student =
-        moments("", description.step.saturating_sub(skipped), &|| trainable.tensors()).map_err(wrong)?;
+    let of_student = moments("", description.step - skipped, &|| trainable.tensors()).map_err(wrong)?;
     let discriminator = match description.discriminator {
         None => None,
         Some(Opponent { step, balance }) => {
@@ -318,6 +325,25 @@ mod tests {
             assert!(error.contains("tensor `model.") && error.contains("not finite"), "{error}");
         }
         assert_eq!(steps(folder.path()), [1]);
+    }
+
+    #[test]
+    fn an_impossible_loss_scale_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = state(0).denoiser.spec().clone();
+        let trainable = Trainable::Weights { spec, prediction: Prediction::Velocity };
+        let load = |factor: f32, skipped: u64| {
+            let mut state = state(4);
+            state.loss_scale = Some(LossScale { factor, finite_steps: 0 });
+            state.optimizer = state.optimizer.with_skipped(skipped);
+            let path = save(folder.path(), StageKind::Teacher, &state).unwrap();
+            load(&path, StageKind::Teacher, &trainable, &Device::flex())
+        };
+        assert_eq!(load(1024.0, 3).unwrap().optimizer.skipped(), 3);
+        for (factor, skipped) in [(1024.0, 5), (0.0, 3), (-2.0, 3)] {
+            let error = load(factor, skipped).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("at most 4 skipped steps") && error.contains("found"), "{error}");
+        }
     }
 
     #[test]
