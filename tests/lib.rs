@@ -28,7 +28,8 @@ use ccm::nn::optimizer::Schedule;
 use ccm::noise::Noise;
 use ccm::train::batches::{Ahead, Batches, Conditioning, StageKind};
 use ccm::train::distill::Distillation;
-use ccm::train::state::{TrainState, Workers};
+use ccm::train::state::TrainState;
+use ccm::train::workers::Workers;
 use ccm::weights::{HostTensor, Model, TensorFile};
 use tempfile::NamedTempFile;
 

@@ -18,8 +18,9 @@ use ccm::nn::denoiser::{Denoiser, random_model};
 use ccm::nn::optimizer::Schedule;
 use ccm::train::batches::{Ahead, Batches, Conditioning, StageKind};
 use ccm::train::distill::Distillation;
-use ccm::train::state::{Stage, TrainState, Workers};
+use ccm::train::state::{Stage, TrainState};
 use ccm::train::teacher::Teacher;
+use ccm::train::workers::Workers;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 /// The allocator of the program.

@@ -3,7 +3,8 @@
 
 use burn::tensor::Device;
 use ccm::method::curriculum::Scope;
-use ccm::train::state::{Stage, StepReport, Workers};
+use ccm::train::state::{Stage, StepReport};
+use ccm::train::workers::Workers;
 use ccm_tests::{oppose, small_data, small_distillation, small_spec};
 
 /// Results of one step; with a discriminator, also the balance of the two losses.

@@ -8,7 +8,8 @@ use ccm::nn::denoiser::BatchSizes;
 use ccm::nn::host::to_host;
 use ccm::train::batches::{Ahead, Batches};
 use ccm::train::distill::Distillation;
-use ccm::train::state::{Stage, Workers};
+use ccm::train::state::Stage;
+use ccm::train::workers::Workers;
 use ccm_tests::{relative_error, small_distillation, small_spec};
 
 const BATCH: usize = 40;

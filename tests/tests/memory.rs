@@ -10,7 +10,8 @@ use ccm::data::{Examples, ImageShape, Split, shapes};
 use ccm::method::curriculum::Scope;
 use ccm::model::{NetworkSpec, UNetSpec};
 use ccm::train::memory::Memory;
-use ccm::train::state::{Stage, Workers};
+use ccm::train::state::Stage;
+use ccm::train::workers::Workers;
 use ccm_tests::{oppose, small_distillation};
 
 /// The system's allocator, which counts the bytes in use.

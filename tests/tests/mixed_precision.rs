@@ -10,8 +10,9 @@ use ccm::noise::Noise;
 use ccm::train::batches::StageKind;
 use ccm::train::checkpoint;
 use ccm::train::loss_scale::LossScale;
-use ccm::train::state::{Scaling, Stage, TrainState, Workers};
+use ccm::train::state::{Scaling, Stage, TrainState};
 use ccm::train::trainable::Trainable;
+use ccm::train::workers::Workers;
 use ccm_tests::{
     configurations, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
 };

@@ -15,8 +15,9 @@ use ccm::noise::Noise;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::train::batches::{Batches, Conditioning, StageKind};
 use ccm::train::samples::sample;
-use ccm::train::state::{Stage, TrainState, Workers};
+use ccm::train::state::{Stage, TrainState};
 use ccm::train::teacher::Teacher;
+use ccm::train::workers::Workers;
 use ccm::weights::Model;
 use ccm_tests::{lively_model, small_data, small_distillation, small_spec};
 

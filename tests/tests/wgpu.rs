@@ -15,7 +15,8 @@ use ccm::nn::host::labels_tensor;
 use ccm::nn::host::to_host;
 use ccm::noise::Noise;
 use ccm::train::loss_scale::LossScale;
-use ccm::train::state::{Stage, StepReport, Workers};
+use ccm::train::state::{Stage, StepReport};
+use ccm::train::workers::Workers;
 use ccm_tests::{
     agrees_with_pytorch_fid, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
 };

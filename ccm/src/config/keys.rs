@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 44] = [
+pub(super) const OPTIONAL: [&str; 45] = [
     "data.captions",
     "data.count",
     "data.image_size",
@@ -44,6 +44,7 @@ pub(super) const OPTIONAL: [&str; 44] = [
     "path.sigma_min",
     "run.eight_bit_optimizer",
     "run.mixed_precision",
+    "run.overlap_exchange",
     "run.tensorboard",
     "run.threads",
     "teacher.caption_dropout",

@@ -95,6 +95,10 @@ pub struct RunConfig {
     /// Whether the optimiser keeps its moments in eight bits instead of 32.
     #[serde(default, skip_serializing_if = "is_false")]
     pub eight_bit_optimizer: bool,
+    /// Whether ranks exchange gradients while others are still being computed; by default, if all ranks compute on GPUs. Needs
+    /// one thread in each rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap_exchange: Option<bool>,
     /// Whether metrics and samples are also written as TensorBoard's event files, in the folder `events`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tensorboard: bool,

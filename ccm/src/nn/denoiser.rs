@@ -88,6 +88,11 @@ impl Denoiser {
         Self { network: self.network.checkpointed(), ..self }
     }
 
+    /// The same denoiser, whose [`Denoiser::gradients_in_turn`] come segment by segment. No gradient flows to its input.
+    pub fn in_segments(self) -> Self {
+        Self { network: self.network.in_segments(), ..self }
+    }
+
     /// The same denoiser, in training, with some weights fixed: their gradients are zero and are not computed.
     pub fn with_fixed_weights(self, fixed: impl Fn(&TensorSpec) -> bool) -> Self {
         let fixed: Vec<bool> = self.tensors().iter().map(fixed).collect();
@@ -208,6 +213,13 @@ impl Denoiser {
     /// Gradients of a loss with respect to the parameters, flat, in their order.
     pub fn gradients(&self, loss: &Tensor<1>) -> Vec<Tensor<1>> {
         self.network.gradients(loss)
+    }
+
+    /// Calls `each` with the place of every parameter and its gradient of a loss. After [`Denoiser::in_segments`] or
+    /// [`Denoiser::checkpointed`], a gradient comes as soon as it is complete, from the output to the input; the order is the
+    /// same for every loss.
+    pub fn gradients_in_turn(&self, loss: &Tensor<1>, each: impl FnMut(usize, Tensor<1>)) {
+        self.network.gradients_in_turn(loss, each);
     }
 }
 

@@ -4,8 +4,8 @@
 //! when it reads them. Norms, softmax, activation functions and the sinusoids of times compute in single precision. Inputs,
 //! outputs and parameters are in single precision.
 
-mod checkpointing;
 mod functions;
+mod segments;
 
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use crate::model::graph::{
     PositionEmbedding, Shape, Value, last_reads,
 };
 use crate::weights::HostTensor;
-use checkpointing::Tape;
 use functions::{
     activate, average_pool, dropout, heads_attention, in_a_row, per_pixel, qkv_attention, sinusoids, upsample,
 };
+use segments::Tape;
 
 /// A network with its parameters on a device.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ pub struct Network {
     dropout: bool,
     /// The type of the values that pass from node to node.
     activations: DType,
-    /// Forward passes to be recomputed, with gradient checkpointing.
+    /// Forward passes, if the backward pass goes segment by segment.
     tape: Option<Tape>,
 }
 
@@ -141,7 +141,7 @@ impl Network {
     pub(crate) fn forward(&self, x: Tensor<4>, time: Tensor<1>, condition: Conditions) -> Tensor<4> {
         let inputs = Inputs { x, time, condition };
         match &self.tape {
-            Some(tape) => self.forward_checkpointed(inputs, tape),
+            Some(tape) => self.forward_in_segments(inputs, tape),
             None => {
                 let mut pass = Pass::new(inputs, self.program.graph.shapes.len());
                 for index in 0..self.program.graph.nodes.len() {
@@ -536,15 +536,27 @@ impl Network {
 
     /// Gradients of a loss with respect to the parameters, in their order; zero for a parameter without influence on it.
     pub(crate) fn gradients(&self, loss: &Tensor<1>) -> Vec<Tensor<1>> {
+        let mut gradients = self.parameters();
+        self.gradients_in_turn(loss, |place, gradient| gradients[place] = gradient);
+        gradients
+    }
+
+    /// Calls `each` with the place of every parameter and its gradient, which is that of [`Network::gradients`]. After
+    /// [`Network::in_segments`] or [`Network::checkpointed`], a gradient comes as soon as it is complete, from the output to the
+    /// input; the order is the same for every loss.
+    pub(crate) fn gradients_in_turn(&self, loss: &Tensor<1>, mut each: impl FnMut(usize, Tensor<1>)) {
         let mut gradients = loss.backward();
-        let found = match &self.tape {
-            Some(tape) => self.recomputed_gradients(tape, &mut gradients),
-            None => self.parameters.iter().map(|parameter| parameter.grad_remove(&mut gradients)).collect(),
+        let mut or_zero = |place: usize, gradient: Option<Tensor<1>>| {
+            each(place, gradient.unwrap_or_else(|| self.parameters[place].clone().inner().zeros_like()));
         };
-        let or_zero = |(found, parameter): (Option<Tensor<1>>, &Tensor<1>)| {
-            found.unwrap_or_else(|| parameter.clone().inner().zeros_like())
-        };
-        found.into_iter().zip(&self.parameters).map(or_zero).collect()
+        match &self.tape {
+            Some(tape) => self.backward_in_segments(tape, &mut gradients, &mut or_zero),
+            None => {
+                for (place, parameter) in self.parameters.iter().enumerate() {
+                    or_zero(place, parameter.grad_remove(&mut gradients));
+                }
+            }
+        }
     }
 }
 

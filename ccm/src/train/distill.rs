@@ -5,7 +5,8 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use super::batches::Batches;
-use super::state::{Learned, Scaling, Stage, StepReport, Summand, TrainState, Workers};
+use super::state::{Learned, Scaling, Stage, StepReport, TrainState};
+use super::workers::{Summand, Workers};
 use crate::data::DataError;
 use crate::method::adversary::Adversary;
 use crate::method::batch::Batch;

@@ -28,6 +28,11 @@ pub trait Group: fmt::Debug + Send + Sync {
     /// bits, whatever rank is faster.
     fn all_reduce(&self, values: &mut [f32]);
 
+    /// Whether also a thread other than the one that trains may call these methods, if never two at a time.
+    fn is_for_any_thread(&self) -> bool {
+        true
+    }
+
     /// Ends all ranks after an error of this one.
     fn abort(&self) {}
 }

@@ -17,6 +17,8 @@ pub struct Mpi {
     size: usize,
     /// The number of this rank among those of its machine.
     local_rank: usize,
+    /// What MPI grants to threads.
+    threading: Threading,
     _universe: Universe,
 }
 
@@ -27,19 +29,20 @@ impl std::fmt::Debug for Mpi {
 }
 
 impl Mpi {
-    /// Starts MPI, if a launcher has started this process. To be called once, in the thread that trains: only that thread may
-    /// use MPI.
+    /// Starts MPI, if a launcher has started this process. To be called once, in the thread that trains. Only one thread at a
+    /// time may use MPI.
     pub fn start() -> Option<Self> {
         if STARTED.iter().all(|name| std::env::var_os(name).is_none()) {
             return None;
         }
-        let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)?;
+        let (universe, threading) = mpi::initialize_with_threading(Threading::Serialized)?;
         let world = universe.world();
         let local_rank = world.split_shared(world.rank()).rank() as usize;
         Some(Self {
             rank: world.rank() as usize,
             size: world.size() as usize,
             local_rank,
+            threading,
             _universe: universe,
         })
     }
@@ -95,6 +98,10 @@ impl Group for Mpi {
         let sums = sum_lists(of_ranks.chunks_exact(slice).map(<[f32]>::to_vec).collect());
         world.all_gather_into(&sums[..], &mut padded[..]);
         values.copy_from_slice(&padded[..values.len()]);
+    }
+
+    fn is_for_any_thread(&self) -> bool {
+        matches!(self.threading, Threading::Serialized | Threading::Multiple)
     }
 
     fn abort(&self) {

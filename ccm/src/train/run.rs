@@ -190,6 +190,7 @@ impl Run {
     /// See [`RunError`]; completed work is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
         check_precision(&self.config, &self.device)?;
+        self.overlaps()?;
         // No rank looks at the folder after the first has written to it.
         self.group.barrier();
         if self.group.is_first() {

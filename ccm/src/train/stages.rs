@@ -13,10 +13,11 @@ use super::error::RunError;
 use super::finish::Finish;
 use super::folder::files;
 use super::run::{Outcome, Run};
-use super::state::{Stage as _, TrainState, Workers};
+use super::state::{Stage as _, TrainState};
 use super::student::Student;
 use super::teacher::Teacher;
 use super::trainable::{Adaptation, Trainable};
+use super::workers::Workers;
 use crate::config::{FixedPrecision, HalfPrecision, TeacherTraining};
 use crate::disk;
 use crate::method::adversary::Adversary;
@@ -85,9 +86,9 @@ impl Run {
                 cooldown: config.cooldown,
                 gradient_clip: config.gradient_clip,
             },
+            state: self.with_settings(state, &workers),
             workers,
             times: self.times(),
-            state: self.with_settings(state),
         };
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Teacher, &mut teacher, steps, watch)?;
@@ -160,6 +161,7 @@ impl Run {
             .get_or_insert_with(|| Discriminator::new(basis.frozen.spec(), seed, &self.device));
         state.denoiser = state.denoiser.with_fixed_weights(|tensor| config.fixed.contains(tensor));
         let workers = self.workers(StageKind::Finish, config.batch, config.micro_batch)?;
+        let state = self.with_settings(state, &workers);
         let mut finish = Finish {
             batches: self
                 .batches(&self.data, StageKind::Finish, config.batch, Coupling::Independent)
@@ -181,7 +183,7 @@ impl Run {
                 learning_rate: config.discriminator_learning_rate,
                 noise_power: self.config.distill.discriminator_noise_power.unwrap_or(1.0),
             },
-            state: self.with_settings(state),
+            state,
         };
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Finish, &mut finish, steps, watch)?;
@@ -265,11 +267,11 @@ impl Run {
             learning_rate: config.discriminator_learning_rate,
             noise_power: config.discriminator_noise_power.unwrap_or(1.0),
         });
-        let (mut teacher, mut state) = (self.guided_teacher(basis), self.with_settings(state));
+        let workers = self.workers(StageKind::Distill, config.batch, config.micro_batch)?;
+        let (mut teacher, mut state) = (self.guided_teacher(basis), self.with_settings(state, &workers));
         teacher.denoiser = self.mixed(teacher.denoiser);
         let target = &mut state.emas[distill::TARGET].denoiser;
         *target = self.mixed(target.clone());
-        let workers = self.workers(StageKind::Distill, config.batch, config.micro_batch)?;
         let batches = self.batches(&self.data, StageKind::Distill, config.batch, config.coupling);
         Ok(Distillation {
             batches: match config.scope {
@@ -342,8 +344,7 @@ impl Run {
         batch: usize,
         micro_batch: Option<usize>,
     ) -> Result<Workers, RunError> {
-        // All threads share dropout's generator, so with two threads its numbers would depend on timing.
-        let threads = if self.spec().dropout() > 0.0 { 1 } else { self.threads };
+        let threads = self.threads_of_rank();
         let group = Arc::clone(&self.group);
         let ranks = group.size();
         let workers = Workers::of_ranks(group, threads, batch, self.part(batch, micro_batch))?;
@@ -353,7 +354,35 @@ impl Run {
                 stage.name()
             )));
         }
-        Ok(workers)
+        Ok(if self.overlaps()? { workers.overlapping() } else { workers })
+    }
+
+    /// Threads that compute in this rank.
+    fn threads_of_rank(&self) -> usize {
+        // All threads share dropout's generator, so with two threads its numbers would depend on timing.
+        if self.spec().dropout() > 0.0 { 1 } else { self.threads }
+    }
+
+    /// Whether gradients are exchanged while others are being computed. By default GPUs do that: on the CPU, the exchange would
+    /// take time from the computation.
+    pub(super) fn overlaps(&self) -> Result<bool, RunError> {
+        let (group, threads) = (&self.group, self.threads_of_rank());
+        if group.size() == 1 {
+            return Ok(false);
+        }
+        let setting = self.config.run.overlap_exchange;
+        let missing = match (threads, group.is_for_any_thread()) {
+            (1, true) => None,
+            (1, false) => Some("an MPI library with MPI_THREAD_SERIALIZED, found one without".to_owned()),
+            _ => Some(format!("one thread in each rank, found {threads}")),
+        };
+        match (setting, missing) {
+            (Some(true), Some(missing)) => {
+                Err(RunError::Unsuitable(format!("run.overlap_exchange: expected {missing}")))
+            }
+            // All ranks must do the same.
+            (_, missing) => Ok(!group.any(missing.is_some() || !setting.unwrap_or_else(|| self.is_gpu()))),
+        }
     }
 
     /// Writes a file of the run, if this is the first rank.
@@ -372,7 +401,7 @@ impl Run {
         micro_batch.unwrap_or(batch).min(most).max(1)
     }
 
-    fn with_settings(&self, mut state: TrainState) -> TrainState {
+    fn with_settings(&self, mut state: TrainState, workers: &Workers) -> TrainState {
         state.denoiser = self.mixed(state.denoiser);
         state.loss_scale = match self.config.run.mixed_precision {
             Some(HalfPrecision::F16) => Some(state.loss_scale.unwrap_or_default()),
@@ -380,6 +409,8 @@ impl Run {
         };
         if self.config.run.gradient_checkpointing {
             state.denoiser = state.denoiser.checkpointed();
+        } else if workers.overlap() {
+            state.denoiser = state.denoiser.in_segments();
         }
         if self.config.run.eight_bit_optimizer {
             state.optimizer = state.optimizer.in_eight_bits();

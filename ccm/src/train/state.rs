@@ -1,15 +1,13 @@
 //! The state of training: a network's weights, their averages and the optimiser's moments.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use burn::tensor::{Device, Tensor, TensorData};
-use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+use burn::tensor::{Device, Tensor};
 
-use super::group::{Alone, Group, fold};
+use super::exchange::all_reduce_meanwhile;
 use super::loss_scale::LossScale;
 use super::trainable::Trainable;
+use super::workers::{Summand, Workers};
 use crate::data::DataError;
 use crate::method::batch::Batch;
 use crate::method::discriminator::Discriminator;
@@ -156,20 +154,19 @@ impl TrainState {
     ) -> Learned<R> {
         // Dropout draws from the device's generator, whose state would otherwise depend on earlier steps.
         batch.x0.device().seed(batch.seed.wrapping_add(workers.group.rank() as u64));
-        let student = &self.denoiser;
-        let factor = self.loss_scale.map_or(1.0, |scale| scale.factor);
-        let scaled = |tensor: Tensor<1>, by: f32| if by == 1.0 { tensor } else { tensor * by };
-        let one = |rows: Range<usize>| {
-            let share = rows.len() as f32 / batch.size as f32;
+        let part = |rows: Range<usize>| {
             // Each part has its own parameters, so that the autodiff graphs of two parts are separate.
-            let student = student.with_parameters(student.parameters());
+            let student = self.denoiser.with_parameters(self.denoiser.parameters());
+            let share = rows.len() as f32 / batch.size as f32;
             let (loss, said) = loss(&student, batch.part(rows.clone()), rows);
-            let loss = loss * share;
-            let gradients = student.gradients(&scaled(loss.clone(), factor));
-            let gradients = gradients.into_iter().map(|gradient| scaled(gradient, factor.recip())).collect();
-            BatchSum { loss: loss.inner(), gradients, said }
+            let factor = self.loss_scale.map_or(1.0, |scale| scale.factor);
+            (PartLoss { student, loss: loss * share, factor }, said)
         };
-        let sum = workers.sum(batch.size, one);
+        let sum_of = |rows| BatchSum::of_part(part(rows));
+        let sum = match workers.before_last(batch.size, sum_of) {
+            None => workers.sum(batch.size, sum_of),
+            Some((before, last)) => BatchSum::overlapping(workers, before, workers.busy(|| part(last))),
+        };
         let loss = to_host(sum.loss).into_iter().map(f64::from).sum();
         let overflow = self.loss_scale.map(|_| norm(&sum.gradients)).filter(|norm| !norm.is_finite());
         let gradient_norm = if let Some(norm) = overflow {
@@ -194,32 +191,23 @@ impl TrainState {
     }
 }
 
-/// What a part of a batch contributes to a sum over the parts, the threads and the ranks.
-pub trait Summand: Send {
-    /// The sum of two contributions.
-    fn join(self, other: Self) -> Self;
-
-    /// Its numbers.
-    fn figures(&self) -> Vec<f64>;
-
-    /// Replaces the numbers of [`Summand::figures`].
-    fn set_figures(&mut self, figures: &[f64]);
-
-    /// Its tensors.
-    fn tensors(&mut self) -> Vec<&mut Tensor<1>>;
+/// The loss of a part of a batch.
+struct PartLoss {
+    /// The network that it was computed with.
+    student: Denoiser,
+    /// Share of the mean loss, `[1]`.
+    loss: Tensor<1>,
+    /// The loss scale of the backward pass.
+    factor: f32,
 }
 
-impl Summand for () {
-    fn join(self, (): Self) -> Self {}
-
-    fn figures(&self) -> Vec<f64> {
-        Vec::new()
-    }
-
-    fn set_figures(&mut self, _: &[f64]) {}
-
-    fn tensors(&mut self) -> Vec<&mut Tensor<1>> {
-        Vec::new()
+impl PartLoss {
+    /// Calls `each` with the place of every parameter and its gradient.
+    fn gradients_in_turn(&self, mut each: impl FnMut(usize, Tensor<1>)) {
+        let scaled = |tensor: Tensor<1>, by: f32| if by == 1.0 { tensor } else { tensor * by };
+        let loss = scaled(self.loss.clone(), self.factor);
+        let unscaled = |gradient| scaled(gradient, self.factor.recip());
+        self.student.gradients_in_turn(&loss, |place, gradient| each(place, unscaled(gradient)));
     }
 }
 
@@ -230,6 +218,48 @@ struct BatchSum<R> {
     /// Share of the gradient of each parameter, flat.
     gradients: Vec<Tensor<1>>,
     said: R,
+}
+
+impl<R: Summand> BatchSum<R> {
+    fn of_part((part, said): (PartLoss, R)) -> Self {
+        let mut gradients = part.student.parameters();
+        part.gradients_in_turn(|place, gradient| gradients[place] = gradient);
+        Self { loss: part.loss.inner(), gradients, said }
+    }
+
+    /// The sum over all parts and ranks. Gradients of this rank's last part are computed while earlier ones are exchanged.
+    /// `before` is the sum of its other parts.
+    fn overlapping(workers: &Workers, before: Option<Self>, (last, said): (PartLoss, R)) -> Self {
+        let of_last = Self { loss: last.loss.clone().inner(), gradients: Vec::new(), said };
+        let (mut sum, before) = match before {
+            None => (of_last, Vec::new()),
+            Some(mut before) => {
+                let gradients = std::mem::take(&mut before.gradients);
+                (before.join(of_last), gradients)
+            }
+        };
+        let mut gradients = last.student.parameters();
+        let values = gradients.iter().map(|gradient| gradient.dims()[0]).sum();
+        let first: Vec<_> = sum.tensors().into_iter().map(|tensor| tensor.clone()).collect();
+        let mut places = Vec::with_capacity(gradients.len());
+        let backward = |send: &mut dyn FnMut(Tensor<1>)| {
+            first.into_iter().for_each(&mut *send);
+            last.gradients_in_turn(|place, gradient| {
+                places.push(place);
+                send(match before.get(place) {
+                    Some(before) => before.clone() + gradient,
+                    None => gradient,
+                });
+            });
+        };
+        let group = &*workers.group;
+        let sums = all_reduce_meanwhile(group, values, |send| workers.busy(|| backward(send)));
+        let mut sums = sums.into_iter();
+        sum.tensors().into_iter().zip(&mut sums).for_each(|(tensor, of_ranks)| *tensor = of_ranks);
+        places.into_iter().zip(sums).for_each(|(place, of_ranks)| gradients[place] = of_ranks);
+        sum.all_reduce_figures(group);
+        Self { gradients, ..sum }
+    }
 }
 
 impl<R: Summand> Summand for BatchSum<R> {
@@ -253,193 +283,5 @@ impl<R: Summand> Summand for BatchSum<R> {
     fn tensors(&mut self) -> Vec<&mut Tensor<1>> {
         let own = std::iter::once(&mut self.loss).chain(&mut self.gradients);
         own.chain(self.said.tensors()).collect()
-    }
-}
-
-/// Adds up a contribution over the ranks of a group. Its tensors are exchanged in buckets, since an exchange of many small
-/// tensors takes longer.
-fn all_reduce<R: Summand>(group: &dyn Group, mut of_rank: R) -> R {
-    /// Values of a bucket: 64 MiB.
-    const BUCKET: usize = 1 << 24;
-    if group.size() == 1 {
-        return of_rank;
-    }
-    let figures = group.all_reduce_figures(&of_rank.figures());
-    of_rank.set_figures(&figures);
-    let mut tensors = of_rank.tensors();
-    while !tensors.is_empty() {
-        let ends = tensors.iter().scan(0, |end, tensor| {
-            *end += tensor.dims()[0];
-            Some(*end)
-        });
-        let count = ends.take_while(|&end| end <= BUCKET).count().max(1);
-        let bucket: Vec<_> = tensors.drain(..count).collect();
-        let mut values = to_host(Tensor::cat(bucket.iter().map(|tensor| (**tensor).clone()).collect(), 0));
-        group.all_reduce(&mut values);
-        let mut sums = values.as_slice();
-        for tensor in bucket {
-            let (sum, rest) = sums.split_at(tensor.dims()[0]);
-            *tensor = Tensor::from_data(TensorData::new(sum.to_vec(), [sum.len()]), &tensor.device());
-            sums = rest;
-        }
-    }
-    of_rank
-}
-
-/// Splits a batch over the threads of all ranks, with a limit on the images of one part.
-///
-/// On a CPU it is faster to run the whole network on separate images in each thread than to synchronise the threads
-/// after every operation. A GPU needs one worker.
-pub struct Workers {
-    pools: Vec<ThreadPool>,
-    part: usize,
-    group: Arc<dyn Group>,
-    /// Seconds of computation since [`Workers::take_busy`], without the exchange with other ranks.
-    busy: Mutex<f64>,
-}
-
-impl Workers {
-    /// Workers with `threads` threads for batches of `batch` images, with at most `most` images in a part.
-    ///
-    /// # Errors
-    /// If the system cannot start threads.
-    pub fn new(threads: usize, batch: usize, most: usize) -> Result<Self, ThreadPoolBuildError> {
-        Self::of_ranks(Arc::new(Alone), threads, batch, most)
-    }
-
-    /// As [`Workers::new`], for every rank of a group. A rank must have a part of each batch ([`Workers::parts`]).
-    ///
-    /// # Errors
-    /// If the system cannot start threads.
-    pub fn of_ranks(
-        group: Arc<dyn Group>,
-        threads: usize,
-        batch: usize,
-        most: usize,
-    ) -> Result<Self, ThreadPoolBuildError> {
-        let part = most.min(batch.div_ceil(threads * group.size())).max(1);
-        let pool = || ThreadPoolBuilder::new().num_threads(1).build();
-        let pools =
-            if threads > 1 { (0..threads).map(|_| pool()).collect::<Result<_, _>>()? } else { Vec::new() };
-        Ok(Self { pools, part, group, busy: Mutex::default() })
-    }
-
-    /// The rows of the parts of each thread of this rank, in a batch of `batch` images. Thread `i` of all ranks has the parts
-    /// `i`, `i + threads`, and so on.
-    pub fn parts(&self, batch: usize) -> Vec<Vec<Range<usize>>> {
-        let threads = self.pools.len().max(1);
-        let first = self.group.rank() * threads;
-        let rows = |start: usize| start..batch.min(start + self.part);
-        let of_thread = |thread: usize| {
-            let step = self.part * threads * self.group.size();
-            (thread * self.part..batch).step_by(step).map(rows).collect()
-        };
-        (first..first + threads).map(of_thread).collect()
-    }
-
-    /// The rows of all parts of this rank, ascending.
-    pub fn rows(&self, batch: usize) -> Vec<usize> {
-        let mut rows: Vec<usize> = self.parts(batch).into_iter().flatten().flatten().collect();
-        rows.sort_unstable();
-        rows
-    }
-
-    /// The sum of `f` over the parts of a batch. Each thread adds up its own parts; then the sums of the threads and of the
-    /// ranks are added in the order of [`fold`]. A sum therefore depends on the number of threads of all ranks, but not on
-    /// their timing. A thread holds at most two results at a time.
-    ///
-    /// # Panics
-    /// If the batch has no part for this rank.
-    #[expect(clippy::expect_used, reason = "a run checks its batches")]
-    fn sum<R: Summand>(&self, batch: usize, f: impl Fn(Range<usize>) -> R + Sync) -> R {
-        let begin = Instant::now();
-        let of_rank = self.fold(self.parts(batch), f, R::join).expect("a part of the batch for every rank");
-        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) += begin.elapsed().as_secs_f64();
-        all_reduce(&*self.group, of_rank)
-    }
-
-    /// Seconds of computation since the last call, without the exchange with other ranks.
-    pub fn take_busy(&self) -> f64 {
-        std::mem::take(&mut self.busy.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn fold<T: Send, R: Send>(
-        &self,
-        mut parts: Vec<Vec<T>>,
-        f: impl Fn(T) -> R + Sync,
-        join: impl Fn(R, R) -> R + Sync,
-    ) -> Option<R> {
-        if self.pools.is_empty() {
-            return parts.pop()?.into_iter().map(f).reduce(join);
-        }
-        let (f, join) = (&f, &join);
-        std::thread::scope(|scope| {
-            let start = |(pool, share): (_, Vec<T>)| {
-                let pool: &ThreadPool = pool;
-                scope.spawn(move || pool.install(move || share.into_iter().map(f).reduce(join)))
-            };
-            let threads: Vec<_> = self.pools.iter().zip(parts).map(start).collect();
-            let wait = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
-                Ok(done) => done,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            fold(threads.into_iter().filter_map(wait).collect(), join)
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::*;
-
-    #[test]
-    fn every_row_is_in_one_part_of_one_thread() {
-        for (threads, batch, most) in [(1, 11, 3), (2, 64, 64), (3, 7, 2), (4, 4, 1)] {
-            let one = Workers::new(threads, batch, most).unwrap().parts(batch);
-            assert_eq!(one.len(), threads);
-            let mut rows: Vec<usize> = one.iter().flatten().cloned().flatten().collect();
-            rows.sort_unstable();
-            assert_eq!(rows, (0..batch).collect::<Vec<_>>());
-            let ranks = crate::train::group::Threads::new(threads).into_iter();
-            let of_rank = |rank| Workers::of_ranks(Arc::new(rank), 1, batch, most).unwrap().parts(batch);
-            assert_eq!(ranks.flat_map(of_rank).collect::<Vec<_>>(), one);
-        }
-    }
-
-    #[test]
-    fn the_parts_are_joined_in_one_order_whatever_thread_is_faster() {
-        for threads in 1..5 {
-            let workers = Workers::new(threads, 11, 1).unwrap();
-            let joined =
-                workers.fold(workers.parts(11), |rows| vec![rows.start], |a, b| [a, b].concat()).unwrap();
-            let expected: Vec<usize> =
-                (0..threads).flat_map(|thread| (thread..11).step_by(threads)).collect();
-            assert_eq!(joined, expected);
-            assert!(workers.fold(Vec::<Vec<usize>>::new(), |i| i, |a, b| a + b).is_none());
-        }
-    }
-
-    #[test]
-    fn no_more_results_are_held_than_two_a_thread() {
-        /// Counts its live instances.
-        struct Held(Arc<AtomicUsize>);
-        impl Drop for Held {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::SeqCst);
-            }
-        }
-        for threads in 1..4 {
-            let (now, most) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
-            let result = |_: usize| {
-                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                Held(Arc::clone(&now))
-            };
-            let workers = Workers::new(threads, 64, 1).unwrap();
-            workers.fold(workers.parts(64), |rows| result(rows.start), |sum, _| sum);
-            assert!(most.into_inner() <= 2 * threads, "{threads} threads");
-        }
     }
 }

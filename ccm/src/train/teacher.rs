@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::batches::Batches;
-use super::state::{Learned, Stage, StepReport, TrainState, Workers};
+use super::state::{Learned, Stage, StepReport, TrainState};
+use super::workers::Workers;
 use crate::data::DataError;
 use crate::method::batch::Batch;
 use crate::method::teacher::{TimeDistribution, teacher_loss};

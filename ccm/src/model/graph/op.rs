@@ -338,4 +338,44 @@ impl Op {
             }
         }
     }
+
+    /// The parameters that it reads.
+    pub fn parameters(&self) -> Vec<Param> {
+        let both = |affine: Affine| [affine.weight].into_iter().chain(affine.bias).collect();
+        match *self {
+            Self::LabelEmbedding(table)
+            | Self::TokenEmbedding(table)
+            | Self::PositionEmbedding(PositionEmbedding { table, .. })
+            | Self::Attention(Attention {
+                bias: AttentionBias::Relative(RelativeBias { table, .. }), ..
+            }) => vec![table],
+            Self::Linear(_, affine) | Self::Conv(Conv { affine, .. }) => both(affine),
+            Self::GroupNorm(GroupNorm { gain, offset, .. }) => vec![gain, offset],
+            Self::LayerNorm(LayerNorm { gain, offset, .. }) => gain.into_iter().chain(offset).collect(),
+            Self::Image
+            | Self::Text
+            | Self::Pooled
+            | Self::Time
+            | Self::Sizes
+            | Self::Guidance
+            | Self::Sinusoids(..)
+            | Self::Activate(..)
+            | Self::Add(..)
+            | Self::AddVector(..)
+            | Self::Multiply(..)
+            | Self::MultiplyVector(..)
+            | Self::Chunk { .. }
+            | Self::Modulate { .. }
+            | Self::Concat(..)
+            | Self::Join(..)
+            | Self::Part { .. }
+            | Self::Upsample(_)
+            | Self::AveragePool(_)
+            | Self::PatchChannels { .. }
+            | Self::QkvAttention { .. }
+            | Self::Attention(_)
+            | Self::Dropout(..)
+            | Self::Scale { .. } => Vec::new(),
+        }
+    }
 }
