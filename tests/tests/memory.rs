@@ -2,17 +2,21 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use burn::tensor::{DType, Device};
 use ccm::config::Config;
 use ccm::data::{Examples, ImageShape, Split, shapes};
 use ccm::method::curriculum::Scope;
+use ccm::method::distance::{Distance, DistanceKind};
+use ccm::method::lpips::{Lpips, LpipsWeights};
 use ccm::model::{NetworkSpec, UNetSpec};
+use ccm::nn::denoiser::Denoiser;
 use ccm::train::memory::Memory;
 use ccm::train::state::Stage;
 use ccm::train::workers::Workers;
-use ccm_tests::{oppose, small_distillation};
+use ccm_tests::{lively_model, lpips_weights, oppose, small_distillation};
 
 /// The system's allocator, which counts the bytes in use.
 struct Counting;
@@ -58,6 +62,17 @@ fn measure(preset: &str, settings: &[&str]) -> [f64; 2] {
     if config.distill.adversarial_weight > 0.0 {
         oppose(&mut distillation, &device);
     }
+    distillation.distance = match (config.distill.distance, config.distill.distance.trunk()) {
+        (DistanceKind::TeacherFeatures, _) => {
+            Distance::TeacherFeatures(Arc::new(Denoiser::frozen(&lively_model(spec.clone()), &device)))
+        }
+        (_, Some(trunk)) => {
+            let [features, heads] = lpips_weights(trunk);
+            let weights = LpipsWeights::new(trunk, features, heads).unwrap();
+            Distance::Lpips { lpips: Arc::new(Lpips::new(&weights, &device)), decoder: None }
+        }
+        _ => Distance::PseudoHuber,
+    };
     if config.run.mixed_precision.is_some() {
         let (student, teacher) = (&mut distillation.state.denoiser, &mut distillation.teacher.denoiser);
         *student = student.clone().in_half(DType::F16);
@@ -81,7 +96,7 @@ fn measure(preset: &str, settings: &[&str]) -> [f64; 2] {
 
 #[test]
 fn a_step_allocates_what_show_config_prints() {
-    let cases: [(&str, &[&str]); 10] = [
+    let cases: [(&str, &[&str]); 14] = [
         ("mnist", &[]),
         ("avatars", &["distill.adversarial_weight=0"]),
         ("avatars", &[]),
@@ -91,6 +106,10 @@ fn a_step_allocates_what_show_config_prints() {
         ("avatars", &["run.mixed_precision=f16"]),
         ("avatars", &["run.mixed_precision=f16", "run.gradient_checkpointing=true"]),
         ("avatars", &["run.threads=2", "distill.micro_batch=2"]),
+        ("avatars", &["distill.distance=teacher-features", "distill.adversarial_weight=0"]),
+        ("avatars", &["distill.distance=teacher-features"]),
+        ("mnist", &["distill.distance=lpips-alexnet", "distill.adversarial_weight=0"]),
+        ("mnist", &["distill.distance=lpips-vgg16"]),
         ("avatars", &["run.threads=2", "run.mixed_precision=f16"]),
     ];
     let ratios = cases.map(|(preset, settings)| {

@@ -47,6 +47,20 @@ enum Layer {
     Tap,
 }
 
+/// Padding of AlexNet's first convolution, which has stride 4.
+const STEM_PADDING: usize = 2;
+
+/// A map that a trunk computes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MapOf {
+    /// Number of its values, for one image.
+    pub(crate) values: usize,
+    /// Whether a pool computes it, instead of a convolution.
+    pub(crate) pooled: bool,
+    /// Whether two images are compared in it.
+    pub(crate) compared: bool,
+}
+
 impl Trunk {
     fn layers(self) -> Vec<Layer> {
         use Layer::{Convolution, Pool, Tap};
@@ -80,6 +94,29 @@ impl Trunk {
             ]),
         }
         layers
+    }
+
+    /// The maps after each convolution and pool, for images of this height and width.
+    pub(crate) fn maps(self, [mut height, mut width]: [usize; 2]) -> Vec<MapOf> {
+        let mut maps: Vec<MapOf> = Vec::new();
+        let mut channels = 3;
+        for layer in self.layers() {
+            match layer {
+                Layer::Convolution { outputs, kernel, stride } => {
+                    let padding = if stride == 1 { kernel / 2 } else { STEM_PADDING };
+                    [height, width] = [height, width].map(|side| (side + 2 * padding - kernel) / stride + 1);
+                    channels = outputs;
+                }
+                Layer::Pool(size) => [height, width] = [height, width].map(|side| (side - size) / 2 + 1),
+                Layer::Tap => {
+                    maps.last_mut().into_iter().for_each(|map| map.compared = true);
+                    continue;
+                }
+            }
+            let pooled = matches!(layer, Layer::Pool(_));
+            maps.push(MapOf { values: channels * height * width, pooled, compared: false });
+        }
+        maps
     }
 
     /// Names and shapes of the tensors read from torchvision's file, and of those read from the file of `lpips`.
@@ -221,8 +258,7 @@ impl Lpips {
                     x = relu(if kernel == 3 {
                         conv(x, weight, bias.unsqueeze(), 1)
                     } else {
-                        // AlexNet's first convolution has stride 4 and padding 2.
-                        let padding = if stride == 1 { kernel / 2 } else { 2 };
+                        let padding = if stride == 1 { kernel / 2 } else { STEM_PADDING };
                         conv2d(x, weight, Some(bias), ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1))
                     });
                 }

@@ -3,10 +3,12 @@
 //! The figures count the tensors that Burn holds at once; its allocator and its kernels add to them.
 
 mod activations;
+mod distances;
 
 use std::fmt;
 
 use activations::{Activations, Backward};
+use distances::of_distance;
 
 use crate::config::{Config, DistillConfig, FixedPrecision, HalfPrecision, RunConfig};
 use crate::method::discriminator::Heads;
@@ -105,11 +107,12 @@ impl Memory {
         let images = config.batch.min(threads * images.min(config.batch.div_ceil(threads))) as u64;
         let gradients = threads as u64 * if images < config.batch as u64 { 2 } else { 1 };
         // The backward pass of a layer reads the weight that its forward pass has converted, in every thread.
-        let is_stored = match (config.lora(), config.fixed_precision, run.mixed_precision) {
-            (None, _, None) | (Some(_), None | Some(FixedPrecision::F32), None) => true,
-            (Some(_), Some(FixedPrecision::F16), Some(HalfPrecision::F16)) => true,
-            _ => false,
-        };
+        let is_stored = matches!(
+            (config.lora(), config.fixed_precision, run.mixed_precision),
+            (None, _, None)
+                | (Some(_), None | Some(FixedPrecision::F32), None)
+                | (Some(_), Some(FixedPrecision::F16), Some(HalfPrecision::F16))
+        );
         let converted = match (is_stored, checkpointing) {
             (true, _) => 0,
             (false, true) => threads as u64 * between * largest_weights(&student),
@@ -117,6 +120,8 @@ impl Memory {
         };
         let guided = if config.guidance.is_some() { 2 } else { 1 };
         let adversarial = config.adversarial_weight > 0.0;
+        let lpips =
+            config.distance.trunk().map_or(0, |trunk| trunk.tensors().iter().map(|of| count(of)).sum());
         let heads = if adversarial { count(&Heads::tensors(network)) } else { 0 };
         // The teacher and the discriminator are done before the student's backward pass begins.
         let student = Activations { graph: &student, value: between };
@@ -127,16 +132,21 @@ impl Memory {
         let teacher = Activations { graph: &graph, value: between };
         let encoder = Activations { graph: &graph, value: SINGLE };
         let of_discriminator = if adversarial { encoder.of_discriminator() } else { 0 };
-        let activations = peak.max(kept + of_discriminator).max(kept + guided * teacher.forward());
+        let [_, height, width] = network.image();
+        let of_distance = of_distance(config.distance, &encoder, [height, width]);
+        // The distance and the discriminator take turns.
+        let losses = of_discriminator.max(of_distance.peak);
+        let activations = peak.max(kept + losses).max(kept + guided * teacher.forward());
         let parts = [
             ("the teacher's weights, which are also those beside low-rank products", fixed * weights),
             ("trained values, two averages and gradients", (3 + gradients) * SINGLE * trained),
             ("the optimiser's two moments", moments * trained),
             ("the discriminator's weights, moments and gradient", 4 * SINGLE * heads),
+            ("the weights of LPIPS", SINGLE * lpips),
             ("weights converted for the backward pass", converted),
             ("images of the batch, with noise and targets", images * IMAGES * encoder.size(graph.input())),
             (
-                "activations at the peak, with those of the teacher or the discriminator, or with gradients",
+                "activations at the peak, with those of the teacher, the distance or the discriminator, or with gradients",
                 images * activations,
             ),
         ];

@@ -196,6 +196,9 @@ fn show_memory(config: &Config, preset: Option<&str>) -> Result<(), Failure> {
         plural(threads, "thread")
     );
     memory.to_string().lines().for_each(|line| println!("# {line}"));
+    if config.data.captions && config.distill.distance.trunk().is_some() {
+        println!("# Not counted: the decoder, after which LPIPS compares pictures, and LPIPS at their size.");
+    }
     println!(
         "# On a CPU, a process takes about {:.2} GB and the images in memory.",
         memory.of_process() as f64 / 1e9
@@ -218,7 +221,7 @@ fn share(
     let ranks = opened.len() * group.size();
     let own = (cores / opened.len()).max(1);
     let all = config.run.threads.unwrap_or(own * ranks);
-    if all % ranks != 0 {
+    if !all.is_multiple_of(ranks) {
         return Err(format!("run.threads: expected a multiple of the {ranks} ranks, found {all}").into());
     }
     if !resume {

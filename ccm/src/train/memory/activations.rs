@@ -59,6 +59,20 @@ impl Activations<'_> {
         }
     }
 
+    /// Bytes that the backward pass of a node needs besides gradients and what the forward pass has kept: as much as that; for
+    /// attention, five numbers for each score, most of them in the gradient of the softmax.
+    fn working(&self, node: &Node) -> u64 {
+        let scores = |heads: usize, queries: Value, keys: Value| {
+            5 * SINGLE
+                * (heads * self.graph.shape(queries).positions() * self.graph.shape(keys).positions()) as u64
+        };
+        match node.op {
+            Op::QkvAttention { qkv, heads, .. } => scores(heads, qkv, qkv),
+            Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => scores(heads, q, k),
+            _ => self.inner(node),
+        }
+    }
+
     /// The backward pass of consecutive nodes.
     pub(super) fn backward(&self, nodes: &[Node]) -> Backward {
         let mut readers: BTreeMap<Value, usize> = BTreeMap::new();
@@ -71,7 +85,7 @@ impl Activations<'_> {
         let mut peak = now;
         for node in nodes.iter().rev().filter(|node| !node.op.inputs().is_empty()) {
             let inputs = node.op.inputs();
-            peak = peak.max(now + self.sizes(&inputs) + self.inner(node));
+            peak = peak.max(now + self.sizes(&inputs) + self.working(node));
             if gradients.remove(&node.output) {
                 now -= self.size(node.output);
             }
@@ -104,12 +118,28 @@ impl Activations<'_> {
         Backward { kept, peak: kept + largest.unwrap_or(0) }
     }
 
+    /// The distance of teacher features: the encoder's activations for the student's image, its features, those of the target and
+    /// their differences.
+    pub(super) fn of_features(&self) -> Backward {
+        let Backward { kept, peak } = self.backward(self.encoder());
+        let features = self.sizes(&self.graph.features);
+        Backward {
+            kept: kept + 2 * features,
+            peak: (peak + 3 * features).max(kept + features + self.forward()),
+        }
+    }
+
+    /// The nodes up to the last feature.
+    fn encoder(&self) -> &[Node] {
+        let last = self.graph.nodes.iter().rposition(|node| self.graph.features.contains(&node.output));
+        &self.graph.nodes[..last.map_or(0, |last| last + 1)]
+    }
+
     /// The discriminator's part, beside the features of a real and a generated image: the student's gradient, by way of a head
     /// and the encoder, then the gradients of the heads, for both images.
     pub(super) fn of_discriminator(&self) -> u64 {
         let features = &self.graph.features;
-        let last = self.graph.nodes.iter().rposition(|node| features.contains(&node.output));
-        let Backward { kept, peak } = self.backward(&self.graph.nodes[..last.map_or(0, |last| last + 1)]);
+        let Backward { kept, peak } = self.backward(self.encoder());
         let positions: usize = features.iter().map(|value| self.graph.shape(*value).positions()).sum();
         // The maps before and after the norm, and the weighted one or a gradient.
         let heads = 3 * self.value * (WIDTH * positions) as u64;
