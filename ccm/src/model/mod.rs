@@ -6,6 +6,7 @@ pub mod graph;
 pub mod json;
 pub mod networks;
 pub mod options;
+pub mod path;
 pub mod prediction;
 mod time_grid;
 
@@ -17,5 +18,6 @@ pub use graph::TensorSpec;
 #[cfg(feature = "text")]
 pub use networks::{AutoencoderSpec, MmditSpec, TextEncoderSpec, UNet2DConditionSpec};
 pub use networks::{NetworkSpec, SpecError, UNet2DSpec, UNetSpec};
-pub use prediction::{Path, Prediction};
+pub use path::Path;
+pub use prediction::Prediction;
 pub use time_grid::TimeGrid;

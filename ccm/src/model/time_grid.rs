@@ -1,6 +1,7 @@
 //! The times at which sampling evaluates a model.
 
-use super::prediction::{Path, Spacing};
+use super::path::Path;
+use super::prediction::Spacing;
 
 /// A rule for the times of a given number of evaluations, from noise to data.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -11,7 +11,7 @@ use super::host::{per_image, to_host};
 use super::network::Network;
 use crate::model::graph::lora::LoraSpec;
 use crate::model::graph::{Init, Parameter};
-use crate::model::prediction::Coefficients;
+use crate::model::path::Coefficients;
 use crate::model::{ModelCard, NetworkSpec, Path, Prediction, SpecError, TensorSpec};
 use crate::noise::Noise;
 use crate::weights::{HostTensor, Model, Precision};

@@ -10,7 +10,8 @@ use super::Denoiser;
 use super::plan::Map;
 #[cfg(feature = "text")]
 use crate::model::Text;
-use crate::model::prediction::{Coefficients, Spacing};
+use crate::model::path::Coefficients;
+use crate::model::prediction::Spacing;
 use crate::model::{Condition, ModelCard, NetworkSpec, Path, Role, TimeGrid};
 use crate::noise::{Noise, image_noise};
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use ccm_shaders::Tile;
 
 use super::condition::Conditioner;
-use super::plan::lower::in_order;
+use super::plan::lower::layout::in_order;
 use super::plan::{
     Attention, AttentionBias, BLOCK, Channels, Conv, ConvWeight, Copy, Factor, GroupNorm, Input, LayerNorm,
     Map, NO_SCORE, Op, Plan, Pointwise, Pool, Residual, Term, Vector,

@@ -1,6 +1,7 @@
 //! Compiles attention. Projections of one map to queries, keys and values become one convolution.
 
-use super::{Lowered, Lowering, Order, packed, placed};
+use super::layout::{Order, packed, placed};
+use super::{Lowered, Lowering};
 #[cfg(feature = "text")]
 use crate::model::graph::AttentionBias;
 use crate::model::graph::{self, Value};

@@ -1,7 +1,8 @@
 //! Compiles operations on single values: activations, products and sums. A chain of them becomes one operation of the
 //! plan.
 
-use super::{Lowered, Lowering, Order};
+use super::layout::Order;
+use super::{Lowered, Lowering};
 use crate::model::graph::{self, Activation, Node, Shape, Value};
 use crate::sampler::plan::{BLOCK, Channels, Factor, Op, Pointwise, Term, Vector};
 

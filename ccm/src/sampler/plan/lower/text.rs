@@ -1,6 +1,7 @@
 //! Compiles the operations that only networks for texts have.
 
-use super::{Lowered, Lowering, Order};
+use super::layout::Order;
+use super::{Lowered, Lowering};
 use crate::model::graph::{self, Node, Param, PositionEmbedding};
 use crate::sampler::plan::{Copy, LayerNorm, Op, Vector};
 
