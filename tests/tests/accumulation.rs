@@ -11,7 +11,7 @@ use ccm_tests::{oppose, small_data, small_distillation, small_spec};
 fn step(scope: Scope, opposed: bool, threads: usize, micro_batch: usize) -> (StepReport, Option<f32>) {
     let (data, device) = (small_data(), Device::flex());
     let workers = Workers::new(threads, 8, micro_batch).unwrap();
-    let mut distillation = small_distillation(&small_spec(), &data, 8, scope, workers, &device);
+    let mut distillation = small_distillation(small_spec(), &data, 8, scope, workers, &device);
     if opposed {
         oppose(&mut distillation, &device);
     }
@@ -50,7 +50,7 @@ fn gradient_checkpointing_changes_neither_losses_nor_gradient_nor_curriculum() {
     let (data, device) = (small_data(), Device::flex());
     let step = |checkpointed: bool| {
         let workers = Workers::new(2, 8, 3).unwrap();
-        let mut distillation = small_distillation(&small_spec(), &data, 8, Scope::Image, workers, &device);
+        let mut distillation = small_distillation(small_spec(), &data, 8, Scope::Image, workers, &device);
         oppose(&mut distillation, &device);
         if checkpointed {
             distillation.state.denoiser = distillation.state.denoiser.checkpointed();

@@ -392,7 +392,7 @@ fn invalid_evaluations_are_errors() {
     let folder = tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let model = path("model.safetensors");
-    fs::write(&model, lively_model(&small_spec()).to_bytes()).unwrap();
+    fs::write(&model, lively_model(small_spec()).to_bytes()).unwrap();
     let eval = |more: &[&str]| {
         let mut command = distill();
         command.arg("eval").arg(&model).args(["--device", "cpu"]).args(more);
@@ -465,7 +465,7 @@ fn invalid_evaluations_are_errors() {
     fs::write(&reference, statistics(Some("eyes of a cat"))).unwrap();
     let mut command = eval(&arguments.each_ref().map(String::as_str));
     fail(command.arg(&reference), &["--reference", "found those of the eyes of a cat"]);
-    let mut broken = lively_model(&small_spec());
+    let mut broken = lively_model(small_spec());
     broken.tensors[0].values[0] = f32::NAN;
     let (broken, whole) = (broken.to_bytes(), fs::read(&model).unwrap());
     fs::write(&model, broken).unwrap();

@@ -197,7 +197,7 @@ fn files_of_other_formats_are_named() {
         fail(&mut import(&file, &description, &out), &["weights.pt", expected]);
     }
     let own = folder.path().join("own.safetensors");
-    fs::write(&own, lively_model(&small_spec()).to_bytes()).unwrap();
+    fs::write(&own, lively_model(small_spec()).to_bytes()).unwrap();
     fail(&mut import(&own, &description, &out), &["own.safetensors", "needs no import"]);
     assert!(!out.exists(), "no files remain");
 }

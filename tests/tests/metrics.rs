@@ -165,7 +165,7 @@ fn pairwise_metrics_of_ten_thousand_images_of_2048_features_take_seconds() {
 fn eval_computes_the_fid_with_weights_from_a_file() {
     let folder = tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    fs::write(path("model.safetensors"), lively_model(&small_spec()).to_bytes()).unwrap();
+    fs::write(path("model.safetensors"), lively_model(small_spec()).to_bytes()).unwrap();
     write_inception(&path("inception.safetensors"));
     picture_folder(&path("pictures"), 24);
     let eval = || {

@@ -73,7 +73,7 @@ fn losses_are_those_of_the_publications() {
         let t = times.times(plain.path(), &uniform);
         let (x0, x1) = (to_host(batch.x0.clone()), to_host(batch.x1.clone()));
         let row = |i: usize| i * 192..(i + 1) * 192;
-        let mix = |i: usize| x0[row(i)].iter().zip(&x1[row(i)]).map(move |(a, b)| (a, b)).collect::<Vec<_>>();
+        let mix = |i: usize| x0[row(i)].iter().zip(&x1[row(i)]).collect::<Vec<_>>();
         let x_t: Vec<f32> = (0..IMAGES)
             .flat_map(|i| mix(i).into_iter().map(|(a, b)| (1.0 - t[i]) * a + t[i] * b).collect::<Vec<_>>())
             .collect();

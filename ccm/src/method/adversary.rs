@@ -224,7 +224,7 @@ mod tests {
 
     fn adversary(weight: f64) -> Adversary {
         let encoder =
-            Arc::new(Denoiser::frozen(&random_model(&spec(), &Prediction::Velocity, 3), &Device::flex()));
+            Arc::new(Denoiser::frozen(&random_model(spec(), &Prediction::Velocity, 3), &Device::flex()));
         Adversary {
             encoder,
             loss: AdversarialLoss::Hinge,

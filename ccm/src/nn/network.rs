@@ -429,7 +429,7 @@ impl Network {
         let Shape::Map([channels, height, width]) = shape else { panic!("expected a map, found a vector") };
         let table = self.weight(op.table);
         let rows = table.dims()[0] / channels / op.side;
-        let table = table.slice([0..rows * op.side * channels]).reshape([rows, op.side, channels]);
+        let table = table.narrow(0, 0, rows * op.side * channels).reshape([rows, op.side, channels]);
         let part = table.narrow(0, op.top, height).narrow(1, op.left, width);
         part.permute([2, 0, 1]).unsqueeze()
     }

@@ -46,6 +46,7 @@ pub struct Optimizer {
 
 /// The first and the second moment of a parameter.
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "one for each parameter, of much larger tensors")]
 enum Moments {
     /// In single precision, flat.
     Single([Tensor<1>; 2]),

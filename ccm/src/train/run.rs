@@ -395,7 +395,7 @@ mod tests {
         let path = folder.path().join("teacher.safetensors");
         let mut config = Config::preset("shapes").unwrap();
         config.network.num_classes = Some(8);
-        let teacher = random_model(&config.spec(), &config.path.prediction(), 3);
+        let teacher = random_model(config.spec(), &config.path.prediction(), 3);
         disk::write(&path, &teacher.to_bytes()).unwrap();
         config.teacher.model = Some(path.to_str().unwrap().to_owned());
         let given = check(&config, &folder.path().join("run"), false).unwrap();

@@ -67,7 +67,7 @@ impl Run {
         }
         let first = match (&self.given.teacher, config.training) {
             (Some(given), Some(TeacherTraining::FromWeights)) => given.clone(),
-            _ => random_model(&self.spec(), &self.prediction(), self.config.run.seed),
+            _ => random_model(self.spec(), &self.prediction(), self.config.run.seed),
         };
         let trainable = Trainable::weights(&first);
         let state = match self.resumed(StageKind::Teacher, &trainable, &mut |text| watch.note(text))? {
@@ -470,6 +470,7 @@ fn most_on_gpu(graph: &Graph) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::Config;
     use crate::model::networks::Family as _;

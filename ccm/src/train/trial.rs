@@ -108,7 +108,7 @@ mod tests {
         let [data, held_out] = [Split::Train, Split::HeldOut].map(|split| Arc::new(data(split).into()));
         let (given, group) = (Arc::new(Given::default()), Arc::new(Alone));
         suit(&mut config, &given, &data).unwrap();
-        let teacher = random_model(&config.spec(), &config.path.prediction(), 3);
+        let teacher = random_model(config.spec(), &config.path.prediction(), 3);
         let (folder, command, device) = ("never written".into(), String::new(), Device::flex());
         (Run { config, folder, device, threads: 1, group, given, data, held_out, command }, teacher)
     }

@@ -225,7 +225,7 @@ impl UNetSpec {
 
     /// Width of the feature maps of a level.
     fn level_width(&self, level: usize) -> usize {
-        self.width / self.patch_size >> level
+        (self.width / self.patch_size) >> level
     }
 
     fn attends(&self, level: usize) -> bool {

@@ -106,7 +106,7 @@ impl TextEncoderSpec {
         let in_range = |field, found, most| require_range(field, found, 1..=most);
         let blocks = |field, found: usize| {
             in_range(field, found, 65_536)?;
-            require(found % 4 == 0, field, format_args!("expected a multiple of 4, found {found}"))
+            require(found.is_multiple_of(4), field, format_args!("expected a multiple of 4, found {found}"))
         };
         match self {
             Self::Clip(spec) => {

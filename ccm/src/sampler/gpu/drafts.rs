@@ -39,7 +39,7 @@ impl Fixed {
 
     /// The values of bytes of a feature map.
     #[cfg(feature = "text")]
-    pub(super) fn from_real_bytes(&self, bytes: &[u8]) -> Vec<f32> {
+    pub(super) fn real_values(&self, bytes: &[u8]) -> Vec<f32> {
         match self.real {
             Real::F32 => bytemuck::pod_collect_to_vec(bytes),
             Real::F16 => {

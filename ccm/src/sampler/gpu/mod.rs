@@ -152,7 +152,7 @@ impl Executor {
             let Some(map) = map else { continue };
             let size = (map.len() / BLOCK) as u64 * block_bytes(self.fixed.real);
             let bytes = self.read(&prepared.maps[map.buffer], size).await?;
-            *output = self.fixed.from_real_bytes(&bytes);
+            *output = self.fixed.real_values(&bytes);
         }
         Ok(outputs)
     }
