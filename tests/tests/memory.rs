@@ -6,17 +6,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use burn::tensor::{DType, Device};
-use ccm::config::Config;
+use ccm::config::{Config, FixedPrecision};
+use ccm::data::encoded::{Encoded, Texts};
 use ccm::data::{Examples, ImageShape, Split, shapes};
+use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::Scope;
 use ccm::method::distance::{Distance, DistanceKind};
+use ccm::method::guidance::Teacher;
 use ccm::method::lpips::{Lpips, LpipsWeights};
-use ccm::model::{NetworkSpec, UNetSpec};
-use ccm::nn::denoiser::Denoiser;
+
+use ccm::model::json::Json;
+use ccm::model::{NetworkSpec, Text, UNetSpec};
+use ccm::nn::conditions::Conditions;
+use ccm::nn::denoiser::{Denoiser, random_lora};
+use ccm::noise::Noise;
+use ccm::train::batches::Conditioning;
+use ccm::train::distill::Distillation;
 use ccm::train::memory::Memory;
-use ccm::train::state::Stage;
+use ccm::train::state::{Stage, TrainState};
+use ccm::train::trainable::{Adaptation, Trainable};
 use ccm::train::workers::Workers;
 use ccm_tests::{lively_model, lpips_weights, oppose, small_distillation};
+use serde_json::json;
 
 /// The system's allocator, which counts the bytes in use.
 struct Counting;
@@ -84,19 +95,89 @@ fn measure(preset: &str, settings: &[&str]) -> [f64; 2] {
     if config.run.eight_bit_optimizer {
         distillation.state.optimizer = distillation.state.optimizer.clone().in_eight_bits();
     }
+    compare(distillation, before, &spec.into(), &config, part)
+}
+
+/// As [`measure`], for the network of a preset for text-to-image models, at a small size.
+fn measure_text_to_image(preset: &str, settings: &[&str]) -> [f64; 2] {
+    const IMAGES: usize = 4;
+    let json = match preset {
+        "sd3" => json!({
+            "_class_name": "SD3Transformer2DModel", "sample_size": 32, "num_layers": 3, "num_attention_heads": 4,
+            "attention_head_dim": 32, "caption_projection_dim": 128, "pos_embed_max_size": 32,
+            "joint_attention_dim": 64, "pooled_projection_dim": 32
+        }),
+        _ => json!({
+            "_class_name": "UNet2DConditionModel", "sample_size": 32, "cross_attention_dim": 64,
+            "block_out_channels": [64, 128], "layers_per_block": 1, "attention_head_dim": 4,
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]
+        }),
+    };
+    let device = Device::flex();
+    let spec = NetworkSpec::from_config(&Json::parse(&json.to_string()).unwrap()).unwrap();
+    let parts = [format!("distill.batch={IMAGES}"), format!("distill.micro_batch={IMAGES}")];
+    let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).chain(parts).collect();
+    let config = Config::preset(preset).unwrap().with_overrides(&settings).unwrap();
+    let shape = spec.text().unwrap();
+    let text = |number: usize| {
+        let mut noise = Noise::new(3, number as u64);
+        let tokens = noise.normals(shape.tokens * shape.channels);
+        Arc::new(Text { tokens, pooled: noise.normals(shape.pooled), sizes: Vec::new() })
+    };
+    let captions: Vec<String> = (0..IMAGES).map(|number| number.to_string()).collect();
+    let encoded: Vec<Arc<Text>> = (0..IMAGES).map(text).collect();
+    let texts = Arc::new(Texts::new(captions, &encoded, &text(IMAGES)));
+    let latents = Noise::new(4, 0).normals(IMAGES * spec.image_len());
+    let captions = (0..IMAGES as u32).collect();
+    let data: Examples = Encoded::new(latents, spec.image(), captions, Arc::clone(&texts)).into();
+    let before = NOW.load(SeqCst);
+    let workers = Workers::new(1, IMAGES, IMAGES).unwrap();
+    let mut distillation = small_distillation(spec.clone(), &data, IMAGES, Scope::Image, workers, &device);
+    distillation.batches.coupling = Coupling::Independent;
+    distillation.batches.horizontal_flip = false;
+    let guidance = config.distill.guidance;
+    distillation.batches.conditioning = Conditioning::Texts { shape, dropout: 0.0, guidance };
+    let base = Denoiser::new(&lively_model(spec.clone()), &device);
+    let base = match config.distill.fixed_precision.unwrap_or_default() {
+        FixedPrecision::F16 => base.halved(),
+        FixedPrecision::F32 => base,
+    };
+    let negative = Conditions::of_texts(&[texts.negative()], shape, &device);
+    distillation.teacher = Teacher { denoiser: base.without_gradients(), negative: Some(negative) };
+    if let Some(lora) = config.distill.lora() {
+        let first = random_lora(&spec, &lora, 1).unwrap();
+        let trainable = Trainable::Lora(Box::new(Adaptation::new(&base, lora).unwrap()));
+        distillation.state = TrainState::of(&trainable, &first, &[0.9, 0.999], &device);
+    }
+    drop(base);
+    if config.run.gradient_checkpointing {
+        distillation.state.denoiser = distillation.state.denoiser.clone().checkpointed();
+    }
+    compare(distillation, before, &spec, &config, IMAGES)
+}
+
+/// Bytes that a step allocates at its peak beside those that were in use `before`, and those that the program computes.
+fn compare(
+    mut distillation: Distillation<'_>,
+    before: usize,
+    spec: &NetworkSpec,
+    config: &Config,
+    part: usize,
+) -> [f64; 2] {
     // After the first step, the optimiser has its moments.
     distillation.step().unwrap();
     MOST.store(NOW.load(SeqCst), SeqCst);
     distillation.step().unwrap();
     let measured = MOST.load(SeqCst) - before;
-    let computed = Memory::of_distillation(&spec.into(), &config.distill, part, &config.run).unwrap();
-    println!("{preset} {settings:?}: {:.1} MB measured\n{computed}", measured as f64 / 1e6);
+    let computed = Memory::of_distillation(spec, &config.distill, part, &config.run).unwrap();
+    println!("{:.1} MB measured\n{computed}", measured as f64 / 1e6);
     [measured as f64, computed.total() as f64]
 }
 
 #[test]
 fn a_step_allocates_what_show_config_prints() {
-    let cases: [(&str, &[&str]); 14] = [
+    let cases: [(&str, &[&str]); 18] = [
         ("mnist", &[]),
         ("avatars", &["distill.adversarial_weight=0"]),
         ("avatars", &[]),
@@ -110,10 +191,18 @@ fn a_step_allocates_what_show_config_prints() {
         ("avatars", &["distill.distance=teacher-features"]),
         ("mnist", &["distill.distance=lpips-alexnet", "distill.adversarial_weight=0"]),
         ("mnist", &["distill.distance=lpips-vgg16"]),
+        ("sd15", &[]),
+        ("sd15", &["run.gradient_checkpointing=false", "distill.fixed_precision=f32"]),
+        ("sd3", &[]),
+        ("sd3", &["run.gradient_checkpointing=false", "distill.fixed_precision=f32"]),
         ("avatars", &["run.threads=2", "run.mixed_precision=f16"]),
     ];
     let ratios = cases.map(|(preset, settings)| {
-        let [measured, computed] = measure(preset, settings);
+        println!("{preset} {settings:?}");
+        let [measured, computed] = match preset {
+            "sd15" | "sd3" => measure_text_to_image(preset, settings),
+            _ => measure(preset, settings),
+        };
         (preset, settings, computed / measured)
     });
     for (preset, settings, ratio) in ratios {

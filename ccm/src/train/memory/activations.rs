@@ -33,18 +33,26 @@ impl Activations<'_> {
         values.into_iter().map(|value| self.size(*value)).sum()
     }
 
-    /// Bytes that a node computes besides its output and that its backward pass reads: for attention, the exponentials of the scores
-    /// in single precision, the weights and the scaled queries; for a layer norm, the centred, the divided and the scaled values in
-    /// single precision; for an activation function, its inner functions, and its input where that is converted.
-    fn inner(&self, node: &Node) -> u64 {
-        let positions = |of: Value| self.graph.shape(of).positions() as u64;
-        let scores = |heads: usize, queries: Value, keys: Value| {
-            (SINGLE + self.value) * heads as u64 * positions(queries) * positions(keys)
+    /// Scores of a node, for one image: a number for each head, query and key. 0 if it is not attention.
+    fn scores(&self, node: &Node) -> u64 {
+        let positions = |of: Value| self.graph.shape(of).positions();
+        let scores = match node.op {
+            Op::QkvAttention { qkv, heads, .. } => heads * positions(qkv) * positions(qkv),
+            Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => heads * positions(q) * positions(k),
+            _ => 0,
         };
+        scores as u64
+    }
+
+    /// Bytes that a node computes besides its output and that its backward pass reads: for attention, the shifted scores and their
+    /// exponentials in single precision, the weights and the scaled queries; for a layer norm, the centred, the divided and the
+    /// scaled values in single precision; for an activation function, its inner functions, and its input where that is converted.
+    fn inner(&self, node: &Node) -> u64 {
         let output = self.size(node.output);
         match node.op {
-            Op::QkvAttention { qkv, heads, .. } => scores(heads, qkv, qkv) + output,
-            Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => scores(heads, q, k) + output,
+            Op::QkvAttention { .. } | Op::Attention(_) => {
+                (2 * SINGLE + self.value) * self.scores(node) + output
+            }
             Op::LayerNorm(_) => 3 * SINGLE * output / self.value,
             Op::Dropout(..) => output,
             Op::Activate(_, activation) => {
@@ -59,17 +67,21 @@ impl Activations<'_> {
         }
     }
 
-    /// Bytes that the backward pass of a node needs besides gradients and what the forward pass has kept: as much as that; for
-    /// attention, five numbers for each score, most of them in the gradient of the softmax.
-    fn working(&self, node: &Node) -> u64 {
-        let scores = |heads: usize, queries: Value, keys: Value| {
-            5 * SINGLE
-                * (heads * self.graph.shape(queries).positions() * self.graph.shape(keys).positions()) as u64
-        };
-        match node.op {
-            Op::QkvAttention { qkv, heads, .. } => scores(heads, qkv, qkv),
-            Op::Attention(Attention { qkv: [q, k, _], heads, .. }) => scores(heads, q, k),
-            _ => self.inner(node),
+    /// Bytes that the backward pass of a node needs besides what the forward pass has kept and the gradients of values: for
+    /// attention, the gradient of the weights.
+    fn in_backward(&self, node: &Node) -> u64 {
+        match self.scores(node) {
+            0 => self.inner(node),
+            scores => SINGLE * scores + self.size(node.output),
+        }
+    }
+
+    /// Bytes that a node needs besides its inputs and its output if no backward pass follows: for attention, two of the three
+    /// numbers for each score at a time.
+    fn in_forward(&self, node: &Node) -> u64 {
+        match self.scores(node) {
+            0 => self.inner(node),
+            scores => 2 * SINGLE * scores + self.size(node.output),
         }
     }
 
@@ -85,7 +97,7 @@ impl Activations<'_> {
         let mut peak = now;
         for node in nodes.iter().rev().filter(|node| !node.op.inputs().is_empty()) {
             let inputs = node.op.inputs();
-            peak = peak.max(now + self.sizes(&inputs) + self.working(node));
+            peak = peak.max(now + self.sizes(&inputs) + self.in_backward(node));
             if gradients.remove(&node.output) {
                 now -= self.size(node.output);
             }
@@ -151,7 +163,7 @@ impl Activations<'_> {
         let (mut now, mut peak) = (0, 0);
         for (node, dropped) in self.graph.nodes.iter().zip(last_reads(&self.graph.nodes)) {
             now += self.size(node.output);
-            peak = peak.max(now + self.inner(node));
+            peak = peak.max(now + self.in_forward(node));
             now -= self.sizes(&dropped);
         }
         peak
@@ -202,7 +214,7 @@ mod tests {
             g.attention([x, x, x], 2)
         });
         let kept = |value| Activations { graph: &attention, value }.backward(&attention.nodes).kept;
-        assert_eq!(kept(SINGLE), map + map + 2 * SINGLE * 2 * 36 * 36);
-        assert_eq!(kept(2), (map + map) / 2 + (SINGLE + 2) * 2 * 36 * 36);
+        assert_eq!(kept(SINGLE), map + map + 3 * SINGLE * 2 * 36 * 36);
+        assert_eq!(kept(2), (map + map) / 2 + (2 * SINGLE + 2) * 2 * 36 * 36);
     }
 }
