@@ -70,8 +70,8 @@ impl Memory {
     /// Bytes of a process on a CPU, without its images: its allocator keeps freed memory for the next step. Measured (see
     /// `docs/several-devices.md`).
     pub fn of_process(&self) -> u64 {
-        const PROGRAM: u64 = 170_000_000;
-        PROGRAM + self.total() * 13 / 10
+        const PROGRAM: u64 = 200_000_000;
+        PROGRAM + self.total() * 23 / 20
     }
 
     /// The memory of a distillation step with at most `images` images in a backward pass. Without `run.threads`, one thread
