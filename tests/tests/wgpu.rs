@@ -1,7 +1,7 @@
 //! A training step on Burn's wgpu backend agrees with the CPU. Skipped without an adapter.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
@@ -14,6 +14,7 @@ use ccm::nn::denoiser::Denoiser;
 use ccm::nn::host::labels_tensor;
 use ccm::nn::host::to_host;
 use ccm::noise::Noise;
+use ccm::train::group::Threads;
 use ccm::train::loss_scale::LossScale;
 use ccm::train::state::{Stage, StepReport};
 use ccm::train::workers::Workers;
@@ -77,6 +78,48 @@ fn a_training_step_on_wgpu_agrees_with_the_cpu() {
     let error = relative_error(&weights, &expected_weights);
     // Adam's first step is the sign of the gradient, and rounding changes the sign of gradients close to zero.
     assert!(error < 2e-3, "weights after the step: {error:.2e}");
+}
+
+/// As [`step`], by two ranks that share the device and exchange gradients while others are being computed.
+fn step_of_two_ranks(device: &Device) -> Vec<(StepReport, Vec<f32>)> {
+    let data = small_data();
+    let spec = UNetSpec { channel_mult: vec![1.0, 1.0], ..small_spec() };
+    let of_rank = |group: Threads| {
+        let workers = Workers::of_ranks(Arc::new(group), 1, 4, 4).unwrap().overlapping();
+        let rows = workers.rows(4);
+        let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
+        distillation.batches.rows = rows;
+        oppose(&mut distillation, device);
+        distillation.state.denoiser = distillation.state.denoiser.clone().in_segments();
+        let report = distillation.step().unwrap();
+        (report, distillation.state().denoiser.parameters().into_iter().flat_map(to_host).collect())
+    };
+    let of_rank = &of_rank;
+    std::thread::scope(|scope| {
+        let ranks = Threads::new(2).into_iter();
+        let threads: Vec<_> = ranks.map(|group| scope.spawn(move || of_rank(group))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_step_of_two_ranks_on_wgpu_agrees_with_one_on_the_cpu() {
+    let Some(gpu) = gpu() else {
+        println!("SKIPPED: no adapter");
+        return;
+    };
+    let ranks = step_of_two_ranks(&gpu);
+    let (expected, expected_weights) = step(&Device::flex(), None);
+    assert_eq!(ranks[0].1, ranks[1].1, "the ranks' weights after the step");
+    for (found, weights) in ranks {
+        println!("wgpu {found:?}\nCPU  {expected:?}");
+        assert!((found.loss / expected.loss - 1.0).abs() < 1e-3);
+        assert!((found.gradient_norm / expected.gradient_norm - 1.0).abs() < 1e-3);
+        assert!((found.kdc.unwrap() - expected.kdc.unwrap()).abs() < 1e-2);
+        assert_eq!(found.teacher_steps, expected.teacher_steps);
+        let error = relative_error(&weights, &expected_weights);
+        assert!(error < 2e-3, "weights after the step: {error:.2e}");
+    }
 }
 
 #[test]
