@@ -63,10 +63,7 @@ fn module(out: &Path, target: &Path, name: &str, features: &str) -> Result<(), B
         ])
         .arg(target)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env(
-            "RUSTFLAGS",
-            format!("-C target-feature=+simd128 --remap-path-prefix={}=", registry().display()),
-        );
+        .env("RUSTFLAGS", format!("-C target-feature=+simd128{}", shorter_paths()));
     run(&mut compile)?;
     let mut bindgen = Command::new(cargo());
     bindgen
@@ -90,11 +87,16 @@ fn module(out: &Path, target: &Path, name: &str, features: &str) -> Result<(), B
     run(&mut bindgen)
 }
 
-/// The folders of Cargo's crate sources, whose paths are removed from panic messages.
-fn registry() -> PathBuf {
+/// Flags that remove the folders of crates from the paths in panic messages, which are a part of the module.
+fn shorter_paths() -> String {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo"))).unwrap_or_default();
-    home.join("registry/src/")
+    let registries = home.join("registry/src");
+    let each = std::fs::read_dir(&registries).into_iter().flatten().flatten().map(|entry| entry.path());
+    // Of two prefixes that fit, rustc takes the last one.
+    let prefixes = std::iter::once(registries.clone()).chain(each).map(|folder| folder.display().to_string());
+    let prefixes = prefixes.chain(["ccm/src".to_owned()]);
+    prefixes.map(|prefix| format!(" --remap-path-prefix={prefix}/=")).collect()
 }
 
 /// The Cargo that runs this program, or the one in `PATH`.

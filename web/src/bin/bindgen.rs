@@ -44,6 +44,8 @@ fn bind(module: &Path, name: &str, out: &Path) -> Result<(), String> {
     // wasm-bindgen's names of imports and closures end in a hash, which does not compress, and occur in both files.
     let mut names = HashMap::new();
     let module = output.wasm_mut();
+    // A list for linkers.
+    module.customs.remove_raw("target_features");
     let imports = module.imports.iter_mut().map(|import| &mut import.name);
     let exports = module.exports.iter_mut().map(|export| &mut export.name);
     for (number, name) in imports.chain(exports.filter(|name| name.contains("closures"))).enumerate() {
