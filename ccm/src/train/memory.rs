@@ -133,9 +133,8 @@ impl Memory {
         let encoder = Activations { graph: &graph, value: SINGLE };
         let of_discriminator = if adversarial { encoder.of_discriminator() } else { 0 };
         let [_, height, width] = network.image();
-        let of_distance = of_distance(config.distance, &encoder, [height, width]);
         // The distance and the discriminator take turns.
-        let losses = of_discriminator.max(of_distance.peak);
+        let losses = of_discriminator.max(of_distance(config.distance, &encoder, [height, width]));
         let activations = peak.max(kept + losses).max(kept + guided * teacher.forward());
         let parts = [
             ("the teacher's weights, which are also those beside low-rank products", fixed * weights),

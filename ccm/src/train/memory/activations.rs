@@ -130,15 +130,12 @@ impl Activations<'_> {
         Backward { kept, peak: kept + largest.unwrap_or(0) }
     }
 
-    /// The distance of teacher features: the encoder's activations for the student's image, its features, those of the target and
-    /// their differences.
-    pub(super) fn of_features(&self) -> Backward {
+    /// The peak of the distance of teacher features: the encoder's activations for the student's image, its features, those of the
+    /// target and their differences.
+    pub(super) fn of_features(&self) -> u64 {
         let Backward { kept, peak } = self.backward(self.encoder());
         let features = self.sizes(&self.graph.features);
-        Backward {
-            kept: kept + 2 * features,
-            peak: (peak + 3 * features).max(kept + features + self.forward()),
-        }
+        (peak + 3 * features).max(kept + features + self.forward())
     }
 
     /// The nodes up to the last feature.

@@ -1,35 +1,31 @@
 //! Bytes of the networks inside distances, for one pair of images.
 
 use super::SINGLE;
-use super::activations::{Activations, Backward};
+use super::activations::Activations;
 use crate::method::distance::DistanceKind;
 use crate::method::lpips::{MapOf, SIDE, Trunk};
 
 /// Bytes of the indices that max pooling keeps for each value.
 const INDEX: u64 = 8;
 
-/// What a distance needs beside the images: nothing, or a network's activations. `encoder` has the sizes of the teacher's.
-pub(super) fn of_distance(
-    kind: DistanceKind,
-    encoder: &Activations,
-    [height, width]: [usize; 2],
-) -> Backward {
+/// What a distance needs at its peak besides the images: the activations of its network, if it has one. `encoder` has the sizes of
+/// the teacher's.
+pub(super) fn of_distance(kind: DistanceKind, encoder: &Activations, [height, width]: [usize; 2]) -> u64 {
     match (kind, kind.trunk()) {
         (DistanceKind::TeacherFeatures, _) => encoder.of_features(),
         // Smaller images are enlarged.
         (_, Some(trunk)) if height.min(width) < SIDE => of_lpips(trunk, [SIDE; 2]),
         (_, Some(trunk)) => of_lpips(trunk, [height, width]),
-        (_, None) => Backward { kept: 0, peak: 0 },
+        (_, None) => 0,
     }
 }
 
 /// LPIPS of images of this size. Of the student's image are kept: the trunk's input, the maps of all layers, and those of
 /// convolutions also before ReLU. Of the target are kept the maps that are compared.
-fn of_lpips(trunk: Trunk, size: [usize; 2]) -> Backward {
+fn of_lpips(trunk: Trunk, size: [usize; 2]) -> u64 {
     let maps = trunk.maps(size);
     let bytes = |map: &MapOf| SINGLE * map.values as u64;
     let input = SINGLE * (3 * size[0] * size[1]) as u64;
-    let compared: u64 = maps.iter().filter(|map| map.compared).map(bytes).sum();
     let indices = |map: &MapOf| if map.pooled { INDEX * map.values as u64 } else { 0 };
     // A difference of normalised maps is as large as the map.
     let difference = |map: &MapOf| if map.compared { bytes(map) } else { 0 };
@@ -37,11 +33,10 @@ fn of_lpips(trunk: Trunk, size: [usize; 2]) -> Backward {
     let of_map = |map: &MapOf| bytes(map) + before_relu(map) + indices(map) + difference(map);
     let kept = input + maps.iter().map(of_map).sum::<u64>();
 
-    // The target's forward pass comes after the student's image's, before the differences.
+    // In the target's forward pass, its compared maps take the space of the differences, which come later.
     let before = maps.iter().map(bytes).scan(input, |before, map| Some(std::mem::replace(before, map)));
     let two_maps = maps.iter().map(bytes).zip(before).map(|(map, before)| map + before).max().unwrap_or(0);
-    let differences = compared;
-    let forward = kept - differences + compared + two_maps;
+    let forward = kept + two_maps;
     // The backward pass: the gradient of a layer's map and that of its input, beside what is kept of the layers before it.
     let (mut left, mut backward) = (kept, 0);
     for (place, map) in maps.iter().enumerate().rev() {
@@ -49,7 +44,7 @@ fn of_lpips(trunk: Trunk, size: [usize; 2]) -> Backward {
         backward = backward.max(left + bytes(map) + of_input);
         left -= of_map(map);
     }
-    Backward { kept, peak: forward.max(backward) }
+    forward.max(backward)
 }
 
 #[cfg(test)]
