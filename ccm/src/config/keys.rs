@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 45] = [
+pub(super) const OPTIONAL: [&str; 46] = [
     "data.captions",
     "data.count",
     "data.image_size",
@@ -42,6 +42,7 @@ pub(super) const OPTIONAL: [&str; 45] = [
     "path.sigma_data",
     "path.sigma_max",
     "path.sigma_min",
+    "run.bf16_convolutions",
     "run.eight_bit_optimizer",
     "run.mixed_precision",
     "run.overlap_exchange",

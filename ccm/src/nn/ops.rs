@@ -7,6 +7,7 @@
 //! on a GPU because Burn accumulates so and because group norms convert.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -21,7 +22,25 @@ use burn_wgpu::CubeBackend;
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
 
-use super::kernels::{conv as cpu_conv, conv_weight_gradient::conv_weight_gradient, group_norm as cpu_norm};
+use super::kernels::conv_weight_gradient::conv_weight_gradient;
+use super::kernels::{Operands, conv as cpu_conv, group_norm as cpu_norm};
+
+/// Whether the CPU's convolutions round their operands to bfloat16.
+static BF16: AtomicBool = AtomicBool::new(false);
+
+/// Sets the operands of all later convolutions and of their gradients on the CPU, in this process. Single precision by
+/// default.
+///
+/// # Panics
+/// If this processor lacks the instructions ([`Operands::available`]).
+pub fn set_conv_operands(operands: Operands) {
+    assert!(operands.available(), "this processor has no AVX512-BF16");
+    BF16.store(operands == Operands::Bf16, Ordering::Relaxed);
+}
+
+fn operands() -> Operands {
+    if BF16.load(Ordering::Relaxed) { Operands::Bf16 } else { Operands::F32 }
+}
 
 /// 3x3 (padding 1) or 1x1 convolution.
 ///
@@ -246,7 +265,9 @@ impl UNetOps for Flex {
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         let shape = conv_shape(x.shape().dims(), &weight.shape(), stride);
         let y = [shape.batch, shape.out_channels, shape.out_height(), shape.out_width()];
-        filled(y, x.dtype(), |y| cpu_conv::conv(&shape, &values(&x), &values(&weight), &values(&bias), y))
+        filled(y, x.dtype(), |y| {
+            cpu_conv::conv(&shape, operands(), &values(&x), &values(&weight), &values(&bias), y);
+        })
     }
 
     fn unet_conv_input_gradient(
@@ -259,7 +280,7 @@ impl UNetOps for Flex {
         let dims = like.shape().dims();
         let shape = conv_shape(dims, &weight.shape(), stride);
         filled(dims, like.dtype(), |dx| {
-            cpu_conv::conv_input_gradient(&shape, &values(&weight), &values(&dy), dx);
+            cpu_conv::conv_input_gradient(&shape, operands(), &values(&weight), &values(&dy), dx);
         })
     }
 
@@ -272,7 +293,7 @@ impl UNetOps for Flex {
         let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
         let shape = conv_shape(x.shape().dims(), &like.shape(), stride);
         filled::<4>(like.shape().dims(), like.dtype(), |dweight| {
-            conv_weight_gradient(&shape, &values(&x), &values(&dy), dweight);
+            conv_weight_gradient(&shape, operands(), &values(&x), &values(&dy), dweight);
         })
     }
 

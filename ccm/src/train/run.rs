@@ -28,6 +28,8 @@ use crate::method::coupling::Coupling;
 use crate::method::guidance::Teacher as Guided;
 use crate::model::{ModelCard, NetworkSpec, Path as ModelPath, Prediction, Role};
 use crate::nn::denoiser::lora_tensors;
+use crate::nn::kernels::Operands;
+use crate::nn::ops::set_conv_operands;
 use crate::report::Curves;
 use crate::sampler::image::{Picture, grid};
 use crate::sampler::schedule::Solver;
@@ -174,6 +176,11 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunE
 /// # Errors
 /// If it does not.
 pub fn check_precision(config: &Config, device: &Device) -> Result<(), RunError> {
+    if config.run.bf16_convolutions && !(conv_operands(config).available() && *device == Device::flex()) {
+        return Err(RunError::Unsuitable(
+            "run.bf16_convolutions: expected a CPU with AVX512-BF16, found a device without".into(),
+        ));
+    }
     match config.run.mixed_precision.map(dtype) {
         Some(half) if !device.supports_dtype(half) => Err(RunError::Unsuitable(format!(
             "run.mixed_precision: expected a device that computes in {}, found one that does not",
@@ -183,6 +190,11 @@ pub fn check_precision(config: &Config, device: &Device) -> Result<(), RunError>
     }
 }
 
+/// Operands of the run's convolutions on the CPU.
+fn conv_operands(config: &Config) -> Operands {
+    if config.run.bf16_convolutions { Operands::Bf16 } else { Operands::F32 }
+}
+
 impl Run {
     /// Executes the parts of the run that are not complete yet.
     ///
@@ -190,6 +202,7 @@ impl Run {
     /// See [`RunError`]; completed work is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
         check_precision(&self.config, &self.device)?;
+        set_conv_operands(conv_operands(&self.config));
         self.overlaps()?;
         // No rank looks at the folder after the first has written to it.
         self.group.barrier();

@@ -6,11 +6,14 @@
 //! weights. Tiles run over whole padded rows; values outside the output are dropped when a tile is written back.
 //! For stride 2 the buffer has four planes per channel, one for each parity of row and column. The input gradient
 //! is a convolution with the kernel flipped and its channels swapped.
+//!
+//! With operands in bfloat16, a position of the buffer holds two channels ([`super::product`]).
 
 use std::cell::RefCell;
 
-use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+
+use super::product::{Computation, LANES, Operands, Pair, Product, SLACK, Word};
 
 /// Sizes of a convolution of a batch. Zero padding is `kernel / 2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,19 +77,28 @@ impl ConvShape {
 /// - `weight`: `[out_channels, in_channels, kernel, kernel]`
 /// - `bias`: `[out_channels]`, or `[batch, out_channels]` for one bias per image
 /// - `y`: `[batch, out_channels, out_height, out_width]`
-pub fn conv(shape: &ConvShape, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+pub fn conv(shape: &ConvShape, operands: Operands, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+    match operands {
+        Operands::F32 => conv_of::<f32>(shape, x, weight, bias, y),
+        Operands::Bf16 => conv_of::<Pair>(shape, x, weight, bias, y),
+    }
+}
+
+fn conv_of<W: Word>(shape: &ConvShape, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
     shape.check(x.len(), weight.len(), y.len());
     let per_image = bias.len() == shape.batch * shape.out_channels;
     assert!(per_image || bias.len() == shape.out_channels, "bias of {shape:?}");
     let grid = Grid::new(shape.height, shape.width, shape.kernel, shape.stride);
-    let weight =
-        PackedWeight::new(weight, shape, |co, ci, tap| (co * shape.in_channels + ci) * shape.taps() + tap);
+    let weight = PackedWeight::<W>::new(shape, |co, ci, tap| {
+        weight[(co * shape.in_channels + ci) * shape.taps() + tap]
+    });
     y.par_chunks_mut(shape.out_image()).zip(x.par_chunks(shape.in_image())).enumerate().for_each(
         |(image, (y, x))| {
             let bias = if per_image { &bias[image * shape.out_channels..] } else { bias };
-            SCRATCH.with_borrow_mut(|scratch| {
-                grid.pad(x, shape.in_channels, &mut scratch.input);
-                grid.multiply(&weight, &scratch.input, bias, &mut scratch.tile, y);
+            SCRATCH.with_borrow_mut(|Scratch { input, pairs, tile }| {
+                grid.pad(x, shape.in_channels, input);
+                let input = W::of_rows(input, shape.in_channels, grid.plane, pairs);
+                grid.multiply(&weight, input, bias, tile, y);
             });
         },
     );
@@ -96,34 +108,46 @@ pub fn conv(shape: &ConvShape, x: &[f32], weight: &[f32], bias: &[f32], y: &mut 
 ///
 /// # Shapes
 /// As in [`conv`]; `dx` has the shape of `x`, `dy` that of `y`.
-pub fn conv_input_gradient(shape: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32]) {
+pub fn conv_input_gradient(
+    shape: &ConvShape,
+    operands: Operands,
+    weight: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+) {
+    match operands {
+        Operands::F32 => input_gradient_of::<f32>(shape, weight, dy, dx),
+        Operands::Bf16 => input_gradient_of::<Pair>(shape, weight, dy, dx),
+    }
+}
+
+fn input_gradient_of<W: Word>(shape: &ConvShape, weight: &[f32], dy: &[f32], dx: &mut [f32]) {
     shape.check(dx.len(), weight.len(), dy.len());
     let turned =
         ConvShape { in_channels: shape.out_channels, out_channels: shape.in_channels, stride: 1, ..*shape };
     let taps = shape.taps();
     let grid = Grid::new(shape.height, shape.width, shape.kernel, 1);
-    let weight = PackedWeight::new(weight, &turned, |ci, co, tap| {
-        (co * shape.in_channels + ci) * taps + taps - 1 - tap
+    let weight = PackedWeight::<W>::new(&turned, |ci, co, tap| {
+        weight[(co * shape.in_channels + ci) * taps + taps - 1 - tap]
     });
     let bias = vec![0.0; shape.in_channels];
     dx.par_chunks_mut(shape.in_image()).zip(dy.par_chunks(shape.out_image())).for_each(|(dx, dy)| {
-        SCRATCH.with_borrow_mut(|scratch| {
+        SCRATCH.with_borrow_mut(|Scratch { input, pairs, tile }| {
             if shape.stride == 1 {
-                grid.pad(dy, shape.out_channels, &mut scratch.input);
+                grid.pad(dy, shape.out_channels, input);
             } else {
-                grid.pad_spread(dy, shape, &mut scratch.input);
+                grid.pad_spread(dy, shape, input);
             }
-            grid.multiply(&weight, &scratch.input, &bias, &mut scratch.tile, dx);
+            let input = W::of_rows(input, shape.out_channels, grid.plane, pairs);
+            grid.multiply(&weight, input, &bias, tile, dx);
         });
     });
 }
 
-/// Width of the widest vector of any instruction set, in values. Buffers leave room for reads of this width.
-pub(super) const LANES: usize = 16;
-
 #[derive(Default)]
 struct Scratch {
     input: Vec<f32>,
+    pairs: Vec<Pair>,
     tile: Vec<f32>,
 }
 
@@ -174,7 +198,7 @@ impl Grid {
     fn clear(&self, channels: usize, padded: &mut Vec<f32>) {
         padded.clear();
         // Tiles read whole vectors, also beyond the last plane.
-        padded.resize(channels * self.plane + 4 * LANES, 0.0);
+        padded.resize(channels * self.plane + SLACK, 0.0);
     }
 
     /// Copies an image `[channels, height, width]` into the padded buffer.
@@ -213,21 +237,21 @@ impl Grid {
     }
 
     /// Number of output rows per block, so that the input of a block fits in the L2 cache.
-    fn rows_per_block(&self, channels: usize) -> usize {
-        const BLOCK_VALUES: usize = 96 * 1024;
-        (BLOCK_VALUES / (channels * self.pitch * self.stride * self.stride)).clamp(1, self.out_height)
+    fn rows_per_block(&self, planes: usize) -> usize {
+        const BLOCK_WORDS: usize = 96 * 1024;
+        (BLOCK_WORDS / (planes * self.pitch * self.stride * self.stride)).clamp(1, self.out_height)
     }
 
     /// Convolves one padded image: `y = weight * padded + bias`.
-    fn multiply(
+    fn multiply<W: Word>(
         &self,
-        weight: &PackedWeight,
-        padded: &[f32],
+        weight: &PackedWeight<W>,
+        padded: &[W],
         bias: &[f32],
         tile: &mut Vec<f32>,
         y: &mut [f32],
     ) {
-        let block = self.rows_per_block(weight.in_channels);
+        let block = self.rows_per_block(weight.planes);
         let out_plane = self.out_height * self.out_width;
         for first in (0..self.out_height).step_by(block) {
             let rows = block.min(self.out_height - first);
@@ -236,15 +260,7 @@ impl Grid {
             tile.resize(weight.tile * tile_pitch, 0.0);
             for co in (0..weight.out_channels).step_by(weight.tile) {
                 let input = &padded[first * self.pitch..];
-                Arch::new().dispatch(Strip {
-                    grid: self,
-                    weight,
-                    co,
-                    input,
-                    span,
-                    out: tile,
-                    out_pitch: tile_pitch,
-                });
+                W::dispatch(Strip { grid: self, weight, co, input, span, out: tile, out_pitch: tile_pitch });
                 for (row, channel) in (co..weight.out_channels.min(co + weight.tile)).enumerate() {
                     let start = channel * out_plane + first * self.out_width;
                     let y = &mut y[start..start + rows * self.out_width];
@@ -260,112 +276,107 @@ impl Grid {
     }
 }
 
-/// Output channels of a register tile. The tile's sums leave a few vector registers free for inputs and weights.
-fn tile_channels() -> usize {
-    struct Registers;
-    impl WithSimd for Registers {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
-        }
-    }
-    Arch::new().dispatch(Registers)
-}
-
-/// A kernel packed into tiles of output channels, each `[in_channels * taps, tile]`. The last one is zero-padded.
-struct PackedWeight {
-    values: Vec<f32>,
+/// A kernel packed into tiles of output channels, each `[planes * taps, tile]`; a plane is one word of input channels. The
+/// last tile and the last word are zero-padded.
+struct PackedWeight<W> {
+    words: Vec<W>,
+    /// Output channels of a register tile. The tile's sums leave a few vector registers free for inputs and weights.
     tile: usize,
-    in_channels: usize,
+    planes: usize,
     out_channels: usize,
     rows: usize,
 }
 
-impl PackedWeight {
-    fn new(weight: &[f32], shape: &ConvShape, index: impl Fn(usize, usize, usize) -> usize) -> Self {
-        let tile = tile_channels();
-        let (taps, rows) = (shape.taps(), shape.in_channels * shape.taps());
-        let mut values = vec![0.0; shape.out_channels.next_multiple_of(tile) * rows];
+impl<W: Word> PackedWeight<W> {
+    /// `at` gives the weight of an output channel, an input channel and a tap.
+    fn new(shape: &ConvShape, at: impl Fn(usize, usize, usize) -> f32) -> Self {
+        let tile = if W::wide() { 8 } else { 4 };
+        let (taps, planes) = (shape.taps(), shape.in_channels.div_ceil(W::VALUES));
+        let rows = planes * taps;
+        let mut words = vec![W::default(); shape.out_channels.next_multiple_of(tile) * rows];
         for co in 0..shape.out_channels {
             let start = co / tile * tile * rows + co % tile;
-            for ci in 0..shape.in_channels {
+            for plane in 0..planes {
                 for tap in 0..taps {
-                    values[start + (ci * taps + tap) * tile] = weight[index(co, ci, tap)];
+                    let value = |place: usize| match plane * W::VALUES + place {
+                        ci if place < W::VALUES && ci < shape.in_channels => at(co, ci, tap),
+                        _ => 0.0,
+                    };
+                    words[start + (plane * taps + tap) * tile] = W::of([value(0), value(1)]);
                 }
             }
         }
-        Self { values, tile, in_channels: shape.in_channels, out_channels: shape.out_channels, rows }
+        Self { words, tile, planes, out_channels: shape.out_channels, rows }
     }
 }
 
 /// Computes one tile of output channels for `span` consecutive positions.
-struct Strip<'a> {
+struct Strip<'a, W> {
     grid: &'a Grid,
-    weight: &'a PackedWeight,
+    weight: &'a PackedWeight<W>,
     co: usize,
-    input: &'a [f32],
+    input: &'a [W],
     span: usize,
     out: &'a mut [f32],
     out_pitch: usize,
 }
 
-impl WithSimd for Strip<'_> {
-    type Output = ();
-
+impl<W: Word> Computation<W> for Strip<'_, W> {
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn run<P: Product<Word = W>>(mut self, product: P) {
         let channels = self.weight.out_channels - self.co;
-        match (S::REGISTER_COUNT >= 32, channels) {
-            (true, 1) => self.run::<S, 8, 1>(simd),
-            (true, 2..=4) => self.run::<S, 8, 4>(simd),
-            (true, _) => self.run::<S, 8, 8>(simd),
-            (false, 1) => self.run::<S, 4, 1>(simd),
-            (false, _) => self.run::<S, 4, 4>(simd),
+        match (P::WIDE, channels) {
+            (true, 1) => self.channels::<P, 8, 1>(product),
+            (true, 2..=4) => self.channels::<P, 8, 4>(product),
+            (true, _) => self.channels::<P, 8, 8>(product),
+            (false, 1) => self.channels::<P, 4, 1>(product),
+            (false, _) => self.channels::<P, 4, 4>(product),
         }
     }
 }
 
-impl Strip<'_> {
+impl<W: Word> Strip<'_, W> {
     /// Computes the first `M` of the tile's `TILE` channels.
     #[inline(always)]
-    fn run<S: Simd, const TILE: usize, const M: usize>(self, simd: S) {
-        let lanes = S::F32_LANES;
+    fn channels<P: Product<Word = W>, const TILE: usize, const M: usize>(&mut self, product: P) {
         let mut position = 0;
         while position < self.span {
-            match (self.span - position).div_ceil(lanes) {
-                1 => self.tile::<S, TILE, M, 1>(simd, position),
-                2 => self.tile::<S, TILE, M, 2>(simd, position),
-                _ => self.tile::<S, TILE, M, 3>(simd, position),
+            match (self.span - position).div_ceil(P::LANES) {
+                1 => self.tile::<P, TILE, M, 1>(product, position),
+                2 => self.tile::<P, TILE, M, 2>(product, position),
+                _ => self.tile::<P, TILE, M, 3>(product, position),
             };
-            position += 3 * lanes;
+            position += 3 * P::LANES;
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const TILE: usize, const M: usize, const N: usize>(&self, simd: S, position: usize) {
-        let lanes = S::F32_LANES;
+    fn tile<P: Product<Word = W>, const TILE: usize, const M: usize, const N: usize>(
+        &mut self,
+        product: P,
+        position: usize,
+    ) {
         let last_tap = self.grid.taps.iter().max().copied().unwrap_or(0);
-        let last_read = (self.weight.in_channels - 1) * self.grid.plane + last_tap + position + N * lanes;
-        let weight = &self.weight.values[self.co * self.weight.rows..];
+        let last_read = (self.weight.planes - 1) * self.grid.plane + last_tap + position + N * P::LANES;
+        let weight = &self.weight.words[self.co * self.weight.rows..];
         assert!(last_read <= self.input.len());
         assert!(weight.len() >= self.weight.rows * TILE && M <= TILE);
-        assert!((M - 1) * self.out_pitch + position + N * lanes <= self.out.len());
-        let mut sums = [[simd.splat_f32s(0.0); N]; M];
+        assert!((M - 1) * self.out_pitch + position + N * P::LANES <= self.out.len());
+        let mut sums = [[product.zero(); N]; M];
         let mut weight = weight.as_ptr();
-        for ci in 0..self.weight.in_channels {
+        for plane in 0..self.weight.planes {
             for &tap in &self.grid.taps {
                 // SAFETY: the assertions above bound every read through these pointers.
                 unsafe {
-                    let row = self.input.as_ptr().add(ci * self.grid.plane + tap + position);
-                    let mut pixels = [simd.splat_f32s(0.0); N];
+                    let row = self.input.as_ptr().add(plane * self.grid.plane + tap + position);
+                    let mut pixels = [product.splat(W::default()); N];
                     for (n, vector) in pixels.iter_mut().enumerate() {
-                        *vector = row.add(n * lanes).cast::<S::f32s>().read_unaligned();
+                        *vector = product.load(row.add(n * P::LANES));
                     }
                     for (m, sums) in sums.iter_mut().enumerate() {
-                        let factor = simd.splat_f32s(*weight.add(m));
+                        let factor = product.splat(*weight.add(m));
                         for (sum, pixels) in sums.iter_mut().zip(&pixels) {
-                            *sum = simd.mul_add_e_f32s(factor, *pixels, *sum);
+                            *sum = product.add_product(factor, *pixels, *sum);
                         }
                     }
                     weight = weight.add(TILE);
@@ -374,9 +385,9 @@ impl Strip<'_> {
         }
         for (m, sums) in sums.iter().enumerate() {
             for (n, sum) in sums.iter().enumerate() {
-                let place = m * self.out_pitch + position + n * lanes;
-                // SAFETY: the third assertion bounds the write, and no other thread uses this buffer.
-                unsafe { self.out.as_ptr().add(place).cast_mut().cast::<S::f32s>().write_unaligned(*sum) };
+                let place = m * self.out_pitch + position + n * P::LANES;
+                // SAFETY: the third assertion bounds the write.
+                unsafe { product.store(*sum, self.out.as_mut_ptr().add(place)) };
             }
         }
     }

@@ -4,3 +4,6 @@
 pub mod conv;
 pub mod conv_weight_gradient;
 pub mod group_norm;
+mod product;
+
+pub use product::Operands;

@@ -80,6 +80,49 @@ fn convolution_and_its_gradients_are_those_of_burn() {
     }
 }
 
+/// The kernels with operands in bfloat16 against those in single precision, with operands that are rounded before.
+#[test]
+fn convolutions_of_bf16_are_those_of_rounded_operands() {
+    if !Operands::Bf16.available() {
+        eprintln!("not tested: this processor has no AVX512-BF16");
+        return;
+    }
+    let draw = |count: usize, seed: u64| -> Vec<f32> {
+        Noise::new(seed, 0).normals(count).into_iter().map(|value| bf16::from_f32(value).to_f32()).collect()
+    };
+    let close = |what: &str, found: &[f32], expected: &[f32]| {
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+        let error =
+            norm(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+        assert!(error.sqrt() < 1e-5, "{what}: relative error {:.2e}", error.sqrt());
+    };
+    for (kernel, stride) in [(3, 1), (3, 2), (1, 1)] {
+        for (batch, channels, out, height, width) in
+            [(1, 1, 5, 5, 7), (3, 3, 17, 9, 6), (9, 33, 1, 6, 6), (2, 20, 40, 13, 11), (17, 8, 8, 4, 4)]
+        {
+            let shape = conv_shape(
+                [batch, channels, height, width],
+                &Shape::new([out, channels, kernel, kernel]),
+                stride,
+            );
+            let x = draw(batch * channels * height * width, 1);
+            let weight = draw(shape.weight_len(), 2);
+            let bias = draw(out, 3);
+            let dy = draw(batch * out * shape.out_height() * shape.out_width(), 4);
+            let results = |operands| {
+                let (mut y, mut dx, mut dweight) = (dy.clone(), x.clone(), weight.clone());
+                cpu_conv::conv(&shape, operands, &x, &weight, &bias, &mut y);
+                cpu_conv::conv_input_gradient(&shape, operands, &weight, &dy, &mut dx);
+                conv_weight_gradient(&shape, operands, &x, &dy, &mut dweight);
+                [("result", y), ("input gradient", dx), ("weight gradient", dweight)]
+            };
+            for (found, expected) in results(Operands::Bf16).iter().zip(results(Operands::F32)) {
+                close(&format!("{shape:?}: {}", found.0), &found.1, &expected.1);
+            }
+        }
+    }
+}
+
 #[test]
 fn group_norm_and_its_gradients_are_those_of_burn() {
     for (batch, channels, height, width) in [(1, 32, 1, 3), (3, 64, 5, 7), (2, 96, 9, 4)] {
