@@ -6,7 +6,8 @@ use burn::tensor::activation::silu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use ccm::nn::ops::{Norm, conv, group_norm};
+use ccm::nn::kernels::Operands;
+use ccm::nn::ops::{Norm, conv, group_norm, set_conv_operands};
 use ccm::noise::Noise;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -40,6 +41,13 @@ fn kernels(c: &mut Criterion) {
     group.bench_function("ccm", |b| {
         b.iter(|| conv(x.clone(), weight.clone(), bias.clone(), 1).sum().backward());
     });
+    if Operands::Bf16.available() {
+        set_conv_operands(Operands::Bf16);
+        group.bench_function("ccm, operands in bfloat16", |b| {
+            b.iter(|| conv(x.clone(), weight.clone(), bias.clone(), 1).sum().backward());
+        });
+        set_conv_operands(Operands::F32);
+    }
     group.bench_function("Burn", |b| {
         b.iter(|| {
             let options = ConvOptions { stride: [1; 2], padding: [(1, 1); 2], dilation: [1; 2], groups: 1 };

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use ccm::method::lpips::Trunk;
+use ccm::nn::kernels::Operands;
 use ccm::train::batches::StageKind;
 use ccm::train::checkpoint;
 use ccm::weights::{Model, TensorFile};
@@ -200,6 +201,32 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
     assert_run_is_complete(&stopped);
     // The networks of the curriculum are still there.
     succeed(distill().args(["kdc", "--device", "cpu"]).arg(&stopped));
+}
+
+/// Where the processor has the instructions; elsewhere the setting is refused.
+#[test]
+fn convolutions_of_bf16_train_as_those_of_single_precision_do() {
+    let folder = tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let mut rounded = slow(&file("bf16"), &["--set", "run.bf16_convolutions=true"]);
+    if !Operands::Bf16.available() {
+        fail(&mut rounded, &["run.bf16_convolutions", "AVX512-BF16"]);
+        return;
+    }
+    succeed(&mut rounded);
+    succeed(&mut slow(&file("f32"), &[]));
+    let losses = |run: &str| -> Vec<f64> {
+        let metrics = fs::read_to_string(file(run).join("metrics.jsonl")).unwrap();
+        let of_teacher = metrics.lines().filter(|line| line.contains(r#""stage":"teacher""#));
+        let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+        of_teacher.map(|text| line(text)["loss"].as_f64().unwrap()).collect()
+    };
+    let (found, expected) = (losses("bf16"), losses("f32"));
+    assert_eq!(found.len(), expected.len());
+    assert_ne!(found, expected, "nothing was rounded");
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found - expected).abs() < 0.01 * expected, "loss {found}, in single precision {expected}");
+    }
 }
 
 #[test]
