@@ -139,7 +139,10 @@ fn scheduler(prediction: &Prediction) -> Option<(&'static str, Value)> {
             Some((class, config))
         }
         Prediction::Edm(of) if !of.boundary && of.time_scale == 0.25 => Some(edm("EDMEulerScheduler", of)),
-        Prediction::Velocity | Prediction::PreconditionedVelocity { .. } | Prediction::Edm(_) => None,
+        Prediction::Velocity
+        | Prediction::PreconditionedVelocity { .. }
+        | Prediction::StraightData
+        | Prediction::Edm(_) => None,
     }
 }
 

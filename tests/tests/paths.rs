@@ -30,10 +30,11 @@ fn edm() -> TimeDistribution {
 }
 
 /// Every kind of prediction that can be trained, with its distribution of times.
-fn predictions() -> [(Prediction, TimeDistribution); 6] {
+fn predictions() -> [(Prediction, TimeDistribution); 7] {
     [
         (Prediction::Velocity, TimeDistribution::Uniform),
         (Prediction::PreconditionedVelocity { sigma_data: 0.7 }, TimeDistribution::Uniform),
+        (Prediction::StraightData, TimeDistribution::Uniform),
         (Prediction::Noise(Schedule::default()), TimeDistribution::Steps),
         (Prediction::Data(cosine()), TimeDistribution::Steps),
         (Prediction::V(cosine()), TimeDistribution::Steps),
@@ -90,6 +91,8 @@ fn losses_are_those_of_the_publications() {
                 // arXiv 2006.11239, equation 14.
                 Prediction::Noise(_) => squares(&noise, &x0[row(i)]),
                 Prediction::Data(_) => squares(&data, &x1[row(i)]),
+                // arXiv 2511.13720: the loss of the velocity, limited near the image.
+                Prediction::StraightData => squares(&data, &x1[row(i)]) / f64::from(1.0 - t).max(0.2).powi(2),
                 // arXiv 2202.00512: v = alpha noise - sigma data.
                 Prediction::V(_) => {
                     let c = (t * t + (1.0 - t) * (1.0 - t)).sqrt().recip();

@@ -15,8 +15,8 @@ pub struct PathConfig {
     /// `flow`: the straight path of flow matching (PAPER.md §2). `vp`: DDPM's variance-preserving path.
     /// `edm`: EDM's path, preconditioning, loss weights and time distribution.
     pub kind: PathKind,
-    /// What the network predicts. `flow`: `velocity` (the default) or `preconditioned-velocity`, for less grain in one-step
-    /// images. `vp`: `v` (the default), `noise` or `data`. With `noise`, the error of the predicted
+    /// What the network predicts. `flow`: `velocity` (the default), `preconditioned-velocity`, for less grain in one-step
+    /// images, or `data`, for large patches. `vp`: `v` (the default), `noise` or `data`. With `noise`, the error of the predicted
     /// image grows without bound near the noisy end of the path. A small network trained for minutes then gives bad
     /// images.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,6 +115,7 @@ impl PathConfig {
             PathKind::Flow if self.predicts == Some(Predicts::PreconditionedVelocity) => {
                 Prediction::PreconditionedVelocity { sigma_data }
             }
+            PathKind::Flow if self.predicts == Some(Predicts::Data) => Prediction::StraightData,
             PathKind::Flow => Prediction::Velocity,
             PathKind::Vp => {
                 let schedule = self.schedule();
@@ -183,7 +184,7 @@ impl PathConfig {
             return Err(wrong(key, format!("none, as path.kind is not `{kind}`"), "a value"));
         }
         let of_kind: &[Predicts] = match self.kind {
-            PathKind::Flow => &[Predicts::Velocity, Predicts::PreconditionedVelocity],
+            PathKind::Flow => &[Predicts::Velocity, Predicts::PreconditionedVelocity, Predicts::Data],
             PathKind::Vp => &[Predicts::V, Predicts::Noise, Predicts::Data],
             PathKind::Edm => &[],
         };
@@ -237,8 +238,9 @@ mod tests {
         let preconditioned = ["predicts=preconditioned-velocity", "sigma_data=0.7"];
         assert_eq!(path(&preconditioned), Ok(Prediction::PreconditionedVelocity { sigma_data: 0.7 }));
         assert_eq!(path(&["predicts=velocity"]), Ok(Prediction::Velocity));
+        assert_eq!(path(&["predicts=data"]), Ok(Prediction::StraightData));
         for (settings, parts) in [
-            (&["predicts=noise"][..], ["path.predicts", "velocity or preconditioned-velocity"]),
+            (&["predicts=noise"][..], ["path.predicts", "velocity or preconditioned-velocity or data"]),
             (&["kind=vp", "predicts=velocity"], ["path.predicts", "v or noise or data"]),
             (&["kind=edm", "predicts=v"], ["path.predicts", "none"]),
             (&["sigma_data=0.7"], ["path.sigma_data", "none"]),

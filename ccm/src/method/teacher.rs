@@ -42,7 +42,9 @@ impl TimeDistribution {
     /// Diffusion 3 `ln((1 - t) / t)` normal around the logarithm of its shift (arXiv 2403.03206, sections 3.1 and 5.3.2).
     pub fn of(prediction: &Prediction) -> Self {
         match prediction {
-            Prediction::Velocity | Prediction::PreconditionedVelocity { .. } => Self::Uniform,
+            Prediction::Velocity | Prediction::PreconditionedVelocity { .. } | Prediction::StraightData => {
+                Self::Uniform
+            }
             Prediction::NoiseMinusData { shift } => Self::LogitNormal { mean: shift.ln(), deviation: 1.0 },
             Prediction::Noise(_) | Prediction::Data(_) | Prediction::V(_) => Self::Steps,
             Prediction::Edm(_) => Self::LogNormal { mean: -1.2, deviation: 1.2 },
@@ -114,7 +116,11 @@ fn normal_quantile(p: f64) -> f64 {
     }
 }
 
-/// The mean over a batch of the squared error of the network's output, `[1]`.
+/// Smallest `1 - t` in the weight of a data prediction's error, so that the last times do not outweigh all others.
+const LEAST_LEFT: f64 = 0.2;
+
+/// The mean over a batch of the squared error of the network's output, `[1]`. A network of data on the straight path has the
+/// loss of its velocity, `1 / (1 - t)^2` times that error, limited to 25 times.
 pub fn teacher_loss(denoiser: &Denoiser, times: TimeDistribution, batch: Batch) -> Tensor<1> {
     let straight = denoiser.path();
     let t = times.times(straight, &batch.uniform);
@@ -125,7 +131,15 @@ pub fn teacher_loss(denoiser: &Denoiser, times: TimeDistribution, batch: Batch) 
     if straight.is_straight() {
         return Distance::L2.mean(v, target, &Conditions::default());
     }
-    let factors: Vec<f32> = t.iter().map(|&t| straight.coefficients(f64::from(t)).b.recip() as f32).collect();
+    let factor = |&t: &f32| {
+        let of_output = straight.coefficients(f64::from(t)).b.recip();
+        let weight = match straight.prediction() {
+            Prediction::StraightData => (1.0 - f64::from(t)).max(LEAST_LEFT).recip(),
+            _ => 1.0,
+        };
+        (of_output * weight) as f32
+    };
+    let factors: Vec<f32> = t.iter().map(factor).collect();
     let count = factors.len();
     let factor = per_image(&factors, &v.device()).reshape([count, 1, 1, 1]);
     Distance::L2.mean(v * factor.clone(), target * factor, &Conditions::default())

@@ -100,9 +100,11 @@ impl Path {
                 let t_safe = t.max(f64::from(f32::EPSILON));
                 Coefficients { a: 1.0 / t_safe, b: -1.0 / t_safe, c_in: c, tau: self.step_at(t) }
             }
-            Prediction::Data(_) => {
-                let left = (1.0 - t).max(f64::from(f32::EPSILON));
-                Coefficients { a: -1.0 / left, b: 1.0 / left, c_in: c, tau: self.step_at(t) }
+            Prediction::Data(_) | Prediction::StraightData => {
+                let b = 1.0 / (1.0 - t).max(f64::from(f32::EPSILON));
+                let straight = self.log_ratios.is_empty();
+                let (c_in, tau) = if straight { (1.0, 1000.0 * t) } else { (c, self.step_at(t)) };
+                Coefficients { a: -b, b, c_in, tau }
             }
             Prediction::V(_) => {
                 Coefficients { a: c * c * (2.0 * t - 1.0), b: -c, c_in: c, tau: self.step_at(t) }
@@ -162,7 +164,9 @@ impl Path {
     /// The default time grid for sampling.
     pub fn grid(&self) -> TimeGrid {
         match &self.prediction {
-            Prediction::Velocity | Prediction::PreconditionedVelocity { .. } => TimeGrid::Uniform,
+            Prediction::Velocity | Prediction::PreconditionedVelocity { .. } | Prediction::StraightData => {
+                TimeGrid::Uniform
+            }
             Prediction::NoiseMinusData { shift } => TimeGrid::Shifted(*shift),
             Prediction::Noise(schedule) | Prediction::Data(schedule) | Prediction::V(schedule) => {
                 TimeGrid::Steps(schedule.spacing)
@@ -193,6 +197,20 @@ fn time_of(log_ratio: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_of_data_is_the_jump_to_the_image() {
+        let path = Path::new(&Prediction::StraightData);
+        for t in [0.0, 0.3, 0.9, 0.9999] {
+            let Coefficients { a, b, c_in, tau } = path.coefficients(t);
+            // `x + (1 - t) v`, in terms of x and of the network's output.
+            let jump = [1.0 + (1.0 - t) * a, (1.0 - t) * b];
+            assert!(jump[0].abs() < 1e-12 && (jump[1] - 1.0).abs() < 1e-12, "{t}: {jump:?}");
+            assert_eq!((c_in, tau), (1.0, 1000.0 * t));
+        }
+        let Coefficients { a, b, .. } = path.coefficients(1.0);
+        assert!(a.is_finite() && b.is_finite());
+    }
 
     #[test]
     fn a_preconditioned_network_predicts_what_the_input_does_not_say() {

@@ -23,6 +23,9 @@ pub enum Prediction {
         /// Standard deviation of the data.
         sigma_data: f64,
     },
+    /// The data; the network's time is `1000 t` (arXiv 2511.13720). The network never has to reproduce the noise of its input,
+    /// which costs it most where a patch has many pixels.
+    StraightData,
     /// Noise minus data; the network's time is `1000 (1 - t)`. Used by Stable Diffusion 3.
     NoiseMinusData {
         /// Shift of the time grid towards noise; 1 means no shift.
@@ -228,6 +231,7 @@ impl Prediction {
             Some("preconditioned-velocity") => {
                 Self::PreconditionedVelocity { sigma_data: number("sigma_data", Edm::default().sigma_data) }
             }
+            Some("straight-data") => Self::StraightData,
             Some("noise-minus-data") => Self::NoiseMinusData { shift: number("shift", 1.0) },
             Some("noise") => Self::Noise(schedule()),
             Some("data") => Self::Data(schedule()),
@@ -246,7 +250,7 @@ impl Prediction {
             _ => {
                 options.refuse(
                     "predicts",
-                    "velocity, preconditioned-velocity, noise-minus-data, noise, data, v or edm",
+                    "velocity, preconditioned-velocity, straight-data, noise-minus-data, noise, data, v or edm",
                 );
                 Self::Velocity
             }
@@ -294,6 +298,7 @@ impl Prediction {
             Self::PreconditionedVelocity { sigma_data } => {
                 json!({ "predicts": "preconditioned-velocity", "sigma_data": sigma_data })
             }
+            Self::StraightData => json!({ "predicts": "straight-data" }),
             Self::NoiseMinusData { shift } => json!({ "predicts": "noise-minus-data", "shift": shift }),
             Self::Noise(of) => schedule("noise", of),
             Self::Data(of) => schedule("data", of),
@@ -313,9 +318,10 @@ impl Prediction {
     /// The kind of model, as text for display.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Velocity | Self::PreconditionedVelocity { .. } | Self::NoiseMinusData { .. } => {
-                "flow-matching"
-            }
+            Self::Velocity
+            | Self::PreconditionedVelocity { .. }
+            | Self::StraightData
+            | Self::NoiseMinusData { .. } => "flow-matching",
             Self::Noise(_) | Self::Data(_) | Self::V(_) => "diffusion (VP)",
             Self::Edm(_) => "diffusion (EDM)",
         }
@@ -327,13 +333,9 @@ impl Prediction {
     /// If a number is out of range (by name).
     pub fn validate(&self) -> Result<(), SpecError> {
         match self {
-            Self::Velocity => Ok(()),
-            Self::PreconditionedVelocity { sigma_data } if *sigma_data > 0.0 && sigma_data.is_finite() => {
-                Ok(())
-            }
-            Self::PreconditionedVelocity { sigma_data } => Err(above_zero("sigma_data", *sigma_data)),
-            Self::NoiseMinusData { shift } if *shift > 0.0 && shift.is_finite() => Ok(()),
-            Self::NoiseMinusData { shift } => Err(above_zero("shift", *shift)),
+            Self::Velocity | Self::StraightData => Ok(()),
+            Self::PreconditionedVelocity { sigma_data } => check_positive("sigma_data", *sigma_data),
+            Self::NoiseMinusData { shift } => check_positive("shift", *shift),
             Self::Noise(schedule) | Self::Data(schedule) | Self::V(schedule) => schedule.validate(),
             Self::Edm(edm) => edm.validate(),
         }
@@ -344,8 +346,11 @@ fn refused(field: &str, reason: std::fmt::Arguments) -> SpecError {
     SpecError { field: field.into(), reason: reason.to_string() }
 }
 
-fn above_zero(name: &str, found: f64) -> SpecError {
-    refused(name, format_args!("expected a number above 0, found {}", Decimal(found)))
+fn check_positive(name: &str, found: f64) -> Result<(), SpecError> {
+    if found > 0.0 && found.is_finite() {
+        return Ok(());
+    }
+    Err(refused(name, format_args!("expected a number above 0, found {}", Decimal(found))))
 }
 
 impl Edm {
@@ -357,9 +362,7 @@ impl Edm {
             ("rho", self.rho),
             ("time_scale", self.time_scale),
         ] {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(above_zero(name, value));
-            }
+            check_positive(name, value)?;
         }
         if self.sigma_min >= self.sigma_max {
             return Err(refused(
