@@ -1,8 +1,8 @@
-//! What the inner loops of the convolutions multiply: single precision, or pairs of bfloat16 whose products are added in
+//! What the inner loops of the convolutions multiply: numbers in single precision, or pairs of numbers in bfloat16. Sums are in
 //! single precision.
 //!
-//! A [`Word`] is one step of such a sum: a value, or two values that follow each other along the sum. An instruction of
-//! AVX512-BF16 multiplies pairs in the time in which one of AVX-512 multiplies single values, so pairs halve the work.
+//! A [`Word`] is one step of such a sum: a number, or two numbers that follow each other along the sum. AVX512-BF16 multiplies
+//! and adds a vector of pairs in the time of a vector of single numbers, so pairs take half the time.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -23,7 +23,10 @@ impl Operands {
             Self::F32 => true,
             #[cfg(target_arch = "x86_64")]
             Self::Bf16 => {
-                std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512f")
+                // The compiler takes the other two for granted where it may use the first.
+                std::is_x86_feature_detected!("avx512bf16")
+                    && std::is_x86_feature_detected!("avx512bw")
+                    && std::is_x86_feature_detected!("avx512f")
             }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Bf16 => false,
@@ -121,7 +124,7 @@ impl Word for Pair {
     }
 
     fn of_rows<'a>(values: &'a [f32], rows: usize, len: usize, pairs: &'a mut Vec<Pair>) -> &'a [Self] {
-        pairs.clear();
+        // What the buffer had before is overwritten, or read into lanes whose sums are dropped.
         pairs.resize(rows.div_ceil(2) * len + SLACK, Self::default());
         for (rows, words) in values[..rows * len].chunks(2 * len).zip(pairs.chunks_exact_mut(len)) {
             let (first, second) = rows.split_at(len);
@@ -262,7 +265,7 @@ mod avx512_bf16 {
     #[derive(Clone, Copy)]
     struct Avx512Bf16(());
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn run(computation: impl Computation<Pair>) {
         computation.run(Avx512Bf16(()));
     }
