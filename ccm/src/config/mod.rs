@@ -92,7 +92,7 @@ pub struct RunConfig {
     /// Mixed precision: activations and their gradients in 16 bits, weights in single precision. Off by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mixed_precision: Option<HalfPrecision>,
-    /// Whether convolutions on the CPU round their operands to bfloat16, which takes half the time on a processor with
+    /// Whether convolutions on the CPU, also those of losses, round their operands to bfloat16, for speed. Needs a processor with
     /// AVX512-BF16. Sums, activations and weights stay in single precision.
     #[serde(default, skip_serializing_if = "is_false")]
     pub bf16_convolutions: bool,

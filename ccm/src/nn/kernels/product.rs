@@ -39,7 +39,7 @@ pub(super) trait Word: Copy + Default + Send + Sync {
     /// Number of values.
     const VALUES: usize;
 
-    /// The word of these values; only the first `VALUES` are read.
+    /// The word of the first `VALUES` of these numbers.
     fn of(values: [f32; 2]) -> Self;
 
     /// Words of every `VALUES` rows of `values`, `[rows, len]`, rounded up with zeros; room for [`SLACK`] words follows.
@@ -54,7 +54,7 @@ pub(super) trait Word: Copy + Default + Send + Sync {
     /// Runs a computation with the widest instructions of the processor.
     ///
     /// # Panics
-    /// If it has none ([`Operands::available`]).
+    /// If the processor cannot multiply these words ([`Operands::available`]).
     fn dispatch(computation: impl Computation<Self>);
 }
 
