@@ -1,4 +1,4 @@
-//! Operations of graph nodes without parameters.
+//! Operations of graph nodes that have no parameters.
 
 use std::collections::btree_map::Entry;
 
