@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::method::curriculum::{Mode, Scope};
+use crate::method::distance::DistanceKind;
 use std::collections::BTreeSet;
 
 fn shapes() -> Config {
