@@ -202,6 +202,7 @@ pub fn small_distillation<'a>(
             seed: 1,
             size: batch,
             coupling: Coupling::OptimalTransport,
+            batches_per_plan: 1,
             horizontal_flip: true,
             conditioning: Conditioning::Labels,
             rows: (0..batch).collect(),

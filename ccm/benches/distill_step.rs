@@ -60,6 +60,7 @@ fn steps(c: &mut Criterion) {
         seed: 1,
         size: BATCH,
         coupling: Coupling::Independent,
+        batches_per_plan: 1,
         horizontal_flip: false,
         conditioning: Conditioning::Labels,
         rows: (0..BATCH).collect(),

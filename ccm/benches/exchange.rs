@@ -108,6 +108,7 @@ fn step(seconds: f64, overlap: bool) -> f64 {
                 seed: 1,
                 size: BATCH,
                 coupling: Coupling::Independent,
+                batches_per_plan: 1,
                 horizontal_flip: false,
                 conditioning: Conditioning::Labels,
                 rows: workers.rows(BATCH),

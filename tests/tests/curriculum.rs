@@ -88,6 +88,7 @@ fn batches_like<'a>(batches: &Batches<'a>) -> Batches<'a> {
         seed: batches.seed,
         size: batches.size,
         coupling: batches.coupling,
+        batches_per_plan: batches.batches_per_plan,
         horizontal_flip: batches.horizontal_flip,
         conditioning: batches.conditioning,
         rows: (0..batches.size).collect(),

@@ -136,6 +136,7 @@ fn teachers_learn_on_every_path_and_students_learn_from_them() {
             seed: 1,
             size: BATCH,
             coupling: Coupling::Independent,
+            batches_per_plan: 1,
             horizontal_flip: false,
             conditioning: Conditioning::Labels,
             rows: (0..BATCH).collect(),

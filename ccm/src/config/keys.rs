@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 46] = [
+pub(super) const OPTIONAL: [&str; 48] = [
     "data.captions",
     "data.count",
     "data.image_size",
     "data.shuffle_buffer",
     "data.source",
     "data.streamed",
+    "distill.coupling_images",
     "distill.discriminator_noise_power",
     "distill.fixed_precision",
     "distill.guidance",
@@ -50,6 +51,7 @@ pub(super) const OPTIONAL: [&str; 46] = [
     "run.threads",
     "teacher.caption_dropout",
     "teacher.config",
+    "teacher.coupling_images",
     "teacher.micro_batch",
     "teacher.model",
     "teacher.train_text_encoder",

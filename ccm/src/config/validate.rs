@@ -11,6 +11,9 @@ use std::ops::RangeInclusive;
 /// Images per optimiser step.
 const BATCH: RangeInclusive<usize> = 1..=65_536;
 
+/// Images that one plan pairs, at most: an assignment of n images takes n^3 operations.
+const PLAN: usize = 16_384;
+
 /// CPU threads over which a batch is split.
 const THREADS: RangeInclusive<usize> = 1..=1024;
 
@@ -35,6 +38,7 @@ impl Config {
         self.teacher.validate()?;
         self.distill.validate()?;
         self.finish.validate()?;
+        self.check_plans()?;
         self.check_pipeline()?;
         if self.distill.model.is_some() && self.teacher.model.is_none() {
             return Err(wrong("distill.model", "none, as teacher.model is not given", "a model"));
@@ -49,6 +53,25 @@ impl Config {
 }
 
 impl Config {
+    /// Checks how many images a plan pairs.
+    fn check_plans(&self) -> Result<(), ConfigError> {
+        let (teacher, distill) = (&self.teacher, &self.distill);
+        for (key, images, batch, coupling) in [
+            ("teacher.coupling_images", teacher.coupling_images, teacher.batch, teacher.coupling),
+            ("distill.coupling_images", distill.coupling_images, distill.batch, distill.coupling),
+        ] {
+            let Some(images) = images else { continue };
+            if coupling != Coupling::OptimalTransport || self.data.streamed {
+                let expected = "none without an optimal-transport coupling, and with data.streamed";
+                return Err(wrong(key, expected, images));
+            }
+            if images == 0 || images % batch != 0 || images > PLAN {
+                return Err(wrong(key, format!("a multiple of the batch, {batch}, up to {PLAN}"), images));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the settings that only pipelines have, and those that they do not have.
     fn check_pipeline(&self) -> Result<(), ConfigError> {
         let (teacher, distill) = (&self.teacher, &self.distill);

@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
 
 use crate::data::{DataError, Examples, Read};
 use crate::method::batch::Batch;
@@ -92,6 +93,8 @@ pub struct Batches<'a> {
     pub size: usize,
     /// How noise and images are paired.
     pub coupling: Coupling,
+    /// Batches that one plan of the coupling pairs, at least 1.
+    pub batches_per_plan: usize,
     /// Whether each image is mirrored with probability 1/2.
     pub horizontal_flip: bool,
     /// What batches are conditioned on.
@@ -104,11 +107,12 @@ pub struct Batches<'a> {
     pub ahead: Ahead,
 }
 
-/// Caches the image orders of the last epochs and a batch prepared in advance. The cache does not affect the contents
-/// of batches.
+/// Caches the image orders of the last epochs, the plan of several batches and a batch prepared in advance. The cache does
+/// not affect the contents of batches.
 #[derive(Debug, Default)]
 pub struct Ahead {
     orders: Mutex<Vec<(u64, Arc<[usize]>)>>,
+    plan: Mutex<Option<(u64, Arc<[usize]>)>>,
     prepared: Mutex<Option<(u64, Result<HostBatch, DataError>)>>,
 }
 
@@ -171,30 +175,29 @@ impl Batches<'_> {
         let len = self.data.shape().iter().product();
         let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
         let indices = self.indices(step);
-        let flip: Vec<bool> = if self.horizontal_flip {
-            indices.iter().map(|_| noise.below(2) == 1).collect()
-        } else {
-            Vec::new()
-        };
+        let flip = self.flips(&mut noise);
         let uniform: Vec<f32> = indices.iter().map(|_| noise.uniform() as f32).collect();
-        // A pairing looks at the whole batch.
+        let planned = self.coupling != Coupling::Independent && self.batches_per_plan > 1;
+        // A plan looks at the whole batch.
         let every: Vec<usize> = (0..self.size).collect();
-        let rows = if self.coupling == Coupling::Independent { &self.rows } else { &every };
-        let x0 = normals(&mut noise, rows, self.size, len);
+        let whole = self.coupling != Coupling::Independent && !planned;
+        let rows = if whole { &every } else { &self.rows };
         let of_rows = |rows: &[usize]| -> Vec<usize> { rows.iter().map(|&row| indices[row]).collect() };
         let flip_of: Vec<bool> = rows.iter().filter_map(|&row| flip.get(row).copied()).collect();
         let Read { values: mut x1, mut labels } = self.data.batch(&of_rows(rows), &flip_of)?;
         if self.conditioning == Conditioning::None {
             labels.clear();
         }
-        let pairs = self.coupling.pair(&x0, &x1, len, &labels);
-        let mut x0: Vec<f32> =
-            pairs.iter().flat_map(|&row| &x0[row * len..(row + 1) * len]).copied().collect();
-        if rows.len() > self.rows.len() {
-            let of_images = |all: &[f32]| -> Vec<f32> {
-                self.rows.iter().flat_map(|&row| &all[row * len..(row + 1) * len]).copied().collect()
+        let mut x0 =
+            if planned { self.planned_noise(step)? } else { normals(&mut noise, rows, self.size, len) };
+        if whole {
+            let rows_of = |all: &[f32], rows: &[usize]| -> Vec<f32> {
+                rows.iter().flat_map(|&row| &all[row * len..(row + 1) * len]).copied().collect()
             };
-            (x0, x1) = (of_images(&x0), of_images(&x1));
+            let read = |rows: &[usize]| Ok::<_, DataError>([rows_of(&x0, rows), rows_of(&x1, rows)]);
+            let pairs = self.coupling.pair(self.size, &labels, read)?;
+            let noise_of: Vec<usize> = self.rows.iter().map(|&row| pairs[row]).collect();
+            (x0, x1) = (rows_of(&x0, &noise_of), rows_of(&x1, &self.rows));
             labels = self.rows.iter().filter_map(|&row| labels.get(row).copied()).collect();
         }
         let mut guidance = Vec::new();
@@ -214,6 +217,59 @@ impl Batches<'_> {
         let uniform = self.rows.iter().map(|&row| uniform[row]).collect();
         let seed = Noise::new(self.seed, self.stream(Purpose::Device, step)).below(SEEDS) as u64;
         Ok(HostBatch { x0, x1, uniform, labels, guidance, seed })
+    }
+
+    /// Which images of a batch are mirrored; empty if none can be. `noise` is that of the step, at its beginning.
+    fn flips(&self, noise: &mut Noise) -> Vec<bool> {
+        let flips = if self.horizontal_flip { self.size } else { 0 };
+        (0..flips).map(|_| noise.below(2) == 1).collect()
+    }
+
+    /// The noise of this rank's rows, if one plan pairs the images of several batches.
+    fn planned_noise(&self, step: u64) -> Result<Vec<f32>, DataError> {
+        let per_plan = self.batches_per_plan as u64;
+        let plan = self.plan(step / per_plan)?;
+        let first = (step % per_plan) as usize * self.size;
+        let samples: Vec<usize> = self.rows.iter().map(|&row| plan[first + row]).collect();
+        Ok(self.noise_of_plan(step / per_plan, &samples))
+    }
+
+    /// Noise samples of a plan, each with a random stream of its own.
+    fn noise_of_plan(&self, number: u64, samples: &[usize]) -> Vec<f32> {
+        let len: usize = self.data.shape().iter().product();
+        let first = number * (self.batches_per_plan * self.size) as u64;
+        let values = samples.par_iter().flat_map_iter(|&sample| {
+            let mut noise = Noise::new(self.seed, self.stream(Purpose::Sample, first + sample as u64));
+            (0..len).map(move |_| noise.normal())
+        });
+        values.collect()
+    }
+
+    /// The noise sample of each image of a plan, which is computed when its first batch is prepared, or after a resume.
+    fn plan(&self, number: u64) -> Result<Arc<[usize]>, DataError> {
+        let mut kept = lock(&self.ahead.plan);
+        if let Some((_, plan)) = kept.as_ref().filter(|(of_number, _)| *of_number == number) {
+            return Ok(Arc::clone(plan));
+        }
+        let (mut indices, mut flips) = (Vec::new(), Vec::new());
+        for step in
+            (0..self.batches_per_plan as u64).map(|batch| number * self.batches_per_plan as u64 + batch)
+        {
+            indices.extend(self.indices(step));
+            flips.extend(self.flips(&mut Noise::new(self.seed, self.stream(Purpose::Step, step))));
+        }
+        let labels: Vec<u32> = match self.conditioning {
+            Conditioning::None => Vec::new(),
+            _ => indices.iter().map(|&index| self.data.label(index)).collect(),
+        };
+        let read = |rows: &[usize]| {
+            let images: Vec<usize> = rows.iter().map(|&row| indices[row]).collect();
+            let flip: Vec<bool> = rows.iter().filter_map(|&row| flips.get(row).copied()).collect();
+            Ok([self.noise_of_plan(number, rows), self.data.batch(&images, &flip)?.values])
+        };
+        let plan: Arc<[usize]> = self.coupling.pair(indices.len(), &labels, read)?.into();
+        *kept = Some((number, Arc::clone(&plan)));
+        Ok(plan)
     }
 
     fn indices(&self, step: u64) -> Vec<usize> {
@@ -275,6 +331,7 @@ enum Purpose {
     Step,
     Epoch,
     Device,
+    Sample,
 }
 
 /// Number of different seeds for a device's random generator.
@@ -287,17 +344,68 @@ mod tests {
     use crate::data::{ImageShape, Split, shapes};
     use crate::nn::host::to_host;
 
+    fn examples() -> Examples {
+        shapes(40, ImageShape { channels: 3, height: 6, width: 5 }, Split::Train, 1).unwrap().into()
+    }
+
+    #[test]
+    fn a_plan_of_several_batches_uses_each_noise_sample_once_and_pairs_nearer_ones() {
+        let data = examples();
+        let batches = |batches_per_plan| Batches {
+            data: &data,
+            stage: StageKind::Teacher,
+            seed: 3,
+            size: 10,
+            coupling: Coupling::OptimalTransport,
+            batches_per_plan,
+            horizontal_flip: true,
+            conditioning: Conditioning::None,
+            rows: (0..10).collect(),
+            device: Device::flex(),
+            ahead: Ahead::default(),
+        };
+        let noise_and_distance = |source: &Batches<'_>| -> (Vec<Vec<u32>>, f64) {
+            let rows = (0..4).flat_map(|step| {
+                let Batch { x0, x1, .. } = source.batch(step).unwrap();
+                let [x0, x1] = [x0, x1].map(|images| to_host(images.flatten::<1>(0, 3)));
+                let of_row = |(x0, x1): (&[f32], &[f32])| {
+                    let squared: f64 = x0.iter().zip(x1).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+                    (x0.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), squared)
+                };
+                x0.chunks(90).zip(x1.chunks(90)).map(of_row).collect::<Vec<_>>()
+            });
+            let (noise, distances): (Vec<_>, Vec<f64>) = rows.unzip();
+            (noise, distances.iter().sum())
+        };
+        let four = batches(4);
+        let (mut noise, of_four) = noise_and_distance(&four);
+        let of_one = noise_and_distance(&batches(1)).1;
+        assert!(of_four < 0.98 * of_one, "{of_four} and {of_one}");
+        // A run that resumes within the plan gets the same rows.
+        let resumed = batches(4).batch(2).unwrap().x0;
+        let resumed: Vec<u32> =
+            to_host(resumed.flatten::<1>(0, 3)).iter().map(|value| value.to_bits()).collect();
+        assert_eq!(resumed, noise[20..30].concat());
+        noise.sort();
+        noise.dedup();
+        assert_eq!(noise.len(), 40);
+        // The next plan has other noise.
+        let next = to_host(four.batch(4).unwrap().x0.flatten::<1>(0, 3));
+        assert!(next.chunks(90).all(|row| noise.iter().all(|other| other[0] != row[0].to_bits())));
+    }
+
     #[test]
     fn the_rows_of_a_rank_are_those_of_the_whole_batch() {
-        let data = shapes(40, ImageShape { channels: 3, height: 6, width: 5 }, Split::Train, 1).unwrap();
-        let data = Examples::from(data);
-        for coupling in [Coupling::Independent, Coupling::OptimalTransport] {
+        let data = examples();
+        use Coupling::{Independent, OptimalTransport};
+        for (coupling, batches_per_plan) in [(Independent, 1), (OptimalTransport, 1), (OptimalTransport, 2)] {
             let batches = |rows: &[usize]| Batches {
                 data: &data,
                 stage: StageKind::Distill,
                 seed: 3,
                 size: 12,
                 coupling,
+                batches_per_plan,
                 horizontal_flip: true,
                 conditioning: Conditioning::Labels,
                 rows: rows.to_vec(),

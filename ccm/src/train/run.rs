@@ -270,12 +270,18 @@ impl Run {
             StageKind::Teacher => (self.config.teacher.caption_dropout.unwrap_or(CAPTION_DROPOUT), None),
             StageKind::Distill | StageKind::Finish => (0.0, self.config.distill.guidance),
         };
+        let plan = match stage {
+            StageKind::Teacher => self.config.teacher.coupling_images,
+            StageKind::Distill => self.config.distill.coupling_images,
+            StageKind::Finish => None,
+        };
         Batches {
             data,
             stage,
             seed: self.config.run.seed,
             size,
             coupling,
+            batches_per_plan: plan.map_or(1, |images| (images / size).max(1)),
             horizontal_flip: self.config.data.horizontal_flip,
             conditioning: Conditioning::new(&self.spec(), dropout, guidance),
             rows: (0..size).collect(),
