@@ -3,10 +3,11 @@
 //! Every random number of a step, including those of dropout, is a function of the run's seed, the stage and the step
 //! number. A resumed run therefore gets the same batches as an uninterrupted run.
 
+mod plan;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use rayon::prelude::*;
 
 use crate::data::{DataError, Examples, Read};
 use crate::method::batch::Batch;
@@ -175,31 +176,18 @@ impl Batches<'_> {
         let len = self.data.shape().iter().product();
         let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
         let indices = self.indices(step);
-        let flip = self.flips(&mut noise);
+        let flips = self.flips(&mut noise);
         let uniform: Vec<f32> = indices.iter().map(|_| noise.uniform() as f32).collect();
-        let planned = self.coupling != Coupling::Independent && self.batches_per_plan > 1;
-        // A plan looks at the whole batch.
-        let every: Vec<usize> = (0..self.size).collect();
-        let whole = self.coupling != Coupling::Independent && !planned;
-        let rows = if whole { &every } else { &self.rows };
-        let of_rows = |rows: &[usize]| -> Vec<usize> { rows.iter().map(|&row| indices[row]).collect() };
-        let flip_of: Vec<bool> = rows.iter().filter_map(|&row| flip.get(row).copied()).collect();
-        let Read { values: mut x1, mut labels } = self.data.batch(&of_rows(rows), &flip_of)?;
-        if self.conditioning == Conditioning::None {
-            labels.clear();
-        }
-        let mut x0 =
-            if planned { self.planned_noise(step)? } else { normals(&mut noise, rows, self.size, len) };
-        if whole {
-            let rows_of = |all: &[f32], rows: &[usize]| -> Vec<f32> {
-                rows.iter().flat_map(|&row| &all[row * len..(row + 1) * len]).copied().collect()
-            };
-            let read = |rows: &[usize]| Ok::<_, DataError>([rows_of(&x0, rows), rows_of(&x1, rows)]);
-            let pairs = self.coupling.pair(self.size, &labels, read)?;
-            let noise_of: Vec<usize> = self.rows.iter().map(|&row| pairs[row]).collect();
-            (x0, x1) = (rows_of(&x0, &noise_of), rows_of(&x1, &self.rows));
-            labels = self.rows.iter().filter_map(|&row| labels.get(row).copied()).collect();
-        }
+        let (x0, Read { values: x1, mut labels }) = match (self.coupling, self.batches_per_plan) {
+            (Coupling::Independent, _) => {
+                let x0 = normals(&mut noise, &self.rows, self.size, len);
+                (x0, self.read(&self.rows, &indices, &flips)?)
+            }
+            (Coupling::OptimalTransport, 1) => self.pair_batch(&mut noise, &indices, &flips)?,
+            (Coupling::OptimalTransport, _) => {
+                (self.planned_noise(step)?, self.read(&self.rows, &indices, &flips)?)
+            }
+        };
         let mut guidance = Vec::new();
         if let (Conditioning::Texts { dropout, guidance: range, .. }, Some(texts)) =
             (self.conditioning, self.data.texts())
@@ -225,51 +213,15 @@ impl Batches<'_> {
         (0..flips).map(|_| noise.below(2) == 1).collect()
     }
 
-    /// The noise of this rank's rows, if one plan pairs the images of several batches.
-    fn planned_noise(&self, step: u64) -> Result<Vec<f32>, DataError> {
-        let per_plan = self.batches_per_plan as u64;
-        let plan = self.plan(step / per_plan)?;
-        let first = (step % per_plan) as usize * self.size;
-        let samples: Vec<usize> = self.rows.iter().map(|&row| plan[first + row]).collect();
-        Ok(self.noise_of_plan(step / per_plan, &samples))
-    }
-
-    /// Noise samples of a plan, each with a random stream of its own.
-    fn noise_of_plan(&self, number: u64, samples: &[usize]) -> Vec<f32> {
-        let len: usize = self.data.shape().iter().product();
-        let first = number * (self.batches_per_plan * self.size) as u64;
-        let values = samples.par_iter().flat_map_iter(|&sample| {
-            let mut noise = Noise::new(self.seed, self.stream(Purpose::Sample, first + sample as u64));
-            (0..len).map(move |_| noise.normal())
-        });
-        values.collect()
-    }
-
-    /// The noise sample of each image of a plan, which is computed when its first batch is prepared, or after a resume.
-    fn plan(&self, number: u64) -> Result<Arc<[usize]>, DataError> {
-        let mut kept = lock(&self.ahead.plan);
-        if let Some((_, plan)) = kept.as_ref().filter(|(of_number, _)| *of_number == number) {
-            return Ok(Arc::clone(plan));
+    /// Reads rows of images, given by their `indices` and `flips`. Unconditional batches get no labels.
+    fn read(&self, rows: &[usize], indices: &[usize], flips: &[bool]) -> Result<Read, DataError> {
+        let indices: Vec<usize> = rows.iter().map(|&row| indices[row]).collect();
+        let flips: Vec<bool> = rows.iter().filter_map(|&row| flips.get(row).copied()).collect();
+        let mut images = self.data.batch(&indices, &flips)?;
+        if self.conditioning == Conditioning::None {
+            images.labels.clear();
         }
-        let (mut indices, mut flips) = (Vec::new(), Vec::new());
-        for step in
-            (0..self.batches_per_plan as u64).map(|batch| number * self.batches_per_plan as u64 + batch)
-        {
-            indices.extend(self.indices(step));
-            flips.extend(self.flips(&mut Noise::new(self.seed, self.stream(Purpose::Step, step))));
-        }
-        let labels: Vec<u32> = match self.conditioning {
-            Conditioning::None => Vec::new(),
-            _ => indices.iter().map(|&index| self.data.label(index)).collect(),
-        };
-        let read = |rows: &[usize]| {
-            let images: Vec<usize> = rows.iter().map(|&row| indices[row]).collect();
-            let flip: Vec<bool> = rows.iter().filter_map(|&row| flips.get(row).copied()).collect();
-            Ok([self.noise_of_plan(number, rows), self.data.batch(&images, &flip)?.values])
-        };
-        let plan: Arc<[usize]> = self.coupling.pair(indices.len(), &labels, read)?.into();
-        *kept = Some((number, Arc::clone(&plan)));
-        Ok(plan)
+        Ok(images)
     }
 
     fn indices(&self, step: u64) -> Vec<usize> {
