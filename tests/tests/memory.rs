@@ -60,8 +60,8 @@ fn measure(preset: &str, settings: &[&str]) -> [f64; 2] {
     let batch = format!("distill.batch={IMAGES}");
     let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).chain([batch]).collect();
     let config = Config::preset(preset).unwrap().with_overrides(&settings).unwrap();
-    let UNetSpec { height, width, .. } = config.network;
-    let [height, width] = [height, width].map(|side| side.min(32));
+    let UNetSpec { height, width, patch_size, .. } = config.network;
+    let [height, width] = [height, width].map(|side| side.min(32.max(16 * patch_size)));
     let spec = UNetSpec { height, width, num_classes: Some(8), ..config.network.clone() };
     let shape = ImageShape { channels: spec.in_channels, height, width };
     let data: Examples = shapes(IMAGES, shape, Split::Train, 1).unwrap().into();
@@ -177,25 +177,26 @@ fn compare(
 
 #[test]
 fn a_step_allocates_what_show_config_prints() {
+    const ADVERSARY: &str = "distill.adversarial_weight=1";
     let cases: [(&str, &[&str]); 18] = [
         ("mnist", &[]),
-        ("avatars", &["distill.adversarial_weight=0"]),
         ("avatars", &[]),
-        ("avatars", &["run.gradient_checkpointing=true"]),
-        ("avatars", &["run.eight_bit_optimizer=true"]),
-        ("avatars", &["distill.micro_batch=2"]),
-        ("avatars", &["run.mixed_precision=f16"]),
-        ("avatars", &["run.mixed_precision=f16", "run.gradient_checkpointing=true"]),
-        ("avatars", &["run.threads=2", "distill.micro_batch=2"]),
-        ("avatars", &["distill.distance=teacher-features", "distill.adversarial_weight=0"]),
+        ("avatars", &[ADVERSARY]),
+        ("avatars", &[ADVERSARY, "run.gradient_checkpointing=true"]),
+        ("avatars", &[ADVERSARY, "run.eight_bit_optimizer=true"]),
+        ("avatars", &[ADVERSARY, "distill.micro_batch=2"]),
+        ("avatars", &[ADVERSARY, "run.mixed_precision=f16"]),
+        ("avatars", &[ADVERSARY, "run.mixed_precision=f16", "run.gradient_checkpointing=true"]),
+        ("avatars", &[ADVERSARY, "run.threads=2", "distill.micro_batch=2"]),
         ("avatars", &["distill.distance=teacher-features"]),
+        ("avatars", &[ADVERSARY, "distill.distance=teacher-features"]),
         ("mnist", &["distill.distance=lpips-alexnet", "distill.adversarial_weight=0"]),
         ("mnist", &["distill.distance=lpips-vgg16"]),
         ("sd15", &[]),
         ("sd15", &["run.gradient_checkpointing=false", "distill.fixed_precision=f32"]),
         ("sd3", &[]),
         ("sd3", &["run.gradient_checkpointing=false", "distill.fixed_precision=f32"]),
-        ("avatars", &["run.threads=2", "run.mixed_precision=f16"]),
+        ("avatars", &[ADVERSARY, "run.threads=2", "run.mixed_precision=f16"]),
     ];
     let ratios = cases.map(|(preset, settings)| {
         println!("{preset} {settings:?}");

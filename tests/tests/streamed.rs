@@ -41,6 +41,10 @@ fn streamed(source: &Path, out: &Path, more: &[&str]) -> Command {
         "--set",
         "data.shuffle_buffer=40",
         "--set",
+        "teacher.coupling_images=none",
+        "--set",
+        "distill.coupling_images=none",
+        "--set",
         "run.threads=2",
     ]);
     command.args(more);

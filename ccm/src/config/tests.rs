@@ -363,7 +363,7 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         ("teacher.gradient_clip=0", "0"),
         ("teacher.ema_halflife_kimg=inf", "inf"),
         ("teacher.ema_halflife_kimg=-0.1", "-0.1"),
-        ("teacher.coupling_images=100", "100"),
+        ("teacher.coupling_images=16385", "16385"),
         ("distill.coupling_images=0", "0"),
         ("distill.coupling_images=32768", "32768"),
         ("distill.kimg=0", "0"),

@@ -11,8 +11,8 @@ use std::ops::RangeInclusive;
 /// Images per optimiser step.
 const BATCH: RangeInclusive<usize> = 1..=65_536;
 
-/// Images that one plan pairs, at most: an assignment of n images takes n^3 operations.
-const PLAN: usize = 16_384;
+/// Images that one plan pairs: an assignment of n images takes n^3 operations.
+const PLAN: RangeInclusive<usize> = 1..=16_384;
 
 /// CPU threads over which a batch is split.
 const THREADS: RangeInclusive<usize> = 1..=1024;
@@ -56,17 +56,14 @@ impl Config {
     /// Checks how many images a plan pairs.
     fn check_plans(&self) -> Result<(), ConfigError> {
         let (teacher, distill) = (&self.teacher, &self.distill);
-        for (key, images, batch, coupling) in [
-            ("teacher.coupling_images", teacher.coupling_images, teacher.batch, teacher.coupling),
-            ("distill.coupling_images", distill.coupling_images, distill.batch, distill.coupling),
+        for (key, images, coupling) in [
+            ("teacher.coupling_images", teacher.coupling_images, teacher.coupling),
+            ("distill.coupling_images", distill.coupling_images, distill.coupling),
         ] {
             let Some(images) = images else { continue };
-            if coupling != Coupling::OptimalTransport || self.data.streamed {
-                let expected = "none without an optimal-transport coupling, and with data.streamed";
-                return Err(wrong(key, expected, images));
-            }
-            if images == 0 || images % batch != 0 || images > PLAN {
-                return Err(wrong(key, format!("a multiple of the batch, {batch}, up to {PLAN}"), images));
+            within(key, images, PLAN)?;
+            if coupling == Coupling::OptimalTransport && self.data.streamed {
+                return Err(wrong(key, "none, as data.streamed is true", images));
             }
         }
         Ok(())

@@ -281,7 +281,7 @@ impl Run {
             seed: self.config.run.seed,
             size,
             coupling,
-            batches_per_plan: plan.map_or(1, |images| (images / size).max(1)),
+            batches_per_plan: plan.map_or(1, |images| images.div_ceil(size)),
             horizontal_flip: self.config.data.horizontal_flip,
             conditioning: Conditioning::new(&self.spec(), dropout, guidance),
             rows: (0..size).collect(),

@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn parts_of_a_batch_fit_a_gpu() {
         let most = |preset: &str| most_on_gpu(&Config::preset(preset).unwrap().network.graph());
-        // 32x32 positions, also with 64x64 pixels in patches of 2x2.
-        assert_eq!([most("cifar10"), most("avatars"), most("imagenet64")], [511, 511, 127]);
+        // 32x32 positions, 16x16 with 64x64 pixels in patches of 4x4, and 64x64.
+        assert_eq!([most("cifar10"), most("avatars"), most("imagenet64")], [511, 2047, 127]);
     }
 }
