@@ -192,8 +192,9 @@ pub struct TeacherConfig {
     pub ema_halflife_kimg: f64,
     /// How noise and images are paired.
     pub coupling: Coupling,
-    /// Images that one optimal-transport plan pairs, `1..=16384`, rounded up to whole batches. By default those of a batch. More
-    /// make the teacher's paths straighter (arXiv 2506.05526); teacher and student should have the same number.
+    /// Images that one optimal-transport plan pairs, `1..=16384`, rounded up to whole batches. By default those of a batch.
+    /// Independent pairs ignore it. More images make the teacher's paths straighter (arXiv 2506.05526). Teacher and student
+    /// should have the same number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coupling_images: Option<usize>,
 }

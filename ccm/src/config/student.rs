@@ -107,8 +107,8 @@ pub struct DistillConfig {
     pub sample_halflife_kimg: f64,
     /// How noise and images are paired.
     pub coupling: Coupling,
-    /// Images that one optimal-transport plan pairs, `1..=16384`, rounded up to whole batches. By default those of a batch. More
-    /// make the teacher's paths straighter (arXiv 2506.05526); it should be that of the teacher, whose paths depend on it.
+    /// Images that one optimal-transport plan pairs, `1..=16384`, rounded up to whole batches. By default those of a batch.
+    /// Independent pairs ignore it. It should be the teacher's number, because the teacher's paths depend on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coupling_images: Option<usize>,
 }

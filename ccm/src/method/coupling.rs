@@ -23,7 +23,7 @@ impl Coupling {
     /// Pairs images with noise. Returns the noise sample of each image.
     ///
     /// `labels` has one entry for each image, or is empty for unlabelled images. `read` gives the noise and the images of
-    /// some rows; at one time, only the rows of one label are in memory.
+    /// some rows. It is called once for each label, with all rows of the label.
     ///
     /// # Shapes
     /// - result of `read`: `[rows, len]` each
@@ -58,7 +58,7 @@ impl Coupling {
 /// The assignment with the least total squared distance: the row of `x0` for each row of `x1`. Both are `[rows, len]`.
 ///
 /// `|x0 - x1|^2 = |x0|^2 + |x1|^2 - 2 <x0, x1>`, and the sum of the squares is the same for every assignment, so the inner
-/// products decide.
+/// products, in single precision, decide.
 fn assignment(x0: Vec<f32>, x1: Vec<f32>, rows: usize) -> Vec<usize> {
     let identity = || (0..rows).collect();
     let device = Device::flex();
