@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use ccm::config::EncoderWeights;
 use ccm::data::{Examples, ImageShape, Split, shapes};
 use ccm::import::{Checkpoint, spec_from_json};
 use ccm::method::adversary::Adversary;
@@ -235,9 +236,10 @@ pub fn small_distillation<'a>(
 }
 
 /// Adds a discriminator whose loss has its full weight from the first step on.
-pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
+pub fn oppose(distillation: &mut Distillation<'_>, weights: EncoderWeights, device: &Device) {
     let spec = distillation.teacher.denoiser.spec().clone();
     let encoder = Arc::new(Denoiser::frozen(&lively_model(&spec), device));
+    let trained = (weights == EncoderWeights::Trained).then(|| encoder.encoder());
     distillation.adversary = Some(Adversary {
         encoder,
         loss: AdversarialLoss::Hinge,
@@ -247,7 +249,7 @@ pub fn oppose(distillation: &mut Distillation<'_>, device: &Device) {
         learning_rate: 1e-3,
         noise_power: 1.0,
     });
-    let untrained = Discriminator::new(&spec, 5, device);
+    let untrained = Discriminator::new(&spec, 5, trained, device);
     distillation.state.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
 }
 

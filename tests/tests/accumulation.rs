@@ -2,18 +2,24 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use burn::tensor::Device;
+use ccm::config::EncoderWeights;
 use ccm::method::curriculum::Scope;
 use ccm::train::state::{Stage, StepReport};
 use ccm::train::workers::Workers;
 use ccm_tests::{oppose, small_data, small_distillation, small_spec};
 
 /// Results of one step; with a discriminator, also the balance of the two losses.
-fn step(scope: Scope, opposed: bool, threads: usize, micro_batch: usize) -> (StepReport, Option<f32>) {
+fn step(
+    scope: Scope,
+    opposed: Option<EncoderWeights>,
+    threads: usize,
+    micro_batch: usize,
+) -> (StepReport, Option<f32>) {
     let (data, device) = (small_data(), Device::flex());
     let workers = Workers::new(threads, 8, micro_batch).unwrap();
     let mut distillation = small_distillation(small_spec(), &data, 8, scope, workers, &device);
-    if opposed {
-        oppose(&mut distillation, &device);
+    if let Some(encoder) = opposed {
+        oppose(&mut distillation, encoder, &device);
     }
     let report = distillation.step().unwrap();
     (report, distillation.state.discriminator.map(|discriminator| discriminator.balance))
@@ -21,7 +27,10 @@ fn step(scope: Scope, opposed: bool, threads: usize, micro_batch: usize) -> (Ste
 
 #[test]
 fn gradient_accumulation_changes_neither_losses_nor_gradient_nor_curriculum() {
-    for (scope, opposed) in [(Scope::Image, false), (Scope::Image, true), (Scope::Batch, true)] {
+    let (frozen, trained) = (Some(EncoderWeights::Frozen), Some(EncoderWeights::Trained));
+    let cases =
+        [(Scope::Image, None), (Scope::Image, frozen), (Scope::Batch, frozen), (Scope::Image, trained)];
+    for (scope, opposed) in cases {
         let (whole, balance) = step(scope, opposed, 1, 8);
         for (threads, micro_batch) in [(1, 3), (1, 1), (2, 8), (3, 2)] {
             let (parts, balance_of_parts) = step(scope, opposed, threads, micro_batch);
@@ -31,7 +40,7 @@ fn gradient_accumulation_changes_neither_losses_nor_gradient_nor_curriculum() {
             assert!((parts.gradient_norm / whole.gradient_norm - 1.0).abs() < 1e-4, "{what}");
             assert!((parts.kdc.unwrap() - whole.kdc.unwrap()).abs() < 1e-3, "{what}");
             assert_eq!(parts.teacher_steps, whole.teacher_steps, "{what}");
-            assert_eq!(parts.discriminator_loss.is_some(), opposed);
+            assert_eq!(parts.discriminator_loss.is_some(), opposed.is_some());
             if let (Some(found), Some(expected)) = (parts.discriminator_loss, whole.discriminator_loss) {
                 assert!((found / expected - 1.0).abs() < 1e-5, "{what}");
             }
@@ -41,7 +50,7 @@ fn gradient_accumulation_changes_neither_losses_nor_gradient_nor_curriculum() {
         }
     }
     // On this batch the two scopes give different results, so each case tests its own scope.
-    let kdc = |scope| step(scope, false, 1, 8).0.kdc;
+    let kdc = |scope| step(scope, None, 1, 8).0.kdc;
     assert_ne!(kdc(Scope::Image), kdc(Scope::Batch));
 }
 
@@ -51,7 +60,7 @@ fn gradient_checkpointing_changes_neither_losses_nor_gradient_nor_curriculum() {
     let step = |checkpointed: bool| {
         let workers = Workers::new(2, 8, 3).unwrap();
         let mut distillation = small_distillation(small_spec(), &data, 8, Scope::Image, workers, &device);
-        oppose(&mut distillation, &device);
+        oppose(&mut distillation, EncoderWeights::Frozen, &device);
         if checkpointed {
             distillation.state.denoiser = distillation.state.denoiser.checkpointed();
         }

@@ -71,7 +71,8 @@ fn measure(preset: &str, settings: &[&str]) -> [f64; 2] {
     let mut distillation =
         small_distillation(NetworkSpec::from(spec.clone()), &data, IMAGES, Scope::Image, workers, &device);
     if config.distill.adversarial_weight > 0.0 {
-        oppose(&mut distillation, &device);
+        let encoder = config.distill.discriminator_encoder.unwrap_or_default();
+        oppose(&mut distillation, encoder, &device);
     }
     distillation.distance = match (config.distill.distance, config.distill.distance.trunk()) {
         (DistanceKind::TeacherFeatures, _) => {
@@ -178,10 +179,11 @@ fn compare(
 #[test]
 fn a_step_allocates_what_show_config_prints() {
     const ADVERSARY: &str = "distill.adversarial_weight=1";
-    let cases: [(&str, &[&str]); 18] = [
+    let cases: [(&str, &[&str]); 19] = [
         ("mnist", &[]),
         ("avatars", &[]),
         ("avatars", &[ADVERSARY]),
+        ("avatars", &[ADVERSARY, "distill.discriminator_encoder=trained"]),
         ("avatars", &[ADVERSARY, "run.gradient_checkpointing=true"]),
         ("avatars", &[ADVERSARY, "run.eight_bit_optimizer=true"]),
         ("avatars", &[ADVERSARY, "distill.micro_batch=2"]),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot read its data has failed")]
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use ccm::config::EncoderWeights;
 use ccm::method::curriculum::Scope;
 use ccm::model::{NetworkSpec, Prediction};
 use ccm::nn::denoiser::Denoiser;
@@ -74,7 +75,7 @@ fn a_step_of_distillation_in_half_precision_agrees_with_single_precision() {
     let step = |half: Option<DType>| {
         let workers = Workers::new(1, 4, 4).unwrap();
         let mut distillation = small_distillation(small_spec(), &data, 4, Scope::Image, workers, &device);
-        oppose(&mut distillation, &device);
+        oppose(&mut distillation, EncoderWeights::Frozen, &device);
         if let Some(half) = half {
             let state = &mut distillation.state;
             state.denoiser = state.denoiser.clone().in_half(half);
@@ -103,7 +104,7 @@ fn steps_that_overflow_are_skipped_and_counted_and_survive_a_checkpoint() {
     let distillation = |state: Option<TrainState>| {
         let workers = Workers::new(1, 4, 4).unwrap();
         let mut it = small_distillation(small_spec(), &data, 4, Scope::Image, workers, &device);
-        oppose(&mut it, &device);
+        oppose(&mut it, EncoderWeights::Frozen, &device);
         it.state = state.unwrap_or(it.state);
         it.state.denoiser = it.state.denoiser.clone().in_half(DType::F16);
         it
@@ -126,7 +127,9 @@ fn steps_that_overflow_are_skipped_and_counted_and_survive_a_checkpoint() {
         if step == 2 || step == 35 {
             checkpoint::save(folder.path(), StageKind::Distill, &whole.state).unwrap();
             let newest = checkpoint::list(folder.path()).pop().unwrap().path;
-            let resumed = checkpoint::load(&newest, StageKind::Distill, &trainable, &device).unwrap();
+            let opponent = whole.state.discriminator.as_ref();
+            let resumed =
+                checkpoint::load(&newest, StageKind::Distill, &trainable, opponent, &device).unwrap();
             assert_eq!((resumed.loss_scale, resumed.step), (whole.state.loss_scale, step));
             let mut resumed = distillation(Some(resumed));
             let mut same = distillation(Some(whole.state.clone()));

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
 use burn_wgpu::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
+use ccm::config::EncoderWeights;
 use ccm::data::{Examples, ImageShape};
 use ccm::method::curriculum::Scope;
 use ccm::metrics::Extractor;
@@ -50,7 +51,7 @@ fn step(device: &Device, half: Option<DType>) -> (StepReport, Vec<f32>) {
     let spec = UNetSpec { channel_mult: vec![1.0, 1.0], ..small_spec() };
     let workers = Workers::new(1, 4, 4).unwrap();
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
-    oppose(&mut distillation, device);
+    oppose(&mut distillation, EncoderWeights::Frozen, device);
     if let Some(half) = half {
         distillation.state.denoiser = distillation.state.denoiser.clone().in_half(half);
         distillation.state.loss_scale = Some(LossScale::default());
@@ -89,7 +90,7 @@ fn step_of_two_ranks(device: &Device) -> Vec<(StepReport, Vec<f32>)> {
         let rows = workers.rows(4);
         let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
         distillation.batches.rows = rows;
-        oppose(&mut distillation, device);
+        oppose(&mut distillation, EncoderWeights::Frozen, device);
         distillation.state.denoiser = distillation.state.denoiser.clone().in_segments();
         let report = distillation.step().unwrap();
         (report, distillation.state().denoiser.parameters().into_iter().flat_map(to_host).collect())

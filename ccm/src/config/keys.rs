@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 48] = [
+pub(super) const OPTIONAL: [&str; 49] = [
     "data.captions",
     "data.count",
     "data.image_size",
@@ -15,6 +15,7 @@ pub(super) const OPTIONAL: [&str; 48] = [
     "data.source",
     "data.streamed",
     "distill.coupling_images",
+    "distill.discriminator_encoder",
     "distill.discriminator_noise_power",
     "distill.fixed_precision",
     "distill.guidance",

@@ -17,7 +17,7 @@ mod validate;
 
 pub use error::ConfigError;
 pub use path::{PathConfig, PathKind, Predicts, ScheduleName};
-pub use student::{DistillConfig, FinishConfig, FixedPrecision, FixedWeights, LpipsFiles};
+pub use student::{DistillConfig, EncoderWeights, FinishConfig, FixedPrecision, FixedWeights, LpipsFiles};
 
 use crate::method::coupling::Coupling;
 use crate::model::{NetworkSpec, UNetSpec};

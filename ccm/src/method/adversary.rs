@@ -1,7 +1,8 @@
 //! The adversarial loss of PAPER.md §6 and §10: a discriminator on the teacher's features.
 //!
 //! The published discriminator uses features of networks trained on ImageNet. This one uses the teacher's encoder, frozen,
-//! which every run has. The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1), or more often near the
+//! which every run has. It may also learn with the heads: the features of a teacher that predicts data leave out much of what is wrong with the
+//! student's images, and a discriminator at chance has a gradient without meaning. The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1), or more often near the
 //! image, where grain shows. The features of a diffusion model separate real from generated images (Sauer et al., arXiv 2403.12015; Yin et al., arXiv 2405.14867), and
 //! the noise replaces augmentation.
 
@@ -23,7 +24,7 @@ const EARLIEST: f64 = 0.5;
 
 /// The adversarial loss and its settings.
 pub struct Adversary {
-    /// The feature extractor: the teacher, [`Denoiser::frozen`].
+    /// The feature extractor: the teacher, [`Denoiser::frozen`]. A discriminator whose encoder learns has its own.
     pub encoder: Arc<Denoiser>,
     /// The losses of student and discriminator.
     pub loss: AdversarialLoss,
@@ -106,24 +107,37 @@ impl Adversary {
         rows: Range<usize>,
     ) -> AdversarialTerms {
         let views = Views::draw(part, rows, self.noise_power, self.loss.r1() > 0.0);
-        let real_images = part.x1.clone().autodiff();
-        let real = self.features(&real_images, &views.of_real, &views.t, part);
-        let shifted = views
-            .shift
-            .map(|shift| self.features(&(real_images + shift * SHIFT), &views.of_real, &views.t, part));
-        let fake = self.features(images, &views.of_fake, &views.t, part);
+        let (of_real, of_fake) = ((&views.of_real, &views.t[..]), (&views.of_fake, &views.t[..]));
+        let fixed = discriminator.fixed_encoder(&self.encoder);
+        let fake = features(&fixed, images, of_fake, part);
         let value = discriminator.student_loss(self.loss, &fake);
         let gradient = gradient(images, &value);
+
+        let discriminator = discriminator.fresh();
+        let encoder = discriminator.encoder.as_ref().unwrap_or(&fixed);
+        let fake = match discriminator.encoder {
+            Some(_) => features(encoder, &images.clone().inner().autodiff(), of_fake, part),
+            None => fake.into_iter().map(|map| map.inner().autodiff()).collect(),
+        };
+        let real_images = part.x1.clone().autodiff();
+        let real = features(encoder, &real_images, of_real, part);
+        let shifted =
+            views.shift.map(|shift| features(encoder, &(real_images + shift * SHIFT), of_real, part));
         let (loss, gradients) = discriminator.loss(self.loss, &real, shifted.as_deref(), &fake);
         let of_discriminator = DiscriminatorGradients { loss, gradients, squared_norms: None };
         AdversarialTerms { value: value.inner(), gradient, of_discriminator }
     }
+}
 
-    /// The encoder's features of the noised images, at times `t`.
-    fn features(&self, images: &Tensor<4>, noise: &Tensor<4>, t: &[f32], part: &Batch) -> Vec<Tensor<4>> {
-        let time = per_image(t, &images.device());
-        self.encoder.encode(path(noise, images, &time), t, part.condition.clone())
-    }
+/// An encoder's features of noised images, from the noise and the times.
+fn features(
+    encoder: &Denoiser,
+    images: &Tensor<4>,
+    (noise, t): (&Tensor<4>, &[f32]),
+    part: &Batch,
+) -> Vec<Tensor<4>> {
+    let time = per_image(t, &images.device());
+    encoder.encode(path(noise, images, &time), t, part.condition.clone())
 }
 
 /// The adversarial loss of one micro-batch.
@@ -251,11 +265,13 @@ mod tests {
     #[test]
     fn the_gradient_in_the_images_is_that_of_the_logits() {
         let (adversary, batch, estimate) = (adversary(1.0), batch(), images(3));
-        let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let discriminator = Discriminator::new(&spec(), 5, None, &Device::flex());
         let loss = |images: &Tensor<4>| {
             let views = Views::draw(&batch, 0..IMAGES, 1.0, false);
-            discriminator
-                .student_loss(adversary.loss, &adversary.features(images, &views.of_fake, &views.t, &batch))
+            discriminator.student_loss(
+                adversary.loss,
+                &features(&adversary.encoder, images, (&views.of_fake, &views.t), &batch),
+            )
         };
         let tracked = estimate.clone().autodiff().require_grad();
         let of_logits = gradient(&tracked, &loss(&tracked));
@@ -282,7 +298,7 @@ mod tests {
 
     #[test]
     fn both_gradients_are_equally_long() {
-        let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let mut discriminator = Discriminator::new(&spec(), 5, None, &Device::flex());
         let (distance, value, part) = joined(1.0, &discriminator);
         discriminator.learn(&schedule(0.0), part);
         let (both, same_value, _) = joined(0.5, &discriminator);
@@ -295,10 +311,11 @@ mod tests {
     #[test]
     fn the_penalty_is_the_squared_slope_of_the_logits() {
         let (adversary, batch) = (adversary(1.0), batch());
-        let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let discriminator = Discriminator::new(&spec(), 5, None, &Device::flex());
         let views = Views::draw(&batch, 0..IMAGES, 1.0, true);
         let shift = views.shift.clone().unwrap();
-        let features = |images: &Tensor<4>| adversary.features(images, &views.of_real, &views.t, &batch);
+        let features =
+            |images: &Tensor<4>| features(&adversary.encoder, images, (&views.of_real, &views.t), &batch);
         let real = batch.x1.clone().autodiff().require_grad();
         // The negative mean logit of all images.
         let mean = discriminator.student_loss(AdversarialLoss::Hinge, &features(&real));
@@ -317,9 +334,60 @@ mod tests {
     }
 
     #[test]
+    fn an_encoder_that_learns_has_the_gradient_of_the_discriminator_loss() {
+        let adversary = adversary(1.0);
+        let encoder = Some(adversary.encoder.encoder());
+        let mut discriminator = Discriminator::new(&spec(), 5, encoder, &Device::flex());
+        // After a step, its weights are no longer the teacher's.
+        discriminator.learn(&schedule(0.01), joined(1.0, &discriminator).2);
+        let parameters = discriminator.parameters();
+        let names = discriminator.tensors(&spec());
+        assert_eq!(names.len(), parameters.len());
+        assert!(names.iter().all(|tensor| !tensor.name.contains("output_blocks")));
+        let loss = |parameters: Vec<Tensor<1>>| {
+            let discriminator = discriminator.clone().with_parameters(parameters);
+            let estimate = images(3).autodiff();
+            let part = adversary.alone(&discriminator, estimate, &batch(), 0..IMAGES).1;
+            (number(part.loss), part.gradients)
+        };
+        let (_, gradients) = loss(parameters.clone());
+        for name in
+            ["encoder.input_blocks.0.0.weight", "encoder.time_embed.0.weight", "heads.0.logits.weight"]
+        {
+            let place = names.iter().position(|tensor| tensor.name == name).unwrap();
+            let norm = number((gradients[place].clone() * gradients[place].clone()).sum()).sqrt();
+            assert!(norm > 0.0, "{name}");
+            let at = |step: f64| {
+                let mut moved = parameters.clone();
+                let along = gradients[place].clone() * (step / norm) as f32;
+                moved[place] = moved[place].clone() + along;
+                loss(moved).0
+            };
+            let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+            assert!((slope / norm - 1.0).abs() < 0.02, "{name}: {slope}, not {norm}");
+        }
+    }
+
+    #[test]
+    fn a_student_faces_the_encoder_as_it_is_now() {
+        let adversary = adversary(1.0);
+        let gradient = |encoder| {
+            let discriminator = Discriminator::new(&spec(), 5, encoder, &Device::flex());
+            joined(1.0, &Discriminator { balance: 1.0, ..discriminator }).0
+        };
+        let (of_teacher, of_copy) = (gradient(None), gradient(Some(adversary.encoder.encoder())));
+        assert_eq!(dot(&of_teacher, &of_copy), dot(&of_teacher, &of_teacher));
+        let encoder = adversary.encoder.encoder();
+        let doubled = encoder.parameters().into_iter().map(|values| values * 2.0).collect();
+        let of_other = gradient(Some(encoder.with_parameters(doubled)));
+        let difference = of_other - of_teacher.clone();
+        assert!(dot(&difference, &difference) > 1e-4 * dot(&of_teacher, &of_teacher));
+    }
+
+    #[test]
     fn alone_it_has_the_gradient_of_the_student_loss() {
         let adversary = Adversary { loss: AdversarialLoss::NonSaturating { r1: 1.0 }, ..adversary(1.0) };
-        let discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let discriminator = Discriminator::new(&spec(), 5, None, &Device::flex());
         let estimate = images(3).autodiff().require_grad();
         let (loss, part) = adversary.alone(&discriminator, estimate.clone(), &batch(), 0..IMAGES);
         assert!(part.squared_norms.is_none());
@@ -327,7 +395,7 @@ mod tests {
 
         let views = Views::draw(&batch(), 0..IMAGES, 1.0, true);
         let images = estimate.clone().inner().autodiff().require_grad();
-        let maps = adversary.features(&images, &views.of_fake, &views.t, &batch());
+        let maps = features(&adversary.encoder, &images, (&views.of_fake, &views.t), &batch());
         let direct = discriminator.student_loss(adversary.loss, &maps);
         assert!((number(loss.inner()) - number(direct.clone().inner())).abs() < 1e-6);
         let expected = gradient(&images, &direct);
@@ -358,7 +426,7 @@ mod tests {
 
     #[test]
     fn it_learns_to_tell_real_from_generated() {
-        let mut discriminator = Discriminator::new(&spec(), 5, &Device::flex());
+        let mut discriminator = Discriminator::new(&spec(), 5, None, &Device::flex());
         let losses: Vec<f64> = (0..60)
             .map(|_| {
                 let part = joined(1.0, &discriminator).2;

@@ -1,14 +1,16 @@
 //! The discriminator of the adversarial loss: small heads on feature maps of the teacher's encoder ([`super::adversary`]).
 //!
-//! Each feature map has a head with one logit per pixel: positive for real images, negative for the student's images.
+//! Each feature map has a head with one logit per pixel: positive for real images, negative for the student's images. The
+//! encoder is frozen, or learns with the heads.
 
 use burn::module::Module;
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 
 use crate::model::{NetworkSpec, TensorSpec};
+use crate::nn::denoiser::Denoiser;
 use crate::nn::host::to_host;
-use crate::nn::layers::{Convolution, Loader, gradients, parameters, with_parameters};
+use crate::nn::layers::{Convolution, Loader, parameters, take_gradients, with_parameters};
 use crate::nn::ops::{Norm, group_norm};
 use crate::nn::optimizer::{Optimizer, Schedule};
 use crate::noise::Noise;
@@ -76,12 +78,14 @@ fn softplus(x: Tensor<4>) -> Tensor<4> {
     relu(x.clone()) + (-x.abs()).exp().log1p()
 }
 
-/// A discriminator in training: the heads and their optimiser.
+/// A discriminator in training: the heads, the encoder if it learns, and their optimiser.
 #[derive(Clone)]
 pub struct Discriminator {
     /// The trainable part; it records gradients.
     pub heads: Heads,
-    /// The optimiser of the heads.
+    /// The encoder, if it learns ([`Denoiser::encoder`]). Without it, the features are the teacher's.
+    pub encoder: Option<Denoiser>,
+    /// The optimiser of heads and encoder.
     pub optimizer: Optimizer,
     /// Steps taken.
     pub step: u64,
@@ -91,7 +95,7 @@ pub struct Discriminator {
     pub balance: f32,
 }
 
-/// The trainable part of a discriminator: one head per feature map of the encoder.
+/// The heads of a discriminator: one head per feature map of the encoder.
 #[derive(Module, Debug)]
 pub struct Heads {
     heads: Vec<Head>,
@@ -188,23 +192,57 @@ fn of_images(logits: &[Tensor<4>]) -> Tensor<2> {
 }
 
 impl Discriminator {
-    /// An untrained discriminator for the encoder of a network. The weights depend on `seed` only.
-    pub fn new(spec: &NetworkSpec, seed: u64, device: &Device) -> Self {
+    /// An untrained discriminator for the encoder of a network; `encoder` is given if it learns. The weights of the heads
+    /// depend on `seed` only.
+    pub fn new(spec: &NetworkSpec, seed: u64, encoder: Option<Denoiser>, device: &Device) -> Self {
         let heads = Heads::new(spec, &Heads::random(spec, seed), &device.clone().autodiff());
-        Self { heads, optimizer: Optimizer::of_discriminator(), step: 0, balance: 0.0 }
+        Self { heads, encoder, optimizer: Optimizer::of_discriminator(), step: 0, balance: 0.0 }
     }
 
-    /// A discriminator after `step` steps, from the values of [`Heads::tensors`] and the optimiser's moments.
-    pub(crate) fn resumed(
-        spec: &NetworkSpec,
-        heads: &[HostTensor],
-        moments: Vec<[Tensor<1>; 2]>,
-        step: u64,
-        balance: f32,
-        device: &Device,
-    ) -> Self {
-        let heads = Heads::new(spec, heads, &device.clone().autodiff());
-        Self { heads, optimizer: Optimizer::of_discriminator().from_moments(moments), step, balance }
+    /// Names and shapes of the parameters, for the encoder of a network.
+    pub fn tensors(&self, spec: &NetworkSpec) -> Vec<TensorSpec> {
+        let of_encoder = self.encoder.iter().flat_map(Denoiser::tensors);
+        let of_encoder = of_encoder.map(|of| TensorSpec { name: format!("encoder.{}", of.name), ..of });
+        Heads::tensors(spec).into_iter().chain(of_encoder).collect()
+    }
+
+    /// The parameters, flat, without gradients, in the order of [`Discriminator::tensors`].
+    pub fn parameters(&self) -> Vec<Tensor<1>> {
+        self.heads
+            .parameters()
+            .into_iter()
+            .chain(self.encoder.iter().flat_map(Denoiser::parameters))
+            .collect()
+    }
+
+    /// The same discriminator with other parameters, in the order of [`Discriminator::parameters`].
+    ///
+    /// # Panics
+    /// If the number of parameters differs.
+    pub fn with_parameters(self, mut parameters: Vec<Tensor<1>>) -> Self {
+        let of_encoder = parameters.split_off(self.heads.parameters().len());
+        Self {
+            heads: with_parameters(self.heads, parameters),
+            encoder: self.encoder.map(|encoder| encoder.with_parameters(of_encoder)),
+            ..self
+        }
+    }
+
+    /// The encoder with its present weights, fixed, for the student's gradient; the teacher's if it does not learn.
+    pub(super) fn fixed_encoder(&self, teacher: &Denoiser) -> Denoiser {
+        self.encoder.as_ref().map_or_else(|| teacher.clone(), Denoiser::as_frozen)
+    }
+
+    /// Passes of a batch through the encoder in a step: real images and the student's, and if the encoder learns, the
+    /// student's again for its own gradient.
+    pub fn encoder_passes(&self) -> usize {
+        2 + usize::from(self.encoder.is_some())
+    }
+
+    /// A copy whose autodiff graph is its own, so that micro-batches can be computed at the same time.
+    pub(super) fn fresh(&self) -> Self {
+        let parameters = self.parameters();
+        self.clone().with_parameters(parameters)
     }
 
     /// The student's adversarial loss, `[1]`, from the features of its images.
@@ -212,7 +250,7 @@ impl Discriminator {
         mean(&self.heads.clone().no_grad().logits(fake), |logits| loss.of_student(logits))
     }
 
-    /// The discriminator's loss, `[1]`, and its gradients. `shifted` are the features of the real images after a random
+    /// The discriminator's loss, `[1]`, and its gradients, from features without a gradient to the images. `shifted` are the features of the real images after a random
     /// step of length [`SHIFT`] per value, for the gradient penalty.
     ///
     /// The penalty needs no second derivative: for a step `h e` with `e ~ N(0, I)`, the mean of `((D(x + h e) - D(x)) / h)^2`
@@ -224,18 +262,17 @@ impl Discriminator {
         shifted: Option<&[Tensor<4>]>,
         fake: &[Tensor<4>],
     ) -> (Tensor<1>, Vec<Tensor<1>>) {
-        // A copy of the parameters, so that the autodiff graphs of two micro-batches are separate.
-        let heads = with_parameters(self.heads.clone(), self.heads.parameters());
-        let fake: Vec<Tensor<4>> = fake.iter().map(|map| map.clone().inner().autodiff()).collect();
-        let (of_real, of_fake) = (heads.logits(real), heads.logits(&fake));
+        let (of_real, of_fake) = (self.heads.logits(real), self.heads.logits(fake));
         let mut value =
             mean(&of_real, |logits| loss.of_real(logits)) + mean(&of_fake, |logits| loss.of_fake(logits));
         if let Some(shifted) = shifted {
-            let slope = (of_images(&heads.logits(shifted)) - of_images(&of_real)) / SHIFT;
+            let slope = (of_images(&self.heads.logits(shifted)) - of_images(&of_real)) / SHIFT;
             value = value + (slope.clone() * slope).mean() * (loss.r1() / 2.0);
         }
-        let gradients = gradients(&heads, &value);
-        (value.inner(), gradients)
+        let mut of_all = value.backward();
+        let of_encoder = self.encoder.as_ref().map(|encoder| encoder.take_gradients(&mut of_all));
+        let of_heads = take_gradients(&self.heads, of_all);
+        (value.inner(), of_heads.into_iter().chain(of_encoder.into_iter().flatten()).collect())
     }
 
     /// Takes an optimiser step with the gradients of a batch, and returns its loss.
@@ -246,8 +283,8 @@ impl Discriminator {
             self.balance =
                 (of_distance / of_adversary.max(f32::MIN_POSITIVE)).sqrt().clamp(BALANCE[0], BALANCE[1]);
         }
-        let (parameters, _) = self.optimizer.step(schedule, self.step, self.heads.parameters(), gradients);
-        self.heads = with_parameters(self.heads.clone(), parameters);
+        let (parameters, _) = self.optimizer.step(schedule, self.step, self.parameters(), gradients);
+        *self = self.clone().with_parameters(parameters);
         self.step += 1;
         f64::from(figures[0])
     }
@@ -257,7 +294,7 @@ impl Discriminator {
 pub struct DiscriminatorGradients {
     /// Loss, `[1]`.
     pub(super) loss: Tensor<1>,
-    /// Gradients of that loss with respect to the heads' parameters, flat.
+    /// Gradients of that loss with respect to the discriminator's parameters, flat.
     pub(super) gradients: Vec<Tensor<1>>,
     /// Squared norms, `[2]`, of the distance's and the adversarial loss's gradient with respect to the student's images;
     /// `None` if there is no distance.

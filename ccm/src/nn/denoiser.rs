@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Gradients, Tensor};
 
 use super::conditions::Conditions;
 use super::host::{per_image, to_host};
@@ -67,8 +67,21 @@ impl Denoiser {
 
     /// The denoiser as a fixed feature extractor: its input gets gradients, its parameters get none, and dropout is off.
     pub fn frozen(model: &Model, device: &Device) -> Self {
-        let denoiser = Self::new(model, &device.clone().without_autodiff());
-        Self { network: denoiser.network.frozen(), ..denoiser }
+        Self::new(model, &device.clone().without_autodiff()).as_frozen()
+    }
+
+    /// The encoder, which computes the feature maps: parameters of its own that require gradients, at first those of this
+    /// denoiser. It has no velocity.
+    ///
+    /// # Panics
+    /// If the network has no features.
+    pub fn encoder(&self) -> Self {
+        Self { network: self.network.encoder(), ..self.clone() }
+    }
+
+    /// The same denoiser as a fixed feature extractor, as [`Denoiser::frozen`].
+    pub fn as_frozen(&self) -> Self {
+        Self { network: self.network.frozen(), ..self.clone() }
     }
 
     /// The same denoiser in mixed precision: activations inside the network are of this type. Inputs, velocities, features and
@@ -213,6 +226,11 @@ impl Denoiser {
     /// Gradients of a loss with respect to the parameters, flat, in their order.
     pub fn gradients(&self, loss: &Tensor<1>) -> Vec<Tensor<1>> {
         self.network.gradients(loss)
+    }
+
+    /// Takes the gradients of the parameters out of those of a loss: [`Denoiser::gradients`] for a loss of several networks.
+    pub(crate) fn take_gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
+        self.network.take_gradients(gradients)
     }
 
     /// Calls `each` with the place of every parameter and its gradient of a loss. After [`Denoiser::in_segments`] or

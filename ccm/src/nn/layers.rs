@@ -5,7 +5,7 @@
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
 use super::ops::conv;
 use crate::model::TensorSpec;
@@ -149,6 +149,11 @@ pub(crate) fn with_parameters<M: Module>(network: M, parameters: Vec<Tensor<1>>)
 /// Gradients of a network's parameters, flat, in the order of [`parameters`]; zero for a parameter without influence on
 /// the loss.
 pub(crate) fn gradients<M: Module>(network: &M, loss: &Tensor<1>) -> Vec<Tensor<1>> {
+    take_gradients(network, loss.backward())
+}
+
+/// The gradients of a network's parameters among those of a loss, as [`gradients`].
+pub(crate) fn take_gradients<M: Module>(network: &M, of_loss: Gradients) -> Vec<Tensor<1>> {
     struct Collect {
         gradients: GradientsParams,
         flat: Vec<Tensor<1>>,
@@ -161,7 +166,7 @@ pub(crate) fn gradients<M: Module>(network: &M, loss: &Tensor<1>) -> Vec<Tensor<
             self.flat.push(gradient.reshape([count]));
         }
     }
-    let gradients = GradientsParams::from_grads(loss.backward(), network);
+    let gradients = GradientsParams::from_grads(of_loss, network);
     let mut collect = Collect { gradients, flat: Vec::new() };
     network.visit(&mut collect);
     collect.flat

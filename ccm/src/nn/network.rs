@@ -11,7 +11,7 @@ mod segments;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 
 use super::conditions::Conditions;
 use crate::model::TensorSpec;
@@ -226,6 +226,26 @@ impl Network {
         Self { base, parameters, dropout: false, tape: None, ..self.clone() }
     }
 
+    /// The part that computes the features, with parameters of its own in single precision, which require gradients.
+    /// Dropout is off.
+    ///
+    /// # Panics
+    /// If the network has no features.
+    pub(crate) fn encoder(&self) -> Self {
+        let graph = self.program.graph.encoder();
+        let last_reads = last_reads(&graph.nodes);
+        let own = |values: Tensor<1>| single(values).autodiff().require_grad();
+        let own_count = graph.parameters.len() - self.base.len();
+        Self {
+            parameters: self.parameters().into_iter().take(own_count).map(own).collect(),
+            program: Arc::new(Program { graph, last_reads }),
+            base: recording(without_gradients(&self.base)),
+            dropout: false,
+            activations: DType::F32,
+            tape: None,
+        }
+    }
+
     /// The same network in mixed precision, with activations of this type.
     pub(crate) fn in_half(self, half: DType) -> Self {
         Self { activations: half, ..self }
@@ -242,6 +262,15 @@ impl Network {
         let mut gradients = self.parameters();
         self.gradients_in_turn(loss, |place, gradient| gradients[place] = gradient);
         gradients
+    }
+
+    /// Takes the gradients of the parameters, in their order, out of those of a loss; zero for a parameter without influence on
+    /// it. The network must not be [`Network::in_segments`] or [`Network::checkpointed`].
+    pub(crate) fn take_gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
+        let take = |parameter: &Tensor<1>| {
+            parameter.grad_remove(gradients).unwrap_or_else(|| parameter.clone().inner().zeros_like())
+        };
+        self.parameters.iter().map(take).collect()
     }
 
     /// Calls `each` with the place of every parameter and its gradient, which is that of [`Network::gradients`]. After

@@ -16,7 +16,7 @@ use super::loss_scale::LossScale;
 use super::state::TrainState;
 use super::trainable::Trainable;
 use crate::disk::{self, DiskError};
-use crate::method::discriminator::{Discriminator, Heads};
+use crate::method::discriminator::Discriminator;
 use crate::model::TensorSpec;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::ema::Ema;
@@ -124,7 +124,6 @@ fn parse(path: &Path) -> Option<Checkpoint> {
 /// checkpoints are kept in all these cases.
 pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathBuf, CheckpointError> {
     let of_network = state.denoiser.tensors();
-    let of_heads = Heads::tensors(state.denoiser.spec());
     let mut tensors = BTreeMap::new();
     let mut add = |prefix: &str, specs: &[TensorSpec], values: Vec<Tensor<1>>| {
         for (TensorSpec { name, .. }, values) in specs.iter().zip(values) {
@@ -144,10 +143,11 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
         add(&format!("adam.{moment}"), &of_network, state.optimizer.moment(moment))?;
     }
     if let Some(discriminator) = &state.discriminator {
-        add("discriminator", &of_heads, discriminator.heads.parameters())?;
+        let tensors = discriminator.tensors(state.denoiser.spec());
+        add("discriminator", &tensors, discriminator.parameters())?;
         for moment in [0, 1] {
             let values = discriminator.optimizer.moment(moment);
-            add(&format!("discriminator.adam.{moment}"), &of_heads, values)?;
+            add(&format!("discriminator.adam.{moment}"), &tensors, values)?;
         }
     }
     let description = Description {
@@ -178,7 +178,7 @@ pub fn save(folder: &Path, stage: StageKind, state: &TrainState) -> Result<PathB
 }
 
 /// Reads the newest readable checkpoint of a stage; `None` if the stage has no checkpoint yet. Reports each unreadable
-/// checkpoint to `note`.
+/// checkpoint to `note`. `discriminator`, untrained, is given if the stage has one.
 ///
 /// # Errors
 /// Checkpoints exist, but none can be read.
@@ -186,12 +186,13 @@ pub fn resume(
     folder: &Path,
     stage: StageKind,
     trainable: &Trainable,
+    discriminator: Option<&Discriminator>,
     device: &Device,
     note: &mut dyn FnMut(&str),
 ) -> Result<Option<TrainState>, CheckpointError> {
     let mut damaged = Vec::new();
     for found in list(folder).into_iter().rev().filter(|found| found.stage == stage) {
-        match load(&found.path, stage, trainable, device) {
+        match load(&found.path, stage, trainable, discriminator, device) {
             Ok(state) => {
                 for error in &damaged {
                     note(&format!("{error}; going on from {} instead", found.path.display()));
@@ -207,7 +208,7 @@ pub fn resume(
     }
 }
 
-/// Reads a checkpoint of a network.
+/// Reads a checkpoint of a network. `discriminator`, untrained, is given if the stage has one.
 ///
 /// # Errors
 /// A file that cannot be read or belongs to another stage, or whose tensors are not those of the network and its
@@ -216,6 +217,7 @@ pub fn load(
     path: &Path,
     stage: StageKind,
     trainable: &Trainable,
+    discriminator: Option<&Discriminator>,
     device: &Device,
 ) -> Result<TrainState, CheckpointError> {
     let wrong = |source| CheckpointError::Weights { path: path.to_owned(), source };
@@ -272,13 +274,22 @@ pub fn load(
         Ok(first.into_iter().zip(second).map(|(first, second)| [flat(first), flat(second)]).collect())
     };
     let of_student = moments("", description.step - skipped, &|| trainable.tensors()).map_err(wrong)?;
-    let discriminator = match description.discriminator {
-        None => None,
-        Some(Opponent { step, balance }) => {
-            let of_heads = || Heads::tensors(trainable.network());
-            let moments = moments("discriminator.", step, &of_heads).map_err(wrong)?;
-            let heads = take("discriminator", of_heads()).map_err(wrong)?;
-            Some(Discriminator::resumed(trainable.network(), &heads, moments, step, balance, device))
+    let discriminator = match (description.discriminator, discriminator) {
+        (None, untrained) => untrained.cloned(),
+        (Some(Opponent { step, balance }), Some(untrained)) => {
+            let tensors = || untrained.tensors(trainable.network());
+            let moments = moments("discriminator.", step, &tensors).map_err(wrong)?;
+            let parameters = take("discriminator", tensors()).map_err(wrong)?.into_iter().map(flat).collect();
+            let resumed = untrained.clone().with_parameters(parameters);
+            let optimizer = resumed.optimizer.clone().from_moments(moments);
+            Some(Discriminator { optimizer, step, balance, ..resumed })
+        }
+        (Some(_), None) => {
+            return Err(CheckpointError::Other {
+                path: path.to_owned(),
+                expected: "a checkpoint without a discriminator".to_owned(),
+                found: "one with a discriminator".to_owned(),
+            });
         }
     };
     if let Some(name) = file.tensors.into_keys().next() {
@@ -337,7 +348,7 @@ mod tests {
             state.loss_scale = Some(LossScale { factor, finite_steps: 0 });
             state.optimizer = state.optimizer.with_skipped(skipped);
             let path = save(folder.path(), StageKind::Teacher, &state).unwrap();
-            load(&path, StageKind::Teacher, &trainable, &Device::flex())
+            load(&path, StageKind::Teacher, &trainable, None, &Device::flex())
         };
         assert_eq!(load(1024.0, 3).unwrap().optimizer.skipped(), 3);
         for (factor, skipped) in [(1024.0, 5), (0.0, 3), (-2.0, 3)] {
@@ -370,7 +381,9 @@ mod tests {
         let trainable = Trainable::Weights { spec, prediction: Prediction::Velocity };
         let mut notes = Vec::new();
         let mut resume = |stage| {
-            resume(folder.path(), stage, &trainable, &Device::flex(), &mut |note| notes.push(note.to_owned()))
+            resume(folder.path(), stage, &trainable, None, &Device::flex(), &mut |note| {
+                notes.push(note.to_owned())
+            })
         };
         assert!(resume(StageKind::Teacher).unwrap().is_none());
         save(folder.path(), StageKind::Teacher, &state(4)).unwrap();

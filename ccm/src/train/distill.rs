@@ -148,9 +148,9 @@ impl Stage for Distillation<'_> {
             batches.while_preparing(next, learn);
         let skipped = matches!(scaling, Some(Scaling { skipped: true, .. }));
 
-        // Evaluations of the student (twice if the targets are computed first) and of the teacher's encoder.
-        let encoder = distance.evaluations() + usize::from(adversarial.is_some());
-        let once = 1 + usize::from(together.is_some()) + encoder;
+        // Evaluations of the student (twice if the targets are computed first) and of encoders, which count half.
+        let once = 1 + usize::from(together.is_some()) + distance.evaluations();
+        let halves = adversarial.as_ref().map_or(0, |(_, discriminator)| discriminator.encoder_passes());
         let discriminator_loss = adversary
             .zip(state.discriminator.as_mut())
             .zip(of_discriminator.filter(|_| !skipped))
@@ -162,7 +162,7 @@ impl Stage for Distillation<'_> {
         Ok(StepReport {
             step,
             images: step * batch.size as u64,
-            evaluations: (once * batch.size + counts.evaluations) as u64,
+            evaluations: (once * batch.size + halves * batch.size / 2 + counts.evaluations) as u64,
             loss,
             gradient_norm,
             kdc: Some(counts.kdc / batch.size as f64),

@@ -65,6 +65,7 @@ impl Stage for Finish<'_> {
         let Self { batches, schedule, workers, adversary, state } = self;
         let batch = batches.batch(state.step)?;
         let mut discriminator = state.discriminator.take().expect("a state with a discriminator");
+        let encoder_passes = discriminator.encoder_passes();
         let loss = |student: &Denoiser, part: Batch, rows: Range<usize>| {
             let share = part.len() as f32 / batch.size as f32;
             let (loss, gradients) = adversary.alone(&discriminator, generate(student, &part), &part, rows);
@@ -82,8 +83,8 @@ impl Stage for Finish<'_> {
         Ok(StepReport {
             step,
             images: step * batch.size as u64,
-            // The student, and two passes through the teacher's encoder. The pass for the gradient penalty does not count.
-            evaluations: 2 * batch.size as u64,
+            // The student, and passes through the encoder, which count half. The pass for the gradient penalty does not count.
+            evaluations: ((2 + encoder_passes) * batch.size / 2) as u64,
             loss,
             gradient_norm,
             kdc: None,

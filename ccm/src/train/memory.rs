@@ -10,7 +10,7 @@ use std::fmt;
 use activations::{Activations, Backward};
 use distances::of_distance;
 
-use crate::config::{Config, DistillConfig, FixedPrecision, HalfPrecision, RunConfig};
+use crate::config::{Config, DistillConfig, EncoderWeights, FixedPrecision, HalfPrecision, RunConfig};
 use crate::method::discriminator::Heads;
 use crate::model::graph::{Conv, Graph, Node, Op};
 use crate::model::json::Json;
@@ -122,7 +122,15 @@ impl Memory {
         let adversarial = config.adversarial_weight > 0.0;
         let lpips =
             config.distance.trunk().map_or(0, |trunk| trunk.tensors().iter().map(|of| count(of)).sum());
-        let heads = if adversarial { count(&Heads::tensors(network)) } else { 0 };
+        let discriminator_encoder = config.discriminator_encoder.unwrap_or_default();
+        let of_encoder = match discriminator_encoder {
+            EncoderWeights::Frozen => 0,
+            EncoderWeights::Trained => {
+                let parameters = graph.encoder().parameters;
+                parameters.iter().map(|of| of.shape.iter().product::<usize>() as u64).sum()
+            }
+        };
+        let discriminator = if adversarial { count(&Heads::tensors(network)) + of_encoder } else { 0 };
         // The teacher and the discriminator are done before the student's backward pass begins.
         let student = Activations { graph: &student, value: between };
         let Backward { kept, peak } = match checkpointing {
@@ -131,7 +139,7 @@ impl Memory {
         };
         let teacher = Activations { graph: &graph, value: between };
         let encoder = Activations { graph: &graph, value: SINGLE };
-        let of_discriminator = if adversarial { encoder.of_discriminator() } else { 0 };
+        let of_discriminator = if adversarial { encoder.of_discriminator(discriminator_encoder) } else { 0 };
         let [_, height, width] = network.image();
         // The distance and the discriminator take turns.
         let losses = of_discriminator.max(of_distance(config.distance, &encoder, [height, width]));
@@ -140,7 +148,7 @@ impl Memory {
             ("the teacher's weights, which are also those beside low-rank products", fixed * weights),
             ("trained values, two averages and gradients", (3 + gradients) * SINGLE * trained),
             ("the optimiser's two moments", moments * trained),
-            ("the discriminator's weights, moments and gradient", 4 * SINGLE * heads),
+            ("the discriminator's weights, moments and gradient", 4 * SINGLE * discriminator),
             ("the weights of LPIPS", SINGLE * lpips),
             ("weights converted for the backward pass", converted),
             ("images of the batch, with noise and targets", images * IMAGES * encoder.size(graph.input())),

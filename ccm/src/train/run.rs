@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::data::Examples;
 use crate::disk;
 use crate::method::coupling::Coupling;
+use crate::method::discriminator::Discriminator;
 use crate::method::guidance::Teacher as Guided;
 use crate::model::{ModelCard, NetworkSpec, Path as ModelPath, Prediction, Role};
 use crate::nn::denoiser::lora_tensors;
@@ -294,13 +295,16 @@ impl Run {
         self.device != Device::flex()
     }
 
+    /// The state of the newest checkpoint of a stage, if there is one. `discriminator` is untrained.
     pub(super) fn resumed(
         &self,
         stage: StageKind,
         trainable: &Trainable,
+        discriminator: Option<&Discriminator>,
         note: &mut dyn FnMut(&str),
     ) -> Result<Option<TrainState>, RunError> {
-        Ok(checkpoint::resume(&self.path(files::CHECKPOINTS), stage, trainable, &self.device, note)?)
+        let folder = self.path(files::CHECKPOINTS);
+        Ok(checkpoint::resume(&folder, stage, trainable, discriminator, &self.device, note)?)
     }
 
     /// The card of the sampled average of a stage.
@@ -385,7 +389,9 @@ impl Run {
     fn curves_of(&self, basis: &Basis, note: &mut dyn FnMut(&str)) -> Result<Curves, RunError> {
         // Eight times the images of a grid: about 50 images in each bin of t.
         let images = 8 * self.config.run.report_images;
-        let state = self.resumed(StageKind::Distill, &basis.trainable, note)?.ok_or_else(|| {
+        let untrained = self.distillation_discriminator(basis);
+        let resumed = self.resumed(StageKind::Distill, &basis.trainable, untrained.as_ref(), note)?;
+        let state = resumed.ok_or_else(|| {
             RunError::Unsuitable(format!("{}: no checkpoint of a distillation", self.folder.display()))
         })?;
         let networks = Networks {

@@ -18,7 +18,7 @@ use super::student::Student;
 use super::teacher::Teacher;
 use super::trainable::{Adaptation, Trainable};
 use super::workers::Workers;
-use crate::config::{FixedPrecision, HalfPrecision, TeacherTraining};
+use crate::config::{EncoderWeights, FixedPrecision, HalfPrecision, TeacherTraining};
 use crate::disk;
 use crate::method::adversary::Adversary;
 use crate::method::coupling::Coupling;
@@ -70,7 +70,7 @@ impl Run {
             _ => random_model(self.spec(), &self.prediction(), self.config.run.seed),
         };
         let trainable = Trainable::weights(&first);
-        let state = match self.resumed(StageKind::Teacher, &trainable, &mut |text| watch.note(text))? {
+        let state = match self.resumed(StageKind::Teacher, &trainable, None, &mut |text| watch.note(text))? {
             Some(state) => state,
             None => TrainState::new(&first, &[config.decay()], &self.device),
         };
@@ -119,7 +119,9 @@ impl Run {
             return Ok(Some(Student::read(&path, &basis.trainable)?));
         }
         let config = &self.config.distill;
-        let resumed = self.resumed(StageKind::Distill, &basis.trainable, &mut |text| watch.note(text))?;
+        let untrained = self.distillation_discriminator(basis);
+        let note = &mut |text: &str| watch.note(text);
+        let resumed = self.resumed(StageKind::Distill, &basis.trainable, untrained.as_ref(), note)?;
         let state = match resumed {
             Some(state) => state,
             None => self.fresh_student(basis),
@@ -151,14 +153,14 @@ impl Run {
             return Ok(Outcome::Finished);
         }
         let trainable = Trainable::weights(distilled);
-        let mut state = match self.resumed(StageKind::Finish, &trainable, &mut |text| watch.note(text))? {
+        let (untrained, note) = (self.discriminator(basis), &mut |text: &str| watch.note(text));
+        let mut state = match self.resumed(StageKind::Finish, &trainable, Some(&untrained), note)? {
             Some(state) => state,
-            None => TrainState::new(distilled, &[config.sample_decay()], &self.device),
+            None => TrainState {
+                discriminator: Some(untrained),
+                ..TrainState::new(distilled, &[config.sample_decay()], &self.device)
+            },
         };
-        let seed = self.config.run.seed;
-        state
-            .discriminator
-            .get_or_insert_with(|| Discriminator::new(basis.frozen.spec(), seed, &self.device));
         state.denoiser = state.denoiser.with_fixed_weights(|tensor| config.fixed.contains(tensor));
         let workers = self.workers(StageKind::Finish, config.batch, config.micro_batch)?;
         let state = self.with_settings(state, &workers);
@@ -234,14 +236,26 @@ impl Run {
         Ok((Trainable::Weights { spec, prediction: teacher.prediction.clone() }, first))
     }
 
-    /// The student before its first step.
+    /// The student before its first step, with its discriminator.
     pub(super) fn fresh_student(&self, basis: &Basis) -> TrainState {
         let config = &self.config.distill;
         let decays = [config.target_decay(), config.sample_decay()];
-        let discriminator = (config.adversarial_weight > 0.0)
-            .then(|| Discriminator::new(basis.frozen.spec(), self.config.run.seed, &self.device));
         let state = TrainState::of(&basis.trainable, &basis.first, &decays, &self.device);
-        TrainState { discriminator, ..state }
+        TrainState { discriminator: self.distillation_discriminator(basis), ..state }
+    }
+
+    /// A discriminator before its first step.
+    fn discriminator(&self, basis: &Basis) -> Discriminator {
+        let encoder = match self.config.distill.discriminator_encoder.unwrap_or_default() {
+            EncoderWeights::Frozen => None,
+            EncoderWeights::Trained => Some(basis.frozen.encoder()),
+        };
+        Discriminator::new(basis.frozen.spec(), self.config.run.seed, encoder, &self.device)
+    }
+
+    /// The discriminator of the distillation before its first step, if there is an adversarial loss.
+    pub(super) fn distillation_discriminator(&self, basis: &Basis) -> Option<Discriminator> {
+        (self.config.distill.adversarial_weight > 0.0).then(|| self.discriminator(basis))
     }
 
     pub(super) fn distillation(

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::SINGLE;
+use crate::config::EncoderWeights;
 use crate::method::discriminator::WIDTH;
 use crate::model::graph::{Activation, Attention, Graph, Node, Op, Value, last_reads};
 
@@ -133,26 +134,24 @@ impl Activations<'_> {
     /// The peak of the distance of teacher features: the encoder's activations for the student's image, its features, those of the
     /// target and their differences.
     pub(super) fn of_features(&self) -> u64 {
-        let Backward { kept, peak } = self.backward(self.encoder());
+        let Backward { kept, peak } = self.backward(self.graph.encoder_nodes());
         let features = self.sizes(&self.graph.features);
         (peak + 3 * features).max(kept + features + self.forward())
     }
 
-    /// The nodes up to the last feature.
-    fn encoder(&self) -> &[Node] {
-        let last = self.graph.nodes.iter().rposition(|node| self.graph.features.contains(&node.output));
-        &self.graph.nodes[..last.map_or(0, |last| last + 1)]
-    }
-
     /// The discriminator's part, beside the features of a real and a generated image: the student's gradient, by way of a head
-    /// and the encoder, then the gradients of the heads, for both images.
-    pub(super) fn of_discriminator(&self) -> u64 {
+    /// and the encoder, then the gradients of the heads, for both images. For a trained encoder, they go on into it.
+    pub(super) fn of_discriminator(&self, encoder: EncoderWeights) -> u64 {
         let features = &self.graph.features;
-        let Backward { kept, peak } = self.backward(self.encoder());
+        let Backward { kept, peak } = self.backward(self.graph.encoder_nodes());
         let positions: usize = features.iter().map(|value| self.graph.shape(*value).positions()).sum();
         // The maps before and after the norm, and the weighted one or a gradient.
         let heads = 3 * self.value * (WIDTH * positions) as u64;
-        2 * self.sizes(features) + peak.max(kept + heads).max(2 * heads)
+        let of_heads = match encoder {
+            EncoderWeights::Frozen => 2 * heads,
+            EncoderWeights::Trained => kept + peak.max(kept + 2 * heads),
+        };
+        2 * self.sizes(features) + peak.max(kept + heads).max(of_heads)
     }
 
     /// Most at one time in a forward pass without gradients: values that are still to be read, and what a node computes.
