@@ -100,6 +100,14 @@ pub fn shapes() -> Vec<u8> {
     fs::read(root().join(&SHAPES[1..])).expect("a model")
 }
 
+/// The first model of the page: faces of 64x64 pixels in twelve styles.
+///
+/// # Panics
+/// If the file cannot be read.
+pub fn avatars() -> Vec<u8> {
+    fs::read(root().join("web/models/avatars/student.safetensors")).expect("a model")
+}
+
 /// A small grey model without classes, on patches; images are 12 pixels high and 8 wide.
 pub fn grey() -> Vec<u8> {
     let spec = UNetSpec {

@@ -10,7 +10,7 @@ use ccm::model::Role;
 use ccm::weights::Precision;
 use ccm_tests::browser::{Browser, WebGpu};
 use ccm_tests::fixtures;
-use ccm_tests::site::{Site, assert_no_complaints, assert_same_picture, grey, native, shapes};
+use ccm_tests::site::{Site, assert_no_complaints, assert_same_picture, avatars, grey, native};
 use serde_json::json;
 
 /// The pixels of the page's large picture.
@@ -31,7 +31,7 @@ fn has_state(state: &str) -> String {
 }
 
 /// Waits until the last tile of the gallery is drawn.
-const GALLERY_IS_DRAWN: &str = "[...document.querySelectorAll('.tile canvas')].at(-1)?.width === 32";
+const GALLERY_IS_DRAWN: &str = "[...document.querySelectorAll('.tile canvas')].at(-1)?.width === 64";
 
 /// Types a name.
 fn enter(browser: &mut Browser, field: &str, name: &str) {
@@ -68,7 +68,7 @@ fn the_page_works(webgpu: WebGpu, backend: &str) {
     browser.wait_for("document.getElementById('stage').getAttribute('aria-label').endsWith('Grace')");
     let html = browser.eval("document.getElementById('html').textContent");
     let html = html.as_str().unwrap();
-    assert!(html.ends_with("seed=\"Grace\" label=\"sprout\"></ccm-image>"), "{html}");
+    assert!(html.ends_with("seed=\"Grace\" label=\"micah\"></ccm-image>"), "{html}");
     browser.eval("document.querySelectorAll('.tile')[3].click()");
     browser.wait_for(
         "document.getElementById('name').value === document.querySelectorAll('.tile')[3].dataset.name",
@@ -108,7 +108,7 @@ fn it_works_without_workers_and_shows_the_picture_of_a_name() {
     browser.wait_for(GALLERY_IS_DRAWN);
     enter(&mut browser, "name", "Grace");
     browser.wait_for("document.getElementById('stage').getAttribute('aria-label').endsWith('Grace')");
-    assert_same_picture(&browser.eval(PIXELS_OF_STAGE), &native(&shapes(), GRACE, 0, 1));
+    assert_same_picture(&browser.eval(PIXELS_OF_STAGE), &native(&avatars(), GRACE, 0, 1));
     browser.eval("document.getElementById('start').click()");
     browser.wait_for("document.getElementById('verdict').textContent.includes('times as fast')");
     assert_eq!(browser.eval("document.getElementById('problem').hidden"), json!(true));

@@ -32,7 +32,26 @@ const words = (folder, name, title, credits, samples) => ({
   samples: samples.split(","),
 });
 
+// The styles that avatars are drawn in, with their creators, by licence.
+const FACES =
+  'Trained on faces drawn with <a href="https://www.dicebear.com">DiceBear</a> (MIT) in the styles ' +
+  '<a href="https://www.figma.com/community/file/1184595184137881796">Adventurer</a> by Lisa Wischofsky, ' +
+  '<a href="https://www.figma.com/community/file/986078800058673824">Face Generator</a> by The Visual Team, ' +
+  '<a href="https://www.figma.com/community/file/881358461963645496">Custom Avatar</a> by Ashley Seo, ' +
+  '<a href="https://www.figma.com/community/file/1356575240759683500">Dylan! The Avatar Generator</a> by Natalia Spivak, ' +
+  '<a href="https://www.figma.com/community/file/968125295144990435">Fun Emoji Set</a> by Davis Uche, ' +
+  '<a href="https://www.figma.com/community/file/829741575478342595">Avatar Illustration System</a> by Micah Lanier, ' +
+  '<a href="https://www.figma.com/community/file/923211396597067458">Miniavs - Free Avatar Creator</a> by Webpixels, ' +
+  '<a href="https://personas.draftbit.com/">Personas by Draftbit</a> by Draftbit - draftbit.com, ' +
+  '<a href="https://www.figma.com/community/file/1589627891082866389">ToonHead</a> by Johan Melin' +
+  ' (<a href="https://creativecommons.org/licenses/by/4.0/">CC BY 4.0</a>); ' +
+  '<a href="https://www.figma.com/community/file/1198749693280469639">Lorelei</a> by Lisa Wischofsky, ' +
+  '<a href="https://www.figma.com/community/file/1198754108850888330">Pixel Art</a> by DiceBear, ' +
+  '<a href="https://www.dicebear.com">Thumbs</a> by DiceBear' +
+  ' (<a href="https://creativecommons.org/publicdomain/zero/1.0/">CC0 1.0</a>).';
+
 export const MODELS = [
+  pair("avatars", "Faces, 64 x 64", "A face for every name", "Style", FACES),
   pair("shapes", "Creatures, 32 x 32", "A creature for every name", "Kind"),
   pair("mnist", "Digits, 28 x 28", "A digit for every name", "Digit"),
   words("emoji", "Emoji from words, 64 x 64", "An emoji for your words",

@@ -1,10 +1,13 @@
 //! The adversarial loss of PAPER.md §6 and §10: a discriminator on the teacher's features.
 //!
-//! The published discriminator uses features of networks trained on ImageNet. This one uses the teacher's encoder, frozen,
-//! which every run has. It may also learn with the heads: the features of a teacher that predicts data leave out much of what is wrong with the
-//! student's images, and a discriminator at chance has a gradient without meaning. The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1), or more often near the
-//! image, where grain shows. The features of a diffusion model separate real from generated images (Sauer et al., arXiv 2403.12015; Yin et al., arXiv 2405.14867), and
-//! the noise replaces augmentation.
+//! The published discriminator uses features of networks trained on ImageNet. This one uses the teacher's encoder, which every
+//! run has. The features of a diffusion model separate real from generated images (Sauer et al., arXiv 2403.12015; Yin et al.,
+//! arXiv 2405.14867). The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1), or more often near the
+//! image, where grain shows; the noise replaces augmentation.
+//!
+//! The encoder is frozen, or a copy that learns with the heads (Lin et al., arXiv 2402.13929). The features of a teacher that
+//! predicts data leave out much of what is wrong with the student's images. On these, a frozen encoder's discriminator stays at
+//! chance, and its gradient has no meaning.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -81,7 +81,7 @@ fn softplus(x: Tensor<4>) -> Tensor<4> {
 /// A discriminator in training: the heads, the encoder if it learns, and their optimiser.
 #[derive(Clone)]
 pub struct Discriminator {
-    /// The trainable part; it records gradients.
+    /// The heads; they record gradients.
     pub heads: Heads,
     /// The encoder, if it learns ([`Denoiser::encoder`]). Without it, the features are the teacher's.
     pub encoder: Option<Denoiser>,
