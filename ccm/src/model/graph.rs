@@ -184,30 +184,6 @@ impl Graph {
         uses
     }
 
-    /// The nodes up to the last feature.
-    pub fn encoder_nodes(&self) -> &[Node] {
-        let last = self.nodes.iter().rposition(|node| self.features.contains(&node.output));
-        &self.nodes[..last.map_or(0, |last| last + 1)]
-    }
-
-    /// The part of the network that computes the features: its nodes, and the first parameters up to the last that one of
-    /// them reads. The output is the last feature.
-    ///
-    /// # Panics
-    /// If the network has no features.
-    pub fn encoder(&self) -> Self {
-        let nodes = self.encoder_nodes().to_vec();
-        let read = nodes.iter().flat_map(|node| node.op.parameters());
-        let parameters = read.map(|param| param.index() + 1).max().unwrap_or(0);
-        Self {
-            output: nodes.last().unwrap_or_else(|| panic!("a network with features")).output,
-            parameters: self.parameters[..parameters].to_vec(),
-            nodes,
-            pooled: None,
-            ..self.clone()
-        }
-    }
-
     /// Fuses operations: SiLU and a modulation into the norm before them, and the addition of a vector into the
     /// convolution before it. A value that has another reader is not fused away.
     pub fn fused(&self) -> Self {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 
 use super::conditions::Conditions;
+use super::encoder::encoder;
 use crate::model::TensorSpec;
 use crate::model::graph::{Graph, Value, last_reads};
 use crate::weights::HostTensor;
@@ -232,7 +233,7 @@ impl Network {
     /// # Panics
     /// If the network has no features.
     pub(crate) fn encoder(&self) -> Self {
-        let graph = self.program.graph.encoder();
+        let graph = encoder(&self.program.graph);
         let last_reads = last_reads(&graph.nodes);
         let own = |values: Tensor<1>| single(values).autodiff().require_grad();
         let own_count = graph.parameters.len() - self.base.len();

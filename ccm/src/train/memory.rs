@@ -16,6 +16,7 @@ use crate::model::graph::{Conv, Graph, Node, Op};
 use crate::model::json::Json;
 use crate::model::{NetworkSpec, SpecError, TensorSpec};
 use crate::nn::denoiser::lora_tensors;
+use crate::nn::encoder::encoder;
 
 /// Bytes of a value in single precision.
 const SINGLE: u64 = 4;
@@ -126,7 +127,7 @@ impl Memory {
         let of_encoder = match discriminator_encoder {
             EncoderWeights::Frozen => 0,
             EncoderWeights::Trained => {
-                let parameters = graph.encoder().parameters;
+                let parameters = encoder(&graph).parameters;
                 parameters.iter().map(|of| of.shape.iter().product::<usize>() as u64).sum()
             }
         };

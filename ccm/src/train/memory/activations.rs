@@ -6,6 +6,7 @@ use super::SINGLE;
 use crate::config::EncoderWeights;
 use crate::method::discriminator::WIDTH;
 use crate::model::graph::{Activation, Attention, Graph, Node, Op, Value, last_reads};
+use crate::nn::encoder::encoder_nodes;
 
 /// Sizes of the activations of a fused graph.
 pub(super) struct Activations<'a> {
@@ -134,7 +135,7 @@ impl Activations<'_> {
     /// The peak of the distance of teacher features: the encoder's activations for the student's image, its features, those of the
     /// target and their differences.
     pub(super) fn of_features(&self) -> u64 {
-        let Backward { kept, peak } = self.backward(self.graph.encoder_nodes());
+        let Backward { kept, peak } = self.backward(encoder_nodes(self.graph));
         let features = self.sizes(&self.graph.features);
         (peak + 3 * features).max(kept + features + self.forward())
     }
@@ -143,7 +144,7 @@ impl Activations<'_> {
     /// and the encoder, then the gradients of the heads, for both images. For a trained encoder, they go on into it.
     pub(super) fn of_discriminator(&self, encoder: EncoderWeights) -> u64 {
         let features = &self.graph.features;
-        let Backward { kept, peak } = self.backward(self.graph.encoder_nodes());
+        let Backward { kept, peak } = self.backward(encoder_nodes(self.graph));
         let positions: usize = features.iter().map(|value| self.graph.shape(*value).positions()).sum();
         // The maps before and after the norm, and the weighted one or a gradient.
         let heads = 3 * self.value * (WIDTH * positions) as u64;
