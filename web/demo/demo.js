@@ -103,7 +103,7 @@ async function load(entry) {
     $("verdict").textContent = "\u00a0";
     say(entry, student.info);
     document.documentElement.dataset.size = student.info.width < 48 ? "small" : "large";
-    listClasses(student.info, entry.legend);
+    listClasses(student.info, entry);
     nameLanes();
     // The first picture includes the start of the engine; the second one is timed.
     await paint();
@@ -193,25 +193,26 @@ function describe(info) {
   $("hint").hidden = !hint;
 }
 
-function listClasses({ numClasses, classes }, legend) {
+function listClasses({ numClasses, classes }, { legend, first }) {
   const set = $("classes");
   set.hidden = !numClasses;
   set.querySelector("legend").textContent = legend;
   set.querySelectorAll("label, select").forEach((old) => old.remove());
   if (!numClasses) return;
   const names = Array.from({ length: numClasses }, (_, i) => classes[i] ?? String(i));
-  state.label = 0;
+  state.label = Math.max(0, classes.indexOf(first));
   if (numClasses > 30) {
     const select = document.createElement("select");
     select.setAttribute("aria-label", legend);
     names.forEach((name, i) => select.add(new Option(name, i)));
+    select.value = state.label;
     select.onchange = () => choose(Number(select.value));
     set.append(select);
     return;
   }
   names.forEach((name, i) => {
     const label = document.createElement("label");
-    const input = Object.assign(document.createElement("input"), { type: "radio", name: "class", value: i, checked: i === 0 });
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "class", value: i, checked: i === state.label });
     const text = document.createElement("span");
     text.textContent = name.replace(/([a-z])([A-Z])/g, "$1 $2").replaceAll("_", " ").toLowerCase();
     input.onchange = () => choose(i);

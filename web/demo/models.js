@@ -7,15 +7,17 @@
  * @property {string} legend - of the choice of a class
  * @property {string | Blob} student
  * @property {string | Blob | null} teacher
+ * @property {string} [first] - the class that is chosen at first
  * @property {string} credits - of the training images, as HTML of this file
  * @property {string[]} [samples] - words for the gallery of a model with text
  */
 
 /** @returns {Entry} */
-const pair = (folder, name, title, legend, credits = "") => ({
+const pair = (folder, name, title, legend, credits = "", first = undefined) => ({
   name,
   title,
   legend,
+  first,
   credits,
   student: `web/models/${folder}/student.safetensors`,
   teacher: `web/models/${folder}/teacher.safetensors`,
@@ -51,7 +53,7 @@ const FACES =
   ' (<a href="https://creativecommons.org/publicdomain/zero/1.0/">CC0 1.0</a>).';
 
 export const MODELS = [
-  pair("avatars", "Faces, 64 x 64", "A face for every name", "Style", FACES),
+  pair("avatars", "Faces, 64 x 64", "A face for every name", "Style", FACES, "micah"),
   pair("shapes", "Creatures, 32 x 32", "A creature for every name", "Kind"),
   pair("mnist", "Digits, 28 x 28", "A digit for every name", "Digit"),
   words("emoji", "Emoji from words, 64 x 64", "An emoji for your words",
