@@ -195,8 +195,7 @@ pub enum EncoderWeights {
     /// Only the heads learn.
     #[default]
     Frozen,
-    /// The encoder learns, too: a teacher's features need not show what is wrong with the student's images. About a fifth
-    /// more time.
+    /// The encoder learns, too: a teacher's features need not show what is wrong with the student's images.
     Trained,
 }
 

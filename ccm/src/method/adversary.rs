@@ -5,9 +5,8 @@
 //! arXiv 2405.14867). The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1), or more often near the
 //! image, where grain shows; the noise replaces augmentation.
 //!
-//! The encoder is frozen, or a copy that learns with the heads (Lin et al., arXiv 2402.13929). The features of a teacher that
-//! predicts data leave out much of what is wrong with the student's images. On these, a frozen encoder's discriminator stays at
-//! chance, and its gradient has no meaning.
+//! The encoder is frozen, or a copy that learns with the heads (Lin et al., arXiv 2402.13929). With a teacher that predicts data,
+//! a frozen encoder's discriminator can stay at chance (docs/quality.md), and its gradient then has no meaning.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -275,7 +275,7 @@ pub fn load(
     };
     let of_student = moments("", description.step - skipped, &|| trainable.tensors()).map_err(wrong)?;
     let discriminator = match (description.discriminator, discriminator) {
-        (None, untrained) => untrained.cloned(),
+        (None, None) => None,
         (Some(Opponent { step, balance }), Some(untrained)) => {
             let tensors = || untrained.tensors(trainable.network());
             let moments = moments("discriminator.", step, &tensors).map_err(wrong)?;
@@ -284,11 +284,12 @@ pub fn load(
             let optimizer = resumed.optimizer.clone().from_moments(moments);
             Some(Discriminator { optimizer, step, balance, ..resumed })
         }
-        (Some(_), None) => {
+        (found, expected) => {
+            let with = |there: bool| if there { "with a discriminator" } else { "without a discriminator" };
             return Err(CheckpointError::Other {
                 path: path.to_owned(),
-                expected: "a checkpoint without a discriminator".to_owned(),
-                found: "one with a discriminator".to_owned(),
+                expected: format!("a checkpoint {}", with(expected.is_some())),
+                found: format!("one {}", with(found.is_some())),
             });
         }
     };
