@@ -21,6 +21,7 @@ use ccm::method::discriminator::{AdversarialLoss, Discriminator};
 use ccm::method::distance::Distance;
 use ccm::method::kdc::PEAK;
 use ccm::method::lpips::Trunk;
+use ccm::method::views::Augmentation;
 use ccm::metrics::file::open;
 use ccm::metrics::inception;
 use ccm::model::{ModelCard, NetworkSpec, Prediction, TensorSpec, UNetSpec};
@@ -247,7 +248,7 @@ pub fn oppose(distillation: &mut Distillation<'_>, weights: EncoderWeights, devi
         from: 0,
         warmup_steps: 0,
         learning_rate: 1e-3,
-        noise_power: 1.0,
+        augmentation: Augmentation { noise_power: 1.0, translation: 0 },
     });
     let untrained = Discriminator::new(&spec, 5, trained, device);
     distillation.state.discriminator = Some(Discriminator { balance: 1.0, ..untrained });

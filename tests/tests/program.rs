@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use ccm::method::lpips::Trunk;
 use ccm::nn::kernels::Operands;
@@ -14,6 +14,7 @@ use ccm_tests::program::{
     TINY, assert_same_models, distill, fail, kill_after, picture_folder, start, succeed, write_idx,
 };
 use ccm_tests::{configurations, fixtures, lpips_weights, relative_error, tensors};
+use ccm_web::build::root;
 use tempfile::tempdir;
 
 fn assert_run_is_complete(folder: &Path) {
@@ -382,6 +383,18 @@ fn import_inspect_and_sample_agree_with_pytorch() {
         );
         assert!(fs::read(&grid).unwrap().starts_with(b"\x89PNG"));
     }
+}
+
+/// As `distill inspect FILE | head`, whose reader leaves first.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_ends_the_program_without_a_message() {
+    let mut inspect = distill();
+    inspect.args(["inspect", "--tensors"]).arg(root().join("web/models/shapes/student.safetensors"));
+    let mut child = inspect.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let said = child.wait_with_output().unwrap().stderr;
+    assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
 }
 
 #[test]

@@ -44,21 +44,24 @@ fn adapter() -> Option<DeviceKind> {
     kinds.min_by_key(|kind| *kind == DeviceKind::Cpu)
 }
 
-/// Runs one distillation step, in mixed precision if `half` is given, and returns the weights after it.
-fn step(device: &Device, half: Option<DType>) -> (StepReport, Vec<f32>) {
+/// Runs one distillation step, in mixed precision if `half` is given. Returns the weights of the student after it, and those
+/// of the discriminator.
+fn step(device: &Device, encoder: EncoderWeights, half: Option<DType>) -> (StepReport, [Vec<f32>; 2]) {
     let data = small_data();
     // Kernels are autotuned for every new shape, which takes most of the time on a software adapter.
     let spec = UNetSpec { channel_mult: vec![1.0, 1.0], ..small_spec() };
     let workers = Workers::new(1, 4, 4).unwrap();
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
-    oppose(&mut distillation, EncoderWeights::Frozen, device);
+    oppose(&mut distillation, encoder, device);
     if let Some(half) = half {
         distillation.state.denoiser = distillation.state.denoiser.clone().in_half(half);
         distillation.state.loss_scale = Some(LossScale::default());
         distillation.teacher.denoiser = distillation.teacher.denoiser.clone().in_half(half);
     }
     let report = distillation.step().unwrap();
-    (report, distillation.state().denoiser.parameters().into_iter().flat_map(to_host).collect())
+    let opponent = distillation.state.discriminator.as_ref().unwrap().parameters();
+    let student = distillation.state().denoiser.parameters();
+    (report, [student, opponent].map(|of| of.into_iter().flat_map(to_host).collect()))
 }
 
 #[test]
@@ -67,18 +70,26 @@ fn a_training_step_on_wgpu_agrees_with_the_cpu() {
         println!("SKIPPED: no adapter");
         return;
     };
-    let (found, weights) = step(&gpu, None);
-    let (expected, expected_weights) = step(&Device::flex(), None);
-    println!("wgpu {found:?}\nCPU  {expected:?}");
-    assert!((found.loss / expected.loss - 1.0).abs() < 1e-3);
-    assert!((found.gradient_norm / expected.gradient_norm - 1.0).abs() < 1e-3);
-    assert!((found.kdc.unwrap() - expected.kdc.unwrap()).abs() < 1e-2);
-    assert_eq!(found.teacher_steps, expected.teacher_steps);
-    let opponents = [found, expected].map(|report| report.discriminator_loss.unwrap());
-    assert!((opponents[0] / opponents[1] - 1.0).abs() < 1e-3);
-    let error = relative_error(&weights, &expected_weights);
-    // Adam's first step is the sign of the gradient, and rounding changes the sign of gradients close to zero.
-    assert!(error < 2e-3, "weights after the step: {error:.2e}");
+    for encoder in [EncoderWeights::Frozen, EncoderWeights::Trained] {
+        let (found, weights) = step(&gpu, encoder, None);
+        let (expected, expected_weights) = step(&Device::flex(), encoder, None);
+        println!("{encoder:?}\nwgpu {found:?}\nCPU  {expected:?}");
+        assert!((found.loss / expected.loss - 1.0).abs() < 1e-3);
+        assert!((found.gradient_norm / expected.gradient_norm - 1.0).abs() < 1e-3);
+        assert!((found.kdc.unwrap() - expected.kdc.unwrap()).abs() < 1e-2);
+        assert_eq!(found.teacher_steps, expected.teacher_steps);
+        let opponents = [found, expected].map(|report| report.discriminator_loss.unwrap());
+        assert!((opponents[0] / opponents[1] - 1.0).abs() < 1e-3);
+        for (whose, found, expected) in [
+            ("student", &weights[0], &expected_weights[0]),
+            ("discriminator", &weights[1], &expected_weights[1]),
+        ] {
+            let error = relative_error(found, expected);
+            println!("{whose}: relative error {error:.1e}");
+            // Adam's first step is the sign of the gradient, and rounding changes the sign of gradients close to zero.
+            assert!(error < 2e-3, "weights of the {whose} after the step: {error:.2e}");
+        }
+    }
 }
 
 /// As [`step`], by two ranks that share the device and exchange gradients while others are being computed.
@@ -110,7 +121,7 @@ fn a_step_of_two_ranks_on_wgpu_agrees_with_one_on_the_cpu() {
         return;
     };
     let ranks = step_of_two_ranks(&gpu);
-    let (expected, expected_weights) = step(&Device::flex(), None);
+    let (expected, [expected_weights, _]) = step(&Device::flex(), EncoderWeights::Frozen, None);
     assert_eq!(ranks[0].1, ranks[1].1, "the ranks' weights after the step");
     for (found, weights) in ranks {
         println!("wgpu {found:?}\nCPU  {expected:?}");
@@ -129,8 +140,8 @@ fn a_training_step_in_f16_on_wgpu_agrees_with_the_cpu() {
         println!("SKIPPED: no adapter that computes in f16");
         return;
     };
-    let (found, _) = step(&gpu, Some(DType::F16));
-    let (expected, _) = step(&Device::flex(), Some(DType::F16));
+    let (found, _) = step(&gpu, EncoderWeights::Frozen, Some(DType::F16));
+    let (expected, _) = step(&Device::flex(), EncoderWeights::Frozen, Some(DType::F16));
     println!("wgpu {found:?}\nCPU  {expected:?}");
     assert!((found.loss / expected.loss - 1.0).abs() < 5e-3);
     assert!((found.gradient_norm / expected.gradient_norm - 1.0).abs() < 5e-3);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 49] = [
+pub(super) const OPTIONAL: [&str; 50] = [
     "data.captions",
     "data.count",
     "data.image_size",
@@ -17,6 +17,7 @@ pub(super) const OPTIONAL: [&str; 49] = [
     "distill.coupling_images",
     "distill.discriminator_encoder",
     "distill.discriminator_noise_power",
+    "distill.discriminator_translation",
     "distill.fixed_precision",
     "distill.guidance",
     "distill.guidance_channels",

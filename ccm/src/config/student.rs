@@ -9,6 +9,7 @@ use crate::method::coupling::Coupling;
 use crate::method::curriculum::{Mode, Scope, StepSolver};
 use crate::method::distance::DistanceKind;
 use crate::method::lpips::Trunk;
+use crate::method::views::Augmentation;
 use crate::model::TensorSpec;
 use crate::model::graph::lora::LoraSpec;
 
@@ -99,6 +100,10 @@ pub struct DistillConfig {
     /// `finish`. Above 0; by default 1. With 2 it sees less noise, and so more of the student's grain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_noise_power: Option<f64>,
+    /// Largest number of pixels that the discriminator's images are moved by, in each direction, `0..=64`, also in `finish`. By
+    /// default 0. A few pixels prevent a grid in a student of patches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discriminator_translation: Option<usize>,
     /// Whether the discriminator's encoder learns with its heads, also in `finish`. By default `frozen`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_encoder: Option<EncoderWeights>,
@@ -225,6 +230,14 @@ pub struct LpipsFiles<'a> {
 }
 
 impl DistillConfig {
+    /// What the discriminator sees of images.
+    pub fn augmentation(&self) -> Augmentation {
+        Augmentation {
+            noise_power: self.discriminator_noise_power.unwrap_or(1.0),
+            translation: self.discriminator_translation.unwrap_or(0),
+        }
+    }
+
     /// The low-rank products that are trained; `None` if all weights are.
     pub fn lora(&self) -> Option<LoraSpec> {
         let rank = self.lora_rank?;

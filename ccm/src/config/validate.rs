@@ -20,6 +20,9 @@ const THREADS: RangeInclusive<usize> = 1..=1024;
 /// Images that the source `shapes` generates.
 const COUNT: RangeInclusive<usize> = 1..=10_000_000;
 
+/// Pixels that a discriminator's images are moved by.
+const MAX_TRANSLATION: usize = 64;
+
 impl Config {
     /// Checks every setting against its range and against the others.
     ///
@@ -234,6 +237,8 @@ impl DistillConfig {
         positive("distill.time_alpha", self.time_alpha)?;
         zero_or_more("distill.adversarial_weight", self.adversarial_weight)?;
         positive("distill.discriminator_noise_power", self.discriminator_noise_power.unwrap_or(1.0))?;
+        let translation = self.discriminator_translation.unwrap_or(0);
+        within("distill.discriminator_translation", translation, 0..=MAX_TRANSLATION)?;
         duration_or_none("distill.adversarial_from_kimg", self.adversarial_from_kimg)?;
         duration_or_none("distill.adversarial_warmup_kimg", self.adversarial_warmup_kimg)?;
         positive("distill.discriminator_learning_rate", self.discriminator_learning_rate)?;

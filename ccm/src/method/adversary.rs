@@ -11,18 +11,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use super::batch::Batch;
 use super::discriminator::{AdversarialLoss, Discriminator, DiscriminatorGradients, SHIFT};
-use super::flow::path;
+use super::views::{Augmentation, View, Views};
 use crate::nn::denoiser::Denoiser;
-use crate::nn::host::per_image;
 use crate::nn::optimizer::Schedule;
-use crate::noise::Noise;
-
-/// Start of the range of times of the encoder's inputs, `[EARLIEST, 1)`.
-const EARLIEST: f64 = 0.5;
 
 /// The adversarial loss and its settings.
 pub struct Adversary {
@@ -39,8 +34,8 @@ pub struct Adversary {
     pub warmup_steps: u64,
     /// Learning rate of the discriminator.
     pub learning_rate: f64,
-    /// Power of the share of noise in the encoder's inputs, which is `1 - t = (1 - EARLIEST) U^power`.
-    pub noise_power: f64,
+    /// What the encoder sees of images.
+    pub augmentation: Augmentation,
 }
 
 impl Adversary {
@@ -108,38 +103,28 @@ impl Adversary {
         part: &Batch,
         rows: Range<usize>,
     ) -> AdversarialTerms {
-        let views = Views::draw(part, rows, self.noise_power, self.loss.r1() > 0.0);
-        let (of_real, of_fake) = ((&views.of_real, &views.t[..]), (&views.of_fake, &views.t[..]));
+        let Views { of_real, of_fake, shift } =
+            Views::draw(part, rows, self.augmentation, self.loss.r1() > 0.0);
+        let see =
+            |encoder: &Denoiser, view: &View, images| view.features(encoder, images, part.condition.clone());
         let fixed = discriminator.fixed_encoder(&self.encoder);
-        let fake = features(&fixed, images, of_fake, part);
+        let fake = see(&fixed, &of_fake, images.clone());
         let value = discriminator.student_loss(self.loss, &fake);
         let gradient = gradient(images, &value);
 
         let discriminator = discriminator.fresh();
         let encoder = discriminator.encoder.as_ref().unwrap_or(&fixed);
         let fake = match discriminator.encoder {
-            Some(_) => features(encoder, &images.clone().inner().autodiff(), of_fake, part),
+            Some(_) => see(encoder, &of_fake, images.clone().inner().autodiff()),
             None => fake.into_iter().map(|map| map.inner().autodiff()).collect(),
         };
         let real_images = part.x1.clone().autodiff();
-        let real = features(encoder, &real_images, of_real, part);
-        let shifted =
-            views.shift.map(|shift| features(encoder, &(real_images + shift * SHIFT), of_real, part));
+        let real = see(encoder, &of_real, real_images.clone());
+        let shifted = shift.map(|shift| see(encoder, &of_real, real_images + shift * SHIFT));
         let (loss, gradients) = discriminator.loss(self.loss, &real, shifted.as_deref(), &fake);
         let of_discriminator = DiscriminatorGradients { loss, gradients, squared_norms: None };
         AdversarialTerms { value: value.inner(), gradient, of_discriminator }
     }
-}
-
-/// An encoder's features of noised images, from the noise and the times.
-fn features(
-    encoder: &Denoiser,
-    images: &Tensor<4>,
-    (noise, t): (&Tensor<4>, &[f32]),
-    part: &Batch,
-) -> Vec<Tensor<4>> {
-    let time = per_image(t, &images.device());
-    encoder.encode(path(noise, images, &time), t, part.condition.clone())
 }
 
 /// The adversarial loss of one micro-batch.
@@ -150,40 +135,6 @@ struct AdversarialTerms {
     gradient: Tensor<4>,
     /// The discriminator's loss and gradients.
     of_discriminator: DiscriminatorGradients,
-}
-
-/// Times and noise for the encoder's inputs, for one micro-batch.
-struct Views {
-    t: Vec<f32>,
-    of_real: Tensor<4>,
-    of_fake: Tensor<4>,
-    /// The direction of the gradient penalty, if there is one.
-    shift: Option<Tensor<4>>,
-}
-
-impl Views {
-    /// Draws separately for each row, so that the numbers do not depend on the size of the micro-batches.
-    fn draw(part: &Batch, rows: Range<usize>, noise_power: f64, penalty: bool) -> Self {
-        let device = part.x1.device();
-        let shape = part.x1.shape();
-        let len = shape.num_elements() / part.len();
-        let (mut t, mut of_real, mut of_fake, mut shift) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for row in rows {
-            let mut noise = Noise::new(part.seed, row as u64);
-            let u = noise.uniform();
-            // Exactly `u` for a power of 1.
-            let place = if noise_power == 1.0 { u } else { 1.0 - (1.0 - u).powf(noise_power) };
-            t.push((EARLIEST + (1.0 - EARLIEST) * place) as f32);
-            of_real.extend(noise.normals(len));
-            of_fake.extend(noise.normals(len));
-            if penalty {
-                shift.extend(noise.normals(len));
-            }
-        }
-        let tensor =
-            |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape.clone()), &device).autodiff();
-        Self { t, of_real: tensor(of_real), of_fake: tensor(of_fake), shift: penalty.then(|| tensor(shift)) }
-    }
 }
 
 /// Gradient of a loss with respect to the images.
@@ -201,7 +152,7 @@ fn with_gradient(value: Tensor<1>, estimate: Tensor<4>, gradient: Tensor<4>) -> 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorData};
 
     use super::*;
     use crate::config::Config;
@@ -209,6 +160,9 @@ mod tests {
     use crate::nn::conditions::Conditions;
     use crate::nn::denoiser::random_model;
     use crate::nn::host::to_host;
+    use crate::noise::Noise;
+
+    const PLAIN: Augmentation = Augmentation { noise_power: 1.0, translation: 0 };
 
     const IMAGES: usize = 4;
 
@@ -248,7 +202,7 @@ mod tests {
             from: 0,
             warmup_steps: 0,
             learning_rate: 0.01,
-            noise_power: 1.0,
+            augmentation: PLAIN,
         }
     }
 
@@ -269,11 +223,10 @@ mod tests {
         let (adversary, batch, estimate) = (adversary(1.0), batch(), images(3));
         let discriminator = Discriminator::new(&spec(), 5, None, &Device::flex());
         let loss = |images: &Tensor<4>| {
-            let views = Views::draw(&batch, 0..IMAGES, 1.0, false);
-            discriminator.student_loss(
-                adversary.loss,
-                &features(&adversary.encoder, images, (&views.of_fake, &views.t), &batch),
-            )
+            let views = Views::draw(&batch, 0..IMAGES, PLAIN, false);
+            let features =
+                views.of_fake.features(&adversary.encoder, images.clone(), batch.condition.clone());
+            discriminator.student_loss(adversary.loss, &features)
         };
         let tracked = estimate.clone().autodiff().require_grad();
         let of_logits = gradient(&tracked, &loss(&tracked));
@@ -314,10 +267,11 @@ mod tests {
     fn the_penalty_is_the_squared_slope_of_the_logits() {
         let (adversary, batch) = (adversary(1.0), batch());
         let discriminator = Discriminator::new(&spec(), 5, None, &Device::flex());
-        let views = Views::draw(&batch, 0..IMAGES, 1.0, true);
-        let shift = views.shift.clone().unwrap();
-        let features =
-            |images: &Tensor<4>| features(&adversary.encoder, images, (&views.of_real, &views.t), &batch);
+        let Views { of_real, shift, .. } = Views::draw(&batch, 0..IMAGES, PLAIN, true);
+        let shift = shift.unwrap();
+        let features = |images: &Tensor<4>| {
+            of_real.features(&adversary.encoder, images.clone(), batch.condition.clone())
+        };
         let real = batch.x1.clone().autodiff().require_grad();
         // The negative mean logit of all images.
         let mean = discriminator.student_loss(AdversarialLoss::Hinge, &features(&real));
@@ -395,27 +349,14 @@ mod tests {
         assert!(part.squared_norms.is_none());
         let found = gradient(&estimate, &loss);
 
-        let views = Views::draw(&batch(), 0..IMAGES, 1.0, true);
+        let views = Views::draw(&batch(), 0..IMAGES, PLAIN, true);
         let images = estimate.clone().inner().autodiff().require_grad();
-        let maps = features(&adversary.encoder, &images, (&views.of_fake, &views.t), &batch());
+        let maps = views.of_fake.features(&adversary.encoder, images.clone(), batch().condition);
         let direct = discriminator.student_loss(adversary.loss, &maps);
         assert!((number(loss.inner()) - number(direct.clone().inner())).abs() < 1e-6);
         let expected = gradient(&images, &direct);
         let difference = found - expected.clone();
         assert!(dot(&difference, &difference) < 1e-10 * dot(&expected, &expected));
-    }
-
-    #[test]
-    fn a_higher_power_means_less_noise() {
-        let share = |power| {
-            let batch = Batch { rows: (0..IMAGES).collect(), ..batch() };
-            let t = Views::draw(&batch, 0..IMAGES, power, false).t;
-            assert!(t.iter().all(|t| (0.5..1.0).contains(t)));
-            t.into_iter().map(|t| f64::from(1.0 - t) / 0.5).collect::<Vec<_>>()
-        };
-        for (plain, squared) in share(1.0).into_iter().zip(share(2.0)) {
-            assert!((plain * plain - squared).abs() < 1e-6, "{plain} {squared}");
-        }
     }
 
     #[test]

@@ -250,8 +250,8 @@ impl Discriminator {
         mean(&self.heads.clone().no_grad().logits(fake), |logits| loss.of_student(logits))
     }
 
-    /// The discriminator's loss, `[1]`, and its gradients, from features without a gradient to the images. `shifted` are the features of the real images after a random
-    /// step of length [`SHIFT`] per value, for the gradient penalty.
+    /// The discriminator's loss, `[1]`, and its gradients, from features without a gradient to the images. `shifted` are the
+    /// features of the real images after a random step of length [`SHIFT`] per value, for the gradient penalty.
     ///
     /// The penalty needs no second derivative: for a step `h e` with `e ~ N(0, I)`, the mean of `((D(x + h e) - D(x)) / h)^2`
     /// is the squared norm of the gradient of `D`, as h goes to 0 (Lin et al., arXiv 2501.08316).

@@ -9,7 +9,7 @@
 //! | [`kdc`] | knowledge discrepancy of the curriculum | PAPER.md §4 |
 //! | [`curriculum`] | the target of each image | PAPER.md §5 |
 //! | [`distance`], [`lpips`] | the student's loss | PAPER.md §6 |
-//! | [`adversary`], [`discriminator`] | the adversarial loss | PAPER.md §6, §10 |
+//! | [`adversary`], [`discriminator`], [`views`] | the adversarial loss | PAPER.md §6, §10 |
 
 pub mod adversary;
 pub mod batch;
@@ -22,3 +22,4 @@ pub mod guidance;
 pub mod kdc;
 pub mod lpips;
 pub mod teacher;
+pub mod views;

@@ -183,7 +183,7 @@ impl Run {
                 from: 0,
                 warmup_steps: 0,
                 learning_rate: config.discriminator_learning_rate,
-                noise_power: self.config.distill.discriminator_noise_power.unwrap_or(1.0),
+                augmentation: self.config.distill.augmentation(),
             },
             state,
         };
@@ -279,7 +279,7 @@ impl Run {
             from: config.adversarial_from(),
             warmup_steps: config.adversarial_warmup_steps(),
             learning_rate: config.discriminator_learning_rate,
-            noise_power: config.discriminator_noise_power.unwrap_or(1.0),
+            augmentation: config.augmentation(),
         });
         let workers = self.workers(StageKind::Distill, config.batch, config.micro_batch)?;
         let (mut teacher, mut state) = (self.guided_teacher(basis), self.with_settings(state, &workers));

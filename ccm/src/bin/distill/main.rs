@@ -99,6 +99,8 @@ fn keep_memory() {
 
 fn main() -> ExitCode {
     keep_memory();
+    // `distill inspect FILE | head` ends quietly.
+    sigpipe::reset();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         // `--help` and `--version` are not errors.
