@@ -248,7 +248,7 @@ pub fn oppose(distillation: &mut Distillation<'_>, weights: EncoderWeights, devi
         from: 0,
         warmup_steps: 0,
         learning_rate: 1e-3,
-        augmentation: Augmentation { noise_power: 1.0, translation: 0 },
+        augmentation: Augmentation { noise_power: 1.0, translation: 1 },
     });
     let untrained = Discriminator::new(&spec, 5, trained, device);
     distillation.state.discriminator = Some(Discriminator { balance: 1.0, ..untrained });

@@ -3,7 +3,7 @@
 //! The published discriminator uses features of networks trained on ImageNet. This one uses the teacher's encoder, which every
 //! run has. The features of a diffusion model separate real from generated images (Sauer et al., arXiv 2403.12015; Yin et al.,
 //! arXiv 2405.14867). The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1), or more often near the
-//! image, where grain shows; the noise replaces augmentation.
+//! image, where grain shows ([`super::views`]).
 //!
 //! The encoder is frozen, or a copy that learns with the heads (Lin et al., arXiv 2402.13929). With a teacher that predicts data,
 //! a frozen encoder's discriminator can stay at chance (docs/quality.md), and its gradient then has no meaning.

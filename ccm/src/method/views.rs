@@ -1,4 +1,5 @@
-//! What a discriminator's encoder sees of real and generated images: noised, and moved by a few pixels.
+//! What a discriminator's encoder sees of real and generated images: they are noised, and moved by a few pixels if asked for.
+//! Both keep the discriminator from learning the training images by heart.
 
 use std::ops::Range;
 
