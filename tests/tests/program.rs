@@ -188,6 +188,7 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
         "adversarial_from_kimg=0.048",
         "adversarial_warmup_kimg=0.072",
         "discriminator_encoder=trained",
+        "discriminator_translation=2",
         "finish.kimg=0.24",
         "finish.batch=8",
         "finish.micro_batch=3",
