@@ -101,7 +101,7 @@ pub struct DistillConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_noise_power: Option<f64>,
     /// Largest number of pixels that the discriminator's images are moved by, in each direction, `0..=64`, also in `finish`. By
-    /// default 0. A few pixels prevent a grid in a student of patches.
+    /// default 0. A few pixels keep a student of patches from showing a grid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discriminator_translation: Option<usize>,
     /// Whether the discriminator's encoder learns with its heads, also in `finish`. By default `frozen`.

@@ -21,8 +21,8 @@ pub struct Augmentation {
     /// Power of the share of noise, which is `1 - t = (1 - EARLIEST) U^power`.
     pub noise_power: f64,
     /// Largest number of pixels that an image is moved by, in each direction; its edges are repeated (Zhao et al.,
-    /// arXiv 2006.10738). An encoder of patches otherwise gives the student a gradient that repeats from patch to patch,
-    /// and the student's images show it as a grid.
+    /// arXiv 2006.10738). Without it, the gradient of an encoder of patches can repeat from patch to patch, and the student's
+    /// images then show a grid (docs/quality.md).
     pub translation: usize,
 }
 
@@ -53,6 +53,7 @@ pub(super) struct Views {
 pub(super) struct View {
     t: Vec<f32>,
     noise: Tensor<4>,
+    /// Where the pixels of moved images are taken from ([`places`]).
     places: Option<Tensor<3, Int>>,
 }
 

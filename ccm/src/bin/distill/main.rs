@@ -99,7 +99,7 @@ fn keep_memory() {
 
 fn main() -> ExitCode {
     keep_memory();
-    // `distill inspect FILE | head` ends quietly.
+    // The program ends without a message when the reader of its output does, as in `distill inspect FILE | head`.
     sigpipe::reset();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
