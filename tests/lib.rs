@@ -225,6 +225,7 @@ pub fn small_distillation<'a>(
             threshold: 60.0,
             peak: PEAK,
             step_size: 0.5,
+            step_shift: 1.0,
             solver: StepSolver::Euler,
             pad_to: None,
         },

@@ -87,6 +87,7 @@ fn steps(c: &mut Criterion) {
         threshold: 1000.0,
         peak: PEAK,
         step_size: 0.4,
+        step_shift: 1.0,
         solver: StepSolver::Euler,
         pad_to: None,
     };

@@ -131,6 +131,7 @@ fn the_curriculum_agrees_with_the_reference_for_each_image() {
             threshold: f64::from(threshold),
             peak: PEAK,
             step_size: 0.03,
+            step_shift: 1.0,
             solver: StepSolver::Euler,
             pad_to: None,
         };

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 50] = [
+pub(super) const OPTIONAL: [&str; 51] = [
     "data.captions",
     "data.count",
     "data.image_size",
@@ -29,6 +29,7 @@ pub(super) const OPTIONAL: [&str; 50] = [
     "distill.lpips_trunk",
     "distill.micro_batch",
     "distill.model",
+    "distill.step_shift",
     "finish.micro_batch",
     "network.num_classes",
     "network.num_head_channels",

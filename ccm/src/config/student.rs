@@ -47,6 +47,10 @@ pub struct DistillConfig {
     pub threshold: f64,
     /// Step size `s` of the teacher's solver in flow time, in `(0, 1]`.
     pub step_size: f64,
+    /// `k` of the teacher's steps, `1..=100`: they have the length `s` in the time `k t / (1 + (k - 1) t)`. By default 1:
+    /// equal steps of flow time. Larger values give shorter steps near noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_shift: Option<f64>,
     /// Solver of the teacher: `euler`, or `heun` with two evaluations per step.
     pub solver: StepSolver,
     /// Largest difference between two values of an image or of latents, above 0, from which KDC is computed (PAPER.md §4).

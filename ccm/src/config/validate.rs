@@ -232,6 +232,10 @@ impl DistillConfig {
                 self.step_size,
             ));
         }
+        if !(1.0..=100.0).contains(&self.step_shift.unwrap_or(1.0)) {
+            let found = self.step_shift.unwrap_or(1.0);
+            return Err(wrong("distill.step_shift", "a shift of the teacher's times from 1 to 100", found));
+        }
         self.lpips_files()?;
         self.check_text_settings()?;
         positive("distill.time_alpha", self.time_alpha)?;

@@ -61,6 +61,9 @@ pub struct Curriculum {
     pub peak: f64,
     /// `s`, the length of the teacher's steps, in (0, 1].
     pub step_size: f32,
+    /// `k`, 1 or more: steps have the length `s` in the time `tau = k t / (1 + (k - 1) t)`. 1 gives equal steps of flow
+    /// time; larger values give shorter steps near noise and longer ones near data, as the shift of arXiv 2403.03206 does.
+    pub step_shift: f32,
     /// How the teacher takes a step.
     pub solver: StepSolver,
     /// The largest batch size, if batches are padded to one of [`BATCH_SIZES`] sizes. Fewer sizes save time on a GPU, which
@@ -240,19 +243,21 @@ impl Curriculum {
         goal.finish(&device)
     }
 
-    /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `dt = min(s, 1 - u)`.
-    fn advance(&self, active: &mut Active, teacher: &Teacher) {
+    /// The end of a step that starts at `u`: `min(u + s, 1)` for steps of equal length.
+    fn step_end(&self, u: f32) -> f32 {
         /// A step that would end closer than this to `u = 1` ends at `u = 1`.
         const ROUNDING: f32 = 1e-5;
+        let k = self.step_shift;
+        let tau = k * u / (1.0 + (k - 1.0) * u) + self.step_size;
+        if tau >= 1.0 - ROUNDING { 1.0 } else { tau / (1.0 + (k - 1.0) * (1.0 - tau)) }
+    }
+
+    /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `u + dt` from [`Curriculum::step_end`].
+    fn advance(&self, active: &mut Active, teacher: &Teacher) {
         let device = active.x_u.device();
         let before = active.u.clone();
-        let mut dt = Vec::with_capacity(active.u.len());
-        for u in &mut active.u {
-            let left = 1.0 - *u;
-            let arrives = left <= self.step_size + ROUNDING;
-            dt.push(if arrives { left } else { self.step_size });
-            *u = if arrives { 1.0 } else { *u + self.step_size };
-        }
+        active.u.iter_mut().for_each(|u| *u = self.step_end(*u));
+        let dt: Vec<f32> = active.u.iter().zip(&before).map(|(after, before)| after - before).collect();
         let dt = per_image(&dt, &device);
         if let (Mode::Ct, Some(direction)) = (self.mode, &active.direction) {
             active.x_u = euler_step(active.x_u.clone(), &dt, direction.clone());
@@ -372,4 +377,44 @@ fn indices(rows: &[usize], device: &Device) -> Tensor<1, Int> {
     let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
     let count = rows.len();
     Tensor::from_data(TensorData::new(rows, [count]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The times after each step from `t` to the end.
+    fn ends(step_size: f32, step_shift: f32, t: f32) -> Vec<f32> {
+        let curriculum = Curriculum {
+            mode: Mode::Cd,
+            scope: Scope::Image,
+            threshold: 60.0,
+            peak: 2.0,
+            step_size,
+            step_shift,
+            solver: StepSolver::Euler,
+            pad_to: None,
+        };
+        let mut ends = vec![t];
+        while ends.last().is_some_and(|&u| u < 1.0) {
+            ends.push(curriculum.step_end(ends[ends.len() - 1]));
+        }
+        ends
+    }
+
+    #[test]
+    fn steps_have_equal_lengths_in_shifted_time() {
+        assert_eq!(ends(0.25, 1.0, 0.0), [0.0, 0.25, 0.5, 0.75, 1.0]);
+        // With `1 - t = k s / (1 + (k - 1) s)` at s = 0.75, 0.5, 0.25 and k = 3: 1 - 9/10, 1 - 3/4, 1 - 1/2.
+        let shifted = ends(0.25, 3.0, 0.0);
+        assert_eq!(shifted.len(), 5);
+        for (found, expected) in shifted.iter().zip([0.0, 0.1, 0.25, 0.5, 1.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
+        }
+        // From another time, the last step is shorter.
+        let later = ends(0.25, 3.0, 0.25);
+        assert!(later.len() == 3 && (later[1] - 0.5).abs() < 1e-6, "{later:?}");
+        let between = ends(0.25, 3.0, 0.4);
+        assert!(between.len() == 3 && between[1] > 0.5 && between[2] == 1.0, "{between:?}");
+    }
 }

@@ -449,6 +449,7 @@ impl Run {
             threshold: config.threshold,
             peak: config.kdc_peak.unwrap_or(PEAK),
             step_size: config.step_size as f32,
+            step_shift: config.step_shift.unwrap_or(1.0) as f32,
             solver: config.solver,
             // Padding avoids compilation for new batch sizes on a GPU. The CPU compiles nothing.
             pad_to: self.is_gpu().then(|| self.images_at_once()),
