@@ -12,7 +12,7 @@ use ccm::data::{Examples, ImageShape, Split, shapes};
 use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::Scope;
 use ccm::method::distance::{Distance, DistanceKind};
-use ccm::method::guidance::Teacher;
+use ccm::method::guidance::{Guidance, Teacher};
 use ccm::method::lpips::{Lpips, LpipsWeights};
 
 use ccm::model::json::Json;
@@ -145,7 +145,8 @@ fn measure_text_to_image(preset: &str, settings: &[&str]) -> [f64; 2] {
         FixedPrecision::F32 => base,
     };
     let negative = Conditions::of_texts(&[texts.negative()], shape, &device);
-    distillation.teacher = Teacher { denoiser: base.without_gradients(), negative: Some(negative) };
+    distillation.teacher =
+        Teacher { denoiser: base.without_gradients(), guidance: Guidance::ClassifierFree(negative) };
     if let Some(lora) = config.distill.lora() {
         let first = random_lora(&spec, &lora, 1).unwrap();
         let trainable = Trainable::Lora(Box::new(Adaptation::new(&base, lora).unwrap()));

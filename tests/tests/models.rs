@@ -9,7 +9,7 @@ use ccm::data::{ImageShape, LoadOptions, Split, load};
 use ccm::import::text_to_image;
 use ccm::metrics::Collection;
 use ccm::metrics::classifier::{Classifier, Training};
-use ccm::metrics::evaluation::{Figures, Reference};
+use ccm::metrics::evaluation::{Figures, Generated, Reference};
 use ccm::model::Role;
 use ccm::pipeline::Pipeline;
 use ccm::sampler::image::grid;
@@ -134,8 +134,11 @@ fn shipped_digits_match_their_labels_and_are_close_to_the_teachers() {
     let real = Collection::of_data(&judge, &digits, &device, |_| {}).unwrap();
     let real = Reference::Images(Box::new(real));
     let figures = |sampler: &mut Sampler, steps: usize| {
-        let made = Collection::of_samples(&judge, sampler, (0, IMAGES, steps), &device, |_| {});
-        Figures::of(&judge, &block_on(made).unwrap(), &real).unwrap()
+        let (spec, card) = (sampler.spec().clone(), sampler.card().clone());
+        let images = Generated { spec: &spec, classes: &card.classes, seed: 0, count: IMAGES };
+        let generate = |request: &Request| Ok(block_on(sampler.sample(request, steps))?);
+        let made = Collection::of_samples(&judge, images, &device, generate, |_| {}).unwrap();
+        Figures::of(&judge, &made, &real).unwrap()
     };
     let (student, teacher) = (figures(&mut student, 1), figures(&mut teacher, 16));
     println!("student {student:?}\nteacher {teacher:?}");

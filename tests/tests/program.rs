@@ -189,6 +189,10 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
         "adversarial_warmup_kimg=0.072",
         "discriminator_encoder=trained",
         "discriminator_translation=2",
+        "autoguidance=2",
+        "autoguidance_until=0.5",
+        "weaker_kimg=0.04",
+        "step_shift=3",
         "finish.kimg=0.24",
         "finish.batch=8",
         "finish.micro_batch=3",
@@ -204,6 +208,17 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
     assert_run_is_complete(&stopped);
     // The networks of the curriculum are still there.
     succeed(distill().args(["kdc", "--device", "cpu"]).arg(&stopped));
+}
+
+#[test]
+fn a_weaker_teacher_of_other_images_is_refused_before_anything_is_trained() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("run");
+    let file = root().join("web/models/mnist/teacher.safetensors");
+    let weaker = format!("weaker_model={}", file.display());
+    let mut run = slow(&out, &["--set", "autoguidance=2", "--set", &weaker]);
+    fail(&mut run, &["distill.weaker_model: expected a network of images [3, ", "found [1, 28, 28]"]);
+    assert!(!out.join("checkpoints").exists());
 }
 
 /// Where the processor has the instructions; elsewhere the setting is refused.

@@ -68,6 +68,11 @@ impl TeacherConfig {
         steps(self.warmup_kimg, self.batch)
     }
 
+    /// Optimiser steps after which the weaker teacher is saved, at least 1.
+    pub fn weaker_steps(&self) -> Option<u64> {
+        self.weaker_kimg.map(|kimg| at_least_one_step(kimg, self.batch))
+    }
+
     /// Decay per step of the weight average that is sampled and distilled.
     pub fn decay(&self) -> f64 {
         decay(self.ema_halflife_kimg, self.batch)

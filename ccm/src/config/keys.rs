@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// The optional settings.
-pub(super) const OPTIONAL: [&str; 51] = [
+pub(super) const OPTIONAL: [&str; 55] = [
     "data.captions",
     "data.count",
     "data.image_size",
     "data.shuffle_buffer",
     "data.source",
     "data.streamed",
+    "distill.autoguidance",
+    "distill.autoguidance_until",
     "distill.coupling_images",
     "distill.discriminator_encoder",
     "distill.discriminator_noise_power",
@@ -30,6 +32,7 @@ pub(super) const OPTIONAL: [&str; 51] = [
     "distill.micro_batch",
     "distill.model",
     "distill.step_shift",
+    "distill.weaker_model",
     "finish.micro_batch",
     "network.num_classes",
     "network.num_head_channels",
@@ -59,6 +62,7 @@ pub(super) const OPTIONAL: [&str; 51] = [
     "teacher.model",
     "teacher.train_text_encoder",
     "teacher.training",
+    "teacher.weaker_kimg",
 ];
 
 /// Removed settings of earlier versions, with the reasons.

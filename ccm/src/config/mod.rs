@@ -190,6 +190,10 @@ pub struct TeacherConfig {
     /// Half-life of the weight average that is sampled and distilled, in thousands of images, 0 or more. 0 disables
     /// averaging.
     pub ema_halflife_kimg: f64,
+    /// Thousands of images, above 0 and less than `kimg`, after which the average of the weights, without the share of the first
+    /// ones, is also saved as a weaker teacher, which `distill.autoguidance` leads away from. By default there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weaker_kimg: Option<f64>,
     /// How noise and images are paired.
     pub coupling: Coupling,
     /// Images that one optimal-transport plan pairs, `1..=16384`, rounded up to whole batches. By default those of a batch.

@@ -61,6 +61,17 @@ pub struct DistillConfig {
     /// teacher has no guidance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<[f64; 2]>,
+    /// Scale of autoguidance (arXiv 2406.02507), 1 or more: the teacher's velocity is led away from that of a weaker teacher,
+    /// and the student learns the result. By default there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoguidance: Option<f64>,
+    /// Flow time at which autoguidance ends, in (0, 1], as near the image the weaker teacher differs by its grain most of all
+    /// (arXiv 2404.07724 has such an interval for classifier-free guidance). By default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoguidance_until: Option<f64>,
+    /// Model file of the weaker teacher, for the same images and classes. By default the one that `teacher.weaker_kimg` saves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weaker_model: Option<String>,
     /// Channels of an embedding through which the student reads the guidance scale (`time_cond_proj_dim`, arXiv 2310.04378).
     /// Without it, the student learns the mean of the range.
     #[serde(skip_serializing_if = "Option::is_none")]

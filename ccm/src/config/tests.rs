@@ -337,6 +337,57 @@ fn lpips_wants_its_weights() {
 }
 
 #[test]
+fn autoguidance_wants_one_weaker_teacher() {
+    let complaint = |changes: &[&str]| {
+        let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
+        let config = Config::preset("shapes").unwrap().with_overrides(&changes).unwrap();
+        config.validate().map_err(|error| error.to_string())
+    };
+    let (scale, until, file, kimg) =
+        ("autoguidance=2", "autoguidance_until=0.4", "weaker_model=weak.safetensors", "weaker_kimg=3.2");
+    assert_eq!(complaint(&[scale, until, file]), Ok(()));
+    assert_eq!(complaint(&[scale, kimg]), Ok(()));
+    for (changes, message) in [
+        (
+            &[scale][..],
+            "distill.weaker_model: expected a weaker teacher, as distill.autoguidance is given, found none",
+        ),
+        (
+            &[scale, file, kimg],
+            "teacher.weaker_kimg: expected none, as distill.weaker_model is given, found 3.2",
+        ),
+        (
+            &[file],
+            "distill.weaker_model: expected none, as distill.autoguidance is not given, found weak.safetensors",
+        ),
+        (
+            &[until],
+            "distill.autoguidance_until: expected none, as distill.autoguidance is not given, found 0.4",
+        ),
+        (&[kimg], "teacher.weaker_kimg: expected none, as distill.autoguidance is not given, found 3.2"),
+        (&["autoguidance=0.9", file], "distill.autoguidance: expected a finite scale, 1 or more, found 0.9"),
+        (
+            &[scale, file, "autoguidance_until=0"],
+            "distill.autoguidance_until: expected a flow time above 0 and at most 1, found 0",
+        ),
+        (
+            &[scale, file, "mode=ct"],
+            "distill.autoguidance: expected none, as distill.mode is `ct` or distill.guidance is given, found 2",
+        ),
+        (
+            &[scale, "weaker_kimg=1000"],
+            "teacher.weaker_kimg: expected thousands of images, above 0 and less than teacher.kimg, found 1000",
+        ),
+        (
+            &[scale, kimg, "teacher.model=teacher.safetensors"],
+            "teacher.weaker_kimg: expected none, as the run trains no teacher, found 3.2",
+        ),
+    ] {
+        assert_eq!(complaint(changes).unwrap_err(), message);
+    }
+}
+
+#[test]
 fn each_setting_out_of_range_is_named_with_what_was_found() {
     for (text, found) in [
         ("run.threads=0", "0"),

@@ -43,6 +43,7 @@ impl Config {
         self.finish.validate()?;
         self.check_plans()?;
         self.check_pipeline()?;
+        self.check_autoguidance()?;
         if self.distill.model.is_some() && self.teacher.model.is_none() {
             return Err(wrong("distill.model", "none, as teacher.model is not given", "a model"));
         }
@@ -70,6 +71,53 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Checks that autoguidance has one weaker teacher, and that a weaker teacher is used.
+    fn check_autoguidance(&self) -> Result<(), ConfigError> {
+        let (teacher, distill) = (&self.teacher, &self.distill);
+        let trains = teacher.model.is_none() || teacher.training.is_some();
+        let set = [
+            ("teacher.weaker_kimg", teacher.weaker_kimg.map(|kimg| kimg.to_string())),
+            ("distill.weaker_model", distill.weaker_model.clone()),
+            ("distill.autoguidance_until", distill.autoguidance_until.map(|until| until.to_string())),
+        ];
+        let Some(scale) = distill.autoguidance else {
+            return match set.into_iter().find_map(|(key, value)| Some((key, value?))) {
+                Some((key, found)) => Err(wrong(key, "none, as distill.autoguidance is not given", found)),
+                None => Ok(()),
+            };
+        };
+        if !(scale >= 1.0 && scale.is_finite()) {
+            return Err(wrong("distill.autoguidance", "a finite scale, 1 or more", scale));
+        }
+        if distill.mode == Mode::Ct || distill.guidance.is_some() {
+            let expected = "none, as distill.mode is `ct` or distill.guidance is given";
+            return Err(wrong("distill.autoguidance", expected, scale));
+        }
+        let until = distill.autoguidance_until.unwrap_or(1.0);
+        if !(until > 0.0 && until <= 1.0) {
+            return Err(wrong("distill.autoguidance_until", "a flow time above 0 and at most 1", until));
+        }
+        match (teacher.weaker_kimg, &distill.weaker_model) {
+            (None, None) => Err(wrong(
+                "distill.weaker_model",
+                "a weaker teacher, as distill.autoguidance is given",
+                "none",
+            )),
+            (Some(kimg), Some(_)) => {
+                Err(wrong("teacher.weaker_kimg", "none, as distill.weaker_model is given", kimg))
+            }
+            (Some(kimg), None) if !trains => {
+                Err(wrong("teacher.weaker_kimg", "none, as the run trains no teacher", kimg))
+            }
+            (Some(kimg), None) if !(kimg > 0.0 && kimg < teacher.kimg) => Err(wrong(
+                "teacher.weaker_kimg",
+                "thousands of images, above 0 and less than teacher.kimg",
+                kimg,
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Checks the settings that only pipelines have, and those that they do not have.

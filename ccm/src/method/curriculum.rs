@@ -257,7 +257,10 @@ impl Curriculum {
         let device = active.x_u.device();
         let before = active.u.clone();
         active.u.iter_mut().for_each(|u| *u = self.step_end(*u));
-        let dt: Vec<f32> = active.u.iter().zip(&before).map(|(after, before)| after - before).collect();
+        // To the last bit, a whole step of flow time has the length `s`.
+        let is_whole = |end: f32| self.step_shift == 1.0 && end < 1.0;
+        let length = |(&end, &start): (&f32, &f32)| if is_whole(end) { self.step_size } else { end - start };
+        let dt: Vec<f32> = active.u.iter().zip(&before).map(length).collect();
         let dt = per_image(&dt, &device);
         if let (Mode::Ct, Some(direction)) = (self.mode, &active.direction) {
             active.x_u = euler_step(active.x_u.clone(), &dt, direction.clone());

@@ -5,7 +5,7 @@
 //! | [`flow`] | the straight path, the jump, the Euler step | PAPER.md §1 |
 //! | [`teacher`] | the teacher's loss on any path | PAPER.md §2, §8 |
 //! | [`batch`], [`coupling`] | pairs of noise and images | PAPER.md §2 |
-//! | [`guidance`] | the teacher with classifier-free guidance | PAPER.md §9 |
+//! | [`guidance`] | the teacher with guidance | PAPER.md §9 and §11 |
 //! | [`kdc`] | knowledge discrepancy of the curriculum | PAPER.md §4 |
 //! | [`curriculum`] | the target of each image | PAPER.md §5 |
 //! | [`distance`], [`lpips`] | the student's loss | PAPER.md §6 |

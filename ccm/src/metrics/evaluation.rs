@@ -11,8 +11,8 @@ use super::manifold::{Manifold, manifold};
 use super::rows::Rows;
 use super::score::Score;
 use crate::data::{Dataset, ImageShape};
+use crate::model::NetworkSpec;
 use crate::noise::Noise;
-use crate::sampler::Sampler;
 use crate::sampler::image::to_byte;
 use crate::sampler::schedule::Request;
 
@@ -24,6 +24,19 @@ const BATCH: usize = 100;
 
 /// Number of images whose features are kept. Comparing all pairs of a larger set takes minutes.
 pub const MOST_KEPT: usize = 10_000;
+
+/// The images of [`Collection::of_samples`].
+#[derive(Debug, Clone, Copy)]
+pub struct Generated<'a> {
+    /// The model's network.
+    pub spec: &'a NetworkSpec,
+    /// Names of the model's classes; empty if it does not name them.
+    pub classes: &'a [String],
+    /// Seed of the first image.
+    pub seed: u64,
+    /// Number of images.
+    pub count: usize,
+}
 
 /// Features of a set of images: mean and covariance of all, and the features of the first images.
 pub struct Collection {
@@ -92,19 +105,20 @@ impl Collection {
     }
 
     /// Generates `count` images with the seeds `seed, seed + 1, ...`, cycling through the classes, rounds them to bytes
-    /// and extracts their features. Calls `say` with the number of images done.
+    /// and extracts their features. `generate` makes the images `[N, C, H, W]` of a request. Calls `say` with the number of
+    /// images done.
     ///
     /// # Errors
-    /// As [`Collection::add`] and [`Sampler::sample`], and [`MetricsError::NotFinite`] if an image is not finite.
-    pub async fn of_samples(
+    /// As [`Collection::add`] and `generate`, and [`MetricsError::NotFinite`] if an image is not finite.
+    pub fn of_samples(
         extractor: &dyn Extractor,
-        sampler: &mut Sampler,
-        (seed, count, steps): (u64, usize, usize),
+        Generated { spec, classes, seed, count }: Generated<'_>,
         device: &Device,
+        mut generate: impl FnMut(&Request) -> Result<Vec<f32>, MetricsError>,
         mut say: impl FnMut(usize),
     ) -> Result<Self, MetricsError> {
-        let (shape, num_classes) = (ImageShape::of(sampler.spec()), sampler.spec().num_classes());
-        let same_classes = are_classes(num_classes, &sampler.card().classes, extractor);
+        let (shape, num_classes) = (ImageShape::of(spec), spec.num_classes());
+        let same_classes = are_classes(num_classes, classes, extractor);
         let mut collection = Self::new(extractor, count, MOST_KEPT);
         for start in (0..count).step_by(BATCH) {
             let numbers = start..count.min(start + BATCH);
@@ -112,9 +126,8 @@ impl Collection {
                 Some(classes) => numbers.clone().map(|i| (i % classes) as u32).collect(),
                 None => Vec::new(),
             };
-            let request =
-                Request::from_seeds(sampler.spec(), seed.wrapping_add(start as u64), &labels, numbers.len());
-            let images = sampler.sample(&request, steps).await?;
+            let request = Request::from_seeds(spec, seed.wrapping_add(start as u64), &labels, numbers.len());
+            let images = generate(&request)?;
             if images.iter().any(|value| !value.is_finite()) {
                 return Err(MetricsError::NotFinite("images"));
             }

@@ -14,9 +14,10 @@ use crate::config::{Config, DistillConfig};
 use crate::disk::{self, DiskError};
 use crate::method::curriculum::Mode;
 use crate::method::distance::DistanceKind;
-use crate::metrics::evaluation::Reference;
+use crate::metrics::evaluation::{Generated, Reference};
 use crate::metrics::kernel::Spread;
 use crate::metrics::{Collection, Extractor, Figures, MetricsError};
+use crate::sampler::schedule::Request;
 use crate::sampler::{Backend, Sampler, SamplerError};
 use crate::weights::Model;
 
@@ -193,9 +194,11 @@ impl Comparison {
         let seconds = begin.elapsed().as_secs_f64();
         let mut sampler = pollster::block_on(Sampler::new(trial.student, self.backend))?;
         let device = &self.run.device;
-        let samples =
-            Collection::of_samples(&*self.extractor, &mut sampler, (0, terms.images, 1), device, |_| {});
-        let figures = Figures::of(&*self.extractor, &pollster::block_on(samples)?, &self.reference)?;
+        let (spec, card) = (sampler.spec().clone(), sampler.card().clone());
+        let images = Generated { spec: &spec, classes: &card.classes, seed: 0, count: terms.images };
+        let one_step = |request: &Request| Ok(pollster::block_on(sampler.sample(request, 1))?);
+        let samples = Collection::of_samples(&*self.extractor, images, device, one_step, |_| {})?;
+        let figures = Figures::of(&*self.extractor, &samples, &self.reference)?;
         Ok(Row {
             setting,
             seed,

@@ -24,6 +24,8 @@ pub mod files {
     pub const SAMPLES: &str = "samples";
     /// The trained teacher.
     pub const TEACHER: &str = "teacher.safetensors";
+    /// The weaker teacher, if autoguidance leads away from one that the run has trained.
+    pub const WEAKER: &str = "weaker.safetensors";
     /// The distilled student, if it is fine-tuned afterwards.
     pub const DISTILLED: &str = "distilled.safetensors";
     /// The student: distilled, and fine-tuned if the configuration says so.

@@ -22,6 +22,8 @@ use crate::weights::{CompactTensor, Model, Precision};
 pub struct Given {
     /// The teacher, or what its training starts from (`teacher.model`): a model, or a pipeline's denoiser.
     pub teacher: Option<Model>,
+    /// The weaker teacher of autoguidance (`distill.weaker_model`).
+    pub weaker: Option<Model>,
     /// The pipeline of a teacher with text.
     pub pipeline: Option<Pipeline<PartWeights>>,
     /// Messages about settings of the pipeline's scheduler that are not applied.
@@ -49,6 +51,7 @@ impl Given {
         } else {
             given.teacher = model(&config.teacher.model)?;
         }
+        given.weaker = model(&config.distill.weaker_model)?;
         let student = model(&config.distill.model)?;
         given.student = student.map(|student| given.adopt(student, &"distill.model")).transpose()?;
         if given.student.is_none() {
@@ -124,6 +127,33 @@ impl Given {
             }
         }
     }
+}
+
+/// Checks that a weaker teacher is one of the images, classes and path of a teacher with this network and prediction. `what` is
+/// the setting or the file to name.
+///
+/// # Errors
+/// If it is not.
+pub fn check_weaker(
+    weaker: &Model,
+    (expected, prediction): (&NetworkSpec, &Prediction),
+    what: &dyn Display,
+) -> Result<(), RunError> {
+    let found = &weaker.spec;
+    let fault = if found.text().is_some() {
+        "a network without text, found one with text".into()
+    } else if found.image() != expected.image() {
+        format!("a network of images {:?}, as the teacher, found {:?}", expected.image(), found.image())
+    } else if found.num_classes() != expected.num_classes() {
+        let [expected, found] =
+            [expected.num_classes(), found.num_classes()].map(|classes| classes.unwrap_or(0));
+        format!("a network of {expected} classes, as the teacher, found {found}")
+    } else if weaker.prediction != *prediction {
+        "the teacher's path and prediction, found others".into()
+    } else {
+        return Ok(());
+    };
+    Err(RunError::Unsuitable(format!("{what}: expected {fault}")))
 }
 
 /// The network of `teacher.model`, without its weights.

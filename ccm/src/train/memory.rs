@@ -119,6 +119,7 @@ impl Memory {
             (false, true) => threads as u64 * between * largest_weights(&student),
             (false, false) => threads as u64 * between * weights,
         };
+        // Classifier-free guidance evaluates both conditions in one batch, autoguidance one network after the other.
         let guided = if config.guidance.is_some() { 2 } else { 1 };
         let adversarial = config.adversarial_weight > 0.0;
         let lpips =
@@ -147,6 +148,10 @@ impl Memory {
         let activations = peak.max(kept + losses).max(kept + guided * teacher.forward());
         let parts = [
             ("the teacher's weights, which are also those beside low-rank products", fixed * weights),
+            (
+                "the weaker teacher's weights",
+                if config.autoguidance.is_some() { SINGLE * weights } else { 0 },
+            ),
             ("trained values, two averages and gradients", (3 + gradients) * SINGLE * trained),
             ("the optimiser's two moments", moments * trained),
             ("the discriminator's weights, moments and gradient", 4 * SINGLE * discriminator),

@@ -13,7 +13,7 @@ use super::distill;
 use super::drive::Watch;
 use super::error::RunError;
 use super::folder::{self, files};
-use super::given::Given;
+use super::given::{Given, check_weaker};
 use super::group::Group;
 use super::kdc_curve::{Networks, curves};
 use super::samples::{SampleGrid, sample};
@@ -116,6 +116,10 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
         if !student.card.classes.is_empty() && student.card.classes != data.classes() {
             return unlike("the classes of the data", &student.card.classes.join(", "));
         }
+    }
+    if let Some(weaker) = &given.weaker {
+        let expected = (&given.spec(config), &given.prediction(config));
+        check_weaker(weaker, expected, &"distill.weaker_model")?;
     }
     let prediction = given.prediction(config);
     let path = ModelPath::new(&prediction);
@@ -363,8 +367,11 @@ impl Run {
         let batch = BATCH.min(self.part(BATCH, self.config.distill.micro_batch));
         let SampleGrid { request, columns } = self.grid();
         let begin = Instant::now();
-        let images = sample(network, solver, &request, steps, batch, &self.device)
+        let path = network.denoiser.path();
+        let steps = solver
+            .steps(path, solver.grid(path), steps)
             .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
+        let images = sample(network, &request, &steps, batch, &self.device);
         let seconds = begin.elapsed().as_secs_f64();
         let picture = match &self.given.pipeline {
             None => grid(&images, self.spec().image(), columns),

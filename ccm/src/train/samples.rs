@@ -10,7 +10,7 @@ use crate::model::NetworkSpec;
 use crate::nn::conditions::Conditions;
 use crate::nn::host::to_host;
 use crate::sampler::guidance::Guidance;
-use crate::sampler::schedule::{Combination, Request, Solver};
+use crate::sampler::schedule::{Combination, Request, Step};
 
 /// Most rows of a grid.
 const ROWS: usize = 10;
@@ -60,23 +60,18 @@ impl SampleGrid {
     }
 }
 
-/// Samples `[N, C, H, W]`, flat, with at most `steps` evaluations per image at the times of the model's own grid. At
-/// most `batch` images are sampled at once.
-///
-/// # Errors
-/// More steps than the model's schedule has.
+/// Samples `[N, C, H, W]`, flat, with the steps of a solver; there is at least one. At most `batch` images are sampled at
+/// once.
 pub fn sample(
     network: &Teacher,
-    solver: Solver,
     request: &Request,
-    steps: usize,
+    steps: &[Step],
     batch: usize,
     device: &Device,
-) -> Result<Vec<f32>, String> {
+) -> Vec<f32> {
     let denoiser = &network.denoiser;
     let spec = denoiser.spec();
     let ([channels, height, width], image) = (spec.image(), spec.image_len());
-    let steps = solver.steps(denoiser.path(), solver.grid(denoiser.path()), steps)?;
     let start = denoiser.path().start_scale(f64::from(steps[0].t)) as f32;
     let mut images = Vec::with_capacity(request.noise.len());
     for (part, noise) in request.noise.chunks(image * batch).enumerate() {
@@ -107,5 +102,5 @@ pub fn sample(
         }
         images.extend(to_host(x));
     }
-    Ok(images)
+    images
 }

@@ -12,6 +12,7 @@ use super::drive::Watch;
 use super::error::RunError;
 use super::finish::Finish;
 use super::folder::files;
+use super::given::check_weaker;
 use super::run::{Outcome, Run};
 use super::state::{Stage as _, TrainState};
 use super::student::Student;
@@ -25,7 +26,7 @@ use crate::method::coupling::Coupling;
 use crate::method::curriculum::{Curriculum, Scope};
 use crate::method::discriminator::{AdversarialLoss, Discriminator};
 use crate::method::distance::{Distance, DistanceKind};
-use crate::method::guidance::Teacher as Guided;
+use crate::method::guidance::{Guidance, Teacher as Guided};
 use crate::method::kdc::PEAK;
 use crate::method::lpips::Lpips;
 use crate::method::teacher::TimeDistribution;
@@ -43,6 +44,8 @@ use crate::weights::{CompactTensor, HostTensor, Model};
 pub(super) struct Basis {
     /// The teacher as a fixed function.
     frozen: Arc<Denoiser>,
+    /// The weaker teacher of autoguidance.
+    weaker: Option<Denoiser>,
     /// What the student trains.
     pub(super) trainable: Trainable,
     /// The values that the student starts from.
@@ -90,6 +93,15 @@ impl Run {
             workers,
             times: self.times(),
         };
+        if let Some(steps) = config.weaker_steps().filter(|&steps| teacher.state.step <= steps) {
+            let reached = self.drive(StageKind::Teacher, &mut teacher, (steps, config.batch), watch)?;
+            if reached == Outcome::Interrupted {
+                return Ok(None);
+            }
+            let card = self.card(Role::Teacher, &teacher, config.batch);
+            let weaker = teacher.sampled().without_start(&first.tensors, steps).to_model(card);
+            self.write(&self.path(files::WEAKER), &weaker.to_bytes())?;
+        }
         let steps = (config.steps(), config.batch);
         let outcome = self.drive(StageKind::Teacher, &mut teacher, steps, watch)?;
         if outcome == Outcome::Interrupted {
@@ -216,7 +228,24 @@ impl Run {
             }
             None => self.all_weights(teacher).map_err(distill_setting)?,
         };
-        Ok(Basis { frozen: Arc::new(frozen), trainable, first })
+        Ok(Basis { frozen: Arc::new(frozen), weaker: self.weaker()?, trainable, first })
+    }
+
+    /// The weaker teacher of autoguidance, given or saved while the teacher was trained.
+    fn weaker(&self) -> Result<Option<Denoiser>, RunError> {
+        if self.config.distill.autoguidance.is_none() {
+            return Ok(None);
+        }
+        let weaker = match &self.given.weaker {
+            Some(given) => given.clone(),
+            None => {
+                let path = self.path(files::WEAKER);
+                let weaker = disk::read_model(&path)?;
+                check_weaker(&weaker, (&self.spec(), &self.prediction()), &path.display())?;
+                weaker
+            }
+        };
+        Ok(Some(Denoiser::frozen(&weaker, &self.device)))
     }
 
     /// The student's network and its first weights: the teacher's (PAPER.md §6), and zeros for an embedding of the guidance
@@ -282,8 +311,8 @@ impl Run {
             augmentation: config.augmentation(),
         });
         let workers = self.workers(StageKind::Distill, config.batch, config.micro_batch)?;
-        let (mut teacher, mut state) = (self.guided_teacher(basis), self.with_settings(state, &workers));
-        teacher.denoiser = self.mixed(teacher.denoiser);
+        let mut state = self.with_settings(state, &workers);
+        let teacher = self.guided_teacher(basis).map(|network| self.mixed(network));
         let target = &mut state.emas[distill::TARGET].denoiser;
         *target = self.mixed(target.clone());
         let batches = self.batches(&self.data, StageKind::Distill, config.batch, config.coupling);
@@ -307,18 +336,28 @@ impl Run {
     /// The teacher of a run, with the guidance of the configuration.
     pub(super) fn guided_teacher(&self, basis: &Basis) -> Guided {
         // `without_gradients` shares the weights.
-        self.guided(basis.frozen.without_gradients())
+        let denoiser = basis.frozen.without_gradients();
+        let config = &self.config.distill;
+        match (&basis.weaker, config.autoguidance) {
+            (Some(weaker), Some(scale)) => {
+                let (scale, until) = (scale as f32, config.autoguidance_until.unwrap_or(1.0) as f32);
+                let guidance = Guidance::Auto { weaker: weaker.without_gradients(), scale, until };
+                Guided { denoiser, guidance }
+            }
+            _ => self.guided(denoiser),
+        }
     }
 
-    /// A network with the guidance of the configuration.
+    /// A network with the classifier-free guidance of the configuration.
     pub(super) fn guided(&self, denoiser: Denoiser) -> Guided {
-        let negative = match (self.config.distill.guidance, denoiser.spec().text(), self.data.texts()) {
+        let guidance = match (self.config.distill.guidance, denoiser.spec().text(), self.data.texts()) {
             (Some(_), Some(shape), Some(texts)) => {
-                Some(Conditions::of_texts(&[texts.negative()], shape, &self.device))
+                let negative = Conditions::of_texts(&[texts.negative()], shape, &self.device);
+                Guidance::ClassifierFree(negative)
             }
-            _ => None,
+            _ => Guidance::None,
         };
-        Guided { denoiser, negative }
+        Guided { denoiser, guidance }
     }
 
     fn distance(&self, frozen: &Arc<Denoiser>) -> Result<Distance, RunError> {

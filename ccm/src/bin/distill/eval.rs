@@ -6,12 +6,11 @@ use std::time::Instant;
 use burn::tensor::Device;
 use ccm::data::{ImageShape, Split};
 use ccm::disk::{self, read_model};
-use ccm::metrics::evaluation::{Kernel, Neighbours, Reference};
+use ccm::metrics::evaluation::{Generated, Kernel, Neighbours, Reference};
 use ccm::metrics::kernel::Spread;
 use ccm::metrics::statistics::Statistics;
 use ccm::metrics::{Collection, Extractor, Figures, Gaussian};
-use ccm::model::Role;
-use ccm::sampler::Sampler;
+use ccm::model::{Role, TimeGrid};
 use ccm::sampler::schedule::Solver;
 use serde::Serialize;
 
@@ -19,8 +18,9 @@ use crate::Failure;
 use crate::data::load_split;
 use crate::device::{self, Choice, Opened};
 use crate::extractor::{LEAST_IMAGES, SHAPES, open_extractor, trained_extractor};
+use crate::generator::{Autoguidance, Generator};
 use crate::progress::counter;
-use crate::sample::backend;
+use crate::sample::{backend, grid_of_times};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -48,6 +48,11 @@ pub(crate) struct Arguments {
     /// Network evaluations per image [default: 1 for a student, 50 for a teacher]
     #[arg(long)]
     steps: Option<usize>,
+    /// Times of the evaluations, as for `sample` [default: the model's own]
+    #[arg(long, value_parser = grid_of_times, value_name = "GRID")]
+    times: Option<TimeGrid>,
+    #[command(flatten)]
+    autoguidance: Autoguidance,
     /// Seed of the first image; each image has the next seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -84,6 +89,11 @@ struct Report<'a> {
     model: String,
     role: Role,
     steps: usize,
+    /// Scale of autoguidance and the time at which it ends, if there is any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    autoguidance: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    autoguidance_until: Option<f32>,
     seed: u64,
     reference: &'a str,
     /// Split of the reference images; `None` for a statistics file.
@@ -132,19 +142,23 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
 
     let at_fault = |error: &dyn std::fmt::Display| format!("{}: {error}", arguments.model.display());
-    let sampler = pollster::block_on(Sampler::new(model, backend(arguments.device)));
-    let mut sampler = sampler.map_err(|error| at_fault(&error))?;
+    let (spec, classes) = (model.spec.clone(), model.card.classes.clone());
+    let guidance = arguments.autoguidance.read(&model)?;
+    let backend = backend(arguments.device);
+    let generator = Generator::new(model, guidance, arguments.times, steps, (backend, &device));
+    let mut generator = generator.map_err(|error| at_fault(&error))?;
     let begin = Instant::now();
     let bar = counter("images");
     bar.set_length(arguments.count as u64);
-    let samples = Collection::of_samples(
+    let images = Generated { spec: &spec, classes: &classes, seed: arguments.seed, count: arguments.count };
+    let generated = Collection::of_samples(
         &*extractor,
-        &mut sampler,
-        (arguments.seed, arguments.count, steps),
+        images,
         &device,
+        |request| generator.images(request),
         |done| bar.set_position(done as u64),
-    );
-    let generated = pollster::block_on(samples).map_err(|error| at_fault(&error))?;
+    )
+    .map_err(|error| at_fault(&error))?;
     bar.finish_and_clear();
     let generated_in = begin.elapsed().as_secs_f64();
     let begin = Instant::now();
@@ -154,10 +168,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         None => arguments.data()?.to_owned(),
     };
     println!(
-        "{}: {role}, {} images of {steps} evaluations, generated in {generated_in:.1} s on {}, features on {name}; compared in {:.1} s",
+        "{}: {role}{}, {} images of {steps} evaluations, generated in {generated_in:.1} s on {}, features on {name}; compared in {:.1} s",
         arguments.model.display(),
+        arguments.autoguidance,
         figures.images,
-        sampler.info().adapter,
+        generator.adapter(&name),
         begin.elapsed().as_secs_f64()
     );
     describe(&figures, &source, arguments.split.into(), extractor.is_of_fid());
@@ -167,6 +182,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             model,
             role,
             steps,
+            autoguidance: arguments.autoguidance.scale,
+            autoguidance_until: arguments.autoguidance.until(),
             seed: arguments.seed,
             reference: &source,
             split: arguments.reference.is_none().then_some(arguments.split),

@@ -9,6 +9,7 @@ mod eval;
 mod export;
 mod extractor;
 mod features;
+mod generator;
 mod import;
 mod inspect;
 mod kdc;

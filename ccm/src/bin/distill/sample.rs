@@ -113,7 +113,15 @@ pub(crate) fn size(text: &str) -> Result<[usize; 2], String> {
     }
 }
 
-fn grid_of_times(text: &str) -> Result<TimeGrid, String> {
+/// The grid of `--times`; `leading` keeps the offset of the model's own.
+pub(crate) fn times_for(given: Option<TimeGrid>, own: TimeGrid) -> TimeGrid {
+    match (given, own) {
+        (Some(TimeGrid::Steps(Spacing::Leading(_))), TimeGrid::Steps(Spacing::Leading(_))) => own,
+        _ => given.unwrap_or(own),
+    }
+}
+
+pub(crate) fn grid_of_times(text: &str) -> Result<TimeGrid, String> {
     let (name, number) = text.split_once('=').map_or((text, None), |(name, number)| (name, Some(number)));
     let number = |usual: f64| match number.map(str::parse) {
         None => Ok(usual),
@@ -210,10 +218,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.solver.is_some() && sampler.card().role == Role::Student {
         return Err(format!("--solver: {} is a student, which jumps", arguments.model.display()).into());
     }
-    let times = match (arguments.times, sampler.times()) {
-        (Some(TimeGrid::Steps(Spacing::Leading(_))), own @ TimeGrid::Steps(Spacing::Leading(_))) => own,
-        (given, own) => given.unwrap_or(own),
-    };
+    let times = times_for(arguments.times, sampler.times());
     let solver = arguments.solver.unwrap_or(sampler.solver());
     let mut sampler = sampler.with_solver(solver, times);
     sampler.evaluations(1).map_err(|error| format!("--times: {error}"))?;
