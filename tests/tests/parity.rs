@@ -46,7 +46,8 @@ fn velocities_and_samples_agree_with_pytorch() {
         let labels = io.get("label").map_or(Vec::new(), |it| it.values.iter().map(|l| *l as u32).collect());
         let request = Request { noise: io["x"].values.clone(), labels, ..Request::default() };
         for (solver, steps, tensor) in [(Solver::Jumps, 1, "one_step"), (Solver::Euler, 4, "euler_4")] {
-            let found = sample(&unet.clone().into(), solver, &request, steps, 64, &device).unwrap();
+            let steps = solver.steps(unet.path(), solver.grid(unet.path()), steps).unwrap();
+            let found = sample(&unet.clone().into(), &request, &steps, 64, &device);
             let found = Tensor::from_data(TensorData::new(found, x.dims()), &device);
             assert_close(&format!("{name}, {tensor}"), found, &io[tensor]);
         }

@@ -164,8 +164,9 @@ fn teachers_learn_on_every_path_and_students_learn_from_them() {
         distillation.curriculum.step_size = 0.1;
         let labels: Vec<u32> = (0..8).collect();
         let request = Request::from_seeds(&teacher.spec, 100, &labels, 8);
-        let draw = |denoiser: &Denoiser, solver, steps| {
-            sample(&denoiser.clone().into(), solver, &request, steps, 8, &device).unwrap()
+        let draw = |denoiser: &Denoiser, solver: Solver, steps| {
+            let steps = solver.steps(denoiser.path(), solver.grid(denoiser.path()), steps).unwrap();
+            sample(&denoiser.clone().into(), &request, &steps, 8, &device)
         };
         let expected = draw(&distillation.teacher.denoiser, Solver::Euler, 20);
         let distance = |found: &[f32]| -> f64 {

@@ -176,8 +176,9 @@ fn samples_agree_with_the_library() {
             let model = read(folder, role);
             let denoiser = Denoiser::new(&model, &Device::flex());
             let solver = Solver::of(&model.card);
-            let found =
-                sample(&denoiser.clone().into(), solver, &request, steps, 64, &Device::flex()).unwrap();
+            let path = denoiser.path();
+            let at = solver.steps(path, solver.grid(path), steps).unwrap();
+            let found = sample(&denoiser.clone().into(), &request, &at, 64, &Device::flex());
             assert_close(&format!("{name}, {tensor}, training's network"), &found, &io[tensor]);
             for backend in [Backend::Cpu, Backend::Gpu { api: None, software: true }] {
                 let mut sampler = match block_on(Sampler::new(model.clone(), backend)) {

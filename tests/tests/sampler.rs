@@ -85,7 +85,8 @@ fn every_option_gives_the_images_of_the_training_network() {
             let request = Request::from_seeds(&spec, 7, &labels, 5);
             let unet = Denoiser::new(&model, &Device::flex());
             let solver = Solver::of(&model.card);
-            let expected = sample(&unet.clone().into(), solver, &request, 3, 2, &Device::flex()).unwrap();
+            let steps = solver.steps(unet.path(), solver.grid(unet.path()), 3).unwrap();
+            let expected = sample(&unet.clone().into(), &request, &steps, 2, &Device::flex());
             for mut sampler in samplers(&model) {
                 let found = block_on(sampler.sample(&request, 3)).unwrap();
                 let error = relative_error(&found, &expected);
