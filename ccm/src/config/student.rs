@@ -62,7 +62,7 @@ pub struct DistillConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<[f64; 2]>,
     /// Scale of autoguidance (arXiv 2406.02507), 1 or more: the teacher's velocity is led away from that of a weaker teacher,
-    /// and the student learns the result. By default there is none.
+    /// and the student learns the result. Not for teachers with text. By default there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autoguidance: Option<f64>,
     /// Flow time at which autoguidance ends, in (0, 1], as near the image the weaker teacher differs by its grain most of all

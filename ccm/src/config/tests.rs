@@ -320,13 +320,15 @@ fn a_value_of_the_wrong_type_names_key_expected_and_found() {
     assert!(refused("mode=1").starts_with("distill.mode: expected "));
 }
 
+/// What is wrong with the preset `shapes` after these changes.
+fn complaint(changes: &[&str]) -> Result<(), String> {
+    let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
+    let config = Config::preset("shapes").unwrap().with_overrides(&changes).unwrap();
+    config.validate().map_err(|error| error.to_string())
+}
+
 #[test]
 fn lpips_wants_its_weights() {
-    let complaint = |changes: &[&str]| {
-        let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
-        let config = Config::preset("shapes").unwrap().with_overrides(&changes).unwrap();
-        config.validate().map_err(|error| error.to_string())
-    };
     let vgg = "distance=lpips-vgg16";
     assert!(complaint(&[vgg]).unwrap_err().starts_with("distill.lpips_trunk: expected a file of weights"));
     let trunk = "lpips_trunk=vgg16.pth";
@@ -338,11 +340,6 @@ fn lpips_wants_its_weights() {
 
 #[test]
 fn autoguidance_wants_one_weaker_teacher() {
-    let complaint = |changes: &[&str]| {
-        let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
-        let config = Config::preset("shapes").unwrap().with_overrides(&changes).unwrap();
-        config.validate().map_err(|error| error.to_string())
-    };
     let (scale, until, file, kimg) =
         ("autoguidance=2", "autoguidance_until=0.4", "weaker_model=weak.safetensors", "weaker_kimg=3.2");
     assert_eq!(complaint(&[scale, until, file]), Ok(()));
@@ -372,7 +369,7 @@ fn autoguidance_wants_one_weaker_teacher() {
         ),
         (
             &[scale, file, "mode=ct"],
-            "distill.autoguidance: expected none, as distill.mode is `ct` or distill.guidance is given, found 2",
+            "distill.autoguidance: expected none, as distill.mode is `ct`, which has no teacher, found 2",
         ),
         (
             &[scale, "weaker_kimg=1000"],
@@ -385,6 +382,12 @@ fn autoguidance_wants_one_weaker_teacher() {
     ] {
         assert_eq!(complaint(changes).unwrap_err(), message);
     }
+    let of_text =
+        Config::preset("sd15").unwrap().with_overrides(&[scale.to_owned(), file.to_owned()]).unwrap();
+    assert_eq!(
+        of_text.validate().unwrap_err().to_string(),
+        "distill.autoguidance: expected none, as data.captions is true, found 2"
+    );
 }
 
 #[test]

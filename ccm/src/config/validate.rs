@@ -91,8 +91,11 @@ impl Config {
         if !(scale >= 1.0 && scale.is_finite()) {
             return Err(wrong("distill.autoguidance", "a finite scale, 1 or more", scale));
         }
-        if distill.mode == Mode::Ct || distill.guidance.is_some() {
-            let expected = "none, as distill.mode is `ct` or distill.guidance is given";
+        if self.data.captions {
+            return Err(wrong("distill.autoguidance", "none, as data.captions is true", scale));
+        }
+        if distill.mode == Mode::Ct {
+            let expected = "none, as distill.mode is `ct`, which has no teacher";
             return Err(wrong("distill.autoguidance", expected, scale));
         }
         let until = distill.autoguidance_until.unwrap_or(1.0);

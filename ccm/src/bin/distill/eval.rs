@@ -122,6 +122,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             return Err(format!("{flag}: expected {least} to {most}, found {value}").into());
         }
     }
+    let guidance = arguments.autoguidance.read(&model)?;
     for (flag, file) in [("--out", &arguments.out), ("--save-reference", &arguments.save_reference)] {
         if let Some(file) = file {
             disk::check_file(file).map_err(|error| format!("{flag}: {error}"))?;
@@ -143,7 +144,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 
     let at_fault = |error: &dyn std::fmt::Display| format!("{}: {error}", arguments.model.display());
     let (spec, classes) = (model.spec.clone(), model.card.classes.clone());
-    let guidance = arguments.autoguidance.read(&model)?;
     let backend = backend(arguments.device);
     let generator = Generator::new(model, guidance, arguments.times, steps, (backend, &device));
     let mut generator = generator.map_err(|error| at_fault(&error))?;
