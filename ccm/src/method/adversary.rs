@@ -6,7 +6,7 @@
 //! image, where grain shows ([`super::views`]).
 //!
 //! The encoder is frozen, or a copy that learns with the heads (Lin et al., arXiv 2402.13929). With a teacher that predicts data,
-//! a frozen encoder's discriminator can stay at chance (docs/quality.md), and its gradient then has no meaning.
+//! a frozen encoder's discriminator can stay at chance (docs/experiments.md), and its gradient then has no meaning.
 
 use std::ops::Range;
 use std::sync::Arc;

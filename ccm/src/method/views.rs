@@ -22,7 +22,7 @@ pub struct Augmentation {
     pub noise_power: f64,
     /// Largest number of pixels that an image is moved by, in each direction; its edges are repeated (Zhao et al.,
     /// arXiv 2006.10738). Without it, the gradient of an encoder of patches can repeat from patch to patch, and the student's
-    /// images then show a grid (docs/quality.md).
+    /// images then show a grid (docs/experiments.md).
     pub translation: usize,
 }
 
