@@ -208,6 +208,14 @@ fn a_killed_run_with_dropout_and_an_adversarial_loss_resumes_to_the_same_bytes()
     assert_run_is_complete(&stopped);
     // The networks of the curriculum are still there.
     succeed(distill().args(["kdc", "--device", "cpu"]).arg(&stopped));
+
+    // Beside a given teacher, the weaker one is trained as on the way to that teacher.
+    let given = folder.path().join("given");
+    let teacher = whole.join("teacher.safetensors");
+    succeed(slow(&given, &settings).arg("--teacher").arg(&teacher));
+    for file in ["weaker.safetensors", "student.safetensors"] {
+        assert_eq!(fs::read(given.join(file)).unwrap(), fs::read(whole.join(file)).unwrap(), "{file}");
+    }
 }
 
 #[test]

@@ -191,7 +191,8 @@ pub struct TeacherConfig {
     /// averaging.
     pub ema_halflife_kimg: f64,
     /// Thousands of images, above 0 and less than `kimg`, after which the average of the weights, without the share of the first
-    /// ones, is also saved as a weaker teacher, which `distill.autoguidance` leads away from. By default there is none.
+    /// ones, is also saved as a weaker teacher, which `distill.autoguidance` leads away from. Beside a given teacher (`model`), only
+    /// the weaker one is trained. By default there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weaker_kimg: Option<f64>,
     /// How noise and images are paired.

@@ -344,6 +344,7 @@ fn autoguidance_wants_one_weaker_teacher() {
         ("autoguidance=2", "autoguidance_until=0.4", "weaker_model=weak.safetensors", "weaker_kimg=3.2");
     assert_eq!(complaint(&[scale, until, file]), Ok(()));
     assert_eq!(complaint(&[scale, kimg]), Ok(()));
+    assert_eq!(complaint(&[scale, kimg, "teacher.model=teacher.safetensors"]), Ok(()));
     for (changes, message) in [
         (
             &[scale][..],
@@ -376,8 +377,8 @@ fn autoguidance_wants_one_weaker_teacher() {
             "teacher.weaker_kimg: expected thousands of images, above 0 and less than teacher.kimg, found 1000",
         ),
         (
-            &[scale, kimg, "teacher.model=teacher.safetensors"],
-            "teacher.weaker_kimg: expected none, as the run trains no teacher, found 3.2",
+            &[scale, kimg, "teacher.model=teacher.safetensors", "teacher.training=from-weights"],
+            "teacher.weaker_kimg: expected none, as teacher.training is `from-weights`, and its first weights are not weaker, found 3.2",
         ),
     ] {
         assert_eq!(complaint(changes).unwrap_err(), message);

@@ -1,7 +1,10 @@
 //! Checks the ranges of a configuration's settings before a run starts.
 
 use super::durations::{LONGEST_KIMG, decay};
-use super::{Config, ConfigError, DataConfig, DistillConfig, FinishConfig, RunConfig, SHAPES, TeacherConfig};
+use super::{
+    Config, ConfigError, DataConfig, DistillConfig, FinishConfig, RunConfig, SHAPES, TeacherConfig,
+    TeacherTraining,
+};
 use crate::method::coupling::Coupling;
 use crate::method::curriculum::Mode;
 use crate::model::networks::Family as _;
@@ -76,7 +79,6 @@ impl Config {
     /// Checks that autoguidance has one weaker teacher, and that a weaker teacher is used.
     fn check_autoguidance(&self) -> Result<(), ConfigError> {
         let (teacher, distill) = (&self.teacher, &self.distill);
-        let trains = teacher.model.is_none() || teacher.training.is_some();
         let set = [
             ("teacher.weaker_kimg", teacher.weaker_kimg.map(|kimg| kimg.to_string())),
             ("distill.weaker_model", distill.weaker_model.clone()),
@@ -111,8 +113,10 @@ impl Config {
             (Some(kimg), Some(_)) => {
                 Err(wrong("teacher.weaker_kimg", "none, as distill.weaker_model is given", kimg))
             }
-            (Some(kimg), None) if !trains => {
-                Err(wrong("teacher.weaker_kimg", "none, as the run trains no teacher", kimg))
+            (Some(kimg), None) if teacher.training == Some(TeacherTraining::FromWeights) => {
+                let expected =
+                    "none, as teacher.training is `from-weights`, and its first weights are not weaker";
+                Err(wrong("teacher.weaker_kimg", expected, kimg))
             }
             (Some(kimg), None) if !(kimg > 0.0 && kimg < teacher.kimg) => Err(wrong(
                 "teacher.weaker_kimg",

@@ -31,6 +31,7 @@ pub mod status;
 mod student;
 pub mod summary;
 pub mod teacher;
+mod teachers;
 pub mod trainable;
 pub mod trial;
 pub mod workers;

@@ -127,8 +127,11 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
     solver
         .steps(&path, solver.grid(&path), config.run.report_steps)
         .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
+    let teacher = &config.teacher;
+    let trains_teacher =
+        given.teacher.is_none() || teacher.training.is_some() || teacher.weaker_kimg.is_some();
     let batches = [
-        ("teacher.batch", config.teacher.batch, given.teacher.is_none() || config.teacher.training.is_some()),
+        ("teacher.batch", teacher.batch, trains_teacher),
         ("distill.batch", config.distill.batch, given.student.is_none()),
         ("finish.batch", config.finish.batch, config.finish.steps() > 0),
     ];

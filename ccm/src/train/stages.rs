@@ -1,4 +1,4 @@
-//! The stages of a run, made from its configuration: training of the teacher, distillation, adversarial fine-tuning.
+//! The stages of a run after the teacher's, made from its configuration: distillation and adversarial fine-tuning.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,28 +12,23 @@ use super::drive::Watch;
 use super::error::RunError;
 use super::finish::Finish;
 use super::folder::files;
-use super::given::check_weaker;
 use super::run::{Outcome, Run};
 use super::state::{Stage as _, TrainState};
 use super::student::Student;
-use super::teacher::Teacher;
 use super::trainable::{Adaptation, Trainable};
 use super::workers::Workers;
-use crate::config::{EncoderWeights, FixedPrecision, HalfPrecision, TeacherTraining};
+use crate::config::{EncoderWeights, FixedPrecision, HalfPrecision};
 use crate::disk;
 use crate::method::adversary::Adversary;
 use crate::method::coupling::Coupling;
 use crate::method::curriculum::{Curriculum, Scope};
 use crate::method::discriminator::{AdversarialLoss, Discriminator};
 use crate::method::distance::{Distance, DistanceKind};
-use crate::method::guidance::{Guidance, Teacher as Guided};
 use crate::method::kdc::PEAK;
 use crate::method::lpips::Lpips;
-use crate::method::teacher::TimeDistribution;
 use crate::model::graph::{Graph, Op, Shape};
 use crate::model::{Role, SpecError, TensorSpec};
-use crate::nn::conditions::Conditions;
-use crate::nn::denoiser::{Denoiser, random_lora, random_model};
+use crate::nn::denoiser::{Denoiser, random_lora};
 use crate::nn::network::Network;
 use crate::nn::optimizer::Schedule;
 use crate::pipeline::Part;
@@ -43,9 +38,9 @@ use crate::weights::{CompactTensor, HostTensor, Model};
 /// run.
 pub(super) struct Basis {
     /// The teacher as a fixed function.
-    frozen: Arc<Denoiser>,
+    pub(super) frozen: Arc<Denoiser>,
     /// The weaker teacher of autoguidance.
-    weaker: Option<Denoiser>,
+    pub(super) weaker: Option<Denoiser>,
     /// What the student trains.
     pub(super) trainable: Trainable,
     /// The values that the student starts from.
@@ -58,69 +53,6 @@ pub(super) fn distill_setting(error: SpecError) -> RunError {
 }
 
 impl Run {
-    /// The teacher: the given one, one trained earlier, or one trained now; `None` if interrupted.
-    pub(super) fn teacher(&self, watch: &mut dyn Watch) -> Result<Option<Model>, RunError> {
-        let config = &self.config.teacher;
-        if let (Some(given), None) = (&self.given.teacher, config.training) {
-            return Ok(Some(given.clone()));
-        }
-        let path = self.path(files::TEACHER);
-        if path.exists() {
-            return Ok(Some(self.given.trained_teacher(&self.config, &path)?));
-        }
-        let first = match (&self.given.teacher, config.training) {
-            (Some(given), Some(TeacherTraining::FromWeights)) => given.clone(),
-            _ => random_model(self.spec(), &self.prediction(), self.config.run.seed),
-        };
-        let trainable = Trainable::weights(&first);
-        let state = match self.resumed(StageKind::Teacher, &trainable, None, &mut |text| watch.note(text))? {
-            Some(state) => state,
-            None => TrainState::new(&first, &[config.decay()], &self.device),
-        };
-        let workers = self.workers(StageKind::Teacher, config.batch, config.micro_batch)?;
-        let mut teacher = Teacher {
-            batches: self
-                .batches(&self.data, StageKind::Teacher, config.batch, config.coupling)
-                .with_rows(workers.rows(config.batch)),
-            schedule: Schedule {
-                learning_rate: config.learning_rate,
-                warmup_steps: config.warmup_steps(),
-                steps: config.steps(),
-                cooldown: config.cooldown,
-                gradient_clip: config.gradient_clip,
-            },
-            state: self.with_settings(state, &workers),
-            workers,
-            times: self.times(),
-        };
-        if let Some(steps) = config.weaker_steps().filter(|&steps| teacher.state.step <= steps) {
-            let reached = self.drive(StageKind::Teacher, &mut teacher, (steps, config.batch), watch)?;
-            if reached == Outcome::Interrupted {
-                return Ok(None);
-            }
-            let card = self.card(Role::Teacher, &teacher, config.batch);
-            let weaker = teacher.sampled().without_start(&first.tensors, steps).to_model(card);
-            self.write(&self.path(files::WEAKER), &weaker.to_bytes())?;
-        }
-        let steps = (config.steps(), config.batch);
-        let outcome = self.drive(StageKind::Teacher, &mut teacher, steps, watch)?;
-        if outcome == Outcome::Interrupted {
-            return Ok(None);
-        }
-        let model = teacher.sampled().denoiser.to_model(self.card(Role::Teacher, &teacher, config.batch));
-        self.write(&path, &model.to_bytes())?;
-        watch.note(&format!("teacher: {}", path.display()));
-        Ok(Some(model))
-    }
-
-    /// The distribution of the teacher's training times: the configuration's, or the usual one of a given model's path.
-    fn times(&self) -> TimeDistribution {
-        match &self.given.teacher {
-            None => self.config.path.times(),
-            Some(given) => TimeDistribution::of(&given.prediction),
-        }
-    }
-
     /// The distilled student: the given one, one distilled earlier, or one distilled now; `None` if interrupted.
     pub(super) fn distill(&self, basis: &Basis, watch: &mut dyn Watch) -> Result<Option<Student>, RunError> {
         if let Some(given) = &self.given.student {
@@ -231,23 +163,6 @@ impl Run {
         Ok(Basis { frozen: Arc::new(frozen), weaker: self.weaker()?, trainable, first })
     }
 
-    /// The weaker teacher of autoguidance, given or saved while the teacher was trained.
-    fn weaker(&self) -> Result<Option<Denoiser>, RunError> {
-        if self.config.distill.autoguidance.is_none() {
-            return Ok(None);
-        }
-        let weaker = match &self.given.weaker {
-            Some(given) => given.clone(),
-            None => {
-                let path = self.path(files::WEAKER);
-                let weaker = disk::read_model(&path)?;
-                check_weaker(&weaker, (&self.spec(), &self.prediction()), &path.display())?;
-                weaker
-            }
-        };
-        Ok(Some(Denoiser::frozen(&weaker, &self.device)))
-    }
-
     /// The student's network and its first weights: the teacher's (PAPER.md §6), and zeros for an embedding of the guidance
     /// scale, so that the scale has no influence at first.
     fn all_weights(&self, teacher: &Model) -> Result<(Trainable, Vec<HostTensor>), SpecError> {
@@ -333,33 +248,6 @@ impl Run {
         })
     }
 
-    /// The teacher of a run, with the guidance of the configuration.
-    pub(super) fn guided_teacher(&self, basis: &Basis) -> Guided {
-        // `without_gradients` shares the weights.
-        let denoiser = basis.frozen.without_gradients();
-        let config = &self.config.distill;
-        match (&basis.weaker, config.autoguidance) {
-            (Some(weaker), Some(scale)) => {
-                let (scale, until) = (scale as f32, config.autoguidance_until.unwrap_or(1.0) as f32);
-                let guidance = Guidance::Auto { weaker: weaker.without_gradients(), scale, until };
-                Guided { denoiser, guidance }
-            }
-            _ => self.guided(denoiser),
-        }
-    }
-
-    /// A network with the classifier-free guidance of the configuration.
-    pub(super) fn guided(&self, denoiser: Denoiser) -> Guided {
-        let guidance = match (self.config.distill.guidance, denoiser.spec().text(), self.data.texts()) {
-            (Some(_), Some(shape), Some(texts)) => {
-                let negative = Conditions::of_texts(&[texts.negative()], shape, &self.device);
-                Guidance::ClassifierFree(negative)
-            }
-            _ => Guidance::None,
-        };
-        Guided { denoiser, guidance }
-    }
-
     fn distance(&self, frozen: &Arc<Denoiser>) -> Result<Distance, RunError> {
         let config = &self.config.distill;
         Ok(match config.distance {
@@ -391,7 +279,7 @@ impl Run {
         Ok(Some(Arc::new(Network::new(&graph, &tensors, &self.device).frozen())))
     }
 
-    fn workers(
+    pub(super) fn workers(
         &self,
         stage: StageKind,
         batch: usize,
@@ -439,7 +327,7 @@ impl Run {
     }
 
     /// Writes a file of the run, if this is the first rank.
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+    pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), RunError> {
         if self.group.is_first() {
             disk::write(path, bytes)?;
         }
@@ -454,7 +342,7 @@ impl Run {
         micro_batch.unwrap_or(batch).min(most).max(1)
     }
 
-    fn with_settings(&self, mut state: TrainState, workers: &Workers) -> TrainState {
+    pub(super) fn with_settings(&self, mut state: TrainState, workers: &Workers) -> TrainState {
         state.denoiser = self.mixed(state.denoiser);
         state.loss_scale = match self.config.run.mixed_precision {
             Some(HalfPrecision::F16) => Some(state.loss_scale.unwrap_or_default()),
@@ -473,7 +361,7 @@ impl Run {
 
     /// A network of a training step in the run's precision. The networks inside losses (LPIPS, the discriminator's encoder) are in
     /// single precision.
-    fn mixed(&self, denoiser: Denoiser) -> Denoiser {
+    pub(super) fn mixed(&self, denoiser: Denoiser) -> Denoiser {
         match self.config.run.mixed_precision {
             None => denoiser,
             Some(half) => denoiser.in_half(dtype(half)),
