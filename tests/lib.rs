@@ -19,6 +19,7 @@ use ccm::method::coupling::Coupling;
 use ccm::method::curriculum::{Curriculum, Mode, Scope, StepSolver};
 use ccm::method::discriminator::{AdversarialLoss, Discriminator};
 use ccm::method::distance::Distance;
+use ccm::method::guidance::Guidance;
 use ccm::method::kdc::PEAK;
 use ccm::method::lpips::Trunk;
 use ccm::method::views::Augmentation;
@@ -253,6 +254,13 @@ pub fn oppose(distillation: &mut Distillation<'_>, weights: EncoderWeights, devi
     });
     let untrained = Discriminator::new(&spec, 5, trained, device);
     distillation.state.discriminator = Some(Discriminator { balance: 1.0, ..untrained });
+}
+
+/// Leads the teacher away from a weaker one, a network with other weights.
+pub fn guide(distillation: &mut Distillation<'_>, device: &Device) {
+    let spec = distillation.teacher.denoiser.spec().clone();
+    let weaker = Denoiser::frozen(&random_model(spec, &Prediction::Velocity, 6), device);
+    distillation.teacher.guidance = Guidance::Auto { weaker, scale: 2.0, until: 0.5 };
 }
 
 /// A model with random weights, none of them zero, so that every layer affects the output.

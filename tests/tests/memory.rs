@@ -26,7 +26,7 @@ use ccm::train::memory::Memory;
 use ccm::train::state::{Stage, TrainState};
 use ccm::train::trainable::{Adaptation, Trainable};
 use ccm::train::workers::Workers;
-use ccm_tests::{lively_model, lpips_weights, oppose, small_distillation};
+use ccm_tests::{guide, lively_model, lpips_weights, oppose, small_distillation};
 use serde_json::json;
 
 /// The system's allocator, which counts the bytes in use.
@@ -73,6 +73,9 @@ fn measure(preset: &str, settings: &[&str]) -> [f64; 2] {
     if config.distill.adversarial_weight > 0.0 {
         let encoder = config.distill.discriminator_encoder.unwrap_or_default();
         oppose(&mut distillation, encoder, &device);
+    }
+    if config.distill.autoguidance.is_some() {
+        guide(&mut distillation, &device);
     }
     distillation.distance = match (config.distill.distance, config.distill.distance.trunk()) {
         (DistanceKind::TeacherFeatures, _) => {

@@ -81,7 +81,8 @@ fn shapes_with_perceptual_distances() {
 fn mnist_from_idx_files() {
     let data = tempdir().unwrap();
     write_idx(data.path(), 64);
-    run_preset("mnist", Some(data.path()), &["--set", "network.height=8", "--set", "network.width=8"]);
+    let settings = ["network.height=8", "network.width=8", "weaker_kimg=0.016"];
+    run_preset("mnist", Some(data.path()), &settings.map(|setting| ["--set", setting]).concat());
 }
 
 #[test]

@@ -20,7 +20,8 @@ use ccm::train::loss_scale::LossScale;
 use ccm::train::state::{Stage, StepReport};
 use ccm::train::workers::Workers;
 use ccm_tests::{
-    agrees_with_pytorch_fid, lively_model, oppose, relative_error, small_data, small_distillation, small_spec,
+    agrees_with_pytorch_fid, guide, lively_model, oppose, relative_error, small_data, small_distillation,
+    small_spec,
 };
 
 /// The best adapter, hardware before software. It can be opened once per process.
@@ -44,7 +45,7 @@ fn adapter() -> Option<DeviceKind> {
     kinds.min_by_key(|kind| *kind == DeviceKind::Cpu)
 }
 
-/// Runs one distillation step, in mixed precision if `half` is given. Returns the weights of the student after it, and those
+/// Runs one distillation step, in mixed precision if `half` is given, with autoguidance if the encoder is trained. Returns the weights of the student after it, and those
 /// of the discriminator.
 fn step(device: &Device, encoder: EncoderWeights, half: Option<DType>) -> (StepReport, [Vec<f32>; 2]) {
     let data = small_data();
@@ -53,6 +54,10 @@ fn step(device: &Device, encoder: EncoderWeights, half: Option<DType>) -> (StepR
     let workers = Workers::new(1, 4, 4).unwrap();
     let mut distillation = small_distillation(&spec, &data, 4, Scope::Image, workers, device);
     oppose(&mut distillation, encoder, device);
+    // The costly settings together.
+    if encoder == EncoderWeights::Trained {
+        guide(&mut distillation, device);
+    }
     if let Some(half) = half {
         distillation.state.denoiser = distillation.state.denoiser.clone().in_half(half);
         distillation.state.loss_scale = Some(LossScale::default());
