@@ -45,8 +45,8 @@ fn adapter() -> Option<DeviceKind> {
     kinds.min_by_key(|kind| *kind == DeviceKind::Cpu)
 }
 
-/// Runs one distillation step, in mixed precision if `half` is given, with autoguidance if the encoder is trained. Returns the weights of the student after it, and those
-/// of the discriminator.
+/// Runs one distillation step, in mixed precision if `half` is given, with autoguidance if the encoder is trained. Returns
+/// the weights of the student after it, and those of the discriminator.
 fn step(device: &Device, encoder: EncoderWeights, half: Option<DType>) -> (StepReport, [Vec<f32>; 2]) {
     let data = small_data();
     // Kernels are autotuned for every new shape, which takes most of the time on a software adapter.
