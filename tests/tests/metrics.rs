@@ -196,7 +196,7 @@ fn the_terms_of_the_published_claims_can_be_read() {
     let terms: Terms = serde_json::from_str(include_str!("../../docs/claims/terms.json")).unwrap();
     terms.config.validate().unwrap();
     let distill = &terms.config.distill;
-    assert_eq!((distill.steps(), distill.warmup_steps()), (3000, 50));
+    assert_eq!((distill.steps(), distill.stage().warmup_steps()), (3000, 50));
     assert_eq!((distill.target_decay(), distill.sample_decay()), (0.9, 0.98));
 }
 

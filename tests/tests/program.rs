@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ccm::method::lpips::Trunk;
+use ccm::model::Prediction;
 use ccm::nn::kernels::Operands;
 use ccm::train::batches::StageKind;
 use ccm::train::checkpoint;
@@ -264,6 +265,7 @@ fn a_given_student_is_fine_tuned_but_for_its_fixed_weights() {
     let wide = ["--set", "network.model_channels=64"];
     succeed(&mut slow(&file("run"), &wide));
     let model = |path: &str| file(path).to_str().unwrap().to_owned();
+    let read = |path: &str| Model::from_bytes(&fs::read(file(path)).unwrap()).unwrap();
     let (teacher, student) = (model("run/teacher.safetensors"), model("run/student.safetensors"));
     let given = ["--teacher", &teacher, "--student", &student];
     fail(&mut slow(&file("none"), &given), &["finish.kimg", "distill.model"]);
@@ -271,13 +273,20 @@ fn a_given_student_is_fine_tuned_but_for_its_fixed_weights() {
     fail(&mut slow(&file("none"), &no_teacher), &["distill.model", "teacher.model"]);
     let teacher_twice = ["--teacher", &teacher, "--student", &teacher, "--set", "finish.kimg=1"];
     fail(&mut slow(&file("none"), &teacher_twice), &["distill.model", "a student", "a teacher"]);
+    let of_other_path = Model { prediction: Prediction::StraightData, ..read("run/student.safetensors") };
+    fs::write(file("other.safetensors"), of_other_path.to_bytes()).unwrap();
+    let other = model("other.safetensors");
+    let of_other_path = ["--teacher", &teacher, "--student", &other, "--set", "finish.kimg=1"];
+    fail(
+        &mut slow(&file("none"), &of_other_path),
+        &["distill.model", "path and prediction of teacher.model"],
+    );
     let settings = ["kimg=0.32", "batch=32", "fixed=convolutions", "sample_halflife_kimg=0.1"];
     let settings = settings.map(|setting| format!("finish.{setting}"));
     let settings = settings.each_ref().map(String::as_str);
     let settings = settings.map(|setting| ["--set", setting]).concat();
     succeed(&mut slow(&file("finished"), &[&given[..], &settings, &wide].concat()));
 
-    let read = |path: &str| Model::from_bytes(&fs::read(file(path)).unwrap()).unwrap();
     let (before, after) = (read("run/student.safetensors"), read("finished/student.safetensors"));
     assert_eq!(after.card.images, before.card.images + 320);
     for ((before, after), spec) in before.tensors.iter().zip(&after.tensors).zip(before.spec.tensors()) {

@@ -40,6 +40,17 @@ fn two_devices_make_the_bytes_of_two_threads() {
         text.lines().map(|line| line.split("\"images_per_second\"").next().unwrap().to_owned()).collect()
     };
     assert_eq!(without_speed(&one), without_speed(&two));
+
+    // Beside a given teacher, a weaker one is trained, which both ranks read.
+    let teacher = folder.path().join("one/teacher.safetensors");
+    let given = ["--teacher", teacher.to_str().unwrap(), "--set", "distill.autoguidance=2"];
+    let given = [&given[..], &["--set", "teacher.weaker_kimg=0.016"]].concat();
+    let [one, two] = ["one with weaker", "two with weaker"].map(|name| folder.path().join(name));
+    succeed(arguments(&mut distill(), &one, &["--device", "cpu"]).args(&given));
+    succeed(arguments(&mut distill(), &two, &["--device", "cpu:0,1"]).args(&given));
+    for file in ["weaker.safetensors", "student.safetensors"] {
+        assert_eq!(fs::read(one.join(file)).unwrap(), fs::read(two.join(file)).unwrap(), "{file}");
+    }
 }
 
 #[test]
@@ -93,8 +104,13 @@ fn devices_that_cannot_share_a_batch_are_refused() {
     fail(&mut run("cpu:0,0", "run.threads=2"), &["--device", "different numbers"]);
     fail(&mut run("cuda", "run.threads=2"), &["--device", "vulkan:0,1"]);
     let few = ["cpu:0,1,2,3", "run.threads=4"];
-    let mut command = run(few[0], few[1]);
-    fail(command.args(["--set", "teacher.batch=3"]), &["teacher.batch", "each of 4 ranks", "found 3"]);
+    // Also a later stage's, before anything is trained.
+    for stage in ["teacher", "distill"] {
+        let mut command = run(few[0], few[1]);
+        let batch = format!("{stage}.batch=3");
+        fail(command.args(["--set", &batch]), &[&format!("{stage}.batch"), "each of 4 ranks", "found 3"]);
+        assert!(!out.path().join("run/metrics.jsonl").exists());
+    }
 }
 
 #[cfg(feature = "mpi")]

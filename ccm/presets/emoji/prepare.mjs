@@ -6,9 +6,11 @@
 // of emoji-datasource (MIT). Writes OUT/pictures/train and OUT/pictures/test with a metadata.jsonl each, and OUT/pipeline in
 // diffusers' layout. Held-out pictures are those of the training set with captions that it does not have.
 
+import { existsSync, realpathSync } from 'node:fs';
 import { copyFile, mkdir, readFile, readdir, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
 const require = createRequire(import.meta.url);
@@ -196,7 +198,8 @@ async function main() {
   for (const [name, text] of pipeline(words)) await write(join(values.out, 'pipeline', name), text);
 }
 
-if (process.argv[1] === new URL(import.meta.url).pathname) {
+const program = process.argv[1];
+if (program && existsSync(program) && realpathSync(program) === fileURLToPath(import.meta.url)) {
   main().catch((error) => {
     console.error(`prepare.mjs: ${error.message}`);
     process.exitCode = 1;

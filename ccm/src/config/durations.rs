@@ -21,12 +21,12 @@ const DECAY_UNITS: f64 = 1e6;
 pub(super) const LONGEST_KIMG: f64 = (1_u64 << 53) as f64 / KIMG;
 
 /// Optimiser steps, rounded to the nearest integer, which may be 0.
-fn steps(kimg: f64, batch: usize) -> u64 {
+pub(super) fn steps(kimg: f64, batch: usize) -> u64 {
     (kimg * KIMG / batch as f64).round() as u64
 }
 
 /// Optimiser steps, rounded to the nearest integer, at least 1.
-fn at_least_one_step(kimg: f64, batch: usize) -> u64 {
+pub(super) fn at_least_one_step(kimg: f64, batch: usize) -> u64 {
     steps(kimg, batch).max(1)
 }
 
@@ -58,19 +58,14 @@ impl RunConfig {
 }
 
 impl TeacherConfig {
-    /// Optimiser steps, at least 1.
-    pub fn steps(&self) -> u64 {
-        at_least_one_step(self.kimg, self.batch)
-    }
-
-    /// Optimiser steps of the learning-rate warm-up.
-    pub fn warmup_steps(&self) -> u64 {
-        steps(self.warmup_kimg, self.batch)
-    }
-
     /// Optimiser steps after which the weaker teacher is saved, at least 1.
     pub fn weaker_steps(&self) -> Option<u64> {
         self.weaker_kimg.map(|kimg| at_least_one_step(kimg, self.batch))
+    }
+
+    /// Whether the teacher is given, so that at most a weaker one is trained beside it.
+    pub fn trains_only_weaker(&self) -> bool {
+        self.model.is_some() && self.training.is_none()
     }
 
     /// Decay per step of the weight average that is sampled and distilled.
@@ -80,16 +75,6 @@ impl TeacherConfig {
 }
 
 impl DistillConfig {
-    /// Optimiser steps, at least 1.
-    pub fn steps(&self) -> u64 {
-        at_least_one_step(self.kimg, self.batch)
-    }
-
-    /// Optimiser steps of the learning-rate warm-up.
-    pub fn warmup_steps(&self) -> u64 {
-        steps(self.warmup_kimg, self.batch)
-    }
-
     /// Optimiser steps before the adversarial loss starts.
     pub fn adversarial_from(&self) -> u64 {
         steps(self.adversarial_from_kimg, self.batch)
@@ -112,16 +97,6 @@ impl DistillConfig {
 }
 
 impl FinishConfig {
-    /// Optimiser steps, at least 1; 0 if the stage is omitted.
-    pub fn steps(&self) -> u64 {
-        if self.kimg > 0.0 { at_least_one_step(self.kimg, self.batch) } else { 0 }
-    }
-
-    /// Optimiser steps of the learning-rate warm-up.
-    pub fn warmup_steps(&self) -> u64 {
-        steps(self.warmup_kimg, self.batch)
-    }
-
     /// Decay per step of the average of the student's weights that is sampled and saved.
     pub fn sample_decay(&self) -> f64 {
         decay(self.sample_halflife_kimg, self.batch)
@@ -152,10 +127,14 @@ mod tests {
         ];
         for (name, of_teacher, of_student) in presets {
             let Config { teacher, distill, .. } = Config::preset(name).unwrap();
-            assert_eq!((teacher.steps(), teacher.warmup_steps(), teacher.decay()), of_teacher, "{name}");
+            assert_eq!(
+                (teacher.steps(), teacher.stage().warmup_steps(), teacher.decay()),
+                of_teacher,
+                "{name}"
+            );
             let found = (
                 distill.steps(),
-                distill.warmup_steps(),
+                distill.stage().warmup_steps(),
                 distill.adversarial_from(),
                 distill.adversarial_warmup_steps(),
                 distill.target_decay(),
@@ -185,7 +164,7 @@ mod tests {
     fn a_larger_batch_takes_fewer_steps_and_a_smaller_decay() {
         let mut teacher = Config::preset("mnist").unwrap().teacher;
         teacher.batch *= 2;
-        assert_eq!((teacher.steps(), teacher.warmup_steps()), (1500, 100));
+        assert_eq!((teacher.steps(), teacher.stage().warmup_steps()), (1500, 100));
         // 0.998^2, rounded to a multiple of 1e-6.
         assert_eq!(teacher.decay(), 0.996_004);
     }
@@ -194,9 +173,9 @@ mod tests {
     fn steps_are_rounded_and_only_a_warm_up_may_be_none() {
         let mut teacher = Config::preset("shapes").unwrap().teacher;
         (teacher.kimg, teacher.warmup_kimg) = (0.047, 0.015);
-        assert_eq!((teacher.steps(), teacher.warmup_steps()), (1, 0));
+        assert_eq!((teacher.steps(), teacher.stage().warmup_steps()), (1, 0));
         (teacher.kimg, teacher.warmup_kimg) = (0.001, 0.049);
-        assert_eq!((teacher.steps(), teacher.warmup_steps()), (1, 2));
+        assert_eq!((teacher.steps(), teacher.stage().warmup_steps()), (1, 2));
         let mut run = Config::preset("shapes").unwrap().run;
         run.log_every_kimg = 0.001;
         assert_eq!(run.log_every(32), 1);

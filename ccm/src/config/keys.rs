@@ -135,10 +135,16 @@ pub(super) fn is_pipeline_key(key: &str) -> bool {
 /// Adds valid sections in the place of those whose values come from the pipeline, if the images have captions.
 ///
 /// # Errors
-/// A setting of these sections.
+/// A setting of these sections; without captions, a missing section `network`.
 pub(super) fn add_pipeline_sections(entries: &mut Entries, known: &Known) -> Result<(), ConfigError> {
-    if entries.get("data.captions") != Some(&Value::Boolean(true)) {
-        return Ok(());
+    match entries.get("data.captions") {
+        Some(Value::Boolean(true)) => {}
+        Some(value) if !entries.keys().any(|key| key.starts_with("network.")) => {
+            let expected = "true, as there is no section `network`".to_owned();
+            let (key, found) = ("data.captions".to_owned(), shown(value));
+            return Err(ConfigError::Value { key, expected, found });
+        }
+        _ => return Ok(()),
     }
     if let Some((key, value)) = entries.iter().find(|(key, _)| is_pipeline_key(key)) {
         let expected = "none, as data.captions is true and the pipeline decides".to_owned();

@@ -12,11 +12,13 @@ mod error;
 mod keys;
 mod overrides;
 mod path;
+mod stage;
 mod student;
 mod validate;
 
 pub use error::ConfigError;
 pub use path::{PathConfig, PathKind, Predicts, ScheduleName};
+pub use stage::StageConfig;
 pub use student::{DistillConfig, EncoderWeights, FinishConfig, FixedPrecision, FixedWeights, LpipsFiles};
 
 use crate::method::coupling::Coupling;
@@ -123,7 +125,8 @@ pub struct DataConfig {
     /// `.zip` or `.tar` of images, or a folder of `.tar` shards.
     #[serde(default, skip_serializing_if = "is_false")]
     pub streamed: bool,
-    /// Streamed images from which the next one is drawn, for all rows of a batch together, `1..=10_000_000`. By default 8192.
+    /// Streamed images from which the next one is drawn, for all rows of a batch together, `1..=10_000_000`. By default 8192. Only
+    /// if `streamed` is true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shuffle_buffer: Option<usize>,
     /// Whether training images are mirrored left to right with probability 1/2.

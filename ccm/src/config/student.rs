@@ -37,7 +37,8 @@ pub struct DistillConfig {
     /// cosine (arXiv 2405.18392).
     #[serde(default)]
     pub cooldown: f64,
-    /// Largest norm of the gradient of all parameters, above 0. A larger gradient is scaled down to it.
+    /// Largest norm of the gradient of all parameters, above 0. A larger gradient is scaled down to it. It also
+    /// limits the discriminator's gradient.
     pub gradient_clip: f64,
     /// What gives `x_u`: the teacher (`cd`, and `fixed` with exactly one step), or the line from noise to image (`ct`).
     pub mode: Mode,
@@ -45,13 +46,13 @@ pub struct DistillConfig {
     pub scope: Scope,
     /// The curriculum's threshold `T` on the KDC, in dB, `0..=100`. The mode `fixed` ignores it.
     pub threshold: f64,
-    /// Step size `s` of the teacher's solver in flow time, in `(0, 1]`.
+    /// Step size `s` of the teacher's solver, in `[0.001, 1]`: flow time, unless `step_shift` is given.
     pub step_size: f64,
     /// `k` of the teacher's steps, `1..=100`: they have the length `s` in the time `k t / (1 + (k - 1) t)`. By default 1:
     /// equal steps of flow time. Larger values give shorter steps near noise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_shift: Option<f64>,
-    /// Solver of the teacher: `euler`, or `heun` with two evaluations per step.
+    /// Solver of the teacher: `euler`, or `heun` with two evaluations per step; only `euler` with `mode = "ct"`.
     pub solver: StepSolver,
     /// Largest difference between two values of an image or of latents, above 0, from which KDC is computed (PAPER.md §4).
     /// By default 2; the threshold belongs to it.
@@ -109,7 +110,8 @@ pub struct DistillConfig {
     /// Thousands of images over which its weight then grows linearly from 0, 0 or more. Without this warm-up, a large
     /// weight makes the student diverge if the discriminator separates its images from real ones early.
     pub adversarial_warmup_kimg: f64,
-    /// Learning rate of the discriminator's Adam, above 0. It has the student's cooldown and no warm-up.
+    /// Learning rate of the discriminator's Adam, above 0. It has the student's schedule, counted from its own
+    /// first step, without the warm-up.
     pub discriminator_learning_rate: f64,
     /// The share of noise in the images that the discriminator sees is `U^power / 2` for `U` uniform in [0, 1), also in
     /// `finish`. Above 0; by default 1. With 2 it sees less noise, and so more of the student's grain.
@@ -194,7 +196,8 @@ impl Default for FinishConfig {
 pub enum FixedWeights {
     /// All weights are trained.
     None,
-    /// The kernels of all convolutions larger than 1x1 are fixed: about 85 % of a U-Net's weights (arXiv 2405.20750).
+    /// The kernels of all convolutions larger than 1x1 are fixed: 65 % of the weights of `avatars`, 85 % in arXiv
+    /// 2405.20750.
     Convolutions,
 }
 

@@ -45,10 +45,10 @@ fn the_cifar10_preset_is_the_papers() {
     let config = Config::preset("cifar10").unwrap();
     assert_eq!((config.spec().parameters() as f64 / 1e5).round() / 10.0, 35.7);
     let teacher = &config.teacher;
-    assert_eq!((teacher.steps(), teacher.batch, teacher.warmup_steps()), (400_000, 128, 5000));
+    assert_eq!((teacher.steps(), teacher.batch, teacher.stage().warmup_steps()), (400_000, 128, 5000));
     assert_eq!((teacher.learning_rate, teacher.gradient_clip, teacher.decay()), (2e-4, 1.0, 0.9999));
     let distill = &config.distill;
-    assert_eq!((distill.steps(), distill.batch, distill.warmup_steps()), (300_000, 128, 5000));
+    assert_eq!((distill.steps(), distill.batch, distill.stage().warmup_steps()), (300_000, 128, 5000));
     assert_eq!((distill.threshold, distill.step_size, distill.time_alpha), (65.0, 0.03, 2.0));
     assert_eq!((distill.target_decay(), distill.sample_decay()), (0.9, 0.9999));
     assert_eq!((distill.mode, distill.scope), (Mode::Cd, Scope::Image));
@@ -430,9 +430,10 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         ("distill.threshold=100.5", "100.5"),
         ("distill.threshold=-1", "-1"),
         ("distill.threshold=nan", "NaN"),
-        ("distill.step_size=0", "0"),
+        ("distill.step_size=1e-4", "0.0001"),
         ("distill.step_size=1.01", "1.01"),
         ("distill.step_shift=0.5", "0.5"),
+        ("data.shuffle_buffer=40", "40"),
         ("distill.step_shift=nan", "NaN"),
         ("distill.time_alpha=0", "0"),
         ("distill.warmup_kimg=nan", "NaN"),
@@ -447,6 +448,23 @@ fn each_setting_out_of_range_is_named_with_what_was_found() {
         assert!(message.starts_with(&format!("{key}: expected ")), "{message}");
         assert!(message.ends_with(&format!(", found {found}")), "{message}");
     }
+}
+
+#[test]
+fn a_preset_for_pipelines_has_captions() {
+    let overrides = ["data.captions=false".to_owned()];
+    let message = Config::preset("sd15").unwrap().with_overrides(&overrides).unwrap_err().to_string();
+    assert_eq!(message, "data.captions: expected true, as there is no section `network`, found false");
+}
+
+#[test]
+fn consistency_training_has_no_solver() {
+    let overrides = ["mode=ct", "solver=heun"].map(str::to_owned);
+    let message = shapes().with_overrides(&overrides).unwrap().validate().unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "distill.solver: expected euler, as distill.mode is `ct`, which has no teacher, found heun"
+    );
 }
 
 #[test]

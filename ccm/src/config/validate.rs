@@ -6,13 +6,13 @@ use super::{
     TeacherTraining,
 };
 use crate::method::coupling::Coupling;
-use crate::method::curriculum::Mode;
+use crate::method::curriculum::{Mode, StepSolver};
 use crate::model::networks::Family as _;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 /// Images per optimiser step.
-const BATCH: RangeInclusive<usize> = 1..=65_536;
+pub(super) const BATCH: RangeInclusive<usize> = 1..=65_536;
 
 /// Images that one plan pairs: an assignment of n images takes n^3 operations.
 const PLAN: RangeInclusive<usize> = 1..=16_384;
@@ -22,6 +22,9 @@ const THREADS: RangeInclusive<usize> = 1..=1024;
 
 /// Images that the source `shapes` generates.
 const COUNT: RangeInclusive<usize> = 1..=10_000_000;
+
+/// Shortest step of the teacher: much shorter ones vanish in the rounding of times.
+const SHORTEST_STEP: f64 = 0.001;
 
 /// Pixels that a discriminator's images are moved by.
 const MAX_TRANSLATION: usize = 64;
@@ -196,6 +199,9 @@ impl DataConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         if let Some(buffer) = self.shuffle_buffer {
             within("data.shuffle_buffer", buffer, COUNT)?;
+            if !self.streamed {
+                return Err(wrong("data.shuffle_buffer", "none, as data.streamed is false", buffer));
+            }
         }
         if self.streamed && (self.captions || self.source.as_deref() == Some(SHAPES)) {
             let expected = "false with captions and with generated images, which are in memory";
@@ -214,11 +220,8 @@ impl DataConfig {
 
 impl TeacherConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        within("teacher.batch", self.batch, BATCH)?;
         duration("teacher.kimg", self.kimg)?;
-        duration_or_none("teacher.warmup_kimg", self.warmup_kimg)?;
-        some_images("teacher.micro_batch", self.micro_batch)?;
-        positive("teacher.learning_rate", self.learning_rate)?;
+        self.stage().validate("teacher")?;
         if let Some(dropout) = self.caption_dropout
             && !(0.0..1.0).contains(&dropout)
         {
@@ -228,8 +231,6 @@ impl TeacherConfig {
                 dropout,
             ));
         }
-        share("teacher.cooldown", self.cooldown)?;
-        positive("teacher.gradient_clip", self.gradient_clip)?;
         halflife("teacher.ema_halflife_kimg", self.ema_halflife_kimg, self.batch)
     }
 }
@@ -270,21 +271,20 @@ impl DistillConfig {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        within("distill.batch", self.batch, BATCH)?;
         duration("distill.kimg", self.kimg)?;
-        duration_or_none("distill.warmup_kimg", self.warmup_kimg)?;
-        some_images("distill.micro_batch", self.micro_batch)?;
-        positive("distill.learning_rate", self.learning_rate)?;
-        share("distill.cooldown", self.cooldown)?;
-        positive("distill.gradient_clip", self.gradient_clip)?;
+        self.stage().validate("distill")?;
         if !(0.0..=100.0).contains(&self.threshold) {
             return Err(wrong("distill.threshold", "a KDC from 0 to 100 dB", self.threshold));
         }
-        if !(self.step_size > 0.0 && self.step_size <= 1.0) {
+        if !(SHORTEST_STEP..=1.0).contains(&self.step_size) {
+            let expected = format!("a step from {SHORTEST_STEP} to 1");
+            return Err(wrong("distill.step_size", expected, self.step_size));
+        }
+        if (self.mode, self.solver) == (Mode::Ct, StepSolver::Heun) {
             return Err(wrong(
-                "distill.step_size",
-                "a step of flow time above 0 and at most 1",
-                self.step_size,
+                "distill.solver",
+                "euler, as distill.mode is `ct`, which has no teacher",
+                "heun",
             ));
         }
         if !(1.0..=100.0).contains(&self.step_shift.unwrap_or(1.0)) {
@@ -309,19 +309,14 @@ impl DistillConfig {
 impl FinishConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         duration_or_none("finish.kimg", self.kimg)?;
-        within("finish.batch", self.batch, BATCH)?;
-        some_images("finish.micro_batch", self.micro_batch)?;
-        positive("finish.learning_rate", self.learning_rate)?;
-        duration_or_none("finish.warmup_kimg", self.warmup_kimg)?;
-        share("finish.cooldown", self.cooldown)?;
-        positive("finish.gradient_clip", self.gradient_clip)?;
+        self.stage().validate("finish")?;
         positive("finish.discriminator_learning_rate", self.discriminator_learning_rate)?;
         zero_or_more("finish.r1_weight", self.r1_weight)?;
         halflife("finish.sample_halflife_kimg", self.sample_halflife_kimg, self.batch)
     }
 }
 
-fn wrong(key: &str, expected: impl Into<String>, found: impl Display) -> ConfigError {
+pub(super) fn wrong(key: &str, expected: impl Into<String>, found: impl Display) -> ConfigError {
     ConfigError::Value { key: key.to_owned(), expected: expected.into(), found: found.to_string() }
 }
 
@@ -335,7 +330,7 @@ fn duration(key: &str, kimg: f64) -> Result<(), ConfigError> {
 }
 
 /// Checks a duration that may be 0.
-fn duration_or_none(key: &str, kimg: f64) -> Result<(), ConfigError> {
+pub(super) fn duration_or_none(key: &str, kimg: f64) -> Result<(), ConfigError> {
     if (0.0..=LONGEST_KIMG).contains(&kimg) {
         Ok(())
     } else {
@@ -355,16 +350,12 @@ fn halflife(key: &str, kimg: f64, batch: usize) -> Result<(), ConfigError> {
     }
 }
 
-fn within(key: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), ConfigError> {
+pub(super) fn within(key: &str, value: usize, range: RangeInclusive<usize>) -> Result<(), ConfigError> {
     let (least, most) = (range.start(), range.end());
     if range.contains(&value) { Ok(()) } else { Err(wrong(key, format!("{least} to {most}"), value)) }
 }
 
-fn some_images(key: &str, micro_batch: Option<usize>) -> Result<(), ConfigError> {
-    if micro_batch == Some(0) { Err(wrong(key, "at least 1", 0)) } else { Ok(()) }
-}
-
-fn positive(key: &str, value: f64) -> Result<(), ConfigError> {
+pub(super) fn positive(key: &str, value: f64) -> Result<(), ConfigError> {
     if value > 0.0 && value.is_finite() { Ok(()) } else { Err(wrong(key, "a finite number above 0", value)) }
 }
 
@@ -374,8 +365,4 @@ fn zero_or_more(key: &str, value: f64) -> Result<(), ConfigError> {
     } else {
         Err(wrong(key, "a finite number, 0 or more", value))
     }
-}
-
-fn share(key: &str, value: f64) -> Result<(), ConfigError> {
-    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(wrong(key, "a share from 0 to 1", value)) }
 }

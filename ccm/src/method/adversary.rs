@@ -5,6 +5,9 @@
 //! arXiv 2405.14867). The encoder's input is a noised image `x_t` at a random time `t` in [0.5, 1), or more often near the
 //! image, where grain shows ([`super::views`]).
 //!
+//! Other deviations from the published training (PAPER.md §6): Adam instead of RAdam; student and discriminator both learn in every
+//! step; and instead of differentiable augmentation, images are noised, and may be moved by a few pixels.
+//!
 //! The encoder is frozen, or a copy that learns with the heads (Lin et al., arXiv 2402.13929). With a teacher that predicts data,
 //! a frozen encoder's discriminator can stay at chance (docs/experiments.md), and its gradient then has no meaning.
 

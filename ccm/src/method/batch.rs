@@ -12,7 +12,7 @@ use crate::nn::conditions::Conditions;
 pub struct Batch {
     /// Noise, `[B, C, H, W]`.
     pub x0: Tensor<4>,
-    /// Images in [-1, 1], `[B, C, H, W]`.
+    /// Images in [-1, 1], or latents, `[B, C, H, W]`.
     pub x1: Tensor<4>,
     /// One uniform random number in [0, 1) per image, from which its time is computed.
     pub uniform: Vec<f32>,

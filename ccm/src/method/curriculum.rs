@@ -216,15 +216,15 @@ impl Curriculum {
             direction: start.direction,
         };
         for step in 1.. {
-            self.advance(&mut active, teacher);
+            let before = self.advance(&mut active, teacher);
             let reached = self.jump(&active, target);
-            for (&row, &u) in active.rows.iter().zip(&active.u) {
+            for ((&row, &u), &before) in active.rows.iter().zip(&active.u).zip(&before) {
                 let of_teacher = match (self.mode, self.solver) {
                     (Mode::Ct, _) => 0,
-                    (_, StepSolver::Heun) if u < 1.0 => 2,
-                    _ => 1,
+                    (_, StepSolver::Heun) if u < 1.0 => teacher.evaluations(before) + teacher.evaluations(u),
+                    _ => teacher.evaluations(before),
                 };
-                goal.evaluations[row] += of_teacher * teacher.evaluations() + usize::from(u < 1.0);
+                goal.evaluations[row] += of_teacher + usize::from(u < 1.0);
             }
             let kdc = self.discrepancy(active.estimate.clone(), reached.clone());
             let far_enough = |place: usize| match (self.mode, self.scope) {
@@ -252,8 +252,8 @@ impl Curriculum {
         if tau >= 1.0 - ROUNDING { 1.0 } else { tau / (1.0 + (k - 1.0) * (1.0 - tau)) }
     }
 
-    /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `u + dt` from [`Curriculum::step_end`].
-    fn advance(&self, active: &mut Active, teacher: &Teacher) {
+    /// `x_u = x_u + dt v(x_u, u); u = u + dt`, with `u + dt` from [`Curriculum::step_end`]. Returns the times before.
+    fn advance(&self, active: &mut Active, teacher: &Teacher) -> Vec<f32> {
         let device = active.x_u.device();
         let before = active.u.clone();
         active.u.iter_mut().for_each(|u| *u = self.step_end(*u));
@@ -264,7 +264,7 @@ impl Curriculum {
         let dt = per_image(&dt, &device);
         if let (Mode::Ct, Some(direction)) = (self.mode, &active.direction) {
             active.x_u = euler_step(active.x_u.clone(), &dt, direction.clone());
-            return;
+            return before;
         }
         let of_teacher = |x, t: &[f32], condition| teacher.velocity(x, t, condition);
         let v = self.velocity(of_teacher, active.x_u.clone(), &before, active.condition.clone());
@@ -272,7 +272,7 @@ impl Curriculum {
         let (arrived, short) = active.arrived();
         if self.solver == StepSolver::Euler || short.is_empty() {
             active.x_u = there;
-            return;
+            return before;
         }
         // `x + dt (v + v') / 2` is the Euler step `x + dt v`, corrected by `dt / 2 (v' - v)`.
         let rows = |tensor: &Tensor<4>| tensor.clone().select(0, indices(&short, &device));
@@ -282,6 +282,7 @@ impl Curriculum {
         let dt = dt.select(0, indices(&short, &device)) * 0.5;
         let corrected = euler_step(rows(&there), &dt, after - rows(&v));
         active.x_u = in_order(corrected, &short, &there, &arrived);
+        before
     }
 
     /// `f_theta-(x_u, u)`. At `u = 1` it equals `x_u`, and the network is not evaluated.
@@ -385,6 +386,10 @@ fn indices(rows: &[usize], device: &Device) -> Tensor<1, Int> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::method::guidance::Guidance;
+    use crate::model::{NetworkSpec, Prediction};
+    use crate::nn::denoiser::random_model;
 
     /// The times after each step from `t` to the end.
     fn ends(step_size: f32, step_shift: f32, t: f32) -> Vec<f32> {
@@ -419,5 +424,43 @@ mod tests {
         assert!(later.len() == 3 && (later[1] - 0.5).abs() < 1e-6, "{later:?}");
         let between = ends(0.25, 3.0, 0.4);
         assert!(between.len() == 3 && between[1] > 0.5 && between[2] == 1.0, "{between:?}");
+    }
+
+    #[test]
+    fn guided_steps_count_twice() {
+        let mut spec =
+            Config::preset("shapes").map(|config| config.network).unwrap_or_else(|error| panic!("{error}"));
+        (spec.height, spec.width, spec.num_classes) = (8, 8, Some(3));
+        (spec.channel_mult, spec.attention_resolutions) = (vec![1.0, 2.0], vec![4]);
+        let (spec, device) = (NetworkSpec::from(spec), Device::flex());
+        let network =
+            |seed| Denoiser::frozen(&random_model(spec.clone(), &Prediction::Velocity, seed), &device);
+        let guidance = Guidance::Auto { weaker: network(2), scale: 2.0, until: 0.5 };
+        let teacher = Teacher { denoiser: network(1), guidance };
+        let evaluations = |solver| {
+            // No KDC reaches the threshold, so the teacher's four steps go to the end.
+            let curriculum = Curriculum {
+                mode: Mode::Cd,
+                scope: Scope::Image,
+                threshold: f64::INFINITY,
+                peak: 2.0,
+                step_size: 0.25,
+                step_shift: 1.0,
+                solver,
+                pad_to: None,
+            };
+            let start = Start {
+                estimate: Tensor::ones([1, 3, 8, 8], &device),
+                x_t: Tensor::zeros([1, 3, 8, 8], &device),
+                t: vec![0.0],
+                condition: Conditions::of_labels(&[0], &device),
+                direction: None,
+            };
+            curriculum.goal(start, &teacher, &network(3)).evaluations
+        };
+        // Velocities of the teacher at 0, 0.25, 0.5 and 0.75, of which the first two are guided, and three of the target.
+        assert_eq!(evaluations(StepSolver::Euler), [2 + 2 + 1 + 1 + 3]);
+        // Heun's steps also evaluate the teacher at their end, except at the image.
+        assert_eq!(evaluations(StepSolver::Heun), [(2 + 2) + (2 + 1) + (1 + 1) + 1 + 3]);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::lpips::{Lpips, Trunk, normalized};
+use super::lpips::{Lpips, SIDE, Trunk, normalized};
 use crate::nn::conditions::Conditions;
 use crate::nn::denoiser::Denoiser;
 use crate::nn::network::Network;
@@ -46,9 +46,6 @@ impl DistanceKind {
         }
     }
 }
-
-/// Side of the images that LPIPS' networks were trained on; smaller images are enlarged to it.
-const LPIPS_SIDE: usize = 224;
 
 /// A distance between images.
 #[derive(Debug, Clone)]
@@ -103,11 +100,13 @@ impl Distance {
             }
             Self::L1 => flat(a, b).abs().mean_dim(1).mean(),
             Self::Lpips { lpips, decoder } => {
-                let Some(decoder) = decoder else { return lpips.distances(a, b).mean() };
-                let [a, b] = [a, b].map(|latents| decoder.map(latents));
+                let [a, b] = match decoder {
+                    Some(decoder) => [a, b].map(|latents| decoder.map(latents)),
+                    None => [a, b],
+                };
                 // Large pictures as they are: a reduction without a filter would skip most of their pixels.
                 let [_, _, height, width] = a.dims();
-                if height.min(width) < LPIPS_SIDE {
+                if height.min(width) < SIDE {
                     lpips.distances(a, b).mean()
                 } else {
                     lpips.distances_at(a, b).mean()

@@ -51,11 +51,12 @@ impl Teacher {
         Self { denoiser: replace(self.denoiser), guidance }
     }
 
-    /// Largest number of network evaluations of one velocity.
-    pub fn evaluations(&self) -> usize {
+    /// Network evaluations that the velocity at time `t` needs.
+    pub fn evaluations(&self, t: f32) -> usize {
         match self.guidance {
-            Guidance::None => 1,
-            Guidance::ClassifierFree(_) | Guidance::Auto { .. } => 2,
+            Guidance::ClassifierFree(_) => 2,
+            Guidance::Auto { until, .. } if t < until => 2,
+            Guidance::None | Guidance::Auto { .. } => 1,
         }
     }
 
@@ -76,6 +77,7 @@ impl Teacher {
             }
             Guidance::Auto { weaker, scale, until } => {
                 let v = self.denoiser.velocity(x.clone(), t, condition.clone());
+                // The whole batch is evaluated: a GPU would compile kernels for each size of a part.
                 if t.iter().all(|t| t >= until) {
                     return v;
                 }
@@ -128,6 +130,6 @@ mod tests {
             assert!((found - expected).abs() < 1e-5 * expected.abs().max(1.0), "{found}, not {expected}");
         }
         assert_eq!(velocity(&auto(0.1), &t), own);
-        assert_eq!(auto(1.0).evaluations(), 2);
+        assert_eq!(t.map(|t| auto(0.5).evaluations(t)), [2, 1, 1]);
     }
 }

@@ -29,8 +29,8 @@ impl Ema {
 
     /// The average after `steps` updates, at least one, without the share `decay^steps` of the weights `first` that it started
     /// from, as Adam corrects its moments. After a short training this share is large.
-    pub fn without_start(&self, first: &[HostTensor], steps: u64) -> Denoiser {
-        let share = self.decay.powf(steps as f64);
+    pub fn without_start(&self, first: &[HostTensor], updates: u64) -> Denoiser {
+        let share = self.decay.powf(updates as f64);
         let parameters = self.denoiser.parameters().into_iter().zip(first).map(|(average, first)| {
             let count = first.values.len();
             let first = TensorData::new(first.values.clone(), [count]);

@@ -1,7 +1,8 @@
 //! Batches for training: images, the noise paired with them, labels and random times.
 //!
 //! Every random number of a step, including those of dropout, is a function of the run's seed, the stage and the step
-//! number. A resumed run therefore gets the same batches as an uninterrupted run.
+//! number. A resumed run therefore gets the same batches as an uninterrupted run. One exception: several devices of one process
+//! draw dropout's numbers from one generator, in an order that depends on timing. Processes with one device each do not.
 
 mod plan;
 
@@ -177,7 +178,7 @@ impl Batches<'_> {
         let mut noise = Noise::new(self.seed, self.stream(Purpose::Step, step));
         let indices = self.indices(step);
         let flips = self.flips(&mut noise);
-        let uniform: Vec<f32> = indices.iter().map(|_| noise.uniform() as f32).collect();
+        let uniform: Vec<f32> = indices.iter().map(|_| below_one(noise.uniform())).collect();
         let (x0, Read { values: x1, mut labels }) = match (self.coupling, self.batches_per_plan) {
             (Coupling::Independent, _) => {
                 let x0 = normals(&mut noise, &self.rows, self.size, len);
@@ -274,6 +275,11 @@ fn normals(noise: &mut Noise, rows: &[usize], size: usize, len: usize) -> Vec<f3
     values
 }
 
+/// A number in [0, 1) in single precision, where the nearest value could be 1.
+fn below_one(number: f64) -> f32 {
+    (number as f32).min(1_f32.next_down())
+}
+
 /// Locks a mutex and ignores poisoning: a panic cannot leave the data partially changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -295,6 +301,12 @@ mod tests {
     use super::*;
     use crate::data::{ImageShape, Split, shapes};
     use crate::nn::host::to_host;
+
+    #[test]
+    fn uniform_numbers_stay_below_one() {
+        assert_eq!([0.0, 0.25].map(below_one), [0.0, 0.25]);
+        assert!(below_one(1.0 - 1e-12) < 1.0);
+    }
 
     fn examples() -> Examples {
         shapes(40, ImageShape { channels: 3, height: 6, width: 5 }, Split::Train, 1).unwrap().into()

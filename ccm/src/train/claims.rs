@@ -83,7 +83,7 @@ pub enum Steps {
     },
     /// Exactly one step.
     Fixed {
-        /// Its length s, in flow time.
+        /// Its length s, as `distill.step_size`.
         step_size: f64,
     },
 }

@@ -47,8 +47,8 @@ pub struct Distillation<'a> {
     pub state: TrainState,
 }
 
-/// `t = t0 + (1 - t0) (U (1 - s))^alpha`, with `t0` the first time of the teacher's path. Every `t` leaves room for a
-/// teacher step of at least `(1 - t0) s`.
+/// `t = t0 + (1 - t0) (U (1 - s))^alpha`, with `t0` the first time of the teacher's path. With `alpha`
+/// of 1 or more, every `t` leaves room for a teacher step of `(1 - t0) s`.
 pub fn sample_times(uniform: &[f32], first_time: f64, step_size: f32, alpha: f32) -> Vec<f32> {
     let first = first_time as f32;
     uniform.iter().map(|u| first + (1.0 - first) * (u * (1.0 - step_size)).powf(alpha)).collect()

@@ -25,9 +25,13 @@ impl EventLog {
     pub fn open(folder: &Path, stage: StageKind, images: u64) -> Result<Self, DiskError> {
         let folder = folder.join(stage.name());
         disk::make(&folder)?;
-        let number = fs::read_dir(&folder).into_iter().flatten().count();
         // TensorBoard reads the files of a folder in the order of their names.
-        let path = folder.join(format!("events.out.tfevents.{number:010}.ccm"));
+        const FIRST_PART: &str = "events.out.tfevents.";
+        let number_of = |name: &str| name.strip_prefix(FIRST_PART)?.split('.').next()?.parse::<u64>().ok();
+        let names = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let last = names.filter_map(|name| number_of(&name.to_string_lossy())).max();
+        let number = last.map_or(0, |last| last + 1);
+        let path = folder.join(format!("{FIRST_PART}{number:010}.ccm"));
         let file =
             OpenOptions::new().create_new(true).append(true).open(&path).map_err(DiskError::of(&path))?;
         let mut log = Self { path, file, stage };

@@ -48,12 +48,12 @@ pub fn read_config(folder: &Path) -> Result<Config, RunError> {
     Config::from_toml(&disk::read_text(&path)?).map_err(|source| RunError::Config { path, source })
 }
 
-/// Checks that a run with this configuration can start or resume in a folder, and that its files fit on the disk.
-/// Creates no files, so a caller can run this check before reading images or training.
+/// Checks that a run with this configuration can start or resume in a folder. Creates no files, so a caller can run this check
+/// before reading images or training.
 ///
 /// # Errors
-/// A new run in a folder that has one; a resumed run in a folder that has none; another configuration; a folder that
-/// cannot be written; too little disk space.
+/// A new run in a folder that has one; a resumed run in a folder that has none; another configuration; a folder that cannot be
+/// written.
 pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunError> {
     let path = folder.join(files::CONFIG);
     if resume {
@@ -64,20 +64,17 @@ pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<(), RunErro
     } else if path.exists() {
         return Err(RunError::Exists(folder.to_owned()));
     }
-    // A pipeline's network is not read yet.
-    let trained = if config.data.captions { 0 } else { config.spec().parameters() };
-    Ok(disk::check(folder, still_needed(trained, folder))?)
+    Ok(disk::check(folder, 0)?)
 }
 
-/// Bytes that a run will add to its folder if it trains this many values.
-pub(super) fn still_needed(trained: usize, folder: &Path) -> u64 {
+/// Checkpoints that a run has at a time: three, and a fourth during the write.
+pub(super) const CHECKPOINTS: usize = 4;
+
+/// Bytes that a run will add to its folder if its checkpoints and model files hold this many values.
+pub(super) fn still_needed(values: usize, folder: &Path) -> u64 {
     /// Sample grids, metrics and the report.
     const REST: u64 = 32 << 20;
-    // Weights (1), averages (2) and moments (2) in three checkpoints and a fourth during the write, and three model
-    // files.
-    let copies = 4 * (1 + 2 + 2) + 3;
-    let all = copies * 4 * trained as u64 + REST;
-    all.saturating_sub(disk::size(folder))
+    (4 * values as u64 + REST).saturating_sub(disk::size(folder))
 }
 
 /// Creates the folder of a new run, or checks the folder of a resumed run.
@@ -104,14 +101,13 @@ mod tests {
 
     #[test]
     fn what_is_there_is_not_asked_for_again() {
-        let (trained, folder) = (1_000_000, tempfile::tempdir().unwrap());
-        let all = still_needed(trained, folder.path());
-        assert!(all > 20 * 4 * trained as u64);
-        assert_eq!(still_needed(trained, &folder.path().join("not there yet")), all);
+        let (values, folder) = (1_000_000, tempfile::tempdir().unwrap());
+        let all = still_needed(values, folder.path());
+        assert_eq!(still_needed(values, &folder.path().join("not there yet")), all);
         disk::make(&folder.path().join(files::CHECKPOINTS)).unwrap();
         disk::write(&folder.path().join(files::CHECKPOINTS).join("a"), &[0; 1000]).unwrap();
         disk::write(&folder.path().join("b"), &[0; 234]).unwrap();
-        assert_eq!(still_needed(trained, folder.path()), all - 1234);
+        assert_eq!(still_needed(values, folder.path()), all - 1234);
     }
 
     #[test]

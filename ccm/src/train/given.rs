@@ -3,9 +3,10 @@
 use std::fmt::Display;
 use std::path::Path;
 
+use super::batches::StageKind;
 use super::error::RunError;
 use super::folder::files;
-use crate::config::{Config, DistillConfig, LpipsFiles, TeacherTraining};
+use crate::config::{Config, DistillConfig, LpipsFiles, StageConfig, TeacherTraining};
 use crate::disk;
 use crate::import::text_to_image::{self, Folder, PartWeights};
 use crate::import::{Checkpoint, ImportError};
@@ -58,6 +59,20 @@ impl Given {
             given.read_distance(&config.distill)?;
         }
         Ok(given)
+    }
+
+    /// The stages that a run trains, and their settings.
+    pub fn stages(&self, config: &Config) -> Vec<(StageKind, StageConfig)> {
+        let Config { teacher, distill, finish, .. } = config;
+        let weaker = teacher.weaker_kimg.is_some() && self.student.is_none();
+        let trains_teacher = self.teacher.is_none() || teacher.training.is_some() || weaker;
+        let stages = [
+            (StageKind::Teacher, teacher.stage(), trains_teacher),
+            (StageKind::Distill, distill.stage(), self.student.is_none()),
+            (StageKind::Finish, finish.stage(), finish.steps() > 0),
+        ];
+        let used = stages.into_iter().filter(|(.., used)| *used);
+        used.map(|(stage, settings, _)| (stage, settings)).collect()
     }
 
     /// The architecture of teacher and student: that of the given teacher, otherwise the configuration's.

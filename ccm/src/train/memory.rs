@@ -46,6 +46,23 @@ pub fn published_network(preset: &str) -> Option<NetworkSpec> {
     NetworkSpec::from_config(&Json::parse(config).ok()?).ok()
 }
 
+/// Number of values in the tensors.
+fn count(tensors: &[TensorSpec]) -> u64 {
+    tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum()
+}
+
+/// Number of trained values of a discriminator on the features of a network.
+pub(super) fn discriminator_values(network: &NetworkSpec, encoder_weights: EncoderWeights) -> u64 {
+    let of_encoder = match encoder_weights {
+        EncoderWeights::Frozen => 0,
+        EncoderWeights::Trained => {
+            let parameters = encoder(&network.graph()).parameters;
+            parameters.iter().map(|of| of.shape.iter().product::<usize>() as u64).sum()
+        }
+    };
+    count(&Heads::tensors(network)) + of_encoder
+}
+
 /// Bytes of one part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
@@ -87,9 +104,6 @@ impl Memory {
         run: &RunConfig,
     ) -> Result<Self, SpecError> {
         let checkpointing = run.gradient_checkpointing;
-        let count = |tensors: &[TensorSpec]| -> u64 {
-            tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum()
-        };
         let (graph, weights) = (network.graph(), count(&network.tensors()));
         let (student, trained) = match config.lora() {
             Some(lora) => (graph.with_lora(&lora)?, count(&lora_tensors(network, &lora)?)),
@@ -125,14 +139,8 @@ impl Memory {
         let lpips =
             config.distance.trunk().map_or(0, |trunk| trunk.tensors().iter().map(|of| count(of)).sum());
         let discriminator_encoder = config.discriminator_encoder.unwrap_or_default();
-        let of_encoder = match discriminator_encoder {
-            EncoderWeights::Frozen => 0,
-            EncoderWeights::Trained => {
-                let parameters = encoder(&graph).parameters;
-                parameters.iter().map(|of| of.shape.iter().product::<usize>() as u64).sum()
-            }
-        };
-        let discriminator = if adversarial { count(&Heads::tensors(network)) + of_encoder } else { 0 };
+        let discriminator =
+            if adversarial { discriminator_values(network, discriminator_encoder) } else { 0 };
         // The teacher and the discriminator are done before the student's backward pass begins.
         let student = Activations { graph: &student, value: between };
         let Backward { kept, peak } = match checkpointing {
@@ -141,10 +149,10 @@ impl Memory {
         };
         let teacher = Activations { graph: &graph, value: between };
         let encoder = Activations { graph: &graph, value: SINGLE };
-        let of_discriminator = if adversarial { encoder.of_discriminator(discriminator_encoder) } else { 0 };
+        let of_adversary = if adversarial { encoder.of_discriminator(discriminator_encoder) } else { 0 };
         let [_, height, width] = network.image();
         // The distance and the discriminator take turns.
-        let losses = of_discriminator.max(of_distance(config.distance, &encoder, [height, width]));
+        let losses = of_adversary.max(of_distance(config.distance, &encoder, [height, width]));
         let activations = peak.max(kept + losses).max(kept + guided * teacher.forward());
         let parts = [
             ("the teacher's weights, which are also those beside low-rank products", fixed * weights),

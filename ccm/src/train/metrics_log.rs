@@ -62,7 +62,8 @@ pub fn is_due(step: u64, every: u64, steps: u64) -> bool {
     step == 1 || step == steps || step.is_multiple_of(every)
 }
 
-/// Reads the lines of a file; empty if the file does not exist. Ignores an incomplete last line.
+/// Reads the lines of a file; empty if the file does not exist. Ignores lines that cannot be read, such as an
+/// incomplete last one.
 ///
 /// # Errors
 /// A file that cannot be read.

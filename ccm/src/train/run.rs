@@ -16,15 +16,17 @@ use super::folder::{self, files};
 use super::given::{Given, check_weaker};
 use super::group::Group;
 use super::kdc_curve::{Networks, curves};
+use super::memory;
 use super::samples::{SampleGrid, sample};
 use super::stages::{Basis, distill_setting, dtype};
 use super::state::{Stage, TrainState};
 use super::summary;
 use super::trainable::Trainable;
-use crate::config::Config;
+use crate::config::{Config, StageConfig};
 use crate::data::Examples;
 use crate::disk;
 use crate::method::coupling::Coupling;
+use crate::method::curriculum::Curriculum;
 use crate::method::discriminator::Discriminator;
 use crate::method::guidance::Teacher as Guided;
 use crate::model::{ModelCard, NetworkSpec, Path as ModelPath, Prediction, Role};
@@ -110,8 +112,23 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
         if student.card.role != Role::Student {
             return unlike("a student", &format!("a {}", student.card.role.name()));
         }
-        if given.pipeline.is_none() && student.spec != given.spec(config) {
+        let mut network = given.spec(config);
+        if let Some(channels) = config.distill.guidance_channels {
+            network = network.with_guidance(channels).map_err(distill_setting)?;
+        }
+        if student.spec.reads_guidance() != network.reads_guidance() {
+            let [with, is_given] =
+                if network.reads_guidance() { ["with", "given"] } else { ["without", "not given"] };
+            return unlike(
+                &format!("a network {with} time_cond_proj_dim, as distill.guidance_channels is {is_given}"),
+                "the opposite",
+            );
+        }
+        if student.spec != network {
             return unlike("the network of teacher.model", "another network");
+        }
+        if student.prediction != given.prediction(config) {
+            return unlike("the path and prediction of teacher.model", "others");
         }
         if !student.card.classes.is_empty() && student.card.classes != data.classes() {
             return unlike("the classes of the data", &student.card.classes.join(", "));
@@ -127,18 +144,11 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
     solver
         .steps(&path, solver.grid(&path), config.run.report_steps)
         .map_err(|reason| RunError::Unsuitable(format!("run.report_steps: {reason}")))?;
-    let teacher = &config.teacher;
-    let trains_teacher =
-        given.teacher.is_none() || teacher.training.is_some() || teacher.weaker_kimg.is_some();
-    let batches = [
-        ("teacher.batch", teacher.batch, trains_teacher),
-        ("distill.batch", config.distill.batch, given.student.is_none()),
-        ("finish.batch", config.finish.batch, config.finish.steps() > 0),
-    ];
-    for (key, batch, used) in batches {
-        if used && batch > data.len() {
+    for (stage, StageConfig { batch, .. }) in given.stages(config) {
+        if batch > data.len() {
             return Err(RunError::Unsuitable(format!(
-                "{key}: expected at most the data's {} images, found {batch}",
+                "{}.batch: expected at most the data's {} images, found {batch}",
+                stage.name(),
                 data.len()
             )));
         }
@@ -146,8 +156,8 @@ pub fn suit(config: &mut Config, given: &Given, data: &Examples) -> Result<(), R
     Ok(())
 }
 
-/// Checks that the settings suit a pipeline, and that its files fit on the disk.
-fn check_pipeline(config: &Config, network: &NetworkSpec, folder: &Path) -> Result<(), RunError> {
+/// Checks that the settings suit a pipeline.
+fn check_pipeline(config: &Config, network: &NetworkSpec) -> Result<(), RunError> {
     if network.reads_guidance() {
         let expected = "expected a pipeline without distilled guidance, found one with time_cond_proj_dim";
         return Err(RunError::Unsuitable(format!("teacher.model: {expected}")));
@@ -155,27 +165,42 @@ fn check_pipeline(config: &Config, network: &NetworkSpec, folder: &Path) -> Resu
     if let Some(channels) = config.distill.guidance_channels {
         network.with_guidance(channels).map_err(distill_setting)?;
     }
-    let trained = match config.distill.lora() {
-        Some(lora) => {
+    Ok(())
+}
+
+/// Values in the checkpoints and model files of a run, at most.
+fn values_to_write(config: &Config, network: &NetworkSpec) -> Result<usize, RunError> {
+    let Config { teacher, distill, finish, .. } = config;
+    let trained = match distill.lora() {
+        Some(lora) if teacher.training.is_none() => {
             let matrices = lora_tensors(network, &lora).map_err(distill_setting)?;
             matrices.iter().map(|matrix| matrix.shape.iter().product::<usize>()).sum()
         }
-        None => network.parameters(),
+        _ => network.parameters(),
     };
-    let trained = if config.teacher.training.is_some() { network.parameters() } else { trained };
-    Ok(disk::check(folder, folder::still_needed(trained, folder))?)
+    let discriminator = if distill.adversarial_weight > 0.0 || finish.steps() > 0 {
+        memory::discriminator_values(network, distill.discriminator_encoder.unwrap_or_default()) as usize
+    } else {
+        0
+    };
+    // Weights, two averages and two moments; a discriminator has no averages.
+    let of_checkpoint = (1 + 2 + 2) * trained + (1 + 2) * discriminator;
+    let models = 3 + usize::from(teacher.weaker_kimg.is_some());
+    Ok(folder::CHECKPOINTS * of_checkpoint + models * trained)
 }
 
-/// Checks the folder and the disk space before images are read, and reads the files that the configuration names.
+/// Checks the folder before images are read, reads the files that the configuration names, and checks the disk space.
 ///
 /// # Errors
-/// As [`folder::check`] and [`Given::read`].
+/// As [`folder::check`] and [`Given::read`]; too little disk space.
 pub fn check(config: &Config, folder: &Path, resume: bool) -> Result<Given, RunError> {
     folder::check(config, folder, resume)?;
     let given = Given::read(config)?;
+    let network = given.spec(config);
     if given.pipeline.is_some() {
-        check_pipeline(config, &given.spec(config), folder)?;
+        check_pipeline(config, &network)?;
     }
+    disk::check(folder, folder::still_needed(values_to_write(config, &network)?, folder))?;
     Ok(given)
 }
 
@@ -209,9 +234,9 @@ impl Run {
     /// # Errors
     /// See [`RunError`]; completed work is kept.
     pub fn go(&self, resume: bool, watch: &mut dyn Watch) -> Result<Outcome, RunError> {
-        check_precision(&self.config, &self.device)?;
-        set_conv_operands(conv_operands(&self.config));
+        self.set_precision()?;
         self.overlaps()?;
+        self.check_ranks()?;
         // No rank looks at the folder after the first has written to it.
         self.group.barrier();
         if self.group.is_first() {
@@ -243,6 +268,13 @@ impl Run {
         summary::write(self, &basis, curves)?;
         watch.note(&format!("report: {}", self.path(files::REPORT).display()));
         Ok(Outcome::Finished)
+    }
+
+    /// Checks that the device computes in the run's precision, and sets the operands of the process's convolutions.
+    pub(super) fn set_precision(&self) -> Result<(), RunError> {
+        check_precision(&self.config, &self.device)?;
+        set_conv_operands(conv_operands(&self.config));
+        Ok(())
     }
 
     /// The architecture: that of the given teacher, otherwise the configuration's.
@@ -411,7 +443,8 @@ impl Run {
         };
         let size = self.images_at_once().min(self.held_out.len());
         let batches = self.batches(&self.held_out, StageKind::Distill, size, self.config.distill.coupling);
-        Ok(curves(&networks, &batches, &self.curriculum(), images.min(self.held_out.len()))?)
+        let curriculum = Curriculum { pad_to: self.is_gpu().then_some(size), ..self.curriculum() };
+        Ok(curves(&networks, &batches, &curriculum, images.min(self.held_out.len()))?)
     }
 }
 
@@ -423,6 +456,26 @@ mod tests {
     use crate::nn::denoiser::random_model;
     use crate::train::drive::Quiet;
     use crate::train::group::Alone;
+
+    #[test]
+    fn checkpoints_and_models_are_counted() {
+        let values = |settings: &[&str]| {
+            let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+            let config = Config::preset("shapes").unwrap().with_overrides(&settings).unwrap();
+            values_to_write(&config, &config.spec()).unwrap()
+        };
+        const ALONE: &str = "distill.adversarial_weight=0";
+        let network = Config::preset("shapes").unwrap().spec().parameters();
+        // Weights, two averages and two moments in four checkpoints, and three models.
+        assert_eq!(values(&[ALONE]), (4 * 5 + 3) * network);
+        let weaker = ["distill.autoguidance=2", "teacher.weaker_kimg=1", ALONE];
+        assert_eq!(values(&weaker), (4 * 5 + 4) * network);
+        let [heads, with_encoder] = ["frozen", "trained"]
+            .map(|encoder| values(&["finish.kimg=1", &format!("discriminator_encoder={encoder}"), ALONE]));
+        assert!(heads > values(&[ALONE]));
+        let encoder = (with_encoder - heads) / (4 * 3);
+        assert!(encoder > network / 4 && encoder < network, "{encoder} of {network}");
+    }
 
     #[test]
     fn the_teacher_that_was_checked_is_the_one_that_is_used() {

@@ -16,8 +16,8 @@ use super::run::{Outcome, Run};
 use super::state::{Stage as _, TrainState};
 use super::student::Student;
 use super::trainable::{Adaptation, Trainable};
-use super::workers::Workers;
-use crate::config::{EncoderWeights, FixedPrecision, HalfPrecision};
+use super::workers::{Workers, part_of};
+use crate::config::{EncoderWeights, FixedPrecision, HalfPrecision, StageConfig};
 use crate::disk;
 use crate::method::adversary::Adversary;
 use crate::method::coupling::Coupling;
@@ -58,7 +58,7 @@ impl Run {
         if let Some(given) = &self.given.student {
             return Ok(Some(Student::Model(Box::new(given.clone()))));
         }
-        let path = self.path(if self.config.finish.steps() > 0 { files::DISTILLED } else { files::STUDENT });
+        let path = self.path(self.result_of(StageKind::Distill));
         if path.exists() {
             return Ok(Some(Student::read(&path, &basis.trainable)?));
         }
@@ -106,19 +106,13 @@ impl Run {
             },
         };
         state.denoiser = state.denoiser.with_fixed_weights(|tensor| config.fixed.contains(tensor));
-        let workers = self.workers(StageKind::Finish, config.batch, config.micro_batch)?;
+        let workers = self.workers(&config.stage())?;
         let state = self.with_settings(state, &workers);
         let mut finish = Finish {
             batches: self
                 .batches(&self.data, StageKind::Finish, config.batch, Coupling::Independent)
                 .with_rows(workers.rows(config.batch)),
-            schedule: Schedule {
-                learning_rate: config.learning_rate,
-                warmup_steps: config.warmup_steps(),
-                steps: config.steps(),
-                cooldown: config.cooldown,
-                gradient_clip: config.gradient_clip,
-            },
+            schedule: schedule(&config.stage()),
             workers,
             adversary: Adversary {
                 encoder: Arc::clone(&basis.frozen),
@@ -208,13 +202,6 @@ impl Run {
         state: TrainState,
     ) -> Result<Distillation<'_>, RunError> {
         let config = &self.config.distill;
-        let schedule = Schedule {
-            learning_rate: config.learning_rate,
-            warmup_steps: config.warmup_steps(),
-            steps: config.steps(),
-            cooldown: config.cooldown,
-            gradient_clip: config.gradient_clip,
-        };
         let frozen = &basis.frozen;
         let adversary = (config.adversarial_weight > 0.0).then(|| Adversary {
             encoder: Arc::clone(frozen),
@@ -225,7 +212,7 @@ impl Run {
             learning_rate: config.discriminator_learning_rate,
             augmentation: config.augmentation(),
         });
-        let workers = self.workers(StageKind::Distill, config.batch, config.micro_batch)?;
+        let workers = self.workers(&config.stage())?;
         let mut state = self.with_settings(state, &workers);
         let teacher = self.guided_teacher(basis).map(|network| self.mixed(network));
         let target = &mut state.emas[distill::TARGET].denoiser;
@@ -237,7 +224,7 @@ impl Run {
                 // The KDC of a batch needs all its images.
                 Scope::Batch => batches,
             },
-            schedule,
+            schedule: schedule(&config.stage()),
             workers,
             curriculum: self.curriculum(),
             distance: self.distance(frozen)?,
@@ -279,23 +266,37 @@ impl Run {
         Ok(Some(Arc::new(Network::new(&graph, &tensors, &self.device).frozen())))
     }
 
-    pub(super) fn workers(
-        &self,
-        stage: StageKind,
-        batch: usize,
-        micro_batch: Option<usize>,
-    ) -> Result<Workers, RunError> {
-        let threads = self.threads_of_rank();
-        let group = Arc::clone(&self.group);
-        let ranks = group.size();
+    pub(super) fn workers(&self, config: &StageConfig) -> Result<Workers, RunError> {
+        let StageConfig { batch, micro_batch, .. } = *config;
+        let (group, threads) = (Arc::clone(&self.group), self.threads_of_rank());
         let workers = Workers::of_ranks(group, threads, batch, self.part(batch, micro_batch))?;
-        if workers.parts(batch).iter().all(Vec::is_empty) {
-            return Err(RunError::Unsuitable(format!(
-                "{}.batch: expected images for each of {ranks} ranks, found {batch}",
-                stage.name()
-            )));
-        }
         Ok(if self.overlaps()? { workers.overlapping() } else { workers })
+    }
+
+    /// Checks, before anything is trained, that each rank has images of the batches of every stage that is left.
+    pub(super) fn check_ranks(&self) -> Result<(), RunError> {
+        let (ranks, threads) = (self.group.size(), self.threads_of_rank());
+        for (stage, StageConfig { batch, micro_batch, .. }) in self.given.stages(&self.config) {
+            let part = part_of(ranks * threads, batch, self.part(batch, micro_batch));
+            let first_of_last_rank = (ranks - 1) * threads * part;
+            if first_of_last_rank >= batch && !self.path(self.result_of(stage)).exists() {
+                return Err(RunError::Unsuitable(format!(
+                    "{}.batch: expected images for each of {ranks} ranks, found {batch}",
+                    stage.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The model file that a stage ends with.
+    fn result_of(&self, stage: StageKind) -> &'static str {
+        match stage {
+            StageKind::Teacher if self.config.teacher.trains_only_weaker() => files::WEAKER,
+            StageKind::Teacher => files::TEACHER,
+            StageKind::Distill if self.config.finish.steps() > 0 => files::DISTILLED,
+            StageKind::Distill | StageKind::Finish => files::STUDENT,
+        }
     }
 
     /// Threads that compute in this rank.
@@ -379,7 +380,16 @@ impl Run {
             step_shift: config.step_shift.unwrap_or(1.0) as f32,
             solver: config.solver,
             // Padding avoids compilation for new batch sizes on a GPU. The CPU compiles nothing.
-            pad_to: self.is_gpu().then(|| self.images_at_once()),
+            pad_to: self.is_gpu().then(|| self.images_at_once().min(self.images_of_rank())),
+        }
+    }
+
+    /// Images of a batch whose targets this rank computes.
+    fn images_of_rank(&self) -> usize {
+        let config = &self.config.distill;
+        match config.scope {
+            Scope::Image => config.batch.div_ceil(self.group.size()),
+            Scope::Batch => config.batch,
         }
     }
 
@@ -390,6 +400,17 @@ impl Run {
             Scope::Image => self.part(config.batch, config.micro_batch),
             Scope::Batch => config.batch,
         }
+    }
+}
+
+/// The schedule of a stage's optimiser.
+pub(super) fn schedule(config: &StageConfig) -> Schedule {
+    Schedule {
+        learning_rate: config.learning_rate,
+        warmup_steps: config.warmup_steps(),
+        steps: config.steps(),
+        cooldown: config.cooldown,
+        gradient_clip: config.gradient_clip,
     }
 }
 

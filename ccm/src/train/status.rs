@@ -64,8 +64,9 @@ impl Status {
     /// The stages that have begun.
     fn stages(&self) -> Vec<Progress<'_>> {
         let Config { teacher, distill, finish, .. } = &self.config;
+        let of_weaker = teacher.weaker_steps().filter(|_| teacher.trains_only_weaker());
         let stages = [
-            (StageKind::Teacher, teacher.steps(), teacher.batch),
+            (StageKind::Teacher, of_weaker.unwrap_or_else(|| teacher.steps()), teacher.batch),
             (StageKind::Distill, distill.steps(), distill.batch),
             (StageKind::Finish, finish.steps(), finish.batch),
         ];
@@ -93,7 +94,7 @@ impl Status {
     pub fn report(&self) -> Result<Report, RunError> {
         let stages = self.stages();
         let now = stages.last();
-        let mut tiles = summary::tiles(&self.lines);
+        let mut tiles = summary::tiles(&self.config, &self.lines);
         if let Some(now) = now.filter(|_| !self.is_finished()) {
             tiles.push((format!("left of {}", now.stage.name()), duration(now.left())));
         }

@@ -40,7 +40,7 @@ pub(super) fn write(run: &Run, basis: &Basis, curves: Option<Curves>) -> Result<
     };
     let mut tiles_of_run =
         vec![("parameters".to_owned(), format!("{:.2} M", run.spec().parameters() as f64 / 1e6))];
-    tiles_of_run.extend(tiles(&lines));
+    tiles_of_run.extend(tiles(&run.config, &lines));
     let mut report = Report {
         title: run.config.run.name.clone(),
         summary: format!(
@@ -135,10 +135,10 @@ pub(super) fn growth(config: &Config, folder: &Path) -> Result<Vec<Growth>, RunE
 }
 
 /// The images, the time and the speed of each stage.
-pub(super) fn tiles(lines: &[Line]) -> Vec<(String, String)> {
+pub(super) fn tiles(config: &Config, lines: &[Line]) -> Vec<(String, String)> {
     let mut tiles = Vec::new();
     for (stage, who) in [
-        (StageKind::Teacher, "teacher"),
+        (StageKind::Teacher, if config.teacher.trains_only_weaker() { "weaker teacher" } else { "teacher" }),
         (StageKind::Distill, "student"),
         (StageKind::Finish, "student in fine-tuning"),
     ] {

@@ -6,7 +6,7 @@ use super::error::RunError;
 use super::folder::files;
 use super::given::check_weaker;
 use super::run::{Outcome, Run};
-use super::stages::Basis;
+use super::stages::{Basis, schedule};
 use super::state::{Stage as _, TrainState};
 use super::teacher::Teacher;
 use super::trainable::Trainable;
@@ -17,7 +17,6 @@ use crate::method::teacher::TimeDistribution;
 use crate::model::Role;
 use crate::nn::conditions::Conditions;
 use crate::nn::denoiser::{Denoiser, random_model};
-use crate::nn::optimizer::Schedule;
 use crate::weights::Model;
 
 impl Run {
@@ -68,18 +67,12 @@ impl Run {
             Some(state) => state,
             None => TrainState::new(first, &[config.decay()], &self.device),
         };
-        let workers = self.workers(StageKind::Teacher, config.batch, config.micro_batch)?;
+        let workers = self.workers(&config.stage())?;
         Ok(Teacher {
             batches: self
                 .batches(&self.data, StageKind::Teacher, config.batch, config.coupling)
                 .with_rows(workers.rows(config.batch)),
-            schedule: Schedule {
-                learning_rate: config.learning_rate,
-                warmup_steps: config.warmup_steps(),
-                steps: config.steps(),
-                cooldown: config.cooldown,
-                gradient_clip: config.gradient_clip,
-            },
+            schedule: schedule(&config.stage()),
             state: self.with_settings(state, &workers),
             workers,
             times: self.times(),
@@ -98,8 +91,12 @@ impl Run {
         let outcome = self.drive(StageKind::Teacher, teacher, (steps, batch), watch)?;
         if outcome == Outcome::Finished {
             let card = self.card(Role::Teacher, teacher, batch);
-            let weaker = teacher.sampled().without_start(&first.tensors, steps).to_model(card);
+            // If all steps were skipped, the average is still that of the first weights.
+            let updates = (steps - teacher.state.optimizer.skipped()).max(1);
+            let weaker = teacher.sampled().without_start(&first.tensors, updates).to_model(card);
             self.write(&self.path(files::WEAKER), &weaker.to_bytes())?;
+            // The other ranks read the file.
+            self.group.barrier();
         }
         Ok(outcome)
     }

@@ -3,7 +3,7 @@
 use super::batches::StageKind;
 use super::distill::Distillation;
 use super::error::RunError;
-use super::run::{Run, check_precision};
+use super::run::Run;
 use super::state::Stage;
 use crate::model::Role;
 use crate::weights::Model;
@@ -35,7 +35,7 @@ impl Run {
         evaluations: u64,
         watch: &mut dyn FnMut(u64),
     ) -> Result<Trial, RunError> {
-        check_precision(&self.config, &self.device)?;
+        self.set_precision()?;
         let basis = self.basis(teacher)?;
         let mut distillation = self.distillation(&basis, self.fresh_student(&basis))?;
         // The number of steps within the budget is unknown before the first step.

@@ -45,6 +45,11 @@ impl Summand for () {
     }
 }
 
+/// Images of a part of a batch of `batch` images for `threads` threads of all ranks, with at most `most` images in a part.
+pub(super) fn part_of(threads: usize, batch: usize, most: usize) -> usize {
+    most.min(batch.div_ceil(threads)).max(1)
+}
+
 /// Splits a batch over the threads of all ranks, with a limit on the images of one part.
 ///
 /// On a CPU it is faster to run the whole network on separate images in each thread than to synchronise the threads
@@ -79,7 +84,7 @@ impl Workers {
         batch: usize,
         most: usize,
     ) -> Result<Self, ThreadPoolBuildError> {
-        let part = most.min(batch.div_ceil(threads * group.size())).max(1);
+        let part = part_of(threads * group.size(), batch, most);
         let pool = || ThreadPoolBuilder::new().num_threads(1).build();
         let pools =
             if threads > 1 { (0..threads).map(|_| pool()).collect::<Result<_, _>>()? } else { Vec::new() };
