@@ -100,6 +100,9 @@ pub fn shapes() -> Vec<u8> {
     fs::read(root().join(&SHAPES[1..])).expect("a model")
 }
 
+/// The seed of the name "Grace": the first eight bytes of its SHA-256.
+pub const GRACE: u64 = 0xf246_5f78_e06e_9352;
+
 /// The first model of the page: faces of 64x64 pixels in twelve styles.
 ///
 /// # Panics

@@ -10,7 +10,7 @@ use ccm::model::Role;
 use ccm::weights::Precision;
 use ccm_tests::browser::{Browser, WebGpu};
 use ccm_tests::fixtures;
-use ccm_tests::site::{Site, assert_no_complaints, assert_same_picture, avatars, grey, native};
+use ccm_tests::site::{GRACE, Site, assert_no_complaints, assert_same_picture, avatars, grey, native};
 use serde_json::json;
 
 /// The pixels of the page's large picture.
@@ -23,8 +23,8 @@ const PIXELS_OF_STAGE: &str = "(() => {
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'; \
      style-src 'self'; img-src 'self'";
 
-/// The first eight bytes of the SHA-256 of "Grace".
-const GRACE: u64 = 0xf246_5f78_e06e_9352;
+/// The first eight bytes of the SHA-256 of "42".
+const OF_42: u64 = 8_306_709_966_045_482_637;
 
 /// The style that the page chooses at first.
 const MICAH: u32 = 6;
@@ -66,12 +66,30 @@ fn the_page_works(webgpu: WebGpu, backend: &str) {
     let first = browser.eval("performance.getEntriesByName('first-picture')[0].startTime");
     println!("{backend}: first picture {first} ms after navigation");
     browser.wait_for(GALLERY_IS_DRAWN);
+    let pressed = "[...document.querySelectorAll('.tile')].map((tile) => tile.getAttribute('aria-pressed'))";
+    assert_eq!(browser.eval(&format!("{pressed}.indexOf('true')")), json!(0));
+    assert_eq!(browser.eval(&format!("{pressed}.lastIndexOf('true')")), json!(0));
     browser.eval("document.querySelectorAll('#classes input')[3].click()");
     enter(&mut browser, "name", "Grace");
     browser.wait_for("document.getElementById('stage').getAttribute('aria-label').endsWith('Grace')");
     let html = browser.eval("document.getElementById('html').textContent");
     let html = html.as_str().unwrap();
     assert!(html.ends_with("seed=\"Grace\" label=\"dylan\"></ccm-image>"), "{html}");
+    browser.eval(
+        "(() => {
+            navigator.clipboard.writeText = async (text) => { window.copied = text; };
+            HTMLAnchorElement.prototype.click = function () { window.saved = this; };
+            for (const id of ['copy', 'save']) document.getElementById(id).click();
+            return 0;
+        })()",
+    );
+    browser.wait_for("window.saved?.download === 'Grace.png' && window.saved.href.startsWith('blob:')");
+    assert_eq!(browser.eval("window.copied"), json!(html));
+    // The element takes digits for a seed, but the page's picture is that of a name.
+    enter(&mut browser, "name", "42");
+    browser.wait_for("document.getElementById('stage').getAttribute('aria-label').endsWith('42')");
+    let html = browser.eval("document.getElementById('html').textContent");
+    assert!(html.as_str().unwrap().contains(&format!("seed=\"{OF_42}\"")), "{html}");
     browser.eval("document.querySelectorAll('.tile')[3].click()");
     browser.wait_for(
         "document.getElementById('name').value === document.querySelectorAll('.tile')[3].dataset.name",

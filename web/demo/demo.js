@@ -29,13 +29,21 @@ const state = {
   blend: null,
   label: undefined,
   time: Infinity,
-  playing: false,
+  /** The morph that plays; a new one for each start. */
+  morph: null,
+  /** The race that runs. */
+  race: null,
+  /** Whether the morph goes on after the race. */
+  resume: false,
   raced: false,
   loading: new AbortController(),
   gallery: new AbortController(),
+  /** Settled once the gallery is drawn. */
+  filled: null,
 };
 
 const milliseconds = (time) => `${time < 10 ? time.toFixed(1) : Math.round(time)} ms`;
+const stepsOf = (count) => (count === 1 ? "1 step" : `${count} steps`);
 const frame = () => new Promise(requestAnimationFrame);
 const nameOf = (field) => $(field).value.trim() || $(field).defaultValue;
 
@@ -81,6 +89,7 @@ function latest(task) {
 async function load(entry) {
   state.loading.abort();
   state.gallery.abort();
+  state.race = null;
   stopMorph();
   const loading = (state.loading = new AbortController());
   const { signal } = loading;
@@ -93,13 +102,17 @@ async function load(entry) {
       $("progress").hidden = loaded === total;
       if (total) $("progress").value = loaded / total;
     });
+    if (signal.aborted) return student.free();
     state.student?.free();
     state.teacher?.then((teacher) => teacher !== state.student && teacher.free(), () => {});
     Object.assign(state, { entry, student, teacher: null, stage: newCanvas(), blend: newCanvas(), label: undefined, raced: false });
     $("stage").replaceChildren(state.stage);
     $("blend").replaceChildren(state.blend);
-    for (const id of ["student", "teacher"]) $(id).replaceChildren();
-    for (const id of ["student-clock", "teacher-clock"]) $(id).textContent = "–";
+    for (const id of ["student", "teacher"]) {
+      $(id).replaceChildren();
+      $(id).setAttribute("aria-label", "no picture yet");
+      $(`${id}-clock`).textContent = "–";
+    }
     $("verdict").textContent = "\u00a0";
     say(entry, student.info);
     document.documentElement.dataset.size = student.info.width < 48 ? "small" : "large";
@@ -109,12 +122,15 @@ async function load(entry) {
     await paint();
     performance.mark("first-picture");
     await paint();
+    signal.throwIfAborted();
     describe(student.info);
     setReady(true);
     document.documentElement.dataset.state = "ready";
     await fillGallery();
+    signal.throwIfAborted();
     await blend();
-    if (!signal.aborted) watchSections();
+    signal.throwIfAborted();
+    watchSections();
   } catch (error) {
     if (signal.aborted) return;
     document.documentElement.dataset.state = "failed";
@@ -166,7 +182,6 @@ async function open(model, signal, onProgress) {
   } catch (error) {
     if (!(error instanceof NoWebGpuError) || state.backend === "auto") throw error;
     state.backend = $("backend").value = "auto";
-    showError(new Error(`${error.message}; the CPU is used instead.`));
     return start(model, { backend: "auto", signal, onProgress });
   }
 }
@@ -225,7 +240,7 @@ function choose(label) {
   state.label = label;
   state.raced = false;
   repaint();
-  if (!state.playing) reblend();
+  if (!state.morph) reblend();
   fillGallery();
 }
 
@@ -238,10 +253,12 @@ async function paint() {
   const request = await subject(name);
   const start = performance.now();
   await student.draw(stage, request);
+  if (state.student !== student) return;
   state.time = performance.now() - start;
   $("stage").setAttribute("aria-label", `generated picture of ${name}`);
   $("stage-clock").textContent = milliseconds(state.time);
-  $("html").textContent = htmlOf(name);
+  $("html").textContent = htmlOf(name, request);
+  if (document.documentElement.dataset.state !== "failed") $("problem").hidden = true;
   for (const tile of document.querySelectorAll(".tile")) tile.setAttribute("aria-pressed", tile.dataset.name === name);
 }
 
@@ -254,15 +271,15 @@ function select(name) {
   repaint();
 }
 
-/** The HTML that shows the picture of a name in any page. */
-function htmlOf(name) {
+/** The HTML that shows the picture of a name in any page. The element would take a name of digits for a seed. */
+function htmlOf(name, { seed, label }) {
   const quoted = (text) => text.replaceAll("&", "&amp;").replaceAll('"', "&quot;").replaceAll("<", "&lt;");
   const absolute = (address) => new URL(address, document.baseURI).href;
   const model = state.entry.student instanceof Blob ? state.entry.name : absolute(state.entry.student);
   const { numClasses, classes, text } = state.student.info;
-  const label = numClasses ? ` label="${quoted(classes[state.label] ?? String(state.label))}"` : "";
+  const ofClass = numClasses ? ` label="${quoted(classes[label] ?? String(label))}"` : "";
   const script = `<script type="module" src="${absolute("web/pkg/element.js")}"></script>`;
-  const about = text ? `prompt="${quoted(name)}" seed="0"` : `seed="${quoted(name)}"${label}`;
+  const about = text ? `prompt="${quoted(name)}" seed="0"` : `seed="${/^\d+$/.test(name) ? seed : quoted(name)}"${ofClass}`;
   return `${script}<ccm-image model="${quoted(model)}" ${about}></ccm-image>`;
 }
 
@@ -278,16 +295,20 @@ async function save() {
 }
 
 async function copy() {
-  await navigator.clipboard.writeText(htmlOf(nameOf("name")));
+  await navigator.clipboard.writeText($("html").textContent);
   $("copy").textContent = "Copied";
   setTimeout(() => ($("copy").textContent = "Copy HTML"), 1500);
 }
 
 // the gallery
 
-async function fillGallery() {
+function fillGallery() {
   state.gallery.abort();
-  const { signal } = (state.gallery = new AbortController());
+  state.gallery = new AbortController();
+  return (state.filled = drawTiles(state.gallery.signal));
+}
+
+async function drawTiles(signal) {
   const { student } = state;
   try {
     for (const tile of tiles()) {
@@ -306,8 +327,12 @@ function tiles() {
   for (const name of state.wording.samples.slice(grid.childElementCount, TILES)) {
     const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile" });
     tile.dataset.name = name;
+    tile.setAttribute("aria-pressed", name === nameOf("name"));
     tile.append(newCanvas(), Object.assign(document.createElement("span"), { textContent: name }));
-    tile.onclick = () => select(name);
+    tile.onclick = () => {
+      select(name);
+      $("stage").scrollIntoView({ block: "nearest" });
+    };
     const item = document.createElement("li");
     item.append(tile);
     grid.append(item);
@@ -331,14 +356,14 @@ const blendOnce = latest(blend);
 const reblend = () => state.student && blendOnce().catch(showError);
 
 function stopMorph() {
-  state.playing = false;
+  state.morph = null;
   $("play").textContent = "Play";
   $("play").setAttribute("aria-pressed", "false");
 }
 
 async function playMorph() {
-  if (state.playing) return;
-  state.playing = true;
+  if (state.morph) return;
+  const morph = (state.morph = {});
   $("play").textContent = "Stop";
   $("play").setAttribute("aria-pressed", "true");
   const { student } = state;
@@ -346,7 +371,7 @@ async function playMorph() {
   let last = performance.now();
   let since = last;
   try {
-    while (state.playing && state.student === student) {
+    while (state.morph === morph && state.student === student) {
       const now = performance.now();
       // After a pause (a hidden tab) the morph continues from its last position.
       at = (at + Math.min(now - last, 100) / PERIOD) % 2;
@@ -362,10 +387,9 @@ async function playMorph() {
       await frame();
     }
   } catch (error) {
-    if (state.student === student) {
-      stopMorph();
-      showError(error);
-    }
+    if (state.student === student) showError(error);
+  } finally {
+    if (state.morph === morph) stopMorph();
   }
 }
 
@@ -377,55 +401,71 @@ function nameLanes() {
   left.textContent = state.entry.teacher ? "Student" : "This model";
   right.textContent = state.entry.teacher ? "Teacher" : "The same";
   $("steps-said").textContent = steps;
-  $("teacher-steps").textContent = steps === 1 ? "1 step" : `${steps} steps`;
+  $("teacher-steps").textContent = stepsOf(steps);
 }
 
 async function race() {
-  state.raced = true;
-  const played = state.playing;
+  if (state.race) return;
+  const race = (state.race = {});
+  Object.assign(state, { raced: true, resume: state.morph !== null });
   stopMorph();
-  setReady(false);
-  const steps = Number($("steps").value);
+  const controls = ["play", "weight", "start"].map($);
+  for (const control of controls) control.disabled = true;
   $("verdict").textContent = "\u00a0";
+  const steps = Number($("steps").value);
   const { student, entry } = state;
   try {
     state.teacher ??= entry.teacher ? open(entry.teacher, state.loading.signal) : Promise.resolve(student);
     const teacher = await state.teacher;
-    const request = await subject(nameOf("name"));
-    // One untimed call, so that neither time includes the start of an engine.
-    await teacher.sample(request);
-    const quick = await lane(student, $("student"), $("student-clock"), { ...request, steps: 1 });
-    const slow = await lane(teacher, $("teacher"), $("teacher-clock"), { ...request, steps });
-    const times = (slow / quick).toFixed(slow / quick < 10 ? 1 : 0);
-    $("verdict").textContent = steps > 1 ? `One step is ${times} times as fast as ${steps}.` : "One step each.";
+    // Pictures of a gallery would delay those of the race.
+    for (let filled; filled !== state.filled; ) await (filled = state.filled);
+    const name = nameOf("name");
+    const request = await subject(name);
+    // One untimed call each, so that neither time includes the start of an engine.
+    await Promise.all([student.sample(request), teacher.sample(request)]);
+    const times = [];
+    for (const [sampler, id, count] of [[student, "student", 1], [teacher, "teacher", steps]]) {
+      const { image, time } = await timed(sampler, { ...request, steps: count }, (time) => {
+        if (state.race === race) $(`${id}-clock`).textContent = milliseconds(time);
+      });
+      if (state.race !== race) return;
+      const canvas = newCanvas();
+      show(image, canvas);
+      $(id).replaceChildren(canvas);
+      $(id).setAttribute("aria-label", `picture of ${name} in ${stepsOf(count)}`);
+      times.push(time);
+    }
+    const ratio = times[1] / times[0];
+    $("verdict").textContent =
+      steps > 1 ? `One step is ${ratio.toFixed(ratio < 10 ? 1 : 0)} times as fast as ${steps}.` : "One step each.";
   } catch (error) {
     state.teacher?.catch(() => (state.teacher = null));
-    if (state.student === student) showError(error);
+    if (state.race === race) showError(error);
   } finally {
-    if (state.student === student) setReady(true);
-    if (played && state.student === student) playMorph();
+    if (state.race === race) {
+      state.race = null;
+      for (const control of controls) control.disabled = false;
+      if (state.resume) playMorph();
+    }
   }
 }
 
-/** Samples and shows one picture, with a running clock. Returns the time it took, in ms. */
-async function lane(sampler, place, clock, request) {
+/** Samples one picture, and calls `watch` with the time so far in every frame and with that of the picture, in ms. */
+async function timed(sampler, request, watch) {
   const start = performance.now();
+  const elapsed = () => performance.now() - start;
   let running = true;
   (async () => {
     while (running) {
-      clock.textContent = milliseconds(performance.now() - start);
+      watch(elapsed());
       await frame();
     }
   })();
   try {
     const [image] = await sampler.sample(request);
-    const time = performance.now() - start;
-    running = false;
-    clock.textContent = milliseconds(time);
-    const canvas = newCanvas();
-    show(image, canvas);
-    place.replaceChildren(canvas);
-    return time;
+    const time = elapsed();
+    watch(time);
+    return { image, time };
   } finally {
     running = false;
   }
@@ -438,8 +478,10 @@ const seen = new IntersectionObserver(
     for (const { target, isIntersecting } of entries) {
       const ready = isIntersecting && document.documentElement.dataset.state === "ready";
       if (target.id === "blend") {
-        if (ready && !calm.matches && state.time < FAST) playMorph();
-        else if (!isIntersecting) stopMorph();
+        const plays = ready && !calm.matches && state.time < FAST;
+        if (!isIntersecting) stopMorph();
+        else if (plays && !state.race) playMorph();
+        state.resume = plays;
       } else if (ready && !state.raced) race();
     }
   },
@@ -485,12 +527,12 @@ $("again").onclick = () => {
 };
 $("save").onclick = () => save().catch(showError);
 $("copy").onclick = () => copy().catch(showError);
-for (const id of ["from", "to"]) $(id).oninput = () => state.playing || reblend();
+for (const id of ["from", "to"]) $(id).oninput = () => state.morph || reblend();
 $("weight").oninput = () => {
   stopMorph();
   reblend();
 };
-$("play").onclick = () => (state.playing ? stopMorph() : playMorph());
+$("play").onclick = () => (state.morph ? stopMorph() : playMorph());
 $("steps").oninput = nameLanes;
 $("start").onclick = race;
 $("file").onchange = ({ target }) => {

@@ -55,7 +55,8 @@ const FACES =
 export const MODELS = [
   pair("avatars", "Faces, 64 x 64", "A face for every name", "Style", FACES, "micah"),
   pair("shapes", "Creatures, 32 x 32", "A creature for every name", "Kind"),
-  pair("mnist", "Digits, 28 x 28", "A digit for every name", "Digit"),
+  pair("mnist", "Digits, 28 x 28", "A digit for every name", "Digit",
+    "Trained on MNIST by Yann LeCun, Corinna Cortes and Christopher Burges."),
   words("emoji", "Emoji from words, 64 x 64", "An emoji for your words",
     'Trained on <a href="https://github.com/microsoft/fluentui-emoji">Fluent Emoji</a> by Microsoft (MIT), with the names of ' +
       '<a href="https://github.com/iamcal/emoji-data">emoji-data</a> (MIT).',

@@ -78,7 +78,7 @@ function labelOf(value, { numClasses, classes, text }, { prompt }) {
   if (prompt != null && !text) throw new RequestError(`prompt: this model reads no text, found ${prompt}`);
   if (value === undefined || value === null || value === "") return 0;
   if (!numClasses) throw new RequestError(`label: this model has no classes, found ${value}`);
-  const named = classes.indexOf(String(value));
+  const named = classes.indexOf(value);
   const label = named >= 0 ? named : Number(value);
   if (Number.isInteger(label) && label >= 0 && label < numClasses) return label;
   const names = classes.length ? ` or one of ${classes.slice(0, 20).join(", ")}` : "";

@@ -5,7 +5,9 @@
 // An image is a function of its style, split and number, so any number of images can be added later. Writes
 // OUT/train/STYLE/NUMBER.png, OUT/test/STYLE/NUMBER.png and OUT/LICENSES.md.
 
-import { mkdir, writeFile } from 'node:fs/promises';
+import { existsSync, realpathSync } from 'node:fs';
+import { mkdir, readdir, writeFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import * as collection from '@dicebear/collection';
 import { createAvatar } from '@dicebear/core';
@@ -48,6 +50,16 @@ export function licences() {
   return `Drawn with DiceBear (MIT) from these styles:\n\n${lines.join('')}`;
 }
 
+/** Refuses a folder with other styles, since every folder in it is a class. */
+async function refuseOthers(folder) {
+  const found = await readdir(folder, { withFileTypes: true }).catch((error) => {
+    if (error.code === 'ENOENT') return [];
+    throw error;
+  });
+  const other = found.find((entry) => entry.isDirectory() && !STYLES.includes(entry.name));
+  if (other) throw new Error(`--out: expected a folder with no other pictures, found ${folder}/${other.name}`);
+}
+
 async function drawSplit(folder, split, count, size) {
   for (const [index, style] of STYLES.entries()) {
     const target = `${folder}/${split}/${style}`;
@@ -79,12 +91,14 @@ async function main() {
   if (!values.out) throw new Error('--out: expected a folder');
   const size = whole('size', values.size);
   const text = licences();
+  for (const split of ['train', 'test']) await refuseOthers(`${values.out}/${split}`);
   await drawSplit(values.out, 'train', whole('count', values.count), size);
   await drawSplit(values.out, 'test', whole('held-out', values['held-out']), size);
   await writeFile(`${values.out}/LICENSES.md`, text);
 }
 
-if (process.argv[1] === new URL(import.meta.url).pathname) {
+const program = process.argv[1];
+if (program && existsSync(program) && realpathSync(program) === fileURLToPath(import.meta.url)) {
   main().catch((error) => {
     console.error(`draw.mjs: ${error.message}`);
     process.exitCode = 1;
