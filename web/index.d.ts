@@ -85,7 +85,7 @@ export interface DrawOptions {
 }
 
 export interface SeedOptions extends DrawOptions {
-  /** A whole number from 0 to 2^53, or a BigInt below 2^64; default 0. The same seed gives the same image. */
+  /** A whole number below 2^53, or a BigInt below 2^64; default 0. The same seed gives the same image. */
   seed?: number | bigint;
 }
 
@@ -118,7 +118,7 @@ export interface Info {
   numClasses: number | null;
   /** Names of the classes; empty if the model has none. */
   classes: string[];
-  /** `teacher`, `student` or `imported`. */
+  /** `teacher` or `student`. */
   role: string;
   /** Preset or checkpoint of the model. */
   source: string;

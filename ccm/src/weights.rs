@@ -197,8 +197,24 @@ pub(crate) fn to_f32(name: &str, kind: &str, bytes: &[u8]) -> Result<Vec<f32>, W
         "I32" => read(bytes, |b| i32::from_le_bytes(b) as f32),
         "U8" => read(bytes, |[b]: [u8; 1]| f32::from(b)),
         "I8" => read(bytes, |b| f32::from(i8::from_le_bytes(b))),
+        #[cfg(not(target_arch = "wasm32"))]
+        "F8_E4M3" => read(bytes, |[b]| e4m3(b)),
+        #[cfg(not(target_arch = "wasm32"))]
+        "F8_E5M2" => read(bytes, |[b]| half::f16::from_bits(u16::from(b) << 8).to_f32()),
         _ => return Err(WeightsError::Kind { name: name.to_owned(), found: kind.to_owned() }),
     })
+}
+
+/// A number of eight bits: sign, four bits of exponent with a bias of 7, three of mantissa (arXiv 2209.05433). It has no
+/// infinities, and NaN is all ones.
+#[cfg(not(target_arch = "wasm32"))]
+fn e4m3(bits: u8) -> f32 {
+    let [sign, rest] = [u16::from(bits & 0x80), u16::from(bits & 0x7f)];
+    if rest == 0x7f {
+        return f32::NAN;
+    }
+    // The same bits in half precision, whose exponent has a bias of 15.
+    256.0 * half::f16::from_bits(sign << 8 | rest << 7).to_f32()
 }
 
 /// A tensor as stored in a file.
@@ -509,6 +525,18 @@ impl Model {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn numbers_of_eight_bits_are_those_of_pytorch() {
+        let read = |kind: &str, bytes: &[u8]| to_f32("a", kind, bytes).unwrap();
+        // Expected values: `tensor.view(torch.float8_e4m3fn).float()` of PyTorch 2.15.
+        let found = read("F8_E4M3", &[0x38, 0xb8, 0x7e, 0x01, 0x08, 0x00, 0x45]);
+        assert_eq!(found, [1.0, -1.0, 448.0, 0.001_953_125, 0.015_625, 0.0, 3.25]);
+        assert!(read("F8_E4M3", &[0x7f])[0].is_nan());
+        // And of `torch.float8_e5m2`.
+        let found = read("F8_E5M2", &[0x3c, 0xbc, 0x7b, 0x04, 0x41, 0x7c]);
+        assert_eq!(found, [1.0, -1.0, 57_344.0, 6.103_515_6e-5, 2.5, f32::INFINITY]);
+    }
 
     fn file() -> TensorFile {
         let tensors = BTreeMap::from([

@@ -112,13 +112,14 @@ fn the_program_writes_a_whole_folder_or_none() {
     assert!(said.contains("unet/config.json") && said.contains("sample.py"), "{said}");
     assert!(out.join("unet/diffusion_pytorch_model.safetensors").exists() && !out.join("scheduler").exists());
     fail(&mut export(&out), &["--out", "diffusers", "expected a new or empty folder"]);
-    fail(export(&folder.path().join("other")).args(["--precision", "q8"]), &["--precision", "f32", "q8"]);
+    let other = folder.path().join("other");
+    fail(export(&other).args(["--precision", "q8"]), &["--precision", "f32", "q8"]);
+    fail(export(&other).args(["--steps", "0"]), &["--steps: expected 1 to 10000, found 0"]);
     fail(distill().arg("export").arg(&model).arg("--out").arg(&out), &["--precision"]);
 
     // Heads of several widths.
     let spec = UNetSpec { attention_resolutions: vec![8, 4], num_heads: 2, ..small_spec() };
     fs::write(&model, lively_model(&spec).to_bytes()).unwrap();
-    let other = folder.path().join("other");
     fail(&mut export(&other), &["model.safetensors", "num_heads"]);
     assert!(!other.exists());
 }

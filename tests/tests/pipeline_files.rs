@@ -128,6 +128,10 @@ fn loras_of_both_namings_are_added_to_the_weights() {
     );
     write("diffusers.safetensors", diffusers.clone());
     check("diffusers' names", &images(&mut sample(&folder, "diffusers.safetensors:0.5")).values, &expected);
+    // The last layer of the first text encoder, which Stable Diffusion XL does not compute.
+    let last = "lora_te1_text_model_encoder_layers_2_mlp_fc1";
+    kohya.insert(format!("{last}.lora_down.weight"), HostTensor::new([RANK, 8], vec![1.0; RANK * 8]));
+    kohya.insert(format!("{last}.lora_up.weight"), HostTensor::new([8, RANK], vec![1.0; RANK * 8]));
     write("kohya.safetensors", kohya);
     // Alpha is twice the rank.
     check("kohya's names", &images(&mut sample(&folder, "kohya.safetensors:0.25")).values, &expected);

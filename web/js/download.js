@@ -1,7 +1,7 @@
 // Downloads model files as streams, with progress, and keeps them in the Cache API. A kept file is used again unless
 // the server reports that the file has changed.
 
-import { AbortedError, DownloadError, check } from "./errors.js";
+import { DownloadError, check } from "./errors.js";
 import { settings } from "./settings.js";
 
 const CACHE = "ccm-models";
@@ -43,8 +43,7 @@ async function unchanged(url, kept, signal) {
     const answer = await settings.fetch(url, { method: "HEAD", cache: "no-cache", signal });
     const [now, then] = [tag(answer.headers), tag(kept.headers)];
     return !answer.ok || !now || !then || now === then;
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+  } catch {
     return true;
   }
 }
@@ -80,7 +79,7 @@ export async function download(url, { onProgress, signal, cache = true } = {}) {
       forget: async () => kept?.delete(url),
     };
   } catch (error) {
-    if (error.name === "AbortError") throw new AbortedError("aborted", { cause: error });
+    check(signal);
     if (error instanceof DownloadError) throw error;
     throw new DownloadError(`${url}: ${error.message}`, { cause: error });
   }

@@ -130,7 +130,7 @@ export class CcmImage extends (globalThis.HTMLElement ?? Object) {
       try {
         if (await this.#show(turn)) this.dispatchEvent(new CustomEvent("load", { detail: this.info }));
       } catch (error) {
-        if (turn === this.#turn) this.dispatchEvent(new ErrorEvent("error", { error, message: error.message }));
+        if (turn === this.#turn && this.isConnected) this.dispatchEvent(new ErrorEvent("error", { error, message: error.message }));
       }
     });
     this.#drawing = result;

@@ -15,6 +15,8 @@ const BATCH = 16;
 
 let engine;
 let heap;
+/** Of each canvas: the device that draws to it, and its surface. A canvas has one at a time. */
+const surfaces = new WeakMap();
 
 /** Loads the WebAssembly, once. */
 function start() {
@@ -61,7 +63,7 @@ async function waitForAdapter() {
 function seedOf(value, name = "seed") {
   const whole = typeof value === "bigint" || Number.isSafeInteger(value);
   if (!whole || value < 0 || BigInt(value) > LARGEST_SEED) {
-    throw new RequestError(`${name}: expected a whole number from 0 to 2^53 or a BigInt below 2^64, found ${value}`);
+    throw new RequestError(`${name}: expected a whole number below 2^53 or a BigInt below 2^64, found ${value}`);
   }
   return BigInt(value);
 }
@@ -129,7 +131,7 @@ export class Sampler {
   static #key = Symbol();
   #engine;
   #info;
-  #surfaces = new WeakMap();
+  #device = {};
   #last = Promise.resolve();
 
   constructor(key, engine) {
@@ -170,7 +172,8 @@ export class Sampler {
     return this.#enqueue(signal, async (engine) => {
       const info = this.#info;
       const number = labelOf(label, info, text);
-      const batch = info.backend === "cpu" ? 1 : BATCH;
+      // The noise of all steps is drawn before.
+      const batch = info.backend === "cpu" || steps > 99 ? 1 : BATCH;
       const images = [];
       while (images.length < count) {
         if (images.length) await pause();
@@ -225,8 +228,9 @@ export class Sampler {
         if (engine.isLost()) {
           await waitForAdapter();
           await engine.recover();
+          this.#info = engine.describe();
           // Surfaces of canvases belong to the old device.
-          this.#surfaces = new WeakMap();
+          this.#device = {};
         }
         const made = await task(engine);
         // The engine cannot be queried during a call, so `info` is updated after each one.
@@ -258,8 +262,8 @@ export class Sampler {
       if (canvas.height !== info.height) canvas.height = info.height;
       // A canvas keeps the type of its first context.
       if (engine.surface && info.backend !== "cpu" && canvas.getContext("webgpu")) {
-        let surface = this.#surfaces.get(canvas);
-        if (!surface) this.#surfaces.set(canvas, (surface = engine.surface(canvas)));
+        let [device, surface] = surfaces.get(canvas) ?? [];
+        if (device !== this.#device) surfaces.set(canvas, [this.#device, (surface = engine.surface(canvas))]);
         return engine.draw(surface, from, to, weight, number, steps);
       }
       const context = canvas.getContext("2d");

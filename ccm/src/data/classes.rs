@@ -1,7 +1,7 @@
 //! Derives classes and splits from the paths of images. Opens no file.
 //!
-//! Folders shared by all images are ignored. If some images are under a folder `train` and some under `test`, `val`,
-//! `valid` or `validation`, those folders are the splits, and other images are left out. The class is the first
+//! Folders shared by all images are ignored. If some images are under a folder `train` or `training` and some under `test`,
+//! `testing`, `val`, `valid` or `validation`, those folders are the splits, and other images are left out. The class is the first
 //! remaining folder, as in torchvision's `ImageFolder`; deeper folders do not matter. Images without a class folder
 //! form the class `all` if no image has a class folder; otherwise they are left out.
 
@@ -177,8 +177,8 @@ fn shared_folders<'a>(mut folders: impl Iterator<Item = &'a [&'a str]>) -> usize
 
 fn named_split(folder: &str) -> Option<Split> {
     match folder.to_lowercase().as_str() {
-        "train" => Some(Split::Train),
-        "test" | "val" | "valid" | "validation" => Some(Split::HeldOut),
+        "train" | "training" => Some(Split::Train),
+        "test" | "testing" | "val" | "valid" | "validation" => Some(Split::HeldOut),
         _ => None,
     }
 }

@@ -188,9 +188,9 @@ impl Streamed {
     /// # Errors
     /// The reason why it cannot be read.
     pub(super) fn decode(&self, index: usize, out: &mut [u8]) -> Result<(), String> {
-        match self.images[index].content.on_disk() {
-            Some(content) => decode::decode(content, self.shape, out),
-            None => Err("it was refused when the source was listed".to_owned()),
+        match &self.images[index].content {
+            Content::Refused(reason) => Err(reason.clone()),
+            content => decode::decode(content.on_disk().unwrap_or_default(), self.shape, out),
         }
     }
 

@@ -33,9 +33,11 @@ pub(super) fn list(path: &Path, source: &mut Source, split: Split) -> Result<Opt
     if !source.texts.keys().any(|file| file.ends_with(".cls") || file.ends_with(".json")) {
         return Ok(None);
     }
+    let samples: BTreeSet<&str> = source.found.keys().map(|image| key(image)).collect();
     for (file, content) in &source.texts {
         let is_json = file.ends_with(".json");
-        if !is_json && !file.ends_with(".cls") {
+        let is_of_image = samples.contains(key(file));
+        if !is_of_image || (!is_json && !file.ends_with(".cls")) {
             continue;
         }
         let text = read_text(path, file, content)?;
@@ -121,6 +123,7 @@ fn named(class: &str, names: &[String]) -> Result<String, String> {
 fn read_text(path: &Path, file: &str, content: &Content) -> Result<String, DataError> {
     let bytes = match content {
         Content::Encoded(bytes) => Ok(bytes.clone()),
+        Content::Refused(reason) => Err(reason.clone()),
         content => content.on_disk().unwrap_or_default().into_bytes(),
     };
     let bytes = bytes.map_err(|reason| fault(path, file, reason))?;
@@ -182,5 +185,9 @@ mod tests {
             listed(&[("a/x.png", ""), ("a/x.json", "[]"), ("a/x.txt", "a cat")], Split::Train),
             Ok(None)
         );
+        // A file of another name belongs to no image and is not read.
+        let mut with_table = source(&[("a/x.png", "")]);
+        with_table.add(kind("annotations/table.json"), || Content::Refused("it is too large".into()));
+        assert!(list(Path::new("d"), &mut with_table, Split::Train).unwrap().is_none());
     }
 }

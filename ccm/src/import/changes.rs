@@ -63,6 +63,10 @@ impl Folder {
         if !network.has_text_encoder() {
             return Ok(Replaced { denoiser: Some(tensors.into()), text_encoder: None });
         }
+        let own = network.tensors().len() - self.spec.network.tensors().len();
+        if own != self.spec.text_encoder(0).parameters.len() {
+            return Err(fault(&"its text encoder is not that of the pipeline"));
+        }
         // The parameters of the text encoder come first.
         let denoiser = tensors.split_off(self.spec.text_encoder(0).parameters.len());
         Ok(Replaced { denoiser: Some(denoiser.into()), text_encoder: Some(tensors.into()) })

@@ -31,7 +31,12 @@ pub struct Checkpoint {
 /// A tensor of a file.
 pub(super) enum Stored {
     /// A tensor of a PyTorch checkpoint, not read yet.
-    PyTorch(Box<Tensor>),
+    PyTorch {
+        /// The tensor.
+        tensor: Box<Tensor>,
+        /// Its dimensions.
+        shape: Vec<usize>,
+    },
     /// A tensor of a safetensors file, not read yet.
     Safetensors {
         /// Type, dimensions and place.
@@ -46,15 +51,20 @@ pub(super) enum Stored {
 impl Stored {
     pub(super) fn shape(&self) -> &[usize] {
         match self {
-            Self::PyTorch(tensor) => tensor.shape(),
-            Self::Safetensors { entry, .. } => &entry.shape,
+            Self::PyTorch { shape, .. } | Self::Safetensors { entry: Entry { shape, .. }, .. } => shape,
+        }
+    }
+
+    pub(super) fn shape_mut(&mut self) -> &mut Vec<usize> {
+        match self {
+            Self::PyTorch { shape, .. } | Self::Safetensors { entry: Entry { shape, .. }, .. } => shape,
         }
     }
 
     /// Reads the tensor.
     fn read(&self, name: &str) -> Result<HostTensor, String> {
         match self {
-            Self::PyTorch(tensor) => host_tensor(tensor),
+            Self::PyTorch { tensor, shape } => host_tensor(tensor, shape),
             Self::Safetensors { entry, file, start } => {
                 let bytes = read_bytes(entry, file, *start)?;
                 let values = to_f32(name, &entry.kind, &bytes).map_err(|error| error.to_string())?;
@@ -116,10 +126,11 @@ impl Checkpoint {
                     source: Box::new(source),
                 })?;
                 let floats = reader.into_tensors().into_iter().filter(|(_, tensor)| is_float(tensor.dtype()));
-                (
-                    floats.map(|(name, tensor)| (name, Stored::PyTorch(Box::new(tensor)))).collect(),
-                    String::new(),
-                )
+                let stored = |tensor: Tensor| {
+                    let shape = tensor.shape().to_vec();
+                    Stored::PyTorch { tensor: Box::new(tensor), shape }
+                };
+                (floats.map(|(name, tensor)| (name, stored(tensor))).collect(), String::new())
             }
             Format::Safetensors => safetensors(file, bytes).map_err(|error| match error {
                 Ok(source) => ImportError::Weights { path: path.into(), source },
@@ -153,6 +164,11 @@ impl Checkpoint {
     /// The names of the tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// The dimensions of a tensor; empty if it is missing.
+    pub(super) fn shape(&self, name: &str) -> &[usize] {
+        self.tensors.get(name).map_or(&[], Stored::shape)
     }
 
     /// Renames the tensors. If two tensors get the same name, the second keeps its old name.
@@ -202,7 +218,7 @@ impl Checkpoint {
         // Tensors may share storage, and a view can repeat one number any number of times.
         let mut taken = 0u64;
         for name in names {
-            if let Some(Stored::PyTorch(tensor)) = self.tensors.get(name) {
+            if let Some(Stored::PyTorch { tensor, .. }) = self.tensors.get(name) {
                 taken = taken.saturating_add(tensor.byte_len() as u64);
                 if taken > MOST_SHARING.saturating_mul(self.bytes) {
                     let (shape, bytes, stored) = (tensor.shape(), tensor.byte_len(), self.bytes);
@@ -225,7 +241,7 @@ fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
 }
 
-fn host_tensor(tensor: &Tensor) -> Result<HostTensor, String> {
+fn host_tensor(tensor: &Tensor, shape: &[usize]) -> Result<HostTensor, String> {
     fn read<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
     }
@@ -237,5 +253,5 @@ fn host_tensor(tensor: &Tensor) -> Result<HostTensor, String> {
         other => return Err(format!("expected floating-point values, found {other:?}")),
     };
     let bytes = tensor.read().map_err(|error| error.to_string())?;
-    Ok(HostTensor { shape: tensor.shape().to_vec(), values: values(&bytes) })
+    Ok(HostTensor { shape: shape.to_vec(), values: values(&bytes) })
 }

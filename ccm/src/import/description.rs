@@ -145,11 +145,14 @@ pub fn described_folder(folder: &Path) -> Result<(PathBuf, PathBuf), ImportError
     };
     let descriptions: Vec<PathBuf> =
         of(&["json"]).into_iter().filter(|path| describes(path).is_some()).collect();
-    match (&of(&["pt", "pth", "ckpt"])[..], &descriptions[..]) {
+    let checkpoints = of(&["pt", "pth", "ckpt"]);
+    match (&checkpoints[..], &descriptions[..]) {
         ([checkpoint], [description]) => Ok((checkpoint.clone(), description.clone())),
-        _ => Err(fault(
+        _ => Err(fault(&format!(
             "expected a pipeline of diffusers (model_index.json), or one checkpoint (.pt, .pth, .ckpt) and one .json with \
-             its `network`; found neither",
-        )),
+             its `network`; found {} and {}",
+            checkpoints.len(),
+            descriptions.len()
+        ))),
     }
 }

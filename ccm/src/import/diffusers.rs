@@ -250,27 +250,33 @@ pub(super) fn scheduler(path: &Path) -> Result<Scheduler, ImportError> {
     Ok(Scheduler { prediction, role, notes })
 }
 
-/// Opens the weights in a folder, whose names begin with `stem`: shards, one file, or a half-precision variant;
-/// safetensors before PyTorch's.
+/// Opens the weights in a folder as [`find_weights`], which must be there.
 pub(super) fn weights(folder: &Path, stem: &str) -> Result<Checkpoint, ImportError> {
+    let missing = || {
+        let folder = folder.display();
+        ImportError::Spec(format!("{folder}: expected {stem}.safetensors or .bin, found neither"))
+    };
+    find_weights(folder, stem)?.ok_or_else(missing)
+}
+
+/// Opens the weights in a folder, whose names begin with `stem`: shards, one file, or a half-precision variant;
+/// safetensors before PyTorch's. `None` if there are none.
+pub(super) fn find_weights(folder: &Path, stem: &str) -> Result<Option<Checkpoint>, ImportError> {
     for (end, variant_end) in [("safetensors", "fp16.safetensors"), ("bin", "fp16.bin")] {
         for index in [format!("{stem}.{end}.index.json"), format!("{stem}.{end}.index.fp16.json")] {
             let index = folder.join(index);
             if index.exists() {
-                return sharded(folder, &index);
+                return sharded(folder, &index).map(Some);
             }
         }
         for name in [format!("{stem}.{end}"), format!("{stem}.{variant_end}")] {
             let file = folder.join(name);
             if file.exists() {
-                return Checkpoint::open(&file);
+                return Checkpoint::open(&file).map(Some);
             }
         }
     }
-    Err(ImportError::Spec(format!(
-        "{}: expected {stem}.safetensors or .bin, found neither",
-        folder.display()
-    )))
+    Ok(None)
 }
 
 /// Opens the shards that an index file lists.

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::single_file::origins;
+use super::single_file::{Taken, origins};
 use super::{Checkpoint, ImportError};
 use crate::model::ModelCard;
 use crate::model::graph::Parameter;
 use crate::model::json::Json;
+use crate::model::networks::text_encoder::{ClipLayer, TextEncoderSpec};
 use crate::pipeline::{Part, PipelineSpec};
 use crate::weights::{CompactTensor, HostTensor, WeightsError};
 
@@ -30,6 +31,9 @@ const ENDINGS: [(&str, Role); 13] = [
     ("_lora.up.weight", Role::Up),
     (".alpha", Role::Alpha),
 ];
+
+/// Most values of a matrix: 4096 rows for the widest layer of the networks that there are (20 480 inputs).
+const LARGEST: usize = 4096 * 20_480;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -73,8 +77,14 @@ fn number(part: Part) -> Option<usize> {
 fn names(spec: &PipelineSpec) -> BTreeMap<String, (usize, String)> {
     let mut known = BTreeMap::new();
     let mut parts = vec![(Part::Denoiser, spec.network.graph())];
-    let encoders = 0..spec.text_encoders.len();
-    parts.extend(encoders.map(|index| (Part::TextEncoder(index), spec.text_encoder(index))));
+    parts.extend(spec.text_encoders.iter().enumerate().map(|(index, encoder)| {
+        let graph = match encoder {
+            // Files change all layers, also the last one, which a pipeline may not compute.
+            TextEncoderSpec::Clip(clip) => clip.graph(ClipLayer::Last, clip.projection_dim.is_some()),
+            TextEncoderSpec::T5(_) => spec.text_encoder(index),
+        };
+        (Part::TextEncoder(index), graph)
+    }));
     for (part, graph) in parts {
         let (Some(number), text) = (number(part), text_prefixes(part)) else { continue };
         for Parameter { name, .. } in graph.parameters {
@@ -95,7 +105,9 @@ fn names(spec: &PipelineSpec) -> BTreeMap<String, (usize, String)> {
             );
             if part == Part::Denoiser {
                 // Files of kohya's scripts for Stable Diffusion XL have the names of its own repository.
-                for (origin, _) in origins(spec, part, &name) {
+                let whole =
+                    origins(spec, part, &name).into_iter().filter(|(_, taken)| *taken == Taken::Whole);
+                for (origin, _) in whole {
                     if let Some(origin) = origin.strip_prefix("model.diffusion_model.") {
                         let flat = origin.trim_end_matches(".weight").replace('.', "_");
                         all.push(format!("lora_unet_{flat}"));
@@ -144,8 +156,13 @@ impl Lora {
             let base = base.replace(".processor.to_out", ".to_out.0").replace(".processor.", ".");
             let place =
                 known.get(&base).ok_or_else(|| fault(name, "no weight of this pipeline has its name"))?;
-            let tensor = checkpoint.compact(name)?;
-            let tensor = tensor.into_host();
+            // A view can repeat one number any number of times.
+            let shape = checkpoint.shape(name);
+            let most = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+            if most.is_none_or(|values| values > LARGEST) {
+                return Err(fault(name, &format!("expected at most {LARGEST} values, found {shape:?}")));
+            }
+            let tensor = checkpoint.compact(name)?.into_host();
             let change = changes.entry(place.clone()).or_default();
             match role {
                 Role::Down => change.down = Some(tensor),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pollster::block_on;
 
 use super::checkpoint::Stored;
-use super::diffusers::{current_name, parsed, scheduler, weights};
+use super::diffusers::{current_name, find_weights, parsed, scheduler, weights};
 use super::single_file::{Origin, Taken, origins};
 use super::{Checkpoint, ImportError};
 use crate::disk::{self, DiskError};
@@ -284,7 +284,9 @@ impl Weights for PartWeights {
         let expected: Vec<TensorSpec> = graph.parameters.iter().map(of).collect();
         match (self, part) {
             (Self::File { path, spec }, _) => {
-                let checkpoint = Checkpoint::open(path)?;
+                // PyTorch's files have all tensors in one dictionary.
+                let top_level = |name: &str| name.strip_prefix("state_dict.").unwrap_or(name).to_owned();
+                let checkpoint = Checkpoint::open(path)?.renamed(top_level);
                 expected.iter().try_for_each(|tensor| {
                     let found = checkpoint.read_origin(tensor, origins(spec, part, &tensor.name))?;
                     take(found.rounded(precision))
@@ -314,10 +316,9 @@ impl Weights for PartWeights {
             }
             (Self::Folders { text_encoders, .. }, Part::TextEncoder(index)) => {
                 let folder = &text_encoders[index];
-                let has_pytorch = folder.join("pytorch_model.bin").exists();
-                let checkpoint = match weights(folder, "model") {
-                    Err(_) if has_pytorch => weights(folder, "pytorch_model")?,
-                    found => found?,
+                let checkpoint = match find_weights(folder, "model")? {
+                    Some(checkpoint) => checkpoint,
+                    None => weights(folder, "pytorch_model")?,
                 };
                 checkpoint.renamed(text_name).each_compact(&expected, false, precision, take)
             }
@@ -342,12 +343,12 @@ impl Checkpoint {
     /// convolutions.
     fn reshaped(mut self, expected: &[TensorSpec]) -> Self {
         for TensorSpec { name, shape } in expected {
-            if let Some(Stored::Safetensors { entry: tensor, .. }) = self.tensors.get_mut(name)
-                && tensor.shape.len() > shape.len()
-                && tensor.shape.starts_with(shape)
-                && tensor.shape[shape.len()..].iter().all(|&size| size == 1)
+            if let Some(found) = self.tensors.get_mut(name).map(Stored::shape_mut)
+                && found.len() > shape.len()
+                && found.starts_with(shape)
+                && found[shape.len()..].iter().all(|&size| size == 1)
             {
-                tensor.shape.clone_from(shape);
+                found.clone_from(shape);
             }
         }
         self

@@ -181,7 +181,9 @@ impl<W: Weights> Pipeline<W> {
 
     async fn evaluator(&self, part: Part, graph: Graph) -> Result<Evaluator, PipelineError<W::Error>> {
         let tensors = self.tensors(part, &graph).await?;
-        Ok(Evaluator::new(graph, tensors, self.precision, self.backend).await?)
+        // The weights keep their precision.
+        let precision = if self.spec.exceeds_half(part) { Precision::F32 } else { self.precision };
+        Ok(Evaluator::new(graph, tensors, precision, self.backend).await?)
     }
 
     /// Encodes texts. Equal texts are encoded once.

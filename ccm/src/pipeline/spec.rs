@@ -172,6 +172,18 @@ impl PipelineSpec {
         parts
     }
 
+    /// Whether feature maps of a part can exceed the range of half precision: those of T5, and of an autoencoder with
+    /// `force_upcast`.
+    pub fn exceeds_half(&self, part: Part) -> bool {
+        match part {
+            Part::TextEncoder(index) => matches!(self.text_encoders[index], TextEncoderSpec::T5(_)),
+            Part::Encoder | Part::Decoder => {
+                matches!(&self.autoencoder, Some(AutoencoderSpec::Kl(spec)) if spec.force_upcast)
+            }
+            Part::Denoiser => false,
+        }
+    }
+
     /// The autoencoder's half from latents to pixels.
     pub fn decoder(&self) -> Option<Graph> {
         let [_, height, width] = self.network.image();

@@ -103,6 +103,8 @@ fn size_of(kind: &str) -> Option<usize> {
         "F16" | "BF16" | "I16" | "U16" => Some(2),
         "F32" | "I32" | "U32" => Some(4),
         "F64" | "I64" | "U64" => Some(8),
+        #[cfg(not(target_arch = "wasm32"))]
+        "F8_E4M3" | "F8_E5M2" => Some(1),
         _ => None,
     }
 }

@@ -12,7 +12,7 @@ use ccm::weights::{Model, Precision};
 
 use crate::Failure;
 use crate::device::Choice;
-use crate::sample::backend;
+use crate::sample::{MOST_STEPS, backend, check_count};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -53,6 +53,9 @@ fn layout(text: &str) -> Result<Layout, String> {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if arguments.steps.is_some() && arguments.layout != Layout::Diffusers {
+        return Err("--steps: expected --layout diffusers, whose folder has a script; found ccm".into());
+    }
     if arguments.model.is_file() && text_to_image::is_text_to_image(&arguments.model) {
         return pipeline(&arguments);
     }
@@ -108,15 +111,21 @@ fn folder(arguments: &Arguments, model: &Model) -> Result<(), Failure> {
         return Err(format!("--out: {}: expected a new or empty folder", out.display()).into());
     }
     let steps = arguments.steps.unwrap_or(Solver::of(&model.card).usual_steps());
+    check_count("--steps", steps, MOST_STEPS)?;
     let files =
         export::diffusers(model, steps).map_err(|error| format!("{}: {error}", arguments.model.display()))?;
     let name =
         out.file_name().ok_or_else(|| format!("--out: {}: expected the name of a folder", out.display()))?;
     let part = out.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
-    for (file, bytes) in &files {
+    let write = |(file, bytes): &(&str, Vec<u8>)| -> Result<(), Failure> {
         let path = part.join(file);
         path.parent().map_or(Ok(()), fs::create_dir_all).map_err(fault)?;
-        disk::write(&path, bytes)?;
+        Ok(disk::write(&path, bytes)?)
+    };
+    if let Err(error) = files.iter().try_for_each(write) {
+        // The error to tell is that of the write.
+        let _ = fs::remove_dir_all(&part);
+        return Err(error);
     }
     if out.exists() {
         fs::remove_dir(out).map_err(fault)?;

@@ -42,8 +42,9 @@ pub(crate) struct Arguments {
     pub(crate) lora: Vec<(PathBuf, f32)>,
     /// Precision of the weights of a pipeline with text, unless they are stored in a smaller one: f32, f16, q8 or q4. A GPU
     /// computes in half precision if it is not f32
-    #[arg(long, value_name = "PRECISION", default_value = "f32")]
-    pub(crate) precision: Precision,
+    /// [default: f32]
+    #[arg(long, value_name = "PRECISION")]
+    pub(crate) precision: Option<Precision>,
     /// Height and width of the pictures of a pipeline with text, in pixels, such as 768x512 [default: the pipeline's own]
     #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = size)]
     pub(crate) size: Option<[usize; 2]>,
@@ -177,13 +178,20 @@ impl Arguments {
 
     /// Checks the numbers of steps and images.
     pub(crate) fn check_counts(&self, steps: usize) -> Result<(), Failure> {
-        for (flag, value, most) in [("--steps", steps, 10_000), ("--count", self.count, 100_000)] {
-            if !(1..=most).contains(&value) {
-                return Err(format!("{flag}: expected 1 to {most}, found {value}").into());
-            }
-        }
-        Ok(())
+        check_count("--steps", steps, MOST_STEPS)?;
+        check_count("--count", self.count, 100_000)
     }
+}
+
+/// Most network evaluations per image.
+pub(crate) const MOST_STEPS: usize = 10_000;
+
+/// Checks a number that a flag gives.
+pub(crate) fn check_count(flag: &str, value: usize, most: usize) -> Result<(), Failure> {
+    if (1..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{flag}: expected 1 to {most}, found {value}").into())
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -194,6 +202,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         ("--guidance", arguments.guidance.is_some()),
         ("--size", arguments.size.is_some()),
         ("--lora", !arguments.lora.is_empty()),
+        ("--denoiser", arguments.denoiser.is_some()),
+        ("--precision", arguments.precision.is_some()),
     ] {
         if given {
             return Err(format!("{flag}: {} is not a pipeline with text", arguments.model.display()).into());

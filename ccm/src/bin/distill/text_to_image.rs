@@ -35,12 +35,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let seed = arguments.seed();
 
     let pipeline = Pipeline::new(folder.spec, folder.tokenizers, weights, backend(arguments.device));
-    let precision = arguments.precision.max(folder.precision);
+    let precision = arguments.precision.unwrap_or_default().max(folder.precision);
     let pipeline = pipeline.with_precision(precision).with_role(folder.card.role);
     let weight = arguments.guidance.or(pipeline.usual_guidance());
     let weight = weight.ok_or("--guidance: expected the scale, which this student reads")?;
     if !weight.is_finite() {
         return Err(format!("--guidance: expected a number, found {weight}").into());
+    }
+    if arguments.negative.is_some() && (weight == 1.0 || spec.network.reads_guidance()) {
+        let found = if weight == 1.0 { "--guidance 1" } else { "a student with the scale as its input" };
+        return Err(format!("--negative: expected guidance, which leads away from it, found {found}").into());
     }
     let at_fault = |error: PipelineError<ImportError>| match error {
         // It names its file.

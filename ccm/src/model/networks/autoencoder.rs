@@ -42,6 +42,9 @@ pub struct AutoencoderKlSpec {
     pub scaling_factor: f32,
     /// Is subtracted from latents.
     pub shift_factor: f32,
+    /// Whether feature maps can exceed the range of half precision, so that they are computed in single precision. False if the
+    /// option is absent, unlike in diffusers, where only the pipelines of Stable Diffusion XL read it.
+    pub force_upcast: bool,
 }
 
 /// The architecture of an `AutoencoderTiny`.
@@ -200,10 +203,8 @@ impl AutoencoderKlSpec {
         for key in ["latents_mean", "latents_std"] {
             options.only_null(key);
         }
-        // They change nothing in single precision, or only with tiles.
-        for key in ["force_upcast", "sample_size"] {
-            options.get(key);
-        }
+        // It changes something with tiles only.
+        options.get("sample_size");
         let in_channels = options.count("in_channels").unwrap_or(3);
         if options.count("out_channels").unwrap_or(3) != in_channels {
             options.refuse("out_channels", "as many as in_channels");
@@ -221,6 +222,7 @@ impl AutoencoderKlSpec {
             use_post_quant_conv: options.flag("use_post_quant_conv").unwrap_or(true),
             scaling_factor: options.number("scaling_factor").unwrap_or(0.18215) as f32,
             shift_factor: options.number("shift_factor").unwrap_or(0.0) as f32,
+            force_upcast: options.flag("force_upcast").unwrap_or(false),
         }
     }
 

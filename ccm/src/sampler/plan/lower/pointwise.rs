@@ -21,7 +21,6 @@ impl Lowering<'_> {
     pub(super) fn chunk(&mut self, x: Value, index: usize, shape: [usize; 3]) -> Lowered {
         let map = self.map(x);
         let first = index * shape[0];
-        assert!(first.is_multiple_of(BLOCK), "parts of a map are whole blocks");
         Lowered::Lazy(Lazy { x: Channels { map, first }, shape, activation: None, factor: None })
     }
 
@@ -74,7 +73,10 @@ impl Lowering<'_> {
     fn lazy(&mut self, value: Value) -> Lazy {
         let Shape::Map(shape) = self.graph.shape(value) else { panic!("a map") };
         match self.lowered(value) {
-            Lowered::Lazy(lazy) => Lazy { shape, ..lazy },
+            Lowered::Lazy(lazy) => {
+                assert!(lazy.x.first.is_multiple_of(BLOCK), "parts of a map are whole blocks");
+                Lazy { shape, ..lazy }
+            }
             _ => self.computed(value),
         }
     }
