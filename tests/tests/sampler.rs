@@ -148,13 +148,6 @@ fn a_lost_device_is_reopened_at_the_next_call() {
 }
 
 #[test]
-fn the_noise_between_a_seed_and_itself_is_its_own() {
-    let spec = &lively_model(&specs()[1]).spec;
-    let [own, between] = [Request::from_seeds(spec, 7, &[], 1), Request::between(spec, [7, 7], None, &[0.5])];
-    assert_eq!(own.noise, between.noise);
-}
-
-#[test]
 fn invalid_requests_are_errors() {
     let model = lively_model(&specs()[0]);
     let mut sampler = samplers(&model).remove(0);

@@ -78,7 +78,7 @@ function countOf(value, name, most) {
 /** The number of a class, from its number or name; 0 if no label is given. Refuses a prompt that nothing reads. */
 function labelOf(value, { numClasses, classes, text }, { prompt }) {
   if (prompt != null && !text) throw new RequestError(`prompt: this model reads no text, found ${prompt}`);
-  if (value === undefined || value === null || value === "") return 0;
+  if ((value ?? "") === "") return 0;
   if (!numClasses) throw new RequestError(`label: this model has no classes, found ${value}`);
   const named = classes.indexOf(value);
   const label = named >= 0 ? named : Number(value);
@@ -89,9 +89,9 @@ function labelOf(value, { numClasses, classes, text }, { prompt }) {
 
 /** A function that loads the bytes of a model. */
 function sourceOf(model) {
-  const held = (read) => async ({ signal } = {}) => {
+  const held = (read) => async ({ signal }) => {
     check(signal);
-    return { bytes: await read(), cached: false, keep: async () => {}, forget: async () => {} };
+    return { bytes: await read() };
   };
   if (isAddress(model)) {
     const url = resolve(model);
@@ -115,7 +115,7 @@ async function open(source, backend, options) {
     const { load } = head.includes('"pipeline') ? await import("./text.js") : Engine;
     const opened = await load(file.bytes, backend);
     // Not awaited: the page does not wait for the disk.
-    file.keep();
+    file.keep?.();
     return opened;
   } catch (error) {
     const known = typed(error);
@@ -198,7 +198,8 @@ export class Sampler {
     if (!(weight >= 0 && weight <= 1)) {
       throw new RequestError(`weight: expected a number from 0 to 1, found ${weight}`);
     }
-    return this.#paint(canvas, from, to, weight, options);
+    // Between a seed and itself, the noise would not be normal.
+    return this.#paint(canvas, from, to, from === to ? 0 : weight, options);
   }
 
   /** Destroys the GPU device, as the browser may at any time. For tests. */

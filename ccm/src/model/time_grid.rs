@@ -14,8 +14,7 @@ pub enum TimeGrid {
     /// (EDM, arXiv 2206.00364).
     Rho(f64),
     /// `1 - t = shift s / (1 + (shift - 1) s)` for equally spaced s (SD3, arXiv 2403.03206). As in diffusers'
-    /// scheduler, the smallest s is that of step 1 of 1000, already shifted once. A path that begins later has these times in
-    /// what is left of it.
+    /// scheduler, the smallest s is that of step 1 of 1000, already shifted once.
     Shifted(f64),
 }
 
@@ -53,9 +52,7 @@ impl TimeGrid {
             Self::Shifted(shift) => {
                 let shifted = |s: f64| shift * s / (1.0 + (shift - 1.0) * s);
                 let least = shifted(1e-3);
-                let first = path.first_time();
-                let time = |i| 1.0 - shifted(1.0 + place(i) * (least - 1.0));
-                (0..count).map(|i| first + (1.0 - first) * time(i)).collect()
+                (0..count).map(|i| 1.0 - shifted(1.0 + place(i) * (least - 1.0))).collect()
             }
         };
         times.push(1.0);
@@ -84,15 +81,6 @@ impl Spacing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::prediction::{Prediction, Schedule};
-
-    #[test]
-    fn shifted_times_begin_where_the_path_does() {
-        let path = Path::new(&Prediction::Noise(Schedule::default()));
-        let times = TimeGrid::Shifted(3.0).times(&path, 4).unwrap_or_else(|error| panic!("{error}"));
-        assert!(times[0] > 0.0 && times[0] == path.first_time(), "{times:?}");
-        assert!(times.is_sorted() && times.len() == 5, "{times:?}");
-    }
 
     #[test]
     fn steps_are_those_of_diffusers() {

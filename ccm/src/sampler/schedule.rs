@@ -142,10 +142,10 @@ fn dpm(before: Option<f64>, t: f64, next: f64) -> Step {
     let log_ratio = |t: f64| libm::log(t / (1.0 - t));
     let keep = (1.0 - next) / (1.0 - t);
     let towards = next - keep * t;
-    // First order if there is no previous evaluation, if it was at pure noise or at the same time, or in the last step, where
-    // h is infinite.
+    // First order if there is no previous evaluation, if it was at pure noise, or in the last step, where h is
+    // infinite.
     let share = match before {
-        Some(before) if next < 1.0 && before > 0.0 && before < t => {
+        Some(before) if next < 1.0 && before > 0.0 => {
             (log_ratio(next) - log_ratio(t)) / (2.0 * (log_ratio(t) - log_ratio(before)))
         }
         _ => 0.0,
@@ -193,8 +193,7 @@ impl Request {
         let [a, b] = seeds.map(|seed| image_noise(seed, spec.image_len()));
         let mut noise = Vec::new();
         for w in weights {
-            // Between a seed and itself there is no circle.
-            let angle = if seeds[0] == seeds[1] { 0.0 } else { f64::from(*w) * std::f64::consts::FRAC_PI_2 };
+            let angle = f64::from(*w) * std::f64::consts::FRAC_PI_2;
             let (sin, cos) = (libm::sin(angle) as f32, libm::cos(angle) as f32);
             noise.extend(a.iter().zip(&b).map(|(a, b)| cos * a + sin * b));
         }
@@ -400,15 +399,4 @@ pub(super) fn places([channels, height, width]: [usize; 3], patch: usize, map: &
         }
     }
     places
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_repeated_time_gives_a_step_of_first_order() {
-        let step = dpm(Some(0.25), 0.25, 0.5);
-        assert_eq!(step, dpm(None, 0.25, 0.5));
-    }
 }

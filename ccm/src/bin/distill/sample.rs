@@ -6,7 +6,7 @@ use std::time::Instant;
 use ccm::disk::{self, read_model};
 use ccm::import::text_to_image;
 use ccm::model::prediction::Spacing;
-use ccm::model::{NetworkSpec, Role, TimeGrid};
+use ccm::model::{NetworkSpec, Path as ModelPath, Role, TimeGrid};
 use ccm::sampler::image::grid;
 use ccm::sampler::schedule::{Request, Solver};
 use ccm::sampler::{Api, Backend, Sampler};
@@ -222,6 +222,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     };
     let spec = spec.clone();
+    let first_time = ModelPath::new(&model.prediction).first_time();
     let at_fault = |error| format!("{}: {error}", arguments.model.display());
     let sampler = pollster::block_on(Sampler::new(model, backend(arguments.device)));
     let sampler = sampler.map_err(at_fault)?;
@@ -229,6 +230,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         return Err(format!("--solver: {} is a student, which jumps", arguments.model.display()).into());
     }
     let times = times_for(arguments.times, sampler.times());
+    if matches!(times, TimeGrid::Shifted(_)) && first_time > 0.0 {
+        let reason = "expected another grid, as shifted times begin at 0";
+        return Err(
+            format!("--times: {reason}, found shifted for a path that begins at {first_time:.1e}").into()
+        );
+    }
     let solver = arguments.solver.unwrap_or(sampler.solver());
     let mut sampler = sampler.with_solver(solver, times);
     sampler.evaluations(1).map_err(|error| format!("--times: {error}"))?;

@@ -378,10 +378,9 @@ fn bytes_of(weight: &ConvWeight, precision: Precision) -> u64 {
     weight.len() as u64 * bits / 8
 }
 
-/// Bytes of the largest buffer of a plan, for one image. The image itself is in single precision.
+/// Bytes of the largest buffer of a plan, for one image.
 fn largest_map(plan: &Plan, real: Real) -> u64 {
-    let image = 4 * plan.x.len() as u64;
-    plan.buffers.iter().map(|&values| values as u64 / 4 * block_bytes(real)).fold(image, u64::max)
+    plan.buffers.iter().map(|&values| values as u64 / 4 * block_bytes(real)).fold(0, u64::max)
 }
 
 /// Number of images per pass through the network. Each buffer must be within the adapter's limit, all buffers together
@@ -390,9 +389,6 @@ fn most_images(plan: &Plan, real: Real, most_bytes: u64) -> usize {
     const MOST_BYTES: u64 = 1 << 30;
     let together = plan.values_per_image() as u64 / 4 * block_bytes(real);
     let together = MOST_BYTES / together.max(1);
-    // The largest map of a decoder is its last. So many pixels get wide tiles.
-    let largest = plan.ops.iter().map(|op| op.y().pixels()).fold(plan.x.pixels(), usize::max);
-    let pixels = u64::from(MOST_WORKGROUPS * Tile::Wide.pixels()) / largest as u64;
-    let images = pixels.min(MOST_WORKGROUPS.into()).min(together.max(1));
-    (most_bytes / largest_map(plan, real).max(1)).min(images) as usize
+    let pixels = u64::from(MOST_WORKGROUPS * Tile::Narrow.pixels()) / plan.x.pixels() as u64;
+    (most_bytes / largest_map(plan, real).max(1)).min(together.max(1)).min(pixels) as usize
 }
