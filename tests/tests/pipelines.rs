@@ -399,7 +399,10 @@ fn options_that_are_not_supported_are_named() {
         &["--preset", "v"],
     );
     let empty = tempdir().unwrap();
-    fail(distill().arg("import").arg(empty.path()).arg("--out").arg(&out), &["model_index.json", "found 0 and 0"]);
+    fail(
+        distill().arg("import").arg(empty.path()).arg("--out").arg(&out),
+        &["model_index.json", "found 0 and 0"],
+    );
 }
 
 /// A scheduler's spacing may leave out the last step of its schedule, where a student begins.

@@ -165,6 +165,9 @@ fn check_pipeline(config: &Config, network: &NetworkSpec) -> Result<(), RunError
     if let Some(channels) = config.distill.guidance_channels {
         network.with_guidance(channels).map_err(distill_setting)?;
     }
+    if let Some(lora) = config.distill.lora() {
+        lora_tensors(network, &lora).map_err(distill_setting)?;
+    }
     Ok(())
 }
 
