@@ -27,7 +27,7 @@ impl Ema {
         self.denoiser = self.denoiser.with_parameters(averages);
     }
 
-    /// The average after `steps` updates, at least one, without the share `decay^steps` of the weights `first` that it started
+    /// The average after `updates` updates, at least one, without the share `decay^updates` of the weights `first` that it started
     /// from, as Adam corrects its moments. After a short training this share is large.
     pub fn without_start(&self, first: &[HostTensor], updates: u64) -> Denoiser {
         let share = self.decay.powf(updates as f64);
